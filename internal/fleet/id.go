@@ -1,0 +1,45 @@
+package fleet
+
+import (
+	"fmt"
+	"regexp"
+)
+
+// VMName names a VM: a DNS label, unique in the fleet.
+type VMName string
+
+// HostName names a host: a DNS label, unique in the fleet. It is also the
+// common name of the host's certificate.
+type HostName string
+
+// NetworkName names an overlay network: a DNS label, unique in the fleet.
+type NetworkName string
+
+// MigrationID names one migration, unique for ever.
+type MigrationID string
+
+// InstanceUID names a VM for its whole life; unlike its name it is never used
+// again. A random UUID in its textual form.
+type InstanceUID string
+
+// Epoch grows by at least one with every change of a VM's owner. Every right
+// to act for the VM is tied to one epoch. Zero means "no owner yet".
+type Epoch uint64
+
+// TunnelID is the VXLAN network identifier (24 bits) that carries the frames
+// of one migration between its two hosts.
+type TunnelID uint32
+
+// MaxTunnelID is the largest VXLAN network identifier (RFC 7348, section 5).
+const MaxTunnelID TunnelID = 1<<24 - 1
+
+var label = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?$`)
+
+// CheckName reports why name cannot name a VM, host, network, disk or port:
+// names are DNS labels of at most 40 characters.
+func CheckName(name string) error {
+	if label.MatchString(name) {
+		return nil
+	}
+	return fmt.Errorf("%q is not a name: use 1 to 40 lower-case letters, digits and hyphens, beginning and ending with a letter or digit", name)
+}
