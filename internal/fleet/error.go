@@ -44,7 +44,15 @@ type Error struct {
 	Subject string // what it was attempted on: "vm web1"
 	Cause   string // why it failed, one sentence without a final stop
 	Hint    string // what to do about it; may be empty
-	Err     error  // the error below, if any; its text is not repeated in Cause
+	Fields  []FieldError
+	Err     error // the error below, if any; its text is not repeated in Cause
+}
+
+// FieldError is one thing that is wrong with a document, by its path in it:
+// "disks[0].path".
+type FieldError struct {
+	Path    string
+	Problem string
 }
 
 // Error gives one line: operation, subject, cause. The hint is shown apart.

@@ -1,0 +1,63 @@
+package fleet
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Host is the record of one machine that runs instances.
+type Host struct {
+	Name     HostName     `json:"name"`
+	Address  netip.Addr   `json:"address"` // where other hosts reach it
+	CPUs     int          `json:"cpus"`    // that its VMs together may have
+	Memory   Bytes        `json:"memory"`  // that its VMs together may have
+	Cordoned bool         `json:"cordoned,omitempty"`
+	QEMU     QEMUFeatures `json:"qemu"`
+	Version  string       `json:"version"` // of its agent
+	BootID   string       `json:"bootId"`  // changes when the host reboots
+	Seen     time.Time    `json:"seen"`    // when its agent last said hello
+}
+
+// QEMUFeatures is what a host's QEMU can do, found by asking it.
+type QEMUFeatures struct {
+	Version   string            `json:"version"`
+	Accel     string            `json:"accel"`     // "kvm" or "tcg"
+	Machines  []string          `json:"machines"`  // versioned machine types
+	Aliases   map[string]string `json:"aliases"`   // e.g. "q35" → "pc-q35-10.0"
+	CPUModels []string          `json:"cpuModels"` // that run here with all their features
+}
+
+// Ledger is what is reserved on one host, by VM. It is one record, so that two
+// placements cannot both take the last of it.
+type Ledger struct {
+	Host   HostName              `json:"host"`
+	Claims map[InstanceUID]Claim `json:"claims"`
+}
+
+// Sum gives what is reserved in all.
+func (l Ledger) Sum() (sum Claim) {
+	for _, claim := range l.Claims {
+		sum.CPUs += claim.CPUs
+		sum.Memory += claim.Memory
+	}
+	return sum
+}
+
+// Network is an overlay network.
+type Network struct {
+	Name      NetworkName    `json:"name"`
+	VNI       uint32         `json:"vni"`
+	MTU       int            `json:"mtu"`
+	Subnets   []netip.Prefix `json:"subnets,omitempty"`
+	Endpoints []Endpoint     `json:"endpoints,omitempty"`
+}
+
+// Endpoint is an operator's own interface on a host that takes part in an
+// overlay network: a gateway, a bare-metal machine, a client.
+type Endpoint struct {
+	Name   string       `json:"name"`
+	Host   HostName     `json:"host"`
+	Device string       `json:"device"`
+	MAC    string       `json:"mac"`
+	IPs    []netip.Addr `json:"ips,omitempty"`
+}

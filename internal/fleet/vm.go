@@ -1,0 +1,92 @@
+package fleet
+
+import (
+	"net/netip"
+	"time"
+)
+
+// VM is the record of a virtual machine. It survives every move; the instance
+// that embodies it is whoever Owner names.
+type VM struct {
+	Name      VMName      `json:"name"`
+	UID       InstanceUID `json:"uid"`
+	Spec      VMSpec      `json:"spec"`
+	Owner     Owner       `json:"owner"`
+	Phase     VMPhase     `json:"phase"`
+	Cause     string      `json:"cause,omitempty"`
+	Migration MigrationID `json:"migration,omitempty"` // holds the VM's lock while set
+	Accel     string      `json:"accel,omitempty"`     // of its first start: "kvm" or "tcg"
+	Created   time.Time   `json:"created"`
+}
+
+// Owner is the only instance whose actions count: the one on Host at Epoch.
+// Only a compare-and-swap in the store changes it.
+type Owner struct {
+	Host  HostName `json:"host,omitempty"`
+	Epoch Epoch    `json:"epoch,omitempty"`
+}
+
+// VMPhase is what a VM is doing as its record says.
+type VMPhase string
+
+// The phases.
+const (
+	VMStopped  VMPhase = "stopped"  // no instance exists
+	VMStarting VMPhase = "starting" // the owner's host was told to start it
+	VMRunning  VMPhase = "running"  // the owner's host reported that it runs
+	VMStopping VMPhase = "stopping" // the owner's host was told to end it
+	VMFailed   VMPhase = "failed"   // Cause says why; it can be started or deleted
+)
+
+// VMSpec is what the customer asked for.
+type VMSpec struct {
+	CPUs     int    `json:"cpus"`
+	Memory   Bytes  `json:"memory"`
+	Machine  string `json:"machine"`  // QEMU machine type; versioned once the VM has run
+	CPUModel string `json:"cpuModel"` // QEMU CPU model
+	Boot     *Boot  `json:"boot,omitempty"`
+	Disks    []Disk `json:"disks,omitempty"`
+	Ports    []Port `json:"ports,omitempty"`
+}
+
+// Boot names a kernel to boot directly; every host must see the same files.
+type Boot struct {
+	Kernel  string `json:"kernel"`
+	Initrd  string `json:"initrd,omitempty"`
+	Cmdline string `json:"cmdline,omitempty"`
+}
+
+// DiskKind says where a disk's data are and what guards them.
+type DiskKind string
+
+// DiskFile is an image on a path that all its hosts share; QEMU's image lock
+// and the owner's epoch guard it.
+const DiskFile DiskKind = "file"
+
+// Disk is one virtual disk.
+type Disk struct {
+	Name     string   `json:"name"`
+	Kind     DiskKind `json:"kind"`
+	Path     string   `json:"path"`
+	Format   string   `json:"format"` // "raw" or "qcow2"
+	ReadOnly bool     `json:"readOnly,omitempty"`
+}
+
+// Port is one network interface. Its MAC and addresses stay the same for the
+// VM's life.
+type Port struct {
+	Name    string       `json:"name"`
+	Network NetworkName  `json:"network"`
+	MAC     string       `json:"mac"`
+	IPs     []netip.Addr `json:"ips,omitempty"`
+	Queues  int          `json:"queues"`
+}
+
+// Claim is what a VM takes of a host's capacity.
+type Claim struct {
+	CPUs   int   `json:"cpus"`
+	Memory Bytes `json:"memory"`
+}
+
+// Claim gives what an instance of the spec takes of a host.
+func (s VMSpec) Claim() Claim { return Claim{CPUs: s.CPUs, Memory: s.Memory} }
