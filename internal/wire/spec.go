@@ -1,0 +1,91 @@
+package wire
+
+import (
+	"math"
+
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/fleet"
+)
+
+// EncodeSpec gives the message of a VM's spec.
+func EncodeSpec(spec fleet.VMSpec) *godwitv1.VMSpec {
+	message := &godwitv1.VMSpec{
+		Cpus:        clampInt32(spec.CPUs),
+		MemoryBytes: uint64(spec.Memory),
+		Machine:     spec.Machine,
+		CpuModel:    spec.CPUModel,
+	}
+	if spec.Boot != nil {
+		message.Boot = &godwitv1.Boot{
+			Kernel:  spec.Boot.Kernel,
+			Initrd:  spec.Boot.Initrd,
+			Cmdline: spec.Boot.Cmdline,
+		}
+	}
+	for _, disk := range spec.Disks {
+		message.Disks = append(message.Disks, &godwitv1.Disk{
+			Name:     disk.Name,
+			Kind:     string(disk.Kind),
+			Path:     disk.Path,
+			Format:   disk.Format,
+			ReadOnly: disk.ReadOnly,
+		})
+	}
+	for _, port := range spec.Ports {
+		message.Ports = append(message.Ports, &godwitv1.Port{
+			Name:    port.Name,
+			Network: string(port.Network),
+			Mac:     port.MAC,
+			Ips:     encodeAddrs(port.IPs),
+			Queues:  clampInt32(port.Queues),
+		})
+	}
+	return message
+}
+
+// DecodeSpec is the inverse of EncodeSpec. Its errors are a *fleet.Error with
+// code Invalid and paths such as "ports[0].ips[1]".
+func DecodeSpec(message *godwitv1.VMSpec) (fleet.VMSpec, error) {
+	var faults faults
+	spec := decodeSpec(message, "", &faults)
+	return spec, faults.err("read spec")
+}
+
+func decodeSpec(message *godwitv1.VMSpec, path string, faults *faults) fleet.VMSpec {
+	if message == nil {
+		faults.add(join(path, "spec"), "is missing")
+		return fleet.VMSpec{}
+	}
+	spec := fleet.VMSpec{
+		CPUs:     int(message.GetCpus()),
+		Memory:   fleet.Bytes(message.GetMemoryBytes()),
+		Machine:  message.GetMachine(),
+		CPUModel: message.GetCpuModel(),
+	}
+	if boot := message.GetBoot(); boot != nil {
+		spec.Boot = &fleet.Boot{Kernel: boot.GetKernel(), Initrd: boot.GetInitrd(), Cmdline: boot.GetCmdline()}
+	}
+	for _, disk := range message.GetDisks() {
+		spec.Disks = append(spec.Disks, fleet.Disk{
+			Name:     disk.GetName(),
+			Kind:     fleet.DiskKind(disk.GetKind()),
+			Path:     disk.GetPath(),
+			Format:   disk.GetFormat(),
+			ReadOnly: disk.GetReadOnly(),
+		})
+	}
+	for i, port := range message.GetPorts() {
+		spec.Ports = append(spec.Ports, fleet.Port{
+			Name:    port.GetName(),
+			Network: fleet.NetworkName(port.GetNetwork()),
+			MAC:     port.GetMac(),
+			IPs:     decodeAddrs(port.GetIps(), join(path, index("ports", i)+".ips"), faults),
+			Queues:  int(port.GetQueues()),
+		})
+	}
+	return spec
+}
+
+func clampInt32(value int) int32 {
+	return int32(min(max(value, math.MinInt32), math.MaxInt32))
+}

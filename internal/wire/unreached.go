@@ -1,0 +1,69 @@
+package wire
+
+import (
+	"crypto/tls"
+	"errors"
+	"syscall"
+
+	"connectrpc.com/connect"
+
+	"godwit.dev/godwit/internal/fleet"
+)
+
+const elsewhere = "give the address of a running one (--server, GODWIT_SERVER)"
+
+// unreached says why a call never got an answer from a Godwit server, and what
+// to do about it.
+func unreached(coded *connect.Error, server string) error {
+	if coded.Code() != connect.CodeUnavailable {
+		return &fleet.Error{
+			Code:    fleet.Internal,
+			Op:      "call",
+			Subject: naming("server", server),
+			Cause:   coded.Message(),
+			Hint:    "is a Godwit server of the same version listening there?",
+		}
+	}
+	e := &fleet.Error{
+		Code:  fleet.Unavailable,
+		Cause: "cannot reach " + naming("the server at", server),
+		Hint:  "start one with `godwit server`, or " + elsewhere,
+		Err:   errors.New(rootCause(coded)),
+	}
+	if server == "" {
+		e.Cause = "cannot reach the server"
+	}
+	if _, ok := errors.AsType[*tls.CertificateVerificationError](coded); ok {
+		e.Hint = "give the certificate of the server's own authority (--ca, GODWIT_CA) and call it by a name in its certificate"
+		return e
+	}
+	if _, ok := errors.AsType[tls.AlertError](coded); ok {
+		e.Code = fleet.Denied
+		e.Hint = "give a certificate and key that the server's authority signed and that have not expired (--cert, --key)"
+		return e
+	}
+	if errors.Is(coded, syscall.EACCES) {
+		e.Code = fleet.Denied
+		e.Hint = "only the server's own user may use its socket: run this as root, or " + elsewhere
+	}
+	return e
+}
+
+func naming(what, server string) string {
+	if server == "" {
+		return what
+	}
+	return what + " " + server
+}
+
+// rootCause gives the text of the innermost error, which names the cause
+// without the URL and the layers that http puts around it.
+func rootCause(err error) string {
+	for {
+		below := errors.Unwrap(err)
+		if below == nil {
+			return err.Error()
+		}
+		err = below
+	}
+}
