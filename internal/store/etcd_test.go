@@ -1,0 +1,159 @@
+package store_test
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/url"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.uber.org/goleak"
+	"go.uber.org/zap"
+
+	"godwit.dev/godwit/internal/store"
+)
+
+// The test binary runs itself as other processes, so that they can be killed.
+const (
+	roleVariable = "GODWIT_STORE_TEST_ROLE" // "etcd" or "holder"
+	dirVariable  = "GODWIT_STORE_TEST_DIR"
+	addrVariable = "GODWIT_STORE_TEST_ADDRESS"
+)
+
+func TestMain(m *testing.M) {
+	switch os.Getenv(roleVariable) {
+	case "etcd":
+		exitWith(runEtcd(os.Getenv(dirVariable), os.Getenv(addrVariable)))
+	case "holder":
+		exitWith(runHolder(os.Getenv(dirVariable), os.Getenv(addrVariable)))
+	}
+	goleak.VerifyTestMain(m, leaksOfEtcd()...)
+}
+
+// leaksOfEtcd are goroutines that etcd and its libraries start once per
+// process and never end.
+func leaksOfEtcd() []goleak.Option {
+	return []goleak.Option{
+		goleak.IgnoreTopFunction("gopkg.in/natefinch/lumberjack%2ev2.(*Logger).millRun"),
+	}
+}
+
+func exitWith(err error) {
+	if err != nil {
+		fmt.Println("error:", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// runEtcd is a stand-alone etcd of one member. It prints its address when it
+// is ready, and ends with its standard input, which is its parent's life.
+func runEtcd(dir, address string) error {
+	c := embed.NewConfig()
+	c.Dir = dir
+	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
+	c.ListenPeerUrls = nil
+	c.ListenClientUrls = []url.URL{{Scheme: "http", Host: address}}
+	c.AdvertiseClientUrls = c.ListenClientUrls
+	c.TickMs, c.ElectionMs = 20, 100
+	c.QuotaBackendBytes = testQuota
+	c.UnsafeNoFsync = false
+	server, err := embed.StartEtcd(c)
+	if err != nil {
+		return err
+	}
+	<-server.Server.ReadyNotify()
+	fmt.Println("http://" + server.Clients[0].Addr().String())
+	_, _ = io.Copy(io.Discard, os.Stdin)
+	server.Close()
+	return nil
+}
+
+// process is a running copy of the test binary.
+type process struct {
+	command *exec.Cmd
+	stdin   io.WriteCloser
+	hello   string // first line it printed
+}
+
+// launch starts the test binary in a role and waits for its first line.
+func launch(tb testing.TB, role, dir, address string) *process {
+	tb.Helper()
+	p := &process{command: exec.Command(os.Args[0])}
+	p.command.Env = append(os.Environ(), roleVariable+"="+role, dirVariable+"="+dir, addrVariable+"="+address)
+	p.command.Stderr = os.Stderr
+	stdin, err := p.command.StdinPipe()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	p.stdin = stdin
+	stdout, err := p.command.StdoutPipe()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	if err := p.command.Start(); err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(p.kill)
+	line, err := bufio.NewReader(stdout).ReadString('\n')
+	p.hello = strings.TrimSpace(line)
+	if err != nil || strings.HasPrefix(p.hello, "error:") {
+		tb.Fatalf("%s did not start: %q, %v", role, p.hello, err)
+	}
+	return p
+}
+
+// kill ends the process with SIGKILL and waits for its end.
+func (p *process) kill() {
+	if p.command.ProcessState != nil {
+		return
+	}
+	_ = p.command.Process.Kill()
+	_ = p.command.Wait()
+}
+
+// cluster is an etcd in a process of its own, outside of the Store.
+type cluster struct {
+	dir     string
+	address string // host:port, the same over restarts
+	process *process
+}
+
+func startCluster(tb testing.TB) *cluster {
+	tb.Helper()
+	c := &cluster{dir: tb.TempDir(), address: "127.0.0.1:0"}
+	c.start(tb)
+	return c
+}
+
+func (c *cluster) start(tb testing.TB) {
+	tb.Helper()
+	c.process = launch(tb, "etcd", c.dir, c.address)
+	c.address = strings.TrimPrefix(c.process.hello, "http://")
+}
+
+func (c *cluster) config() store.Config {
+	return store.Config{Endpoints: []string{"http://" + c.address}, LeaderTTL: leaderTTL}
+}
+
+func open(tb testing.TB, config store.Config) *store.Store {
+	tb.Helper()
+	if os.Getenv("GODWIT_STORE_TEST_LOG") != "" {
+		config.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	}
+	s, err := store.Open(tb.Context(), config)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			tb.Error(err)
+		}
+	})
+	return s
+}

@@ -1,0 +1,70 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"io"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// Backup writes a consistent copy of the whole database to w, in etcd's
+// snapshot format ("etcdutl snapshot restore" reads it). The store serves
+// meanwhile. It is as secret as the records themselves.
+func (s *Store) Backup(ctx context.Context, w io.Writer) error {
+	snapshot, err := s.client.Snapshot(ctx)
+	if err != nil {
+		return translate(err, "back up", "store")
+	}
+	defer snapshot.Close()
+	if _, err := io.Copy(w, snapshot); err != nil {
+		return translate(err, "back up", "store")
+	}
+	return nil
+}
+
+// Compact forgets the history before the present revision: watches from
+// before it end in ErrCompacted. The embedded server does so by itself every
+// hour.
+func (s *Store) Compact(ctx context.Context) error {
+	now, err := s.client.Get(ctx, s.config.Prefix, clientv3.WithCountOnly())
+	if err != nil {
+		return translate(err, "compact", "store")
+	}
+	// Physical: return when the space is free, so that Reclaim can use it.
+	_, err = s.client.Compact(ctx, now.Header.Revision, clientv3.WithCompactPhysical())
+	if err != nil && !errors.Is(err, rpctypes.ErrCompacted) { // that one: already done
+		return translate(err, "compact", "store")
+	}
+	return nil
+}
+
+// Reclaim makes a store writable again that reached its quota, after records
+// were deleted: it compacts, gives the free space back, and clears the alarm.
+// Each member stands still while its database is rewritten, some seconds per
+// gigabyte.
+func (s *Store) Reclaim(ctx context.Context) error {
+	if err := s.Compact(ctx); err != nil {
+		return err
+	}
+	if err := s.defragment(ctx); err != nil {
+		return translate(err, "reclaim space of", "store")
+	}
+	if _, err := s.client.AlarmDisarm(ctx, &clientv3.AlarmMember{}); err != nil {
+		return translate(err, "clear the alarm of", "store")
+	}
+	return nil
+}
+
+func (s *Store) defragment(ctx context.Context) error {
+	if s.embedded != nil {
+		return s.embedded.server.Server.Defragment()
+	}
+	for _, endpoint := range s.client.Endpoints() {
+		if _, err := s.client.Defragment(ctx, endpoint); err != nil {
+			return err
+		}
+	}
+	return nil
+}
