@@ -1,0 +1,52 @@
+# Godwit's toolbox. Everything that a target needs it sets up itself.
+
+STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
+VERSION     = $(shell git describe --always --dirty --tags 2>/dev/null || echo unknown)
+LDFLAGS     = -s -w -X main.version=$(VERSION)
+QEMU72      = $(CURDIR)/.cache/qemu72/qemu-system-x86_64
+
+# For example: make test TESTFLAGS='-run TestLab -v'
+TESTFLAGS =
+PACKAGES  = ./...
+# For example: make demo DEMOFLAGS='--json'
+DEMOFLAGS =
+
+.DEFAULT_GOAL = help
+.PHONY: help setup build demo test bench lint generate qemu72 clean distclean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+setup: ## make this machine ready for demo and test (Debian, as root)
+	@MAKE_GOAL=$(or $(firstword $(MAKECMDGOALS)),setup) scripts/setup
+
+build: ## build bin/godwit, static
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/godwit ./cmd/godwit
+
+demo: setup build ## a fleet on this machine: migrate a VM there and back
+	bin/godwit demo $(DEMOFLAGS)
+
+test: setup ## vet and run all tests, on real kernels and QEMUs
+	@scripts/setup qemu72-if-debian12
+	go vet $(PACKAGES)
+	GODWIT_QEMU72=$$(ls $(QEMU72) 2>/dev/null) go test -race -timeout 14m $(TESTFLAGS) $(PACKAGES)
+
+bench: setup build ## measure; prints tables and writes out/*.json
+	go run ./test/bench
+
+lint: ## gofmt, go vet, staticcheck
+	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "not gofmt'ed: $$unformatted"; exit 1; }
+	go vet ./...
+	go run $(STATICCHECK) ./...
+
+generate: ## make generated code anew (needs clang and libbpf-dev)
+	go generate ./...
+
+qemu72: ## get QEMU 7.2 beside the installed one, for tests
+	@scripts/setup qemu72
+
+clean: ## remove what was built
+	rm -rf bin out
+
+distclean: clean ## remove what was downloaded, too
+	rm -rf .cache

@@ -1,0 +1,182 @@
+// Command guest is /init of the lab's guest: the first and only process of a
+// tiny Linux that is booted, moved and questioned by tests. It brings up the
+// ports named on the kernel's command line, echoes packets and streams, loads
+// memory and disk as told, and says once a second on the serial console how
+// the world looks from inside. Package witness has the protocols.
+//
+// It never exits: whatever keeps it from starting is reported as a line of
+// kind "fatal", and the machine is powered off.
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"runtime/debug"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"godwit.dev/godwit/internal/lab/witness"
+)
+
+// reportEvery is how often the guest reports on the serial console.
+const reportEvery = time.Second
+
+func main() {
+	// A guest is small and much of its CPU time is emulated: collect late.
+	debug.SetGCPercent(400)
+	if os.Getpid() != 1 {
+		fmt.Fprintln(os.Stderr, "guest: this is the init of a lab guest, not a command")
+		os.Exit(1)
+	}
+	err := run(context.Background())
+	fatal := witness.Report{Kind: witness.KindFatal, Error: err.Error()}
+	if console, cerr := os.OpenFile("/dev/ttyS0", os.O_WRONLY|unix.O_NOCTTY, 0); cerr == nil {
+		_ = json.NewEncoder(console).Encode(fatal)
+		// The line must have left the UART before the power goes.
+		_ = unix.IoctlSetInt(int(console.Fd()), unix.TCSBRK, 1)
+	} else {
+		fmt.Println("guest:", err)
+	}
+	powerOff()
+}
+
+// run brings the guest up and reports until something it cannot do without
+// fails.
+func run(ctx context.Context) error {
+	if err := mountAll(); err != nil {
+		return err
+	}
+	if err := loadModules("/modules"); err != nil {
+		return err
+	}
+	line, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return err
+	}
+	args, err := witness.ParseArgs(string(line))
+	if err != nil {
+		return err
+	}
+	console, err := os.OpenFile("/dev/ttyS0", os.O_WRONLY|unix.O_NOCTTY, 0)
+	if err != nil {
+		return err
+	}
+	g := newGuest()
+	watchPowerButton()
+	go g.pulse.run()
+	if err := g.bringUp(ctx, args); err != nil {
+		return err
+	}
+	return g.reportTo(console)
+}
+
+// guest is the state of all that runs in this machine.
+type guest struct {
+	boot   uint64
+	start  time.Time
+	ledger *witness.Ledger
+	pulse  *pulse
+	stream stream
+	dirty  *dirtier
+	disk   *diskWriter // nil without a disk load
+	ports  []port
+}
+
+func newGuest() *guest {
+	var seed [8]byte
+	_, _ = rand.Read(seed[:]) // never fails, by its contract
+	return &guest{
+		boot:   binary.BigEndian.Uint64(seed[:]) >> 11, // exact in every JSON reader
+		start:  time.Now(),
+		ledger: witness.NewLedger(),
+		pulse:  &pulse{},
+		dirty:  newDirtier(),
+	}
+}
+
+// clock is the guest's monotonic clock.
+func (g *guest) clock() time.Duration { return time.Since(g.start) }
+
+func (g *guest) bringUp(ctx context.Context, args witness.Args) error {
+	for _, wanted := range args.Ports {
+		p, err := openPort(wanted)
+		if err != nil {
+			return fmt.Errorf("port %s: %w", wanted.MAC, err)
+		}
+		g.ports = append(g.ports, p)
+		if err := g.serve(ctx, p); err != nil {
+			return fmt.Errorf("port %s: %w", wanted.MAC, err)
+		}
+	}
+	if args.Disk.Rate > 0 {
+		disk, err := openDisk("/dev/vda", args.Disk.Rate)
+		if err != nil {
+			return err
+		}
+		g.disk = disk
+		go disk.run(g)
+	}
+	if err := g.dirty.set(args.Dirty); err != nil {
+		return err
+	}
+	go g.dirty.run()
+	return nil
+}
+
+// handle answers one request of the control port.
+func (g *guest) handle(r witness.Request) witness.Report {
+	var err error
+	switch r.Op {
+	case witness.OpStatus:
+	case witness.OpDirty:
+		err = g.dirty.set(r.Dirty)
+	case witness.OpPowerOff:
+		// The answer has a moment to leave; nobody waits for more of it.
+		time.AfterFunc(100*time.Millisecond, powerOff)
+	default:
+		err = fmt.Errorf("unknown op %s", strconv.Quote(r.Op))
+	}
+	if err != nil {
+		return witness.Report{Kind: witness.KindFatal, Error: err.Error()}
+	}
+	return g.report(witness.KindReport)
+}
+
+func (g *guest) report(kind string) witness.Report {
+	ticks, longest := g.pulse.read()
+	r := witness.Report{
+		Kind: kind, Boot: g.boot, Clock: int64(g.clock()),
+		Ticks: ticks, LongestPause: int64(longest),
+		Counter: g.ledger.Counter(), Flows: g.ledger.Flows(),
+		TCPBytes: g.stream.bytes.Load(),
+		Dirty:    g.dirty.report(),
+	}
+	for _, p := range g.ports {
+		r.Ports = append(r.Ports, p.report())
+	}
+	if g.disk != nil {
+		d := g.disk.report()
+		r.Disk = &d
+	}
+	return r
+}
+
+// reportTo writes the ready line and then a report a second. A console that
+// nobody reads blocks only this.
+func (g *guest) reportTo(console io.Writer) error {
+	lines := json.NewEncoder(console)
+	kind := witness.KindReady
+	for tick := time.NewTicker(reportEvery); ; <-tick.C {
+		if err := lines.Encode(g.report(kind)); err != nil {
+			return fmt.Errorf("serial console: %w", err)
+		}
+		kind = witness.KindReport
+	}
+}

@@ -1,0 +1,67 @@
+package witness
+
+// Report is the guest's view of itself. The guest prints one as a line of JSON
+// on its serial console every second, and answers one on its control port.
+// Durations and clocks are nanoseconds on the guest's monotonic clock, which
+// stands still while no vCPU runs.
+type Report struct {
+	Kind         string       `json:"godwit"` // KindReady, KindReport or KindFatal
+	Error        string       `json:"error,omitempty"`
+	Boot         uint64       `json:"boot"`
+	Clock        int64        `json:"clock_ns"`
+	Ticks        uint64       `json:"ticks"`            // of a 1 ms ticker
+	LongestPause int64        `json:"longest_pause_ns"` // between two ticks, since boot
+	Counter      uint64       `json:"counter"`          // UDP packets handled
+	Ports        []PortReport `json:"ports,omitempty"`
+	Flows        []Flow       `json:"flows,omitempty"`
+	TCPBytes     uint64       `json:"tcp_bytes"` // bytes echoed
+	Dirty        DirtyReport  `json:"dirty"`
+	Disk         *DiskReport  `json:"disk,omitempty"`
+}
+
+// Kinds of report.
+const (
+	KindReady  = "ready"  // ports are up and served
+	KindReport = "report" // the regular one
+	KindFatal  = "fatal"  // the guest cannot go on and powers off
+)
+
+// PortReport is a network port as the guest's kernel sees it.
+type PortReport struct {
+	Name      string   `json:"name"`
+	MAC       string   `json:"mac"`
+	Addresses []string `json:"addresses"`
+	MTU       int      `json:"mtu"`
+	Queues    int      `json:"queues"` // combined channels in use
+	RxPackets uint64   `json:"rx_packets"`
+	TxPackets uint64   `json:"tx_packets"`
+	RxDropped uint64   `json:"rx_dropped"`
+}
+
+// DirtyReport says how fast the guest dirties its memory.
+type DirtyReport struct {
+	Dirty
+	Pages uint64 `json:"pages"` // of 4 KiB, written since boot
+}
+
+// DiskReport says what the guest has written to its disk.
+type DiskReport struct {
+	Written     uint64 `json:"written"` // sequence number of the last write that was acknowledged
+	Errors      uint64 `json:"errors"`
+	LastError   string `json:"last_error,omitempty"`
+	LongestWait int64  `json:"longest_wait_ns"` // longest time that one write took
+}
+
+// Request is one line to the control port. Every request is answered by a
+// Report made after it took effect, or one of KindFatal that says why not.
+type Request struct {
+	Op    string `json:"op"` // OpStatus, OpDirty or OpPowerOff
+	Dirty Dirty  `json:"dirty,omitzero"`
+}
+
+// Operations of the control port.
+const (
+	OpStatus   = "status"
+	OpDirty    = "dirty"    // dirty memory like this from now on
+	OpPowerOff = "poweroff" // power off after the answer
+)
