@@ -1,0 +1,112 @@
+package migration
+
+import (
+	"time"
+
+	"godwit.dev/godwit/internal/fleet"
+)
+
+// EventKind says what happened.
+type EventKind string
+
+// The events. Those that answer an effect carry its sequence in Answers.
+const (
+	Started        EventKind = "started"         // the server takes it up
+	CancelAsked    EventKind = "cancel-asked"    // by a person or another request; Detail says why
+	TimerFired     EventKind = "timer-fired"     // the time of Timer has come
+	TargetPrepared EventKind = "target-prepared" // answers PrepareTarget; Port is set
+	TargetFailed   EventKind = "target-failed"   // Detail and Gone are set
+	CopyProgressed EventKind = "copy-progressed" // Progress is set
+	SourceStopped  EventKind = "source-stopped"  // the source is paused behind its redirecting gate; Detail: by whom
+	SourceFailed   EventKind = "source-failed"   // the source can't copy; Detail and Gone are set
+	TargetLoaded   EventKind = "target-loaded"   // the target has everything and asks for the commit; Target is set
+	SwitchMeasured EventKind = "switch-measured" // answers StartCopy: the source sent everything; Source is set
+	TargetRunning  EventKind = "target-running"  // answers RunTarget; Target is set
+	SourceRetired  EventKind = "source-retired"  // answers RetireSource
+	AddressesKnown EventKind = "addresses-known" // every host sends to the target directly
+	SourceReleased EventKind = "source-released" // answers ReleaseSource
+	TargetFinished EventKind = "target-finished" // answers FinishTarget
+	SourceResumed  EventKind = "source-resumed"  // answers ResumeSource
+	TargetReleased EventKind = "target-released" // answers ReleaseTarget; Frames is set
+)
+
+// Events lists all kinds of events.
+func Events() []EventKind {
+	return []EventKind{
+		Started, CancelAsked, TimerFired, TargetPrepared, TargetFailed,
+		CopyProgressed, SourceStopped, SourceFailed, TargetLoaded,
+		SwitchMeasured, TargetRunning, SourceRetired, AddressesKnown,
+		SourceReleased, TargetFinished, SourceResumed, TargetReleased,
+	}
+}
+
+// Event is something that happened outside. Which fields count depends on Kind.
+type Event struct {
+	Kind    EventKind
+	At      time.Time
+	From    string // "server", a host's name, or who asked
+	Answers uint64 // sequence of the effect it answers; zero for none
+	Detail  string // one sentence
+	Gone    bool   // the instance at From has ended
+
+	Port     uint16
+	Frames   int
+	Progress Progress
+	Source   SourceMarks
+	Target   TargetMarks
+}
+
+// answers maps an event to the effect it answers.
+var answers = map[EventKind]EffectKind{
+	TargetPrepared: PrepareTarget,
+	SwitchMeasured: StartCopy,
+	TargetRunning:  RunTarget,
+	SourceRetired:  RetireSource,
+	SourceReleased: ReleaseSource,
+	TargetFinished: FinishTarget,
+	SourceResumed:  ResumeSource,
+	TargetReleased: ReleaseTarget,
+}
+
+// Progress is the state of the copy, as last reported by the source.
+type Progress struct {
+	At         time.Time            `json:"at"`
+	Pass       int                  `json:"pass"` // from 1
+	PassBegins bool                 `json:"-"`
+	Sent       fleet.Bytes          `json:"sent"`
+	Remaining  fleet.Bytes          `json:"remaining"`
+	Total      fleet.Bytes          `json:"total"`
+	DirtyRate  fleet.BytesPerSecond `json:"dirtyRate"`
+	Bandwidth  fleet.BytesPerSecond `json:"bandwidth"`
+}
+
+// Pass is where the copy stood when a pass over the memory began.
+type Pass struct {
+	Number    int         `json:"number"`
+	At        time.Time   `json:"at"`
+	Sent      fleet.Bytes `json:"sent"`
+	Remaining fleet.Bytes `json:"remaining"`
+}
+
+// SourceMarks are instants of the switch at the source, by the source's clock;
+// those of QEMU's events are QEMU's own timestamps.
+type SourceMarks struct {
+	GateFlipped   time.Time   `json:"gateFlipped"`   // frames go to the target from here on
+	Stopped       time.Time   `json:"stopped"`       // QEMU's STOP
+	PreSwitchover time.Time   `json:"preSwitchover"` // QEMU waits for leave to send the devices' state
+	Continued     time.Time   `json:"continued"`     // it got it
+	Drained       time.Time   `json:"drained"`       // the frames left in the source's taps were sent on
+	Completed     time.Time   `json:"completed"`     // QEMU has the target's word that it loaded
+	FramesDrained int         `json:"framesDrained"`
+	StoppedBy     string      `json:"stoppedBy"` // "agent" or "qemu"
+	Sent          fleet.Bytes `json:"sent"`
+	Passes        int         `json:"passes"`
+}
+
+// TargetMarks are instants of the switch at the target, by the target's clock.
+type TargetMarks struct {
+	Loaded   time.Time `json:"loaded"`   // QEMU has loaded everything
+	Asked    time.Time `json:"asked"`    // the agent asked for the commit
+	Answered time.Time `json:"answered"` // and got it
+	Resumed  time.Time `json:"resumed"`  // QEMU's RESUME
+}

@@ -1,0 +1,200 @@
+package migration
+
+import (
+	"fmt"
+	"time"
+
+	"godwit.dev/godwit/internal/fleet"
+)
+
+// Migration is the record of one move of one VM.
+type Migration struct {
+	ID      fleet.MigrationID         `json:"id"`
+	VM      fleet.VMName              `json:"vm"`
+	UID     fleet.InstanceUID         `json:"uid"`
+	Source  fleet.HostName            `json:"source"`
+	Target  fleet.HostName            `json:"target"`
+	Epoch   fleet.Epoch               `json:"epoch"`   // the source's
+	Tunnels map[string]fleet.TunnelID `json:"tunnels"` // by port
+	Reason  string                    `json:"reason"`
+	Policy  Policy                    `json:"policy"`
+	Refused []RefusedHost             `json:"refused,omitempty"` // hosts that were not chosen
+	Why     string                    `json:"why,omitempty"`     // the target was
+
+	State     State     `json:"state"`
+	Committed bool      `json:"committed"`
+	Cause     string    `json:"cause,omitempty"`
+	Remedies  []string  `json:"remedies,omitempty"`
+	Created   time.Time `json:"created"`
+	Ended     time.Time `json:"ended,omitzero"`
+
+	Sequence uint64   `json:"sequence"` // of the newest effect
+	Pending  []Effect `json:"pending,omitempty"`
+	Timer    *Timer   `json:"timer,omitempty"`
+
+	Port           uint16 `json:"port,omitempty"`           // the target's QEMU listens there
+	CopyStarted    bool   `json:"copyStarted,omitempty"`    // the source may have closed its gate
+	SourceGone     bool   `json:"sourceGone,omitempty"`     // the source's instance has ended
+	TargetRuns     bool   `json:"targetRuns,omitempty"`     // it has run its first instruction
+	AddressesKnown bool   `json:"addressesKnown,omitempty"` // by every connected host
+	Released       bool   `json:"released,omitempty"`       // the forwarding was told to end
+
+	Progress       Progress     `json:"progress,omitzero"`
+	Passes         []Pass       `json:"passes,omitempty"`
+	SourceMarks    *SourceMarks `json:"sourceMarks,omitempty"`
+	TargetMarks    *TargetMarks `json:"targetMarks,omitempty"`
+	FramesReturned int          `json:"framesReturned,omitempty"`
+	Story          []Entry      `json:"story"`
+}
+
+// RefusedHost is a host that could not be the target, and why.
+type RefusedHost struct {
+	Host fleet.HostName `json:"host"`
+	Why  []string       `json:"why"`
+}
+
+// Entry is one line of a migration's story.
+type Entry struct {
+	At     time.Time `json:"at"`
+	From   string    `json:"from"`
+	Event  EventKind `json:"event"`
+	State  State     `json:"state"` // after the event
+	Detail string    `json:"detail,omitempty"`
+}
+
+// Limits of a record, so that no guest and no fault can grow it without end.
+const (
+	maxStory  = 200
+	maxPasses = 200
+)
+
+// Timer asks for a TimerFired event at a time.
+type Timer struct {
+	At   time.Time `json:"at"`
+	What string    `json:"what"` // what has then failed or is over
+}
+
+// Policy says how long each part may take and what the copy may use.
+type Policy struct {
+	PrepareMax   time.Duration        `json:"prepareMax"`
+	CopyMax      time.Duration        `json:"copyMax"`
+	SwitchMax    time.Duration        `json:"switchMax"`
+	SettleMax    time.Duration        `json:"settleMax"`
+	RollbackMax  time.Duration        `json:"rollbackMax"`
+	Grace        time.Duration        `json:"grace"`        // forwarding goes on so long after all know
+	BandwidthMax fleet.BytesPerSecond `json:"bandwidthMax"` // zero: no limit
+	BlackoutMax  time.Duration        `json:"blackoutMax"`
+}
+
+// DefaultPolicy gives the limits for a VM of that much memory. The copy's
+// grows with it: 150 seconds for each GiB, but at least five minutes.
+func DefaultPolicy(memory fleet.Bytes) Policy {
+	perGiB := time.Duration(float64(memory) / float64(fleet.GiB) * float64(150*time.Second))
+	return Policy{
+		PrepareMax:  time.Minute,
+		CopyMax:     max(5*time.Minute, perGiB),
+		SwitchMax:   3 * time.Second,
+		SettleMax:   time.Minute,
+		RollbackMax: 30 * time.Second,
+		Grace:       time.Second,
+		BlackoutMax: 300 * time.Millisecond,
+	}
+}
+
+// Validate reports the first limit that makes no sense, as an Invalid error.
+func (p Policy) Validate() error {
+	limits := []struct {
+		name  string
+		value time.Duration
+	}{
+		{"the time to prepare", p.PrepareMax}, {"the time to copy", p.CopyMax},
+		{"the time to switch", p.SwitchMax}, {"the time to settle", p.SettleMax},
+		{"the time to roll back", p.RollbackMax}, {"the blackout", p.BlackoutMax},
+	}
+	for _, limit := range limits {
+		if limit.value <= 0 {
+			return invalidPolicy(fmt.Sprintf("%s must be limited to more than zero", limit.name))
+		}
+	}
+	switch {
+	case p.Grace < 0:
+		return invalidPolicy("the grace time can't be negative")
+	case p.BandwidthMax < 0:
+		return invalidPolicy("the bandwidth can't be negative")
+	case p.BlackoutMax > p.SwitchMax:
+		return invalidPolicy(fmt.Sprintf("a blackout of %v can't be allowed when the switch must end within %v", p.BlackoutMax, p.SwitchMax))
+	}
+	return nil
+}
+
+func invalidPolicy(cause string) error {
+	return &fleet.Error{Code: fleet.Invalid, Op: "check policy", Cause: cause}
+}
+
+// New gives a planned migration. The caller has chosen the target, and stores
+// it together with the VM's lock and the target's reservation.
+func New(id fleet.MigrationID, vm fleet.VM, target fleet.HostName, tunnels map[string]fleet.TunnelID, policy Policy, reason string, now time.Time) Migration {
+	m := Migration{
+		ID: id, VM: vm.Name, UID: vm.UID,
+		Source: vm.Owner.Host, Target: target, Epoch: vm.Owner.Epoch,
+		Tunnels: tunnels, Policy: policy, Reason: reason,
+		State: Planned, Created: now,
+	}
+	m.setTimer(now, policy.PrepareMax, "nobody took it up")
+	return m
+}
+
+// Owner gives the only instance that may act for the VM.
+func (m *Migration) Owner() fleet.Owner {
+	if m.Committed {
+		return fleet.Owner{Host: m.Target, Epoch: m.Epoch + 1}
+	}
+	return fleet.Owner{Host: m.Source, Epoch: m.Epoch}
+}
+
+// Locked reports whether the VM's record is still the migration's to change.
+func (m *Migration) Locked() bool {
+	return !m.State.Final() || m.State == NeedsOperator && !m.Committed
+}
+
+// Involves reports whether host is the source or the target.
+func (m *Migration) Involves(host fleet.HostName) bool {
+	return host == m.Source || host == m.Target
+}
+
+func (m *Migration) setTimer(from time.Time, after time.Duration, what string) {
+	m.Timer = &Timer{At: from.Add(after), What: what}
+}
+
+func (m *Migration) want(kind EffectKind, host fleet.HostName) *Effect {
+	m.Sequence++
+	m.Pending = append(m.Pending, Effect{Sequence: m.Sequence, Kind: kind, Host: host})
+	return &m.Pending[len(m.Pending)-1]
+}
+
+func (m *Migration) isPending(kind EffectKind) bool {
+	for _, effect := range m.Pending {
+		if effect.Kind == kind {
+			return true
+		}
+	}
+	return false
+}
+
+// drop removes pending effects of a kind that nobody needs any more.
+func (m *Migration) drop(kind EffectKind) {
+	kept := m.Pending[:0:0]
+	for _, effect := range m.Pending {
+		if effect.Kind != kind {
+			kept = append(kept, effect)
+		}
+	}
+	m.Pending = kept
+}
+
+func (m *Migration) tell(event Event) {
+	if len(m.Story) >= maxStory {
+		return
+	}
+	m.Story = append(m.Story, Entry{At: event.At, From: event.From, Event: event.Kind, State: m.State, Detail: event.Detail})
+}

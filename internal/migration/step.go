@@ -1,0 +1,309 @@
+package migration
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+
+	"godwit.dev/godwit/internal/fleet"
+)
+
+// Step decides what an event does to a migration. It gives the changed
+// migration, the effects that the change added to Pending, and the verdict; m
+// itself is never changed. Unless the verdict is Act, nothing is to be saved.
+func Step(m Migration, event Event) (Migration, []Effect, Verdict) {
+	decided, known := table[m.State][event.Kind]
+	if !known {
+		return m, nil, Broken
+	}
+	kind, isAnswer := answers[event.Kind]
+	if isAnswer && !m.expects(kind, event.Answers) {
+		return m, nil, Late
+	}
+	if event.Kind == TimerFired && (m.Timer == nil || event.At.Before(m.Timer.At)) {
+		return m, nil, Late // a timer that was set anew since
+	}
+	if decided.verdict != Act {
+		return m, nil, decided.verdict
+	}
+	next := m.clone()
+	if isAnswer {
+		next.drop(kind)
+	}
+	decided.apply(&next, event)
+	if event.Kind != CopyProgressed || event.Progress.PassBegins {
+		next.tell(event)
+	}
+	return next, next.Pending[next.firstSince(m.Sequence):], Act
+}
+
+// Refusal says, for the asker, why a state refuses an event.
+func Refusal(m Migration, event Event) error {
+	refusal := &fleet.Error{Code: fleet.Conflict, Op: string(event.Kind), Subject: "migration " + string(m.ID)}
+	switch {
+	case event.Kind == TargetLoaded:
+		refusal.Op = "commit"
+		refusal.Cause = fmt.Sprintf("it is %s: the target has no right to run", m.State)
+	case m.Committed && !m.State.Final():
+		refusal.Op = "cancel"
+		refusal.Cause = fmt.Sprintf("it has committed: %s runs on %s", m.VM, m.Target)
+		refusal.Hint = fmt.Sprintf("to have it back, run: godwit migrate %s --to %s", m.VM, m.Source)
+	default:
+		refusal.Op = "cancel"
+		refusal.Cause = fmt.Sprintf("it has ended already: %s", m.State)
+	}
+	return refusal
+}
+
+func (m *Migration) expects(kind EffectKind, sequence uint64) bool {
+	return slices.ContainsFunc(m.Pending, func(effect Effect) bool {
+		return effect.Kind == kind && effect.Sequence == sequence
+	})
+}
+
+// firstSince gives the index of the first pending effect newer than sequence.
+func (m *Migration) firstSince(sequence uint64) int {
+	newer := func(effect Effect) bool { return effect.Sequence > sequence }
+	if first := slices.IndexFunc(m.Pending, newer); first >= 0 {
+		return first
+	}
+	return len(m.Pending)
+}
+
+func (m Migration) clone() Migration {
+	m.Pending = slices.Clone(m.Pending)
+	m.Passes = slices.Clone(m.Passes)
+	m.Story = slices.Clone(m.Story)
+	m.SourceMarks = clonePointer(m.SourceMarks)
+	m.TargetMarks = clonePointer(m.TargetMarks)
+	m.Timer = clonePointer(m.Timer)
+	return m
+}
+
+func clonePointer[T any](p *T) *T {
+	if p == nil {
+		return nil
+	}
+	return new(*p)
+}
+
+// end closes the record in a final state.
+func (m *Migration) end(state State, event Event) {
+	m.State = state
+	m.Ended = event.At
+	m.Timer = nil
+}
+
+func start(m *Migration, event Event) {
+	m.State = Preparing
+	m.want(PrepareTarget, m.Target)
+	m.setTimer(event.At, m.Policy.PrepareMax, "the target was not prepared in time")
+}
+
+func abortPlan(m *Migration, event Event) {
+	m.Cause = m.causeOf(event)
+	m.end(Aborted, event)
+}
+
+func copyMemory(m *Migration, event Event) {
+	m.State = Copying
+	m.Port = event.Port
+	m.CopyStarted = true
+	m.want(StartCopy, m.Source)
+	m.setTimer(event.At, m.Policy.CopyMax, "the copy did not converge in time")
+}
+
+func noteProgress(m *Migration, event Event) {
+	m.Progress = event.Progress
+	if event.Progress.PassBegins && len(m.Passes) < maxPasses {
+		m.Passes = append(m.Passes, Pass{
+			Number: event.Progress.Pass, At: event.Progress.At,
+			Sent: event.Progress.Sent, Remaining: event.Progress.Remaining,
+		})
+	}
+}
+
+func switchOver(m *Migration, event Event) {
+	m.State = Switching
+	m.setTimer(event.At, m.Policy.SwitchMax, "the switch was not committed in time")
+}
+
+// switchMeasured in Copying: the word that the source stopped was lost, but
+// this one says it too.
+func switchMeasured(m *Migration, event Event) {
+	switchOver(m, event)
+	noteSwitch(m, event)
+}
+
+func noteSwitch(m *Migration, event Event) {
+	m.SourceMarks = new(event.Source)
+}
+
+// commit changes the owner. It is the only place that does.
+func commit(m *Migration, event Event) {
+	m.State = Settling
+	m.Committed = true
+	m.TargetMarks = new(event.Target)
+	m.want(RunTarget, m.Target)
+	m.setTimer(event.At, m.Policy.SettleMax, "the target did not run in time")
+}
+
+func targetRuns(m *Migration, event Event) {
+	m.TargetRuns = true
+	m.TargetMarks = new(event.Target)
+	m.Cause = ""
+	m.want(RetireSource, m.Source)
+	m.setTimer(event.At, m.Policy.SettleMax, "the source or another host did not answer in time")
+	settle(m, event)
+}
+
+func addressesKnown(m *Migration, event Event) {
+	m.AddressesKnown = true
+	settle(m, event)
+}
+
+// settle moves on when the last thing that Settling waited for has come: first
+// to the grace time, then to the end.
+func settle(m *Migration, event Event) {
+	switch {
+	case !m.TargetRuns || !m.AddressesKnown || m.isPending(RetireSource):
+	case m.Timer != nil && m.Timer.What == graceOver:
+	case m.isPending(ReleaseSource) || m.isPending(FinishTarget):
+	case m.Released:
+		m.end(Succeeded, event)
+	default:
+		m.setTimer(event.At, m.Policy.Grace, graceOver)
+	}
+}
+
+const graceOver = "the grace time is over"
+
+func settleTimer(m *Migration, event Event) {
+	switch {
+	case m.Timer.What == graceOver:
+		m.release()
+		m.setTimer(event.At, m.Policy.SettleMax, "a host did not clean up in time")
+	case !m.TargetRuns:
+		m.needOperator(event, fmt.Sprintf("%s has committed to %s, which did not run it: %s", m.VM, m.Target, cmp.Or(m.Cause, m.Timer.What)),
+			fmt.Sprintf("godwit vm stop %s --force && godwit vm start %s", m.VM, m.VM))
+	default:
+		if !m.Released {
+			m.release()
+		}
+		m.Cause = m.leftovers()
+		m.end(Succeeded, event)
+	}
+}
+
+func (m *Migration) release() {
+	m.Released = true
+	m.want(ReleaseSource, m.Source)
+	m.want(FinishTarget, m.Target)
+}
+
+// leftovers says which hosts still have something to clean up.
+func (m *Migration) leftovers() string {
+	var hosts []string
+	for _, effect := range m.Pending {
+		if !slices.Contains(hosts, string(effect.Host)) {
+			hosts = append(hosts, string(effect.Host))
+		}
+	}
+	return strings.Join(hosts, " and ") + " did not answer in time and will clean up on return"
+}
+
+func noteSourceGone(m *Migration, event Event) {
+	m.SourceGone = m.SourceGone || event.Gone
+}
+
+func targetFailedAfterCommit(m *Migration, event Event) {
+	m.Cause = event.Detail
+	if event.Gone {
+		m.drop(RunTarget)
+		m.needOperator(event, fmt.Sprintf("the instance on %s ended after the commit: %s", m.Target, event.Detail),
+			fmt.Sprintf("godwit vm start %s", m.VM))
+	}
+}
+
+// sourceFailedInSwitch: a source that died in the switch may have sent
+// everything before, and then the target is the VM's only hope.
+func sourceFailedInSwitch(m *Migration, event Event) {
+	if event.Gone {
+		m.SourceGone = true
+		m.drop(StartCopy)
+		return
+	}
+	rollBack(m, event)
+}
+
+// rollBack undoes the migration. The source opens its gate first, so that the
+// frames which the target then returns find it open.
+func rollBack(m *Migration, event Event) {
+	m.Cause = m.causeOf(event)
+	m.SourceGone = m.SourceGone || event.Kind == SourceFailed && event.Gone
+	m.State = RollingBack
+	m.drop(PrepareTarget)
+	m.drop(StartCopy)
+	if m.CopyStarted && !m.SourceGone {
+		m.want(ResumeSource, m.Source)
+	} else {
+		m.want(ReleaseTarget, m.Target)
+	}
+	m.setTimer(event.At, m.Policy.RollbackMax, "the roll-back did not end in time")
+}
+
+func releaseTarget(m *Migration, event Event) {
+	m.State = RollingBack
+	m.Remedies = nil
+	effect := m.want(ReleaseTarget, m.Target)
+	effect.ReturnFrames = !m.SourceGone
+	m.setTimer(event.At, m.Policy.RollbackMax, "the target did not clean up in time")
+}
+
+func sourceFailedInRollback(m *Migration, event Event) {
+	if !event.Gone || !m.isPending(ResumeSource) {
+		return
+	}
+	m.SourceGone = true
+	m.drop(ResumeSource)
+	releaseTarget(m, event)
+}
+
+func finishRollback(m *Migration, event Event) {
+	m.FramesReturned = event.Frames
+	m.end(Aborted, event)
+}
+
+func rollbackTimer(m *Migration, event Event) {
+	if m.isPending(ResumeSource) {
+		m.needOperator(event, fmt.Sprintf("%s; and %s does not answer, where %s waits to go on", m.Cause, m.Source, m.VM),
+			fmt.Sprintf("start the agent on %s: it will go on by itself", m.Source),
+			fmt.Sprintf("godwit host show %s", m.Source))
+		return
+	}
+	m.Cause += "; " + m.leftovers()
+	m.end(Aborted, event)
+}
+
+func (m *Migration) needOperator(event Event, cause string, remedies ...string) {
+	m.Cause = cause
+	m.Remedies = remedies
+	m.end(NeedsOperator, event)
+}
+
+// note has nothing to do: that the answer came is all.
+func note(*Migration, Event) {}
+
+func (m *Migration) causeOf(event Event) string {
+	switch event.Kind {
+	case TimerFired:
+		return m.Timer.What
+	case CancelAsked:
+		return fmt.Sprintf("cancelled by %s: %s", event.From, event.Detail)
+	case SourceFailed, TargetFailed:
+		return fmt.Sprintf("%s: %s", event.From, event.Detail)
+	default:
+		return string(event.Kind)
+	}
+}

@@ -1,0 +1,102 @@
+package migration
+
+// Verdict says what becomes of an event in a state.
+type Verdict string
+
+// The verdicts. Everything but Act leaves the migration as it was.
+const (
+	// Act: the migration changes.
+	Act Verdict = "act"
+	// Late: a repeat, or overtaken by something newer; nothing to do.
+	Late Verdict = "late"
+	// Early: it will be right after the next change; ask again then.
+	Early Verdict = "early"
+	// Refuse: the asker is told no, and why.
+	Refuse Verdict = "refuse"
+	// Broken: no correct agent or server can send it here.
+	Broken Verdict = "broken"
+)
+
+// cell is what a state does with an event.
+type cell struct {
+	verdict Verdict
+	apply   func(*Migration, Event) // with Act only
+}
+
+var (
+	late   = cell{verdict: Late}
+	early  = cell{verdict: Early}
+	refuse = cell{verdict: Refuse}
+	broken = cell{verdict: Broken}
+)
+
+func act(apply func(*Migration, Event)) cell { return cell{Act, apply} }
+
+// table decides every event in every state. An answer (see the map answers)
+// whose effect is not pending is Late before the table is asked, so "broken"
+// in an answer's column says that its effect can't be pending in that state.
+var table = map[State]map[EventKind]cell{
+	Planned: {
+		Started: act(start), CancelAsked: act(abortPlan), TimerFired: act(abortPlan),
+		SourceFailed: act(abortPlan), TargetFailed: broken,
+		CopyProgressed: broken, SourceStopped: broken, TargetLoaded: refuse, AddressesKnown: late,
+		TargetPrepared: broken, SwitchMeasured: broken, TargetRunning: broken, SourceRetired: broken,
+		SourceReleased: broken, TargetFinished: broken, SourceResumed: broken, TargetReleased: broken,
+	},
+	Preparing: {
+		Started: late, CancelAsked: act(rollBack), TimerFired: act(rollBack),
+		SourceFailed: act(rollBack), TargetFailed: act(rollBack),
+		CopyProgressed: broken, SourceStopped: broken, TargetLoaded: refuse, AddressesKnown: late,
+		TargetPrepared: act(copyMemory), SwitchMeasured: broken, TargetRunning: broken, SourceRetired: broken,
+		SourceReleased: broken, TargetFinished: broken, SourceResumed: broken, TargetReleased: broken,
+	},
+	Copying: {
+		Started: late, CancelAsked: act(rollBack), TimerFired: act(rollBack),
+		SourceFailed: act(rollBack), TargetFailed: act(rollBack),
+		CopyProgressed: act(noteProgress), SourceStopped: act(switchOver), TargetLoaded: early, AddressesKnown: late,
+		TargetPrepared: broken, SwitchMeasured: act(switchMeasured), TargetRunning: broken, SourceRetired: broken,
+		SourceReleased: broken, TargetFinished: broken, SourceResumed: broken, TargetReleased: broken,
+	},
+	Switching: {
+		Started: late, CancelAsked: act(rollBack), TimerFired: act(rollBack),
+		SourceFailed: act(sourceFailedInSwitch), TargetFailed: act(rollBack),
+		CopyProgressed: act(noteProgress), SourceStopped: late, TargetLoaded: act(commit), AddressesKnown: late,
+		TargetPrepared: broken, SwitchMeasured: act(noteSwitch), TargetRunning: broken, SourceRetired: broken,
+		SourceReleased: broken, TargetFinished: broken, SourceResumed: broken, TargetReleased: broken,
+	},
+	Settling: {
+		Started: late, CancelAsked: refuse, TimerFired: act(settleTimer),
+		SourceFailed: act(noteSourceGone), TargetFailed: act(targetFailedAfterCommit),
+		CopyProgressed: late, SourceStopped: late, TargetLoaded: late, AddressesKnown: act(addressesKnown),
+		TargetPrepared: broken, SwitchMeasured: act(noteSwitch), TargetRunning: act(targetRuns), SourceRetired: act(settle),
+		SourceReleased: act(settle), TargetFinished: act(settle), SourceResumed: broken, TargetReleased: broken,
+	},
+	RollingBack: {
+		Started: late, CancelAsked: late, TimerFired: act(rollbackTimer),
+		SourceFailed: act(sourceFailedInRollback), TargetFailed: late,
+		CopyProgressed: late, SourceStopped: late, TargetLoaded: refuse, AddressesKnown: late,
+		TargetPrepared: broken, SwitchMeasured: broken, TargetRunning: broken, SourceRetired: broken,
+		SourceReleased: broken, TargetFinished: broken, SourceResumed: act(releaseTarget), TargetReleased: act(finishRollback),
+	},
+	Succeeded: {
+		Started: late, CancelAsked: refuse, TimerFired: late,
+		SourceFailed: late, TargetFailed: late,
+		CopyProgressed: late, SourceStopped: late, TargetLoaded: late, AddressesKnown: late,
+		TargetPrepared: broken, SwitchMeasured: act(noteSwitch), TargetRunning: broken, SourceRetired: act(note),
+		SourceReleased: act(note), TargetFinished: act(note), SourceResumed: broken, TargetReleased: broken,
+	},
+	Aborted: {
+		Started: late, CancelAsked: refuse, TimerFired: late,
+		SourceFailed: late, TargetFailed: late,
+		CopyProgressed: late, SourceStopped: late, TargetLoaded: refuse, AddressesKnown: late,
+		TargetPrepared: broken, SwitchMeasured: broken, TargetRunning: broken, SourceRetired: broken,
+		SourceReleased: broken, TargetFinished: broken, SourceResumed: broken, TargetReleased: act(note),
+	},
+	NeedsOperator: {
+		Started: late, CancelAsked: refuse, TimerFired: late,
+		SourceFailed: act(sourceFailedInRollback), TargetFailed: late,
+		CopyProgressed: late, SourceStopped: late, TargetLoaded: refuse, AddressesKnown: late,
+		TargetPrepared: broken, SwitchMeasured: broken, TargetRunning: broken, SourceRetired: broken,
+		SourceReleased: broken, TargetFinished: broken, SourceResumed: act(releaseTarget), TargetReleased: broken,
+	},
+}

@@ -1,0 +1,210 @@
+package migration
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"godwit.dev/godwit/internal/fleet"
+)
+
+var epochZero = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+
+// sample gives a migration that has come to a state by legal steps.
+func sample(t *testing.T, state State) Migration {
+	t.Helper()
+	paths := map[State][]EventKind{
+		Planned:       {},
+		Preparing:     {Started},
+		Copying:       {Started, TargetPrepared},
+		Switching:     {Started, TargetPrepared, SourceStopped},
+		Settling:      {Started, TargetPrepared, SourceStopped, TargetLoaded},
+		RollingBack:   {Started, TargetPrepared, CancelAsked},
+		Succeeded:     {Started, TargetPrepared, SourceStopped, TargetLoaded, SwitchMeasured, TargetRunning, SourceRetired, AddressesKnown, TimerFired, SourceReleased, TargetFinished},
+		Aborted:       {CancelAsked},
+		NeedsOperator: {Started, TargetPrepared, CancelAsked, TimerFired},
+	}
+	m := newMigration()
+	for _, kind := range paths[state] {
+		m, _ = mustStep(t, m, kind)
+	}
+	if m.State != state {
+		t.Fatalf("the path to %s ended in %s", state, m.State)
+	}
+	return m
+}
+
+func newMigration() Migration {
+	vm := fleet.VM{Name: "web1", UID: "u1", Owner: fleet.Owner{Host: "h1", Epoch: 7}}
+	return New("m-1", vm, "h2", map[string]fleet.TunnelID{"eth0": 100}, DefaultPolicy(fleet.GiB), "by hand", epochZero)
+}
+
+// event gives an event of the kind as a correct sender would send it to m.
+func event(m Migration, kind EventKind) Event {
+	e := Event{Kind: kind, At: epochZero, From: "h2", Detail: "because"}
+	for _, effect := range m.Pending {
+		if effect.Kind == answers[kind] {
+			e.Answers = effect.Sequence
+		}
+	}
+	if kind == TimerFired && m.Timer != nil {
+		e.At = m.Timer.At
+	}
+	return e
+}
+
+func mustStep(t *testing.T, m Migration, kind EventKind) (Migration, []Effect) {
+	t.Helper()
+	next, effects, verdict := Step(m, event(m, kind))
+	if verdict != Act {
+		t.Fatalf("%s in %s: %s, not %s", kind, m.State, verdict, Act)
+	}
+	return next, effects
+}
+
+func TestTableIsTotal(t *testing.T) {
+	if len(table) != len(States()) {
+		t.Errorf("the table has %d states, there are %d", len(table), len(States()))
+	}
+	for _, state := range States() {
+		for _, kind := range Events() {
+			decided, known := table[state][kind]
+			if !known {
+				t.Errorf("%s in %s is not decided", kind, state)
+			}
+			if (decided.apply != nil) != (decided.verdict == Act) {
+				t.Errorf("%s in %s: verdict %s does not go with its function", kind, state, decided.verdict)
+			}
+		}
+	}
+}
+
+// TestForbiddenCells sends every event to every state, with a fitting answer
+// and with a stale one, and checks that what is not allowed changes nothing.
+func TestForbiddenCells(t *testing.T) {
+	for _, state := range States() {
+		for _, kind := range Events() {
+			m := sample(t, state)
+			stale := event(m, kind)
+			stale.Answers = 999
+			for _, e := range []Event{event(m, kind), stale} {
+				next, effects, verdict := Step(m, e)
+				if verdict == Act {
+					continue
+				}
+				if len(effects) != 0 || next.State != m.State || len(next.Pending) != len(m.Pending) || len(next.Story) != len(m.Story) {
+					t.Errorf("%s in %s: verdict %s, and yet something changed", kind, state, verdict)
+				}
+				if _, isAnswer := answers[kind]; isAnswer && verdict != Late && !m.expects(answers[kind], e.Answers) {
+					t.Errorf("%s in %s: an answer that nothing waits for is %s, not late", kind, state, verdict)
+				}
+			}
+		}
+	}
+}
+
+// TestCommitOnlyFromSwitching: the owner changes in exactly one cell.
+func TestCommitOnlyFromSwitching(t *testing.T) {
+	for _, state := range States() {
+		for _, kind := range Events() {
+			m := sample(t, state)
+			next, _, _ := Step(m, event(m, kind))
+			moved := next.Owner() != m.Owner()
+			if want := state == Switching && kind == TargetLoaded; moved != want {
+				t.Errorf("%s in %s: owner moved = %v", kind, state, moved)
+			}
+		}
+	}
+}
+
+// TestNoReturnFromCommit: nothing that happens after the commit runs the
+// source again, and nothing after an abort runs the target.
+func TestNoReturnFromCommit(t *testing.T) {
+	forbidden := map[bool][]EffectKind{
+		true:  {ResumeSource, ReleaseTarget, StartCopy, PrepareTarget},
+		false: {RunTarget, RetireSource, ReleaseSource, FinishTarget},
+	}
+	for _, state := range States() {
+		for _, kind := range Events() {
+			m := sample(t, state)
+			next, effects, _ := Step(m, event(m, kind))
+			for _, effect := range effects {
+				if slices.Contains(forbidden[next.Committed], effect.Kind) {
+					t.Errorf("%s in %s (committed: %v) wants %s", kind, state, next.Committed, effect.Kind)
+				}
+			}
+		}
+	}
+}
+
+// TestEveryStateHasADeadline: what is not final has a timer, and firing it
+// again and again ends in a final state.
+func TestEveryStateHasADeadline(t *testing.T) {
+	for _, state := range States() {
+		m := sample(t, state)
+		for range 5 {
+			if m.State.Final() {
+				break
+			}
+			if m.Timer == nil {
+				t.Fatalf("%s has no timer", m.State)
+			}
+			m, _ = mustStep(t, m, TimerFired)
+		}
+		if !m.State.Final() {
+			t.Errorf("from %s, five timers did not end it: %s", state, m.State)
+		}
+		if state != Succeeded && m.Cause == "" {
+			t.Errorf("from %s it ended %s without a cause", state, m.State)
+		}
+	}
+}
+
+func TestCancelBeforeTheCommitEndsAtTheSource(t *testing.T) {
+	for _, state := range []State{Planned, Preparing, Copying, Switching} {
+		m, _ := mustStep(t, sample(t, state), CancelAsked)
+		for _, kind := range []EventKind{SourceResumed, TargetReleased} {
+			if next, _, verdict := Step(m, event(m, kind)); verdict == Act {
+				m = next
+			}
+		}
+		if m.State != Aborted || m.Owner().Host != "h1" || len(m.Pending) != 0 {
+			t.Errorf("cancelled in %s: %s, owner %v, pending %v", state, m.State, m.Owner(), m.Pending)
+		}
+	}
+	for _, state := range []State{Settling, Succeeded, Aborted} {
+		m := sample(t, state)
+		if _, _, verdict := Step(m, event(m, CancelAsked)); verdict != Refuse {
+			t.Errorf("cancel in %s: %s", state, verdict)
+		}
+		if err := Refusal(m, event(m, CancelAsked)); fleet.CodeOf(err) != fleet.Conflict {
+			t.Errorf("cancel in %s: %v", state, err)
+		}
+	}
+}
+
+func TestStepLeavesItsInputAlone(t *testing.T) {
+	m := sample(t, Switching)
+	story, pending := len(m.Story), slices.Clone(m.Pending)
+	for _, kind := range Events() {
+		Step(m, event(m, kind))
+	}
+	if len(m.Story) != story || !slices.Equal(m.Pending, pending) || m.State != Switching {
+		t.Error("Step changed the migration it was given")
+	}
+}
+
+func TestRecordIsBounded(t *testing.T) {
+	m := sample(t, Copying)
+	for pass := range 3 * maxPasses {
+		e := event(m, CopyProgressed)
+		e.Progress = Progress{Pass: pass + 1, PassBegins: true}
+		m, _, _ = Step(m, e)
+	}
+	if len(m.Story) > maxStory || len(m.Passes) > maxPasses {
+		t.Errorf("%d lines of story, %d passes", len(m.Story), len(m.Passes))
+	}
+	if m.Progress.Pass != 3*maxPasses {
+		t.Errorf("progress stopped at pass %d", m.Progress.Pass)
+	}
+}
