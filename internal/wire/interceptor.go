@@ -47,13 +47,21 @@ type clientInterceptor struct{ server string }
 func (i clientInterceptor) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 	return func(ctx context.Context, request connect.AnyRequest) (connect.AnyResponse, error) {
 		response, err := next(ctx, request)
-		return response, i.decode(ctx, err)
+		if err != nil {
+			return nil, i.decode(ctx, err)
+		}
+		return response, nil
 	}
 }
 
 func (i clientInterceptor) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
 	return func(ctx context.Context, spec connect.Spec) connect.StreamingClientConn {
-		return &clientConn{StreamingClientConn: next(ctx, spec), ctx: ctx, decode: i.decode}
+		return &clientConn{StreamingClientConn: next(ctx, spec), decode: func(err error) error {
+			if err == nil || errors.Is(err, io.EOF) {
+				return err
+			}
+			return i.decode(ctx, err)
+		}}
 	}
 }
 
@@ -63,35 +71,30 @@ func (i clientInterceptor) WrapStreamingHandler(next connect.StreamingHandlerFun
 
 // decode lets the caller's own cancelling win over whatever it broke.
 func (i clientInterceptor) decode(ctx context.Context, err error) error {
-	if err == nil || errors.Is(err, io.EOF) {
-		return err
-	}
 	if errors.Is(ctx.Err(), context.Canceled) {
 		return context.Canceled
 	}
 	return fromConnect(err, i.server)
 }
 
-// clientConn decodes the errors of one stream; it keeps the stream's context
-// because the methods of a stream are not given it.
+// clientConn decodes the errors of one stream.
 type clientConn struct {
 	connect.StreamingClientConn
-	ctx    context.Context
-	decode func(context.Context, error) error
+	decode func(error) error
 }
 
 func (c *clientConn) Send(message any) error {
-	return c.decode(c.ctx, c.StreamingClientConn.Send(message))
+	return c.decode(c.StreamingClientConn.Send(message))
 }
 
 func (c *clientConn) Receive(message any) error {
-	return c.decode(c.ctx, c.StreamingClientConn.Receive(message))
+	return c.decode(c.StreamingClientConn.Receive(message))
 }
 
 func (c *clientConn) CloseRequest() error {
-	return c.decode(c.ctx, c.StreamingClientConn.CloseRequest())
+	return c.decode(c.StreamingClientConn.CloseRequest())
 }
 
 func (c *clientConn) CloseResponse() error {
-	return c.decode(c.ctx, c.StreamingClientConn.CloseResponse())
+	return c.decode(c.StreamingClientConn.CloseResponse())
 }

@@ -1,0 +1,119 @@
+package client
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"path/filepath"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"godwit.dev/godwit/api/godwit/v1/godwitv1connect"
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/wire"
+)
+
+// DefaultServer is where a server listens for clients of its own machine.
+const DefaultServer = "unix:///run/godwit/server.sock"
+
+// DefaultPort is the TCP port of an https address that names none.
+const DefaultPort = "7443"
+
+const (
+	dialTimeout      = 5 * time.Second
+	idlePing         = 5 * time.Second // silence after which the peer is probed
+	pingTimeout      = 5 * time.Second // silence after a probe that ends a connection
+	maxMessageBytes  = 16 << 20
+	idleConnLifetime = 90 * time.Second
+)
+
+// Client holds a client of each service of one server.
+type Client struct {
+	VM        godwitv1connect.VMServiceClient
+	Host      godwitv1connect.HostServiceClient
+	Network   godwitv1connect.NetworkServiceClient
+	Migration godwitv1connect.MigrationServiceClient
+	Enroll    godwitv1connect.EnrollServiceClient
+	Agent     godwitv1connect.AgentServiceClient
+
+	transport *http.Transport
+}
+
+// Dial gives a client of the server that config names. It reads the files that
+// config names but does not call the server. Its errors are a *fleet.Error.
+func Dial(config Config) (*Client, error) {
+	transport, base, err := config.transport()
+	if err != nil {
+		return nil, err
+	}
+	doer := &http.Client{Transport: transport}
+	options := connect.WithClientOptions(
+		connect.WithInterceptors(wire.ClientInterceptor(config.server())),
+		connect.WithReadMaxBytes(maxMessageBytes),
+	)
+	return &Client{
+		VM:        godwitv1connect.NewVMServiceClient(doer, base, options),
+		Host:      godwitv1connect.NewHostServiceClient(doer, base, options),
+		Network:   godwitv1connect.NewNetworkServiceClient(doer, base, options),
+		Migration: godwitv1connect.NewMigrationServiceClient(doer, base, options),
+		Enroll:    godwitv1connect.NewEnrollServiceClient(doer, base, options),
+		Agent:     godwitv1connect.NewAgentServiceClient(doer, base, options),
+		transport: transport,
+	}, nil
+}
+
+// Close drops the connections that no call is using.
+func (c *Client) Close() { c.transport.CloseIdleConnections() }
+
+// transport gives what carries calls to the server, and the URL that all their
+// paths begin with.
+func (c Config) transport() (*http.Transport, string, error) {
+	server, err := url.Parse(c.server())
+	if err != nil {
+		return nil, "", c.invalid("it is not a URL")
+	}
+	transport := &http.Transport{
+		Protocols:           new(http.Protocols),
+		HTTP2:               &http.HTTP2Config{SendPingTimeout: idlePing, PingTimeout: pingTimeout},
+		TLSHandshakeTimeout: dialTimeout,
+		IdleConnTimeout:     idleConnLifetime,
+	}
+	dialer := &net.Dialer{Timeout: dialTimeout}
+	switch server.Scheme {
+	case "unix":
+		if server.Host != "" || !filepath.IsAbs(server.Path) {
+			return nil, "", c.invalid("the path of a socket must be absolute: three slashes after the colon")
+		}
+		transport.Protocols.SetUnencryptedHTTP2(true)
+		transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return dialer.DialContext(ctx, "unix", server.Path)
+		}
+		return transport, "http://godwit", nil
+	case "https":
+		if server.Hostname() == "" || (server.Path != "" && server.Path != "/") {
+			return nil, "", c.invalid("it must be a host and a port, without a path")
+		}
+		host := server.Host
+		if server.Port() == "" {
+			host = net.JoinHostPort(server.Hostname(), DefaultPort)
+		}
+		transport.TLSClientConfig, err = c.tls()
+		transport.Protocols.SetHTTP2(true)
+		transport.DialContext = dialer.DialContext
+		return transport, "https://" + host, err
+	}
+	return nil, "", c.invalid(fmt.Sprintf("%q is not a way to reach a server", server.Scheme))
+}
+
+func (c Config) invalid(cause string) error {
+	return &fleet.Error{
+		Code:    fleet.Invalid,
+		Op:      "use server",
+		Subject: c.server(),
+		Cause:   cause,
+		Hint:    "write it as " + DefaultServer + " or https://host:" + DefaultPort,
+	}
+}
