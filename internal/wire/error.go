@@ -168,7 +168,7 @@ func fromConnect(err error, server string) error {
 	return &fleet.Error{
 		Code:  fleetCode(coded.Code()),
 		Cause: coded.Message(),
-		Hint:  "is this a Godwit server of the same version? `godwit version` tells both",
+		Hint:  "is this a Godwit server of the same version?",
 	}
 }
 

@@ -3,6 +3,7 @@ package wire
 import (
 	"crypto/tls"
 	"errors"
+	"io"
 	"syscall"
 
 	"connectrpc.com/connect"
@@ -15,23 +16,27 @@ const elsewhere = "give the address of a running one (--server, GODWIT_SERVER)"
 // unreached says why a call never got an answer from a Godwit server, and what
 // to do about it.
 func unreached(coded *connect.Error, server string) error {
+	if errors.Is(coded, io.EOF) || errors.Is(coded, io.ErrUnexpectedEOF) {
+		return &fleet.Error{
+			Code:  fleet.Unavailable,
+			Cause: "the connection to " + theServer(server) + " broke",
+			Hint:  "what was asked for may have been done: look before doing it again",
+		}
+	}
 	if coded.Code() != connect.CodeUnavailable {
 		return &fleet.Error{
 			Code:    fleet.Internal,
 			Op:      "call",
-			Subject: naming("server", server),
+			Subject: theServer(server),
 			Cause:   coded.Message(),
 			Hint:    "is a Godwit server of the same version listening there?",
 		}
 	}
 	e := &fleet.Error{
 		Code:  fleet.Unavailable,
-		Cause: "cannot reach " + naming("the server at", server),
+		Cause: "cannot reach " + theServer(server),
 		Hint:  "start one with `godwit server`, or " + elsewhere,
 		Err:   errors.New(rootCause(coded)),
-	}
-	if server == "" {
-		e.Cause = "cannot reach the server"
 	}
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](coded); ok {
 		e.Hint = "give the certificate of the server's own authority (--ca, GODWIT_CA) and call it by a name in its certificate"
@@ -49,11 +54,11 @@ func unreached(coded *connect.Error, server string) error {
 	return e
 }
 
-func naming(what, server string) string {
-	if server == "" {
-		return what
+func theServer(address string) string {
+	if address == "" {
+		return "the server"
 	}
-	return what + " " + server
+	return "the server at " + address
 }
 
 // rootCause gives the text of the innermost error, which names the cause
