@@ -541,7 +541,9 @@ func (x *CommitRequest) GetMarks() *TargetMarks {
 type CommitResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The epoch that the target now owns.
-	Epoch         uint64 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Epoch uint64 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// The sequence of the RunTarget that this answer stands for.
+	Sequence      uint64 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -579,6 +581,13 @@ func (*CommitResponse) Descriptor() ([]byte, []int) {
 func (x *CommitResponse) GetEpoch() uint64 {
 	if x != nil {
 		return x.Epoch
+	}
+	return 0
+}
+
+func (x *CommitResponse) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
 	}
 	return 0
 }
@@ -2053,6 +2062,8 @@ type SwitchMeasured struct {
 	SentBytes     uint64                 `protobuf:"varint,2,opt,name=sent_bytes,json=sentBytes,proto3" json:"sent_bytes,omitempty"`
 	Passes        int32                  `protobuf:"varint,3,opt,name=passes,proto3" json:"passes,omitempty"`
 	FramesDrained int64                  `protobuf:"varint,4,opt,name=frames_drained,json=framesDrained,proto3" json:"frames_drained,omitempty"`
+	// "agent" or "qemu".
+	StoppedBy     string `protobuf:"bytes,5,opt,name=stopped_by,json=stoppedBy,proto3" json:"stopped_by,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2115,6 +2126,15 @@ func (x *SwitchMeasured) GetFramesDrained() int64 {
 	return 0
 }
 
+func (x *SwitchMeasured) GetStoppedBy() string {
+	if x != nil {
+		return x.StoppedBy
+	}
+	return ""
+}
+
+// SourceMarks and TargetMarks are instants of the switch by the host's clock;
+// those of QEMU's events are QEMU's own timestamps.
 type SourceMarks struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	GateFlipped   *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=gate_flipped,json=gateFlipped,proto3" json:"gate_flipped,omitempty"`
@@ -2938,9 +2958,10 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\rCommitRequest\x12\x1c\n" +
 	"\tmigration\x18\x01 \x01(\tR\tmigration\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12,\n" +
-	"\x05marks\x18\x03 \x01(\v2\x16.godwit.v1.TargetMarksR\x05marks\"&\n" +
+	"\x05marks\x18\x03 \x01(\v2\x16.godwit.v1.TargetMarksR\x05marks\"B\n" +
 	"\x0eCommitResponse\x12\x14\n" +
-	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\"\x9d\x01\n" +
+	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x1a\n" +
+	"\bsequence\x18\x02 \x01(\x04R\bsequence\"\x9d\x01\n" +
 	"\bInstance\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12\x14\n" +
@@ -3042,13 +3063,15 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\rSourceStopped\x12\x1d\n" +
 	"\n" +
 	"stopped_by\x18\x01 \x01(\tR\tstoppedBy\x124\n" +
-	"\astopped\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\astopped\"\x9c\x01\n" +
+	"\astopped\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\astopped\"\xbb\x01\n" +
 	"\x0eSwitchMeasured\x12,\n" +
 	"\x05marks\x18\x01 \x01(\v2\x16.godwit.v1.SourceMarksR\x05marks\x12\x1d\n" +
 	"\n" +
 	"sent_bytes\x18\x02 \x01(\x04R\tsentBytes\x12\x16\n" +
 	"\x06passes\x18\x03 \x01(\x05R\x06passes\x12%\n" +
-	"\x0eframes_drained\x18\x04 \x01(\x03R\rframesDrained\"\xef\x02\n" +
+	"\x0eframes_drained\x18\x04 \x01(\x03R\rframesDrained\x12\x1d\n" +
+	"\n" +
+	"stopped_by\x18\x05 \x01(\tR\tstoppedBy\"\xef\x02\n" +
 	"\vSourceMarks\x12=\n" +
 	"\fgate_flipped\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\vgateFlipped\x124\n" +
 	"\astopped\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\astopped\x12A\n" +
