@@ -1,0 +1,245 @@
+// The gate of a VM's port: what may pass between a tap device and the world.
+//
+// Four programs share three maps. to_guest and from_guest sit at the two
+// directions of a tap, from_tunnel at the ingress of the migration tunnel
+// device, seal at both directions of an overlay's bridge device. All are tc
+// classifiers in direct-action mode: their verdict is final, and they stay
+// attached without any process.
+//
+// A tap without an entry in the map of gates passes nothing.
+
+#include <linux/bpf.h>
+#include <linux/pkt_cls.h>
+#include <stdbool.h>
+
+#include <bpf/bpf_helpers.h>
+
+// The modes; their meaning is documented at Mode in gate.go.
+enum {
+	MODE_PASS = 1,
+	MODE_CLOSED = 2,
+	MODE_TUNNEL_ONLY = 3,
+	MODE_REDIRECT = 4,
+	MODE_SETTLING = 5,
+};
+
+enum {
+	MAX_TAPS = 4096,
+	ETH_ADDRESSES = 12, // destination and source at the head of a frame
+	FIRST_TTL = 64,
+};
+
+// The part of a gate that decides about a frame.
+struct rule {
+	__u32 mode;
+	__u32 tunnel;    // VXLAN network identifier to redirect with
+	__u32 remote[4]; // IPv4 in remote[0] in host order; IPv6 in network order
+	__u8 mac[6];     // of the guest
+	__u8 unused[2];
+};
+
+// The lock makes a change of the whole gate one step: a frame is judged by
+// the old gate or by the new one, never by a mixture.
+struct gate {
+	struct bpf_spin_lock lock;
+	struct rule rule;
+	__u64 epoch; // not read here; kept for an agent that starts again
+};
+
+struct counters {
+	__u64 to_guest_passed;
+	__u64 to_guest_redirected;
+	__u64 to_guest_dropped;
+	__u64 from_guest_passed;
+	__u64 from_guest_dropped;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_TAPS);
+	__type(key, __u32); // interface index of the tap
+	__type(value, struct gate);
+} gw_gates SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_TAPS);
+	__type(key, __u32);   // VXLAN network identifier
+	__type(value, __u32); // interface index of the tap
+} gw_tunnels SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(max_entries, MAX_TAPS);
+	__type(key, __u32); // interface index of the tap
+	__type(value, struct counters);
+} gw_counters SEC(".maps");
+
+// Set when the programs are loaded.
+volatile const __u32 tunnel_ifindex;
+volatile const __u32 underlay_is_ipv6;
+volatile const __u32 underlay[4]; // as rule.remote
+
+// 0 if the interface has a gate.
+static __always_inline int read_rule(__u32 ifindex, struct rule *rule)
+{
+	struct gate *gate = bpf_map_lookup_elem(&gw_gates, &ifindex);
+
+	if (!gate)
+		return -1;
+	bpf_spin_lock(&gate->lock);
+	*rule = gate->rule;
+	bpf_spin_unlock(&gate->lock);
+	return 0;
+}
+
+#define COUNT(ifindex, field)                                                  \
+	do {                                                                   \
+		__u32 index = (ifindex);                                       \
+		struct counters *counters =                                    \
+			bpf_map_lookup_elem(&gw_counters, &index);             \
+		if (counters)                                                  \
+			counters->field++;                                     \
+	} while (0)
+
+static __always_inline __u64 tunnel_family_flag(void)
+{
+	return underlay_is_ipv6 ? BPF_F_TUNINFO_IPV6 : 0;
+}
+
+// A frame keeps the index of the interface it was received on until it leaves
+// the host. The tunnel device is in no bridge, and all it receives is
+// redirected by from_tunnel; so nothing that a bridge or a local program sends
+// to a tap can look as if it came by the tunnel.
+static __always_inline bool came_by_tunnel(const struct __sk_buff *skb)
+{
+	return skb->ingress_ifindex == tunnel_ifindex;
+}
+
+// Sends the frame to the rule's remote host. A frame that came by a tunnel may
+// go on by another one (a VM that moves again while stragglers of its last
+// move still arrive), never back by the same; the outer TTL bounds any loop
+// among several hosts.
+static __always_inline int redirect(struct __sk_buff *skb, const struct rule *rule)
+{
+	struct bpf_tunnel_key key = {};
+	__u64 flags = underlay_is_ipv6 ? BPF_F_TUNINFO_IPV6 : BPF_F_ZERO_CSUM_TX;
+	__u8 ttl = FIRST_TTL;
+
+	if (came_by_tunnel(skb)) {
+		if (bpf_skb_get_tunnel_key(skb, &key, sizeof(key), tunnel_family_flag()) < 0)
+			return TC_ACT_SHOT;
+		if (key.tunnel_id == rule->tunnel || key.tunnel_ttl <= 1)
+			return TC_ACT_SHOT;
+		ttl = key.tunnel_ttl - 1;
+	}
+	__builtin_memset(&key, 0, sizeof(key));
+	key.tunnel_id = rule->tunnel;
+	key.tunnel_ttl = ttl;
+	if (underlay_is_ipv6) {
+		for (int i = 0; i < 4; i++) {
+			key.remote_ipv6[i] = rule->remote[i];
+			key.local_ipv6[i] = underlay[i];
+		}
+	} else {
+		key.remote_ipv4 = rule->remote[0];
+		key.local_ipv4 = underlay[0];
+	}
+	if (bpf_skb_set_tunnel_key(skb, &key, sizeof(key), flags) < 0)
+		return TC_ACT_SHOT;
+	return bpf_redirect(tunnel_ifindex, 0);
+}
+
+// A guest must not hear itself. It would when its own broadcast, sent at the
+// new host, reaches the old one and is forwarded; duplicate address detection
+// then takes the guest for its own rival.
+static __always_inline bool sent_by_guest(const __u8 *addresses, const struct rule *rule)
+{
+	for (int i = 0; i < 6; i++)
+		if (addresses[6 + i] != rule->mac[i])
+			return false;
+	return true;
+}
+
+static __always_inline int judge_to_guest(struct __sk_buff *skb, const struct rule *rule)
+{
+	__u8 addresses[ETH_ADDRESSES];
+	bool group;
+
+	if (bpf_skb_load_bytes(skb, 0, addresses, sizeof(addresses)) < 0)
+		return TC_ACT_SHOT;
+	if (sent_by_guest(addresses, rule))
+		return TC_ACT_SHOT;
+	group = addresses[0] & 1;
+	switch (rule->mode) {
+	case MODE_PASS:
+		return TC_ACT_OK;
+	case MODE_SETTLING:
+		return !group || came_by_tunnel(skb) ? TC_ACT_OK : TC_ACT_SHOT;
+	case MODE_TUNNEL_ONLY:
+		return came_by_tunnel(skb) ? TC_ACT_OK : TC_ACT_SHOT;
+	case MODE_REDIRECT:
+		return redirect(skb, rule);
+	default:
+		return TC_ACT_SHOT;
+	}
+}
+
+SEC("tc")
+int to_guest(struct __sk_buff *skb)
+{
+	struct rule rule;
+	int verdict;
+
+	if (read_rule(skb->ifindex, &rule) < 0)
+		return TC_ACT_SHOT;
+	verdict = judge_to_guest(skb, &rule);
+	if (verdict == TC_ACT_OK)
+		COUNT(skb->ifindex, to_guest_passed);
+	else if (verdict == TC_ACT_REDIRECT)
+		COUNT(skb->ifindex, to_guest_redirected);
+	else
+		COUNT(skb->ifindex, to_guest_dropped);
+	return verdict;
+}
+
+SEC("tc")
+int from_guest(struct __sk_buff *skb)
+{
+	struct rule rule;
+
+	if (read_rule(skb->ifindex, &rule) < 0)
+		return TC_ACT_SHOT;
+	if (rule.mode == MODE_PASS || rule.mode == MODE_SETTLING) {
+		COUNT(skb->ifindex, from_guest_passed);
+		return TC_ACT_OK;
+	}
+	COUNT(skb->ifindex, from_guest_dropped);
+	return TC_ACT_SHOT;
+}
+
+SEC("tc")
+int from_tunnel(struct __sk_buff *skb)
+{
+	struct bpf_tunnel_key key = {};
+	__u32 *tap;
+	__u32 id;
+
+	if (bpf_skb_get_tunnel_key(skb, &key, sizeof(key), tunnel_family_flag()) < 0)
+		return TC_ACT_SHOT;
+	id = key.tunnel_id;
+	tap = bpf_map_lookup_elem(&gw_tunnels, &id);
+	if (!tap)
+		return TC_ACT_SHOT;
+	return bpf_redirect(*tap, 0);
+}
+
+// Guests and the host's own network stack stay strangers: the bridge device
+// neither gives frames to the stack nor takes any from it.
+SEC("tc")
+int seal(struct __sk_buff *skb)
+{
+	return TC_ACT_SHOT;
+}
+
+char __license[] SEC("license") = "GPL";

@@ -1,0 +1,66 @@
+// Package network is the data plane of one host: the taps of its VMs, the gate
+// at each tap, the tunnels that carry the frames of a migration, and the
+// overlay networks that join the taps of different hosts. It is the only
+// package that speaks netlink and eBPF.
+//
+// # The kernel holds the state
+//
+// Nothing here has to keep running. Devices, filters, maps and address entries
+// live in the kernel and stay as set when the agent dies; [Open] finds them
+// again through the filters attached to the devices, without files on a bpf
+// file system. What a call has set is in force when the call returns.
+//
+// # Gates
+//
+// Every tap has a [Gate], in force in both directions before the tap is up or
+// in a bridge. A tap without a gate passes nothing. [Tap.SetGate] replaces the
+// whole gate in one step: each frame is judged by the old gate or by the new
+// one. The epoch of a gate never goes back.
+//
+// # A hand-over
+//
+// The order that loses and doubles nothing, with the same tunnel id on both
+// hosts:
+//
+//  1. Target: [Host.CreateTap] closed; the target QEMU starts on it.
+//     Source and target: [Host.OpenTunnel] for their own tap.
+//  2. Target, before the source stops: [Tap.Sacrifice], then the gate becomes
+//     TunnelOnly.
+//  3. Source, once its QEMU has stopped: the gate becomes Redirect to the
+//     target, then [Tap.Drain]. Frames wait in the target's tap.
+//  4. Committed: the target's gate becomes Settling, its QEMU runs. When every
+//     host knows the new address the source tap is removed and the target's
+//     gate becomes Pass.
+//  5. Or aborted: first the source's gate becomes Pass again, then the target's
+//     Redirect to the source, then [Tap.Drain] at the target.
+//
+// In Settling a broadcast or multicast frame counts only when it came by the
+// tunnel, because the source forwards those as well. The source must therefore
+// stay in every host's flood list (see [Host.ApplyAddresses]) until step 4 ends.
+// A group frame that is on its way in the moment that Settling ends can arrive
+// twice or not at all; unicast frames cannot.
+//
+// # Namespaces, threads, locks
+//
+// [Open] takes the network namespace of the calling thread; every later call
+// acts in that namespace from whatever thread it is made. A process may hold
+// several Hosts, one per namespace, but a namespace must have one Host only.
+// All methods may be called concurrently. Calls that make or remove devices
+// take the host's lock; SetGate, Drain and WaitEmpty only their tap's.
+//
+// # Closing
+//
+// [Host.Close] and [Tap.Close] release file descriptors and change nothing in
+// the kernel. The caller closes each Tap before its Host. [Tap.Remove],
+// [Host.RemoveNetwork] and [Host.Purge] take things away.
+//
+// # Trust
+//
+// As with VXLAN anywhere, whoever can send UDP to ports 4789 and 4790 of the
+// underlay can inject frames: keep the underlay private.
+package network
+
+// The compiled programs are kept beside this file, so that only whoever
+// changes them needs clang 14 or newer and libbpf's headers.
+//
+//go:generate sh -c "go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-14 -strip llvm-strip-14 -no-global-types -target bpfel filter bpf/gate.c -- -O2 -g -Wall -Werror -I/usr/include/$(uname -m)-linux-gnu"

@@ -1,0 +1,148 @@
+package network
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/cilium/ebpf"
+
+	"godwit.dev/godwit/internal/fleet"
+)
+
+// Mode says what passes a gate. The zero value is invalid. The numbers are
+// those of bpf/gate.c and outlive the agent in the kernel.
+type Mode uint32
+
+// The modes. "To the guest" is what the host sends into the tap, "from the
+// guest" what the guest sends out.
+const (
+	// Pass: everything, both ways.
+	Pass Mode = 1
+	// Closed: nothing, either way.
+	Closed Mode = 2
+	// TunnelOnly: to the guest only what came by a migration tunnel; from the
+	// guest nothing. The target before the commit.
+	TunnelOnly Mode = 3
+	// Redirect: what was meant for the guest goes by the tunnel to the remote
+	// host; from the guest nothing. The source from the switch on, and the
+	// target after an abort.
+	Redirect Mode = 4
+	// Settling: to the guest everything but broadcast and multicast that did
+	// not come by the tunnel; from the guest everything. The target from the
+	// commit until the source no longer forwards.
+	Settling Mode = 5
+)
+
+// String gives the mode as it is printed.
+func (m Mode) String() string {
+	switch m {
+	case Pass:
+		return "pass"
+	case Closed:
+		return "closed"
+	case TunnelOnly:
+		return "tunnel-only"
+	case Redirect:
+		return "redirect"
+	case Settling:
+		return "settling"
+	}
+	return fmt.Sprintf("mode(%d)", uint32(m))
+}
+
+// Gate is the rule at one tap.
+type Gate struct {
+	Mode   Mode
+	Epoch  fleet.Epoch    // of the instance behind the tap; never goes back
+	Tunnel fleet.TunnelID // for Redirect: the id at the remote host
+	Remote netip.Addr     // for Redirect: the remote host's underlay address
+}
+
+// gateEntry is struct gate of bpf/gate.c.
+type gateEntry struct {
+	Lock   uint32
+	Mode   Mode
+	Tunnel fleet.TunnelID
+	Remote [4]uint32
+	MAC    [6]byte
+	_      [2]byte
+	_      uint32
+	Epoch  fleet.Epoch
+}
+
+// check reports why the gate cannot be set on a host with this underlay address.
+func (g Gate) check(underlay netip.Addr) error {
+	switch g.Mode {
+	case Pass, Closed, TunnelOnly, Settling:
+		return nil
+	case Redirect:
+	default:
+		return fmt.Errorf("%v is not a mode", g.Mode)
+	}
+	if g.Tunnel == 0 || g.Tunnel > fleet.MaxTunnelID {
+		return fmt.Errorf("tunnel id %d is not in 1 to %d", g.Tunnel, fleet.MaxTunnelID)
+	}
+	if !g.Remote.IsValid() || g.Remote.Is4() != underlay.Is4() {
+		return fmt.Errorf("remote %v is not of the family of this host's underlay address %v", g.Remote, underlay)
+	}
+	if g.Remote == underlay {
+		return errors.New("the remote host is this host")
+	}
+	return nil
+}
+
+func (g Gate) entry(mac net.HardwareAddr) gateEntry {
+	e := gateEntry{Mode: g.Mode, Tunnel: g.Tunnel, Epoch: g.Epoch, Remote: tunnelAddress(g.Remote)}
+	copy(e.MAC[:], mac)
+	return e
+}
+
+func (e gateEntry) gate(underlay netip.Addr) Gate {
+	g := Gate{Mode: e.Mode, Tunnel: e.Tunnel, Epoch: e.Epoch}
+	if e.Mode != Redirect {
+		return g
+	}
+	if underlay.Is4() {
+		g.Remote = netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, e.Remote[0])))
+		return g
+	}
+	var raw [16]byte
+	for i, word := range e.Remote {
+		binary.NativeEndian.PutUint32(raw[4*i:], word)
+	}
+	g.Remote = netip.AddrFrom16(raw)
+	return g
+}
+
+// tunnelAddress gives addr as struct bpf_tunnel_key of linux/bpf.h wants it:
+// IPv4 as a number in host order, IPv6 as bytes in network order.
+func tunnelAddress(addr netip.Addr) (words [4]uint32) {
+	if addr.Is4() {
+		raw := addr.As4()
+		words[0] = binary.BigEndian.Uint32(raw[:])
+	} else if addr.Is6() {
+		raw := addr.As16()
+		for i := range words {
+			words[i] = binary.NativeEndian.Uint32(raw[4*i:])
+		}
+	}
+	return words
+}
+
+// gateOf reads the gate of an interface; ok is false if it has none.
+func (h *Host) gateOf(ifindex int) (entry gateEntry, ok bool, err error) {
+	err = h.filter.GwGates.LookupWithFlags(uint32(ifindex), &entry, ebpf.LookupLock)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return gateEntry{}, false, nil
+	}
+	return entry, err == nil, err
+}
+
+// putGate sets the gate of an interface. The lock flag makes the kernel
+// replace an entry in place under the lock that the programs take to read it.
+func (h *Host) putGate(ifindex int, entry gateEntry) error {
+	return h.filter.GwGates.Update(uint32(ifindex), entry, ebpf.UpdateAny|ebpf.UpdateLock)
+}

@@ -1,0 +1,291 @@
+package network
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"godwit.dev/godwit/internal/fleet"
+)
+
+const (
+	// TapPrefix begins the name of every tap made here.
+	TapPrefix = "gwt"
+	// QueueLength is how many frames each queue of a tap holds for its guest.
+	// At the target of a migration it is what can wait during the blackout.
+	QueueLength = 8192
+	// MaxQueues is the kernel's limit of queues per tap (drivers/net/tun.c).
+	MaxQueues = 256
+
+	maxNameLength = unix.IFNAMSIZ - 1
+	minMTU        = 68 // RFC 791
+	maxMTU        = 65521
+)
+
+// TapConfig describes the tap of one port of a VM.
+type TapConfig struct {
+	Name    string            // begins with TapPrefix, at most 15 characters
+	Network fleet.NetworkName // the overlay to join; "" joins no bridge
+	MAC     net.HardwareAddr  // of the guest, not of the tap
+	Queues  int               // descriptors and rings; 0 means 1
+	MTU     int               // bytes after the Ethernet header; 0 means the network's, or 1500
+	Gate    Gate
+}
+
+// Tap is one tap device with its gate and this process's own copy of its
+// descriptors.
+type Tap struct {
+	host    *Host
+	name    string
+	ifindex int
+	mac     net.HardwareAddr
+
+	gateMu sync.Mutex   // orders changes of the gate
+	fdMu   sync.RWMutex // read-held while the descriptors are in use
+	fds    []int
+}
+
+// CreateTap makes a tap. Its gate is in force before it is up or in a bridge.
+// Errors: fleet.Invalid, fleet.Exists, fleet.NotFound (network). After an
+// error there is no tap.
+func (h *Host) CreateTap(cfg TapConfig) (*Tap, error) {
+	if err := cfg.complete(h); err != nil {
+		return nil, err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	bridge, err := h.bridgeOf(cfg.Network, &cfg.MTU)
+	if err != nil {
+		return nil, err
+	}
+	t := &Tap{host: h, name: cfg.Name, mac: slices.Clone(cfg.MAC)}
+	err = h.ns.do(func() (err error) {
+		t.fds, err = openQueues(cfg.Name, cfg.Queues, true)
+		return err
+	})
+	if errors.Is(err, unix.EBUSY) {
+		return nil, &fleet.Error{Code: fleet.Exists, Op: "create tap", Subject: cfg.Name,
+			Cause: "a device of that name is there already", Err: err}
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := t.setUp(cfg, bridge); err != nil {
+		// Not persistent before setUp has succeeded: closing removes it.
+		return nil, errors.Join(err, t.Close(), h.sweep())
+	}
+	return t, nil
+}
+
+// complete fills in the defaults and reports what is wrong.
+func (cfg *TapConfig) complete(h *Host) error {
+	if cfg.Queues == 0 {
+		cfg.Queues = 1
+	}
+	var cause string
+	switch {
+	case !strings.HasPrefix(cfg.Name, TapPrefix) || len(cfg.Name) > maxNameLength || strings.ContainsAny(cfg.Name, "/: %"):
+		cause = fmt.Sprintf("a tap's name begins with %s and has at most %d characters", TapPrefix, maxNameLength)
+	case len(cfg.MAC) != 6 || cfg.MAC[0]&1 != 0:
+		cause = fmt.Sprintf("%v is not a unicast Ethernet address", cfg.MAC)
+	case cfg.Queues < 1 || cfg.Queues > MaxQueues:
+		cause = fmt.Sprintf("a tap has 1 to %d queues, not %d", MaxQueues, cfg.Queues)
+	case cfg.MTU != 0 && (cfg.MTU < minMTU || cfg.MTU > maxMTU):
+		cause = fmt.Sprintf("an MTU is %d to %d bytes, not %d", minMTU, maxMTU, cfg.MTU)
+	default:
+		err := cfg.Gate.check(h.underlay)
+		if err == nil {
+			return nil
+		}
+		cause = err.Error()
+	}
+	return &fleet.Error{Code: fleet.Invalid, Op: "create tap", Subject: cfg.Name, Cause: cause}
+}
+
+// setUp brings a fresh tap from "exists" to "works", gate first.
+func (t *Tap) setUp(cfg TapConfig, bridge netlink.Link) error {
+	h := t.host
+	link, err := h.nl.LinkByName(t.name)
+	if err != nil {
+		return fmt.Errorf("find tap %s: %w", t.name, err)
+	}
+	t.ifindex = link.Attrs().Index
+	zero := make([]counterEntry, h.cpus)
+	steps := []func() error{
+		func() error { return h.nl.LinkSetAlias(link, tapAlias(cfg.Network)) },
+		func() error { return h.ns.silence(t.name) },
+		func() error { return h.nl.LinkSetMTU(link, cfg.MTU) },
+		func() error { return h.nl.LinkSetTxQLen(link, QueueLength) },
+		// Without a queueing discipline a frame is in the ring or dropped
+		// when its filter's run ends; filters.await relies on that.
+		func() error { return h.noQueue(link) },
+		func() error { return h.filter.GwCounters.Put(uint32(t.ifindex), zero) },
+		func() error { return h.putGate(t.ifindex, cfg.Gate.entry(t.mac)) },
+		func() error { return h.attachGate(link) },
+		func() error { return h.join(link, bridge) },
+		func() error { return h.nl.LinkSetUp(link) },
+		func() error { return keep(t.fds[0]) },
+	}
+	for _, step := range steps {
+		if err := step(); err != nil {
+			return fmt.Errorf("set up tap %s: %w", t.name, err)
+		}
+	}
+	return nil
+}
+
+func (h *Host) noQueue(link netlink.Link) error {
+	err := h.nl.QdiscReplace(&netlink.GenericQdisc{QdiscType: "noqueue", QdiscAttrs: netlink.QdiscAttrs{
+		LinkIndex: link.Attrs().Index, Parent: netlink.HANDLE_ROOT}})
+	if err != nil {
+		return fmt.Errorf("remove queueing discipline: %w", err)
+	}
+	return nil
+}
+
+// AdoptTap takes over a tap that an earlier process made. fds are copies of
+// its queues, usually taken from its QEMU; they become the Tap's, also when
+// AdoptTap fails. Without fds the queues are opened anew, which works only
+// when nobody has them (a VM that has left). The gate in the kernel stays as
+// it is; cfg.Gate is set only if there is none. Of cfg, MAC and Gate matter
+// only in that case.
+func (h *Host) AdoptTap(cfg TapConfig, fds []int) (*Tap, error) {
+	t := &Tap{host: h, name: cfg.Name, fds: slices.Clone(fds)}
+	if err := t.adopt(cfg); err != nil {
+		return nil, errors.Join(err, t.Close())
+	}
+	return t, nil
+}
+
+func (t *Tap) adopt(cfg TapConfig) error {
+	h := t.host
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if err := cfg.complete(h); err != nil {
+		return err
+	}
+	link, err := h.device(cfg.Name)
+	if err != nil {
+		return err
+	}
+	if link == nil || !isTap(link) {
+		return &fleet.Error{Code: fleet.NotFound, Op: "adopt tap", Subject: cfg.Name, Cause: "there is no such tap"}
+	}
+	t.ifindex = link.Attrs().Index
+	for _, fd := range t.fds {
+		if err := checkQueue(fd, cfg.Name); err != nil {
+			return err
+		}
+	}
+	if len(t.fds) == 0 {
+		err := h.ns.do(func() (err error) {
+			t.fds, err = openQueues(cfg.Name, cfg.Queues, false)
+			return err
+		})
+		if errors.Is(err, unix.EBUSY) {
+			return &fleet.Error{Code: fleet.Conflict, Op: "adopt tap", Subject: cfg.Name, Err: err,
+				Cause: "another process has its queues open", Hint: "take them over from that process"}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	entry, ok, err := h.gateOf(t.ifindex)
+	if err != nil {
+		return fmt.Errorf("read gate of %s: %w", t.name, err)
+	}
+	if ok {
+		t.mac = slices.Clone(entry.MAC[:])
+		return nil
+	}
+	t.mac = slices.Clone(cfg.MAC)
+	return errors.Join(h.filter.GwCounters.Put(uint32(t.ifindex), make([]counterEntry, h.cpus)),
+		h.putGate(t.ifindex, cfg.Gate.entry(t.mac)))
+}
+
+func checkQueue(fd int, tap string) error {
+	name, err := queueName(fd)
+	if err != nil {
+		return err
+	}
+	if name != tap {
+		return &fleet.Error{Code: fleet.Invalid, Op: "adopt tap", Subject: tap,
+			Cause: fmt.Sprintf("descriptor %d is of %s", fd, name)}
+	}
+	return nil
+}
+
+// Name gives the device's name.
+func (t *Tap) Name() string { return t.name }
+
+// FDs gives the Tap's own descriptors, one per queue, non-blocking, opened
+// with IFF_VNET_HDR. They stay the Tap's: duplicate them for another process,
+// and never through (*os.File).Fd, which puts the description that all copies
+// share into blocking mode.
+func (t *Tap) FDs() []int {
+	t.fdMu.RLock()
+	defer t.fdMu.RUnlock()
+	return slices.Clone(t.fds)
+}
+
+// SetGate replaces the gate. In force for every frame that reaches the tap
+// after it returns; Drain collects those that were in flight. fleet.Conflict
+// for an epoch lower than the present one.
+func (t *Tap) SetGate(g Gate) error {
+	if err := g.check(t.host.underlay); err != nil {
+		return &fleet.Error{Code: fleet.Invalid, Op: "set gate", Subject: t.name, Cause: err.Error()}
+	}
+	t.gateMu.Lock()
+	defer t.gateMu.Unlock()
+	present, ok, err := t.host.gateOf(t.ifindex)
+	if err != nil {
+		return fmt.Errorf("read gate of %s: %w", t.name, err)
+	}
+	if !ok {
+		return &fleet.Error{Code: fleet.NotFound, Op: "set gate", Subject: t.name, Cause: "the tap has been removed"}
+	}
+	if g.Epoch < present.Epoch {
+		return &fleet.Error{Code: fleet.Conflict, Op: "set gate", Subject: t.name,
+			Cause: fmt.Sprintf("epoch %d is over, the gate is at epoch %d", g.Epoch, present.Epoch)}
+	}
+	if err := t.host.putGate(t.ifindex, g.entry(t.mac)); err != nil {
+		return fmt.Errorf("set gate of %s to %v: %w", t.name, g.Mode, err)
+	}
+	return nil
+}
+
+// Gate reads the gate in force.
+func (t *Tap) Gate() (Gate, error) {
+	entry, ok, err := t.host.gateOf(t.ifindex)
+	if err != nil {
+		return Gate{}, fmt.Errorf("read gate of %s: %w", t.name, err)
+	}
+	if !ok {
+		return Gate{}, &fleet.Error{Code: fleet.NotFound, Op: "read gate", Subject: t.name, Cause: "the tap has been removed"}
+	}
+	return entry.gate(t.host.underlay), nil
+}
+
+// Close releases the descriptors. The device and its gate stay. A second
+// Close does nothing.
+func (t *Tap) Close() error {
+	t.fdMu.Lock()
+	defer t.fdMu.Unlock()
+	fds := t.fds
+	t.fds = nil
+	return closeFDs(fds)
+}
+
+// Remove deletes the device with its gate, counters and tunnels, and closes
+// the Tap. A guest that still has the tap open loses its link.
+func (t *Tap) Remove() error {
+	t.host.mu.Lock()
+	defer t.host.mu.Unlock()
+	return errors.Join(t.Close(), t.host.removeTap(t.name, t.ifindex))
+}
