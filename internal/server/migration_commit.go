@@ -1,0 +1,53 @@
+package server
+
+import (
+	"context"
+
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/migration"
+)
+
+// commit answers a target that has loaded everything. The answer is the right
+// to run; it is the same however often it is asked for. A target that is ahead
+// of its source's word waits for it, at most as long as ctx.
+func (r *reconciler) commit(ctx context.Context, host fleet.HostName, request *godwitv1.CommitRequest) (*godwitv1.CommitResponse, error) {
+	id := fleet.MigrationID(request.GetMigration())
+	if !r.maySay(ctx, id, host, migration.TargetLoaded) {
+		return nil, &fleet.Error{
+			Code: fleet.Denied, Op: "commit", Subject: "migration " + string(id),
+			Cause: string(host) + " is not its target",
+		}
+	}
+	event := migration.Event{Kind: migration.TargetLoaded, From: string(host), Target: targetMarksOf(request.GetMarks())}
+	changed, stop := r.runOf(id).watch()
+	defer stop()
+	for {
+		m, verdict, err := r.advance(ctx, id, event)
+		switch {
+		case err != nil:
+			return nil, err
+		case verdict == migration.Early:
+			select {
+			case <-changed:
+				continue
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			}
+		case !m.Committed || fleet.Epoch(request.GetEpoch()) != m.Epoch:
+			return nil, migration.Refusal(m, event)
+		}
+		return &godwitv1.CommitResponse{Epoch: uint64(m.Owner().Epoch), Sequence: runSequence(m)}, nil
+	}
+}
+
+// runSequence gives the sequence of the pending RunTarget, zero once the
+// target has answered it.
+func runSequence(m migration.Migration) uint64 {
+	for _, effect := range m.Pending {
+		if effect.Kind == migration.RunTarget {
+			return effect.Sequence
+		}
+	}
+	return 0
+}

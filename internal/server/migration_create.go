@@ -1,0 +1,164 @@
+package server
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base32"
+	"fmt"
+	"strings"
+	"time"
+
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/migration"
+	"godwit.dev/godwit/internal/placement"
+	"godwit.dev/godwit/internal/store"
+)
+
+// migrationRequest is what somebody wants moved.
+type migrationRequest struct {
+	vm     fleet.VMName
+	target fleet.HostName // "" lets placement choose
+	reason string
+	policy func(memory fleet.Bytes) (migration.Policy, error)
+}
+
+// create chooses the target and, in one transaction, takes the VM's lock,
+// reserves the target's capacity and records the migration; then it starts.
+func (r *reconciler) create(ctx context.Context, request migrationRequest) (migration.Migration, error) {
+	for range maxConflicts {
+		entry, err := r.tryCreate(ctx, request)
+		if fleet.CodeOf(err) == fleet.Conflict && isRace(err) {
+			continue // a record changed since it was read: choose again
+		}
+		if err != nil {
+			return migration.Migration{}, err
+		}
+		r.adopt(context.WithoutCancel(ctx), entry)
+		r.addresses.Changed()
+		return entry.Value, nil
+	}
+	return migration.Migration{}, &fleet.Error{
+		Code: fleet.Unavailable, Op: "migrate", Subject: "vm " + string(request.vm),
+		Cause: "too many changes at the same time", Hint: "try again",
+	}
+}
+
+// isRace tells the store's conflicts from the VM's own.
+func isRace(err error) bool {
+	e, ok := err.(*fleet.Error)
+	return ok && e.Op == "commit"
+}
+
+func (r *reconciler) tryCreate(ctx context.Context, request migrationRequest) (store.Entry[migration.Migration], error) {
+	var none store.Entry[migration.Migration]
+	vm, err := r.tables.vms.Get(ctx, string(request.vm))
+	if err != nil {
+		return none, describeMissingVM(err, request.vm)
+	}
+	if err := movable(vm.Value); err != nil {
+		return none, err
+	}
+	policy, err := request.policy(vm.Value.Spec.Memory)
+	if err != nil {
+		return none, err
+	}
+	snapshot, ledgers, err := r.tables.snapshot(ctx, r.up)
+	if err != nil {
+		return none, err
+	}
+	chosen, err := placement.Choose(snapshot, placement.Request{VM: vm.Value, Source: vm.Value.Owner.Host, Want: request.target})
+	if err != nil {
+		return none, err
+	}
+	tunnels, counter, err := r.nextTunnels(ctx, vm.Value.Spec.Ports)
+	if err != nil {
+		return none, err
+	}
+	now := time.Now()
+	m := migration.New(newMigrationID(now), vm.Value, chosen.Host, tunnels, policy, request.reason, now)
+	m.Why = chosen.Why
+	for _, refused := range chosen.Refused {
+		m.Refused = append(m.Refused, migration.RefusedHost{Host: refused.Host, Why: refused.Why})
+	}
+	return r.record(ctx, m, vm, ledgers[chosen.Host], counter)
+}
+
+// movable refuses VMs that can't be migrated as they are.
+func movable(vm fleet.VM) error {
+	refusal := &fleet.Error{Code: fleet.Conflict, Op: "migrate", Subject: "vm " + string(vm.Name)}
+	switch {
+	case vm.Migration != "":
+		refusal.Cause = fmt.Sprintf("migration %s is moving it already", vm.Migration)
+		refusal.Hint = fmt.Sprintf("follow it with: godwit migration watch %s; end it with: godwit migration cancel %s", vm.Migration, vm.Migration)
+	case vm.Phase != fleet.VMRunning:
+		refusal.Cause = fmt.Sprintf("it is %s; only a running VM can be migrated", vm.Phase)
+		refusal.Hint = fmt.Sprintf("a stopped VM starts where there is room: godwit vm start %s --host HOST", vm.Name)
+	default:
+		return nil
+	}
+	return refusal
+}
+
+func describeMissingVM(err error, name fleet.VMName) error {
+	if fleet.CodeOf(err) != fleet.NotFound {
+		return err
+	}
+	return &fleet.Error{
+		Code: fleet.NotFound, Op: "migrate", Subject: "vm " + string(name),
+		Cause: "there is no VM of this name", Hint: "godwit vm list shows all",
+	}
+}
+
+// record stores a planned migration with all it takes.
+func (r *reconciler) record(ctx context.Context, m migration.Migration, vm store.Entry[fleet.VM], ledger store.Entry[fleet.Ledger], counter store.Entry[uint32]) (store.Entry[migration.Migration], error) {
+	vm.Value.Migration = m.ID
+	if ledger.Value.Claims == nil {
+		ledger.Value = fleet.Ledger{Host: m.Target, Claims: map[fleet.InstanceUID]fleet.Claim{}}
+	}
+	ledger.Value.Claims[m.UID] = vm.Value.Spec.Claim()
+	t := r.tables
+	revision, err := t.store.Commit(ctx,
+		store.If(
+			t.migrations.Absent(string(m.ID)),
+			t.vms.At(vm.Name, vm.Version),
+			t.ledgers.At(string(m.Target), ledger.Version),
+			t.counters.At(tunnelCounter, counter.Version),
+		),
+		t.migrations.Put(string(m.ID), m),
+		t.vms.Put(vm.Name, vm.Value),
+		t.ledgers.Put(string(m.Target), ledger.Value),
+		t.counters.Put(tunnelCounter, counter.Value),
+	)
+	return store.Entry[migration.Migration]{Name: string(m.ID), Value: m, Version: revision}, err
+}
+
+// tunnelCounter names the record of the newest tunnel id. Ids are given in
+// turn, so that one is used again only after all others.
+const tunnelCounter = "tunnel"
+
+func (r *reconciler) nextTunnels(ctx context.Context, ports []fleet.Port) (map[string]fleet.TunnelID, store.Entry[uint32], error) {
+	counter, err := r.tables.counters.Get(ctx, tunnelCounter)
+	if err != nil && fleet.CodeOf(err) != fleet.NotFound {
+		return nil, counter, err
+	}
+	tunnels := map[string]fleet.TunnelID{}
+	for _, port := range ports {
+		counter.Value = counter.Value%uint32(fleet.MaxTunnelID) + 1
+		tunnels[port.Name] = fleet.TunnelID(counter.Value)
+	}
+	return tunnels, counter, nil
+}
+
+var idEncoding = base32.NewEncoding("0123456789abcdefghijklmnopqrstuv").WithPadding(base32.NoPadding)
+
+// newMigrationID gives an id of which newer ones sort first: 48 bits of the
+// milliseconds that are left of the era, and 16 bits that are random.
+func newMigrationID(now time.Time) fleet.MigrationID {
+	left := uint64(1<<48-1) - uint64(now.UnixMilli())
+	var raw [8]byte
+	for i := range 6 {
+		raw[i] = byte(left >> (8 * (5 - i)))
+	}
+	_, _ = rand.Read(raw[6:]) // never fails, by its documentation
+	return fleet.MigrationID("m-" + strings.ToLower(idEncoding.EncodeToString(raw[:])))
+}

@@ -1,0 +1,192 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"connectrpc.com/connect"
+
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/migration"
+	"godwit.dev/godwit/internal/store"
+)
+
+// migrationService serves godwit.v1.MigrationService.
+type migrationService struct {
+	tables tables
+	runs   *reconciler
+}
+
+func (s *migrationService) Create(ctx context.Context, request *godwitv1.CreateMigrationRequest) (*godwitv1.CreateMigrationResponse, error) {
+	reason := request.GetReason()
+	if reason == "" {
+		reason = "by hand"
+	}
+	m, err := s.runs.create(ctx, migrationRequest{
+		vm: fleet.VMName(request.GetVm()), target: fleet.HostName(request.GetTarget()), reason: reason,
+		policy: func(memory fleet.Bytes) (migration.Policy, error) { return policyOf(request.GetPolicy(), memory) },
+	})
+	if err != nil {
+		return nil, err
+	}
+	entry, err := s.tables.migrations.Get(ctx, string(m.ID))
+	if err != nil {
+		return nil, err
+	}
+	return &godwitv1.CreateMigrationResponse{Migration: migrationMessage(entry)}, nil
+}
+
+// policyOf fills what a request leaves open with the defaults.
+func policyOf(request *godwitv1.MigrationPolicy, memory fleet.Bytes) (migration.Policy, error) {
+	policy := migration.DefaultPolicy(memory)
+	for _, limit := range []struct {
+		asked int64
+		field *time.Duration
+	}{
+		{request.GetCopyLimitMs(), &policy.CopyMax},
+		{request.GetSwitchLimitMs(), &policy.SwitchMax},
+		{request.GetBlackoutMaxMs(), &policy.BlackoutMax},
+	} {
+		if limit.asked != 0 {
+			*limit.field = time.Duration(limit.asked) * time.Millisecond
+		}
+	}
+	policy.BandwidthMax = fleet.BytesPerSecond(request.GetBandwidthMax())
+	return policy, policy.Validate()
+}
+
+func (s *migrationService) Get(ctx context.Context, request *godwitv1.GetMigrationRequest) (*godwitv1.GetMigrationResponse, error) {
+	entry, err := s.entry(ctx, request.GetId())
+	if err != nil {
+		return nil, err
+	}
+	return &godwitv1.GetMigrationResponse{Migration: migrationMessage(entry)}, nil
+}
+
+// entry gives the newest that is known of a migration, with the progress that
+// is not stored yet.
+func (s *migrationService) entry(ctx context.Context, id string) (store.Entry[migration.Migration], error) {
+	entry, err := s.tables.migrations.Get(ctx, id)
+	if fleet.CodeOf(err) == fleet.NotFound {
+		return entry, &fleet.Error{
+			Code: fleet.NotFound, Op: "show", Subject: "migration " + id,
+			Cause: "there is no migration of this id", Hint: "godwit migration list shows all",
+		}
+	}
+	if err != nil {
+		return entry, err
+	}
+	if live, ok := s.runs.live(fleet.MigrationID(id)); ok && live.Version >= entry.Version {
+		return live, nil
+	}
+	return entry, nil
+}
+
+func (s *migrationService) List(ctx context.Context, request *godwitv1.ListMigrationsRequest) (*godwitv1.ListMigrationsResponse, error) {
+	page := pageOf(request.GetPage())
+	response := &godwitv1.ListMigrationsResponse{}
+	for {
+		entries, next, _, err := s.tables.migrations.List(ctx, page)
+		if err != nil {
+			return nil, err
+		}
+		for _, entry := range entries {
+			if vm := request.GetVm(); vm != "" && string(entry.Value.VM) != vm {
+				continue
+			}
+			response.Migrations = append(response.Migrations, migrationMessage(entry))
+		}
+		response.NextToken = next
+		if next == "" || len(response.Migrations) > 0 {
+			return response, nil
+		}
+		page.After = next // a page without any of this VM
+	}
+}
+
+func (s *migrationService) Cancel(ctx context.Context, request *godwitv1.CancelMigrationRequest) (*godwitv1.CancelMigrationResponse, error) {
+	reason := request.GetReason()
+	if reason == "" {
+		reason = "no reason given"
+	}
+	if _, err := s.entry(ctx, request.GetId()); err != nil {
+		return nil, err
+	}
+	if err := s.runs.cancel(ctx, fleet.MigrationID(request.GetId()), "operator", reason); err != nil {
+		return nil, err
+	}
+	entry, err := s.entry(ctx, request.GetId())
+	if err != nil {
+		return nil, err
+	}
+	return &godwitv1.CancelMigrationResponse{Migration: migrationMessage(entry)}, nil
+}
+
+func (s *migrationService) Watch(ctx context.Context, request *godwitv1.WatchMigrationRequest, stream *connect.ServerStream[godwitv1.WatchMigrationResponse]) error {
+	entry, err := s.entry(ctx, request.GetId())
+	if err != nil {
+		return err
+	}
+	changed, stop := s.runs.runOf(entry.Value.ID).watch()
+	defer stop()
+	for {
+		if entry, err = s.entry(ctx, request.GetId()); err != nil {
+			return err
+		}
+		if err := stream.Send(&godwitv1.WatchMigrationResponse{Migration: migrationMessage(entry)}); err != nil {
+			return err
+		}
+		if entry.Value.State.Final() {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// cancel posts the wish and says why when it can't be.
+func (r *reconciler) cancel(ctx context.Context, id fleet.MigrationID, who, reason string) error {
+	event := migration.Event{Kind: migration.CancelAsked, From: who, Detail: reason}
+	m, verdict, err := r.advance(ctx, id, event)
+	if err == nil && verdict == migration.Refuse {
+		err = migration.Refusal(m, event)
+	}
+	return err
+}
+
+// cancelAndWait cancels and returns once the VM's lock is free.
+func (r *reconciler) cancelAndWait(ctx context.Context, id fleet.MigrationID, reason string) error {
+	changed, stop := r.runOf(id).watch()
+	defer stop()
+	if err := r.cancel(ctx, id, "another request", reason); err != nil {
+		return err
+	}
+	for {
+		if live, ok := r.live(id); !ok || !live.Value.Locked() {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return fmt.Errorf("wait for migration %s to end: %w", id, ctx.Err())
+		}
+	}
+}
+
+// live gives what a run holds in memory, if there is one.
+func (r *reconciler) live(id fleet.MigrationID) (store.Entry[migration.Migration], bool) {
+	r.mu.Lock()
+	one := r.runs[id]
+	r.mu.Unlock()
+	if one == nil {
+		return store.Entry[migration.Migration]{}, false
+	}
+	one.mu.Lock()
+	defer one.mu.Unlock()
+	return one.entry, one.entry.Version != 0
+}

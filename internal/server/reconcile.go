@@ -1,0 +1,282 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/migration"
+	"godwit.dev/godwit/internal/store"
+)
+
+// reconciler carries migrations on: it loads a record, lets the core decide on
+// an event, saves the result and dispatches the effects, in this order. It
+// holds nothing that the store does not, except the progress between saves.
+type reconciler struct {
+	tables    tables
+	hosts     commander
+	addresses addressBook
+	up        func(fleet.HostName) bool // whether its agent has a session
+	log       *slog.Logger
+
+	mu   sync.Mutex
+	runs map[fleet.MigrationID]*run // those that wait for something
+}
+
+// commander sends commands to hosts. Send fails with Unavailable when the host
+// has no session; its commands are sent again when it connects.
+type commander interface {
+	Send(host fleet.HostName, command commandMessage) error
+}
+
+// addressBook tells when every connected host has applied the addresses as of
+// a store revision, or newer ones.
+type addressBook interface {
+	WhenApplied(revision int64, done func())
+	Changed() // makes it look again
+}
+
+// run is one migration that is being carried on. mu orders its steps, and
+// nothing else is locked while it is held but the watchers.
+type run struct {
+	mu       sync.Mutex
+	entry    store.Entry[migration.Migration]
+	vm       store.Entry[fleet.VM] // as last read; a conflict reads it again
+	timer    *time.Timer
+	watchers map[chan struct{}]struct{}
+}
+
+func newReconciler(tables tables, hosts commander, addresses addressBook, up func(fleet.HostName) bool, log *slog.Logger) *reconciler {
+	return &reconciler{tables: tables, hosts: hosts, addresses: addresses, up: up, log: log, runs: map[fleet.MigrationID]*run{}}
+}
+
+// resume takes up every migration that an earlier server left unfinished.
+func (r *reconciler) resume(ctx context.Context) error {
+	entries, _, err := r.tables.migrations.All(ctx)
+	if err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		if m := entry.Value; !m.State.Final() || len(m.Pending) > 0 {
+			r.adopt(ctx, entry)
+		}
+	}
+	return nil
+}
+
+// adopt begins to carry a stored migration on.
+func (r *reconciler) adopt(ctx context.Context, entry store.Entry[migration.Migration]) {
+	one := r.runOf(entry.Value.ID)
+	one.mu.Lock()
+	one.entry = entry
+	r.arm(ctx, one)
+	r.dispatch(&entry.Value, entry.Value.Pending)
+	awaits := entry.Value.State == migration.Settling && !entry.Value.AddressesKnown
+	one.mu.Unlock()
+	if entry.Value.State == migration.Planned {
+		r.post(ctx, entry.Value.ID, migration.Event{Kind: migration.Started, From: "server"})
+	}
+	if awaits {
+		r.awaitAddresses(ctx, entry.Value.ID, entry.Version)
+	}
+}
+
+func (r *reconciler) runOf(id fleet.MigrationID) *run {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	one := r.runs[id]
+	if one == nil {
+		one = &run{watchers: map[chan struct{}]struct{}{}}
+		r.runs[id] = one
+	}
+	return one
+}
+
+// post lets an event happen whose sender does not wait for the verdict.
+func (r *reconciler) post(ctx context.Context, id fleet.MigrationID, event migration.Event) {
+	_, verdict, err := r.advance(ctx, id, event)
+	switch {
+	case err != nil && ctx.Err() == nil:
+		r.log.Warn("an event of a migration was not taken", "migration", id, "event", event.Kind, "error", err)
+	case verdict == migration.Broken:
+		r.log.Error("an event of a migration can't be", "migration", id, "event", event.Kind, "from", event.From)
+	}
+}
+
+// maxConflicts bounds how often a step is tried anew because somebody else
+// changed a record of it.
+const maxConflicts = 10
+
+// advance lets one event happen: load, step, save, dispatch. It gives the
+// migration after it. An error means that nothing has happened, or (wrapping
+// store.ErrOutcomeUnknown) that it is not known; the same event may be posted
+// again.
+func (r *reconciler) advance(ctx context.Context, id fleet.MigrationID, event migration.Event) (migration.Migration, migration.Verdict, error) {
+	one := r.runOf(id)
+	one.mu.Lock()
+	defer one.mu.Unlock()
+	if event.At.IsZero() {
+		event.At = time.Now()
+	}
+	for range maxConflicts {
+		if err := r.load(ctx, one, id); err != nil {
+			return migration.Migration{}, "", err
+		}
+		before := one.entry.Value
+		after, effects, verdict := migration.Step(before, event)
+		if verdict != migration.Act {
+			return before, verdict, nil
+		}
+		if event.Kind == migration.CopyProgressed {
+			one.entry.Value = after // saved with the next change of state
+			one.notify()
+			return after, verdict, nil
+		}
+		err := r.save(ctx, one, before, after)
+		if fleet.CodeOf(err) == fleet.Conflict || errors.Is(err, store.ErrOutcomeUnknown) && ctx.Err() == nil {
+			one.forget()
+			continue
+		}
+		if err != nil {
+			return before, "", err
+		}
+		r.saved(ctx, one, before, effects)
+		return after, verdict, nil
+	}
+	return migration.Migration{}, "", &fleet.Error{
+		Code: fleet.Unavailable, Op: string(event.Kind), Subject: "migration " + string(id),
+		Cause: "its records are being changed by somebody else", Hint: "try again",
+	}
+}
+
+// load reads what the run does not hold yet. Unknown migrations are NotFound.
+func (r *reconciler) load(ctx context.Context, one *run, id fleet.MigrationID) (err error) {
+	if one.entry.Version == 0 {
+		if one.entry, err = r.tables.migrations.Get(ctx, string(id)); err != nil {
+			r.drop(id)
+			return err
+		}
+		r.arm(ctx, one)
+	}
+	return nil
+}
+
+func (r *reconciler) drop(id fleet.MigrationID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.runs, id)
+}
+
+// forget makes the next step read the records again.
+func (one *run) forget() {
+	one.entry.Version = 0
+	one.vm.Version = 0
+}
+
+// saved does everything that had to wait for the save.
+func (r *reconciler) saved(ctx context.Context, one *run, before migration.Migration, effects []migration.Effect) {
+	after := &one.entry.Value
+	if before.State != after.State {
+		r.log.Info("migration", "id", after.ID, "vm", after.VM, "state", after.State, "cause", after.Cause)
+	}
+	r.arm(ctx, one)
+	r.dispatch(after, effects)
+	if after.Committed && !before.Committed {
+		go r.awaitAddresses(ctx, after.ID, one.entry.Version)
+	}
+	one.notify()
+	if after.State.Final() && len(after.Pending) == 0 {
+		r.drop(after.ID)
+	}
+}
+
+// arm sets the clock for the migration's timer.
+func (r *reconciler) arm(ctx context.Context, one *run) {
+	if one.timer != nil {
+		one.timer.Stop()
+		one.timer = nil
+	}
+	due := one.entry.Value.Timer
+	if due == nil {
+		return
+	}
+	id := one.entry.Value.ID
+	one.timer = time.AfterFunc(time.Until(due.At), func() {
+		if ctx.Err() == nil {
+			r.post(ctx, id, migration.Event{Kind: migration.TimerFired, From: "server"})
+		}
+	})
+}
+
+// awaitAddresses posts AddressesKnown when the hosts have what the store had
+// at the revision of the commit.
+func (r *reconciler) awaitAddresses(ctx context.Context, id fleet.MigrationID, revision int64) {
+	r.addresses.WhenApplied(revision, func() {
+		r.post(ctx, id, migration.Event{Kind: migration.AddressesKnown, From: "server"})
+	})
+}
+
+// hostConnected dispatches what waited for a host.
+func (r *reconciler) hostConnected(host fleet.HostName) {
+	for _, one := range r.all() {
+		one.mu.Lock()
+		m := one.entry.Value
+		var waiting []migration.Effect
+		for _, effect := range m.Pending {
+			if effect.Host == host {
+				waiting = append(waiting, effect)
+			}
+		}
+		r.dispatch(&m, waiting)
+		one.mu.Unlock()
+	}
+}
+
+func (r *reconciler) all() (runs []*run) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, one := range r.runs {
+		runs = append(runs, one)
+	}
+	return runs
+}
+
+// joining lists the VMs that are on the way to a host, so that the host takes
+// part in their networks before they arrive.
+func (r *reconciler) joining() map[fleet.VMName]fleet.HostName {
+	targets := map[fleet.VMName]fleet.HostName{}
+	for _, one := range r.all() {
+		one.mu.Lock()
+		if m := one.entry.Value; m.ID != "" && !m.State.Final() {
+			targets[m.VM] = m.Target
+		}
+		one.mu.Unlock()
+	}
+	return targets
+}
+
+// watch gives a channel that is signalled after every change, until stop.
+func (one *run) watch() (changed chan struct{}, stop func()) {
+	changed = make(chan struct{}, 1)
+	one.mu.Lock()
+	one.watchers[changed] = struct{}{}
+	one.mu.Unlock()
+	return changed, func() {
+		one.mu.Lock()
+		delete(one.watchers, changed)
+		one.mu.Unlock()
+	}
+}
+
+// notify must be called with mu held.
+func (one *run) notify() {
+	for watcher := range one.watchers {
+		select {
+		case watcher <- struct{}{}:
+		default: // it has not looked yet; one signal is enough
+		}
+	}
+}

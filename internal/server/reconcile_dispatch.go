@@ -1,0 +1,123 @@
+package server
+
+import (
+	"context"
+	"maps"
+	"slices"
+
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/migration"
+	"godwit.dev/godwit/internal/wire"
+)
+
+// commandMessage is what goes to a host.
+type commandMessage = *godwitv1.Command
+
+// dispatch sends effects to their hosts. One that can't be sent now, because
+// its host has no session or a record can't be read, is sent when the host
+// connects again.
+func (r *reconciler) dispatch(m *migration.Migration, effects []migration.Effect) {
+	for _, effect := range effects {
+		command, err := r.command(m, effect)
+		if err == nil {
+			err = r.hosts.Send(effect.Host, command)
+		}
+		if err != nil {
+			r.log.Warn("an effect waits", "migration", m.ID, "effect", effect.Kind, "host", effect.Host, "error", err)
+		}
+	}
+}
+
+// command spells an effect for its host.
+func (r *reconciler) command(m *migration.Migration, effect migration.Effect) (*godwitv1.Command, error) {
+	command := &godwitv1.Command{Subject: string(m.ID), Epoch: uint64(m.Epoch), Sequence: effect.Sequence}
+	vm := string(m.VM)
+	switch effect.Kind {
+	case migration.PrepareTarget:
+		return command, r.prepareTarget(m, command)
+	case migration.StartCopy:
+		return command, r.startCopy(m, command)
+	case migration.ResumeSource:
+		command.Op = &godwitv1.Command_ResumeSource{ResumeSource: &godwitv1.ResumeSource{Vm: vm}}
+	case migration.ReleaseTarget:
+		source, err := r.hostAddress(m.Source)
+		if err != nil {
+			return nil, err
+		}
+		command.Op = &godwitv1.Command_ReleaseTarget{ReleaseTarget: &godwitv1.ReleaseTarget{
+			Vm: vm, SourceAddress: source, ReturnFrames: effect.ReturnFrames,
+		}}
+	case migration.RunTarget:
+		command.Op = &godwitv1.Command_RunTarget{RunTarget: &godwitv1.RunTarget{Vm: vm}}
+	case migration.RetireSource:
+		command.Op = &godwitv1.Command_RetireSource{RetireSource: &godwitv1.RetireSource{Vm: vm}}
+	case migration.ReleaseSource:
+		command.Op = &godwitv1.Command_ReleaseSource{ReleaseSource: &godwitv1.ReleaseSource{Vm: vm}}
+	case migration.FinishTarget:
+		command.Op = &godwitv1.Command_FinishTarget{FinishTarget: &godwitv1.FinishTarget{Vm: vm}}
+	}
+	return command, nil
+}
+
+func (r *reconciler) prepareTarget(m *migration.Migration, command *godwitv1.Command) error {
+	ctx, cancel := context.WithTimeout(context.Background(), m.Policy.PrepareMax)
+	defer cancel()
+	vm, err := r.tables.vms.Get(ctx, string(m.VM))
+	if err != nil {
+		return err
+	}
+	networks, err := r.portNetworks(ctx, m, vm.Value)
+	if err != nil {
+		return err
+	}
+	source, err := r.hostAddress(m.Source)
+	if err != nil {
+		return err
+	}
+	command.Op = &godwitv1.Command_PrepareTarget{PrepareTarget: &godwitv1.PrepareTarget{
+		Instance: &godwitv1.Instance{
+			Vm: string(m.VM), Uid: string(m.UID), Epoch: uint64(m.Epoch + 1),
+			Spec: wire.EncodeSpec(vm.Value.Spec), Networks: networks,
+		},
+		Source: string(m.Source), SourceAddress: source,
+	}}
+	return nil
+}
+
+func (r *reconciler) startCopy(m *migration.Migration, command *godwitv1.Command) error {
+	target, err := r.hostAddress(m.Target)
+	if err != nil {
+		return err
+	}
+	var tunnels []*godwitv1.PortNetwork
+	for _, port := range slices.Sorted(maps.Keys(m.Tunnels)) {
+		tunnels = append(tunnels, &godwitv1.PortNetwork{Port: port, Tunnel: uint32(m.Tunnels[port])})
+	}
+	command.Op = &godwitv1.Command_StartCopy{StartCopy: &godwitv1.StartCopy{
+		Vm: string(m.VM), Target: string(m.Target), TargetAddress: target, TargetPort: uint32(m.Port),
+		Networks: tunnels, BandwidthMax: uint64(m.Policy.BandwidthMax), BlackoutMaxMs: m.Policy.BlackoutMax.Milliseconds(),
+	}}
+	return nil
+}
+
+func (r *reconciler) portNetworks(ctx context.Context, m *migration.Migration, vm fleet.VM) ([]*godwitv1.PortNetwork, error) {
+	networks, err := portNetworks(ctx, r.tables, vm.Spec)
+	if err != nil {
+		return nil, err
+	}
+	for _, network := range networks {
+		network.Tunnel = uint32(m.Tunnels[network.Port])
+	}
+	return networks, nil
+}
+
+func (r *reconciler) hostAddress(name fleet.HostName) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), hostReadMax)
+	defer cancel()
+	host, err := r.tables.hosts.Get(ctx, string(name))
+	if err != nil {
+		return "", err
+	}
+	return host.Value.Address.String(), nil
+}

@@ -1,0 +1,123 @@
+package server
+
+import (
+	"context"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/migration"
+)
+
+// hostReadMax bounds the reading of a record while effects are dispatched.
+const hostReadMax = 5 * time.Second
+
+// report takes what a host says of a migration. Only the hosts of the
+// migration are heard, each on its own side of it.
+func (r *reconciler) report(ctx context.Context, host fleet.HostName, report *godwitv1.Report) {
+	event, known := eventOf(report)
+	if !known {
+		r.log.Warn("a report of no known kind", "host", host, "subject", report.GetSubject())
+		return
+	}
+	id := fleet.MigrationID(report.GetSubject())
+	event.From, event.Answers = string(host), report.GetSequence()
+	if !r.maySay(ctx, id, host, event.Kind) {
+		r.log.Warn("a host spoke of a migration that is not its own", "host", host, "migration", id, "event", event.Kind)
+		return
+	}
+	r.post(ctx, id, event)
+}
+
+// maySay reports whether an event of the kind is the host's to report.
+func (r *reconciler) maySay(ctx context.Context, id fleet.MigrationID, host fleet.HostName, kind migration.EventKind) bool {
+	one := r.runOf(id)
+	one.mu.Lock()
+	defer one.mu.Unlock()
+	if r.load(ctx, one, id) != nil {
+		return false
+	}
+	if ofTarget(kind) {
+		return host == one.entry.Value.Target
+	}
+	return host == one.entry.Value.Source
+}
+
+func ofTarget(kind migration.EventKind) bool {
+	switch kind {
+	case migration.TargetPrepared, migration.TargetFailed, migration.TargetLoaded,
+		migration.TargetRunning, migration.TargetFinished, migration.TargetReleased:
+		return true
+	}
+	return false
+}
+
+// eventOf reads a report. The instant of the event is the server's: deadlines
+// are measured by one clock.
+func eventOf(report *godwitv1.Report) (event migration.Event, known bool) {
+	switch said := report.GetEvent().(type) {
+	case *godwitv1.Report_TargetPrepared:
+		event.Kind, event.Port = migration.TargetPrepared, uint16(said.TargetPrepared.GetPort())
+	case *godwitv1.Report_CopyProgress:
+		event.Kind, event.Progress = migration.CopyProgressed, progressOf(report.GetAt(), said.CopyProgress)
+	case *godwitv1.Report_SourceStopped:
+		event.Kind, event.Detail = migration.SourceStopped, "stopped by "+said.SourceStopped.GetStoppedBy()
+	case *godwitv1.Report_SwitchMeasured:
+		event.Kind, event.Source = migration.SwitchMeasured, sourceMarksOf(said.SwitchMeasured)
+	case *godwitv1.Report_SourceResumed:
+		event.Kind = migration.SourceResumed
+	case *godwitv1.Report_TargetReleased:
+		event.Kind, event.Frames = migration.TargetReleased, int(said.TargetReleased.GetFramesReturned())
+	case *godwitv1.Report_TargetRunning:
+		event.Kind, event.Target = migration.TargetRunning, targetMarksOf(said.TargetRunning.GetMarks())
+	case *godwitv1.Report_SourceRetired:
+		event.Kind = migration.SourceRetired
+	case *godwitv1.Report_SourceReleased:
+		event.Kind = migration.SourceReleased
+	case *godwitv1.Report_TargetFinished:
+		event.Kind = migration.TargetFinished
+	case *godwitv1.Report_SourceFailed:
+		event.Kind, event.Detail, event.Gone = migration.SourceFailed, said.SourceFailed.GetCause(), said.SourceFailed.GetGone()
+	case *godwitv1.Report_TargetFailed:
+		event.Kind, event.Detail, event.Gone = migration.TargetFailed, said.TargetFailed.GetCause(), said.TargetFailed.GetGone()
+	default:
+		return event, false
+	}
+	return event, true
+}
+
+func progressOf(at *timestamppb.Timestamp, said *godwitv1.CopyProgress) migration.Progress {
+	return migration.Progress{
+		At: at.AsTime(), Pass: int(said.GetPass()), PassBegins: said.GetPassBegins(),
+		Sent: fleet.Bytes(said.GetSentBytes()), Remaining: fleet.Bytes(said.GetRemainingBytes()), Total: fleet.Bytes(said.GetTotalBytes()),
+		DirtyRate: fleet.BytesPerSecond(said.GetDirtyBytesPerSecond()), Bandwidth: fleet.BytesPerSecond(said.GetBandwidthBytesPerSecond()),
+	}
+}
+
+func sourceMarksOf(said *godwitv1.SwitchMeasured) migration.SourceMarks {
+	marks := said.GetMarks()
+	return migration.SourceMarks{
+		GateFlipped: timeOf(marks.GetGateFlipped()), Stopped: timeOf(marks.GetStopped()),
+		PreSwitchover: timeOf(marks.GetPreSwitchover()), Continued: timeOf(marks.GetContinued()),
+		Drained: timeOf(marks.GetDrained()), Completed: timeOf(marks.GetCompleted()),
+		FramesDrained: int(said.GetFramesDrained()), StoppedBy: said.GetStoppedBy(),
+		Sent: fleet.Bytes(said.GetSentBytes()), Passes: int(said.GetPasses()),
+	}
+}
+
+func targetMarksOf(marks *godwitv1.TargetMarks) migration.TargetMarks {
+	return migration.TargetMarks{
+		Loaded: timeOf(marks.GetLoaded()), Asked: timeOf(marks.GetAsked()),
+		Answered: timeOf(marks.GetAnswered()), Resumed: timeOf(marks.GetResumed()),
+	}
+}
+
+// timeOf keeps "not set" apart from 1970.
+func timeOf(stamp *timestamppb.Timestamp) time.Time {
+	if stamp == nil {
+		return time.Time{}
+	}
+	return stamp.AsTime()
+}

@@ -1,0 +1,89 @@
+package server
+
+import (
+	"context"
+
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/migration"
+	"godwit.dev/godwit/internal/store"
+)
+
+// save stores the migration and, in the same transaction, all that its step
+// changed elsewhere: the VM's owner at the commit, and its lock and the losing
+// host's reservation at the end. Every save is conditioned on the version of
+// the migration's record, so of a commit and an abort exactly one happens.
+func (r *reconciler) save(ctx context.Context, one *run, before, after migration.Migration) error {
+	id := string(after.ID)
+	conditions := store.If(r.tables.migrations.At(id, one.entry.Version))
+	ops := []store.Op{r.tables.migrations.Put(id, after)}
+	vm, vmChanged, err := r.changedVM(ctx, one, before, after)
+	if err != nil {
+		return err
+	}
+	if vmChanged {
+		conditions = append(conditions, r.tables.vms.At(vm.Name, vm.Version))
+		ops = append(ops, r.tables.vms.Put(vm.Name, vm.Value))
+	}
+	if before.Locked() && !after.Locked() {
+		condition, op, err := r.freeClaim(ctx, after)
+		if err != nil {
+			return err
+		}
+		conditions, ops = append(conditions, condition), append(ops, op)
+	}
+	revision, err := r.tables.store.Commit(ctx, conditions, ops...)
+	if err != nil {
+		return err
+	}
+	one.entry.Value, one.entry.Version = after, revision
+	if vmChanged {
+		one.vm = vm
+		one.vm.Version = revision
+	}
+	return nil
+}
+
+// changedVM gives the VM's record as it must be after the step. It is read
+// when the source stops, so that the commit need not.
+func (r *reconciler) changedVM(ctx context.Context, one *run, before, after migration.Migration) (store.Entry[fleet.VM], bool, error) {
+	commits := after.Committed && !before.Committed
+	unlocks := before.Locked() && !after.Locked()
+	if !commits && !unlocks && after.State != migration.Switching {
+		return store.Entry[fleet.VM]{}, false, nil
+	}
+	if one.vm.Version == 0 || unlocks {
+		entry, err := r.tables.vms.Get(ctx, string(after.VM))
+		if err != nil {
+			return entry, false, err
+		}
+		one.vm = entry
+	}
+	vm := one.vm
+	if vm.Value.Migration != after.ID {
+		return vm, false, &fleet.Error{
+			Code: fleet.Internal, Op: "save migration " + string(after.ID), Subject: "vm " + string(after.VM),
+			Cause: "the VM's lock is not the migration's",
+		}
+	}
+	if commits {
+		vm.Value.Owner = after.Owner()
+	}
+	if unlocks {
+		vm.Value.Migration = ""
+	}
+	return vm, commits || unlocks, nil
+}
+
+// freeClaim gives back the reservation on the host that the VM is not on.
+func (r *reconciler) freeClaim(ctx context.Context, m migration.Migration) (store.Condition, store.Op, error) {
+	loser := m.Target
+	if m.Committed {
+		loser = m.Source
+	}
+	ledger, err := r.tables.ledgers.Get(ctx, string(loser))
+	if err != nil {
+		return store.Condition{}, store.Op{}, err
+	}
+	delete(ledger.Value.Claims, m.UID)
+	return r.tables.ledgers.At(ledger.Name, ledger.Version), r.tables.ledgers.Put(ledger.Name, ledger.Value), nil
+}
