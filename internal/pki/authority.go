@@ -21,8 +21,10 @@ const (
 	authorityLife = 10 * 365 * 24 * time.Hour
 	// DefaultValidity is the life of a leaf.
 	DefaultValidity = 24 * time.Hour
-	// backdate makes a new certificate valid for peers whose clock is slow.
-	backdate = 5 * time.Minute
+	// maxBackdate makes a new certificate valid for peers whose clock is
+	// slow. Of a very short life it is a quarter, so that two thirds of the
+	// whole are never over at once.
+	maxBackdate = 5 * time.Minute
 	// ServerName is a DNS name in every server's certificate. Clients ask for
 	// it whatever address they dial, so that addresses may change. It is no
 	// possible name of a host.
@@ -47,7 +49,7 @@ func NewAuthority(now time.Time) (*Authority, error) {
 	template := &x509.Certificate{
 		SerialNumber:          serial(),
 		Subject:               pkix.Name{Organization: []string{organization}, CommonName: "Godwit authority"},
-		NotBefore:             now.Add(-backdate),
+		NotBefore:             now.Add(-maxBackdate),
 		NotAfter:              now.Add(authorityLife),
 		IsCA:                  true,
 		BasicConstraintsValid: true, // Go marks it and KeyUsage critical
@@ -136,7 +138,7 @@ func (a *Authority) template(id Identity, names Names, validity time.Duration, n
 	template := &x509.Certificate{
 		SerialNumber:          serial(),
 		Subject:               id.subject(),
-		NotBefore:             now.Add(-backdate),
+		NotBefore:             now.Add(-min(maxBackdate, validity/4)),
 		NotAfter:              now.Add(validity),
 		BasicConstraintsValid: true,
 		// QEMU demands both of these (crypto/tlscredsx509.c), although only

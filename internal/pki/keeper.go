@@ -170,7 +170,8 @@ func (k *Keeper) ServerConfig() *tls.Config {
 }
 
 // ClientConfig is for dialling a member that must be as expected, whatever
-// its address is.
+// its address is. A host is expected by name, since its certificate has no
+// other DNS name.
 func (k *Keeper) ClientConfig(expect Expect) *tls.Config {
 	name := expect.Name
 	if expect.Kind == Server {
