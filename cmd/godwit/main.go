@@ -1,6 +1,13 @@
 // Command godwit moves running virtual machines between hosts.
 package main
 
-import "os"
+import (
+	"context"
+	"os"
 
-func main() { os.Exit(0) }
+	"godwit.dev/godwit/internal/cli"
+)
+
+func main() {
+	os.Exit(cli.Main(context.Background(), cli.OS(), os.Args[1:]))
+}

@@ -1,0 +1,105 @@
+package cli
+
+import (
+	"context"
+	"iter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"godwit.dev/godwit/api/client"
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+)
+
+// completeLimit is how long a Tab may take; a slow server completes nothing.
+const completeLimit = 2 * time.Second
+
+func newCompletionCommand(app *App) *cobra.Command {
+	return &cobra.Command{
+		Use:   "completion bash|zsh|fish",
+		Short: "Print the completion script of a shell",
+		Long: `Completion prints a script that makes the shell complete commands and flags,
+and the names of VMs, hosts, networks and migrations by asking the server.`,
+		Example: `  source <(godwit completion bash)
+  godwit completion zsh > "${fpath[1]}/_godwit"
+  godwit completion fish > ~/.config/fish/completions/godwit.fish`,
+		Args:      exactly("SHELL"),
+		ValidArgs: []string{"bash", "zsh", "fish"},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			switch args[0] {
+			case "bash":
+				return cmd.Root().GenBashCompletionV2(app.Out, true)
+			case "zsh":
+				return cmd.Root().GenZshCompletion(app.Out)
+			case "fish":
+				return cmd.Root().GenFishCompletion(app.Out, true)
+			}
+			return misused(cmd, args[0]+" is none of bash, zsh and fish")
+		},
+	}
+}
+
+// completeFirst completes the first argument; nil completes nothing.
+func (a *App) completeFirst(known names) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		if len(args) > 0 || known == nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		return a.ask(cmd.Context(), known)
+	}
+}
+
+// completeFlag completes the values of a flag that the command has.
+func (a *App) completeFlag(cmd *cobra.Command, flag string, known names) {
+	err := cmd.RegisterFlagCompletionFunc(flag,
+		func(cmd *cobra.Command, _ []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+			return a.ask(cmd.Context(), known)
+		})
+	if err != nil {
+		panic(err) // the command has no such flag, or this is its second call
+	}
+}
+
+// ask gives no names when the server cannot be asked: a shell has no place to
+// show an error.
+func (a *App) ask(ctx context.Context, known names) ([]cobra.Completion, cobra.ShellCompDirective) {
+	var found []string
+	err := a.call(ctx, completeLimit, func(ctx context.Context, c *client.Client) (err error) {
+		found, err = known(ctx, c)
+		return err
+	})
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	return found, cobra.ShellCompDirectiveNoFileComp
+}
+
+func vmNames(ctx context.Context, c *client.Client) ([]string, error) {
+	return each(c.VMs(ctx, ""), (*godwitv1.VM).GetName)
+}
+
+func hostNames(ctx context.Context, c *client.Client) ([]string, error) {
+	return each(c.Hosts(ctx), (*godwitv1.Host).GetName)
+}
+
+func networkNames(ctx context.Context, c *client.Client) ([]string, error) {
+	return each(c.Networks(ctx), (*godwitv1.Network).GetName)
+}
+
+// migrationIDs describes each id by what the migration does.
+func migrationIDs(ctx context.Context, c *client.Client) ([]string, error) {
+	return each(c.Migrations(ctx, ""), func(m *godwitv1.Migration) string {
+		return cobra.CompletionWithDesc(m.GetId(), m.GetVm()+" to "+m.GetTarget()+", "+m.GetState())
+	})
+}
+
+func each[T any](list iter.Seq2[T, error], name func(T) string) ([]string, error) {
+	var found []string
+	for item, err := range list {
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, name(item))
+	}
+	return found, nil
+}

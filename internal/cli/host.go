@@ -1,0 +1,161 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"godwit.dev/godwit/api/client"
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+)
+
+func newHostCommand(app *App) *cobra.Command {
+	return group("host", "Look at hosts, keep VMs away from them, enrol new ones",
+		`A host is a machine whose agent is connected to the server. A new one joins
+with a token that is good for one enrolment.`,
+		newHostList(app), newHostShow(app),
+		newHostCordon(app, true), newHostCordon(app, false), newHostToken(app))
+}
+
+func newHostList(app *App) *cobra.Command {
+	var limit time.Duration
+	cmd := &cobra.Command{
+		Use:     "list",
+		Aliases: []string{"ls"},
+		Short:   "List hosts",
+		Long: `List shows every host with its state, what its VMs have reserved of it, and its
+QEMU. A host is down while its agent is not connected; its VMs run on.`,
+		Example: "  godwit host list\n  godwit host list --json | jq -r '.hosts[] | select(.state == \"down\").name'",
+		Args:    exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return app.call(cmd.Context(), limit, func(ctx context.Context, c *client.Client) error {
+				hosts, err := collect(c.Hosts(ctx))
+				if err != nil {
+					return named("list", "hosts", err)
+				}
+				return printList(app, "hosts", hosts, app.hostTable)
+			})
+		},
+	}
+	addTimeout(cmd, &limit)
+	return cmd
+}
+
+func newHostShow(app *App) *cobra.Command {
+	return app.callCommand("show HOST", "Show one host",
+		"Show prints what a host has, what is reserved of it, and what its QEMU can do.",
+		"  godwit host show host-a", hostNames,
+		func(ctx context.Context, c *client.Client, name string) error {
+			response, err := c.Host.Get(ctx, &godwitv1.GetHostRequest{Name: name})
+			if err != nil {
+				return named("show", "host "+name, err)
+			}
+			host := response.GetHost()
+			return app.printOne(host, func(w io.Writer) { app.showHost(w, host) })
+		})
+}
+
+func newHostCordon(app *App, cordoned bool) *cobra.Command {
+	verb, short := "cordon", "Keep new VMs away from a host"
+	long := `Cordon marks a host so that no VM is started on it or moved to it. What runs
+there runs on.`
+	if !cordoned {
+		verb, short, long = "uncordon", "Let a host take VMs again", "Uncordon removes the mark that cordon sets."
+	}
+	return app.callCommand(verb+" HOST", short, long, "  godwit host "+verb+" host-a", hostNames,
+		func(ctx context.Context, c *client.Client, name string) error {
+			response, err := c.Host.Cordon(ctx, &godwitv1.CordonHostRequest{Name: name, Cordoned: cordoned})
+			if err != nil {
+				return named(verb, "host "+name, err)
+			}
+			host := response.GetHost()
+			return app.printOne(host, func(w io.Writer) {
+				fmt.Fprintf(w, "host %s is %s\n", host.GetName(), host.GetState())
+			})
+		})
+}
+
+func newHostToken(app *App) *cobra.Command {
+	var valid time.Duration
+	cmd := app.callCommand("token HOST", "Make a token that enrols one agent",
+		`Token prints a secret with which the agent of one new host, of that name, gets
+its certificate. It can be used once and until it expires.`,
+		"  godwit host token host-c\n  godwit host token host-c --valid 10m --json | jq -r .token", hostNames,
+		func(ctx context.Context, c *client.Client, name string) error {
+			response, err := c.Host.CreateToken(ctx, &godwitv1.CreateTokenRequest{
+				Host: name, ValidSeconds: int64(valid / time.Second),
+			})
+			if err != nil {
+				return named("make token for", "host "+name, err)
+			}
+			if err := app.printOne(response, func(w io.Writer) { fmt.Fprintln(w, response.GetToken()) }); err != nil {
+				return err
+			}
+			_, err = fmt.Fprintf(app.Err, "good once, for host %s, until %s\n", name,
+				response.GetExpires().AsTime().Local().Format("2006-01-02 15:04:05 MST"))
+			return err
+		})
+	cmd.Flags().DurationVar(&valid, "valid", time.Hour, "how `long` it can be used")
+	return cmd
+}
+
+func (a *App) hostTable(hosts []*godwitv1.Host) table {
+	t := table{style: a.style(), states: 1}
+	t.add("NAME", "STATE", "ADDRESS", "CPUS", "MEMORY", "QEMU", "ACCEL", "SEEN")
+	for _, host := range hosts {
+		t.add(host.GetName(), host.GetState(), host.GetAddress(),
+			fmt.Sprintf("%d/%d", host.GetCpusReserved(), host.GetCpus()),
+			size(host.GetMemoryReservedBytes())+"/"+size(host.GetMemoryBytes()),
+			host.GetQemuVersion(), host.GetAccel(), a.age(host.GetSeen()))
+	}
+	return t
+}
+
+func (a *App) showHost(w io.Writer, host *godwitv1.Host) {
+	s := sheet{w, a.style()}
+	s.row("Name", host.GetName())
+	s.row("State", s.style.state(host.GetState()))
+	s.row("Address", host.GetAddress())
+	s.row("Agent", host.GetAgentVersion())
+	s.row("Seen", a.moment(host.GetSeen()))
+	s.row("Version", number(host.GetVersion()))
+
+	s.heading("Capacity")
+	s.row("CPUs", fmt.Sprintf("%d of %d reserved", host.GetCpusReserved(), host.GetCpus()))
+	s.row("Memory", size(host.GetMemoryReservedBytes())+" of "+size(host.GetMemoryBytes())+" reserved")
+
+	s.heading("QEMU")
+	s.row("Release", host.GetQemuVersion())
+	s.row("Accelerator", host.GetAccel())
+	aliases := host.GetMachineAliases()
+	for i, alias := range slices.Sorted(maps.Keys(aliases)) {
+		s.row(first(i, "Aliases"), alias+" is "+aliases[alias])
+	}
+	s.list("Machines", host.GetMachines())
+	s.list("CPU models", host.GetCpuModels())
+}
+
+// list writes values under one key, several on a line.
+func (s sheet) list(key string, values []string) {
+	const perLine = 4
+	n := 0
+	for line := range slices.Chunk(values, perLine) {
+		text := strings.Join(line, ", ")
+		fmt.Fprintf(s.w, "%-*s%s\n", keyWidth, first(n, key), text)
+		n++
+	}
+}
+
+// first gives the key for the first of several lines only.
+func first(i int, key string) string {
+	if i == 0 {
+		return key
+	}
+	return ""
+}

@@ -1,0 +1,181 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"godwit.dev/godwit/api/client"
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+)
+
+func newNetworkCommand(app *App) *cobra.Command {
+	return group("network", "Create overlay networks and attach interfaces to them",
+		`A network is an overlay between hosts. The ports of VMs are in it, and so can be
+interfaces of hosts: a gateway, a bare-metal machine, a client.`,
+		newNetworkCreate(app), newNetworkList(app), newNetworkShow(app),
+		newNetworkDelete(app), newNetworkAttach(app), newNetworkDetach(app))
+}
+
+func newNetworkCreate(app *App) *cobra.Command {
+	network := &godwitv1.Network{}
+	cmd := app.callCommand("create NETWORK", "Create an overlay network",
+		`Create makes a network that VMs can have ports in. The server chooses a VXLAN
+network identifier unless --vni gives one.`,
+		"  godwit network create blue --subnet 10.20.0.0/24\n  godwit network create red --vni 4711 --mtu 8950",
+		nil,
+		func(ctx context.Context, c *client.Client, name string) error {
+			network.Name = name
+			response, err := c.Network.Create(ctx, &godwitv1.CreateNetworkRequest{Network: network})
+			if err != nil {
+				return named("create", "network "+name, err)
+			}
+			created := response.GetNetwork()
+			return app.printOne(created, func(w io.Writer) {
+				fmt.Fprintf(w, "network %s created: VNI %d, MTU %d\n", created.GetName(), created.GetVni(), created.GetMtu())
+			})
+		})
+	cmd.Flags().Uint32Var(&network.Vni, "vni", 0, "VXLAN network `identifier`; 0 lets the server choose")
+	cmd.Flags().Int32Var(&network.Mtu, "mtu", 0, "largest packet in `bytes`; 0 means 1500")
+	cmd.Flags().StringSliceVar(&network.Subnets, "subnet", nil, "`prefix` of the addresses in it; can be given again")
+	return cmd
+}
+
+func newNetworkList(app *App) *cobra.Command {
+	var limit time.Duration
+	cmd := &cobra.Command{
+		Use:     "list",
+		Aliases: []string{"ls"},
+		Short:   "List networks",
+		Long:    "List shows every network with its identifier, subnets and attached interfaces.",
+		Example: "  godwit network list",
+		Args:    exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return app.call(cmd.Context(), limit, func(ctx context.Context, c *client.Client) error {
+				networks, err := collect(c.Networks(ctx))
+				if err != nil {
+					return named("list", "networks", err)
+				}
+				return printList(app, "networks", networks, app.networkTable)
+			})
+		},
+	}
+	addTimeout(cmd, &limit)
+	return cmd
+}
+
+func newNetworkShow(app *App) *cobra.Command {
+	return app.callCommand("show NETWORK", "Show one network",
+		"Show prints a network and the interfaces of hosts that are attached to it.",
+		"  godwit network show blue", networkNames,
+		func(ctx context.Context, c *client.Client, name string) error {
+			response, err := c.Network.Get(ctx, &godwitv1.GetNetworkRequest{Name: name})
+			if err != nil {
+				return named("show", "network "+name, err)
+			}
+			network := response.GetNetwork()
+			return app.printOne(network, func(w io.Writer) { app.showNetwork(w, network) })
+		})
+}
+
+func newNetworkDelete(app *App) *cobra.Command {
+	return app.callCommand("delete NETWORK", "Delete a network that no VM uses",
+		"Delete removes a network. It is refused while a VM has a port in it.",
+		"  godwit network delete blue", networkNames,
+		func(ctx context.Context, c *client.Client, name string) error {
+			if _, err := c.Network.Delete(ctx, &godwitv1.DeleteNetworkRequest{Name: name}); err != nil {
+				return named("delete", "network "+name, err)
+			}
+			return app.printDeleted("network", name)
+		})
+}
+
+func newNetworkAttach(app *App) *cobra.Command {
+	endpoint := &godwitv1.Endpoint{}
+	cmd := app.callCommand("attach NETWORK", "Make an interface of a host part of a network",
+		`Attach lets an interface that exists on a host take part in a network, under a
+name of its own and with the addresses given.`,
+		"  godwit network attach blue --name gateway --host host-a --device eth1 \\\n"+
+			"      --mac 52:54:00:00:00:01 --ip 10.20.0.1", networkNames,
+		func(ctx context.Context, c *client.Client, network string) error {
+			response, err := c.Network.Attach(ctx, &godwitv1.AttachEndpointRequest{Network: network, Endpoint: endpoint})
+			if err != nil {
+				return named("attach", endpoint.GetName()+" to network "+network, err)
+			}
+			return app.printOne(response.GetNetwork(), func(w io.Writer) {
+				fmt.Fprintf(w, "%s of host %s is attached to network %s as %s\n",
+					endpoint.GetDevice(), endpoint.GetHost(), network, endpoint.GetName())
+			})
+		})
+	flags := cmd.Flags()
+	flags.StringVar(&endpoint.Name, "name", "", "`name` of the endpoint in the network")
+	flags.StringVar(&endpoint.Host, "host", "", "`host` that has the interface")
+	flags.StringVar(&endpoint.Device, "device", "", "the `interface` on that host")
+	flags.StringVar(&endpoint.Mac, "mac", "", "its MAC `address`")
+	flags.StringSliceVar(&endpoint.Ips, "ip", nil, "an IP `address` of it; can be given again")
+	app.completeFlag(cmd, "host", hostNames)
+	return cmd
+}
+
+func newNetworkDetach(app *App) *cobra.Command {
+	var limit time.Duration
+	cmd := &cobra.Command{
+		Use:               "detach NETWORK NAME",
+		Short:             "Take an interface of a host out of a network",
+		Long:              "Detach ends what attach began; the interface itself stays on its host.",
+		Example:           "  godwit network detach blue gateway",
+		Args:              exactly("NETWORK", "NAME"),
+		ValidArgsFunction: app.completeFirst(networkNames),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return app.call(cmd.Context(), limit, func(ctx context.Context, c *client.Client) error {
+				response, err := c.Network.Detach(ctx, &godwitv1.DetachEndpointRequest{Network: args[0], Endpoint: args[1]})
+				if err != nil {
+					return named("detach", args[1]+" from network "+args[0], err)
+				}
+				return app.printOne(response.GetNetwork(), func(w io.Writer) {
+					fmt.Fprintf(w, "%s is detached from network %s\n", args[1], args[0])
+				})
+			})
+		},
+	}
+	addTimeout(cmd, &limit)
+	return cmd
+}
+
+func (a *App) networkTable(networks []*godwitv1.Network) table {
+	t := table{style: a.style()}
+	t.add("NAME", "VNI", "MTU", "SUBNETS", "ENDPOINTS")
+	for _, network := range networks {
+		var endpoints []string
+		for _, endpoint := range network.GetEndpoints() {
+			endpoints = append(endpoints, endpoint.GetName())
+		}
+		t.add(network.GetName(), number(network.GetVni()), number(network.GetMtu()),
+			strings.Join(network.GetSubnets(), ","), strings.Join(endpoints, ","))
+	}
+	return t
+}
+
+func (a *App) showNetwork(w io.Writer, network *godwitv1.Network) {
+	s := sheet{w, a.style()}
+	s.row("Name", network.GetName())
+	s.row("VNI", number(network.GetVni()))
+	s.row("MTU", number(network.GetMtu()))
+	s.row("Subnets", strings.Join(network.GetSubnets(), ", "))
+	s.row("Version", number(network.GetVersion()))
+	if len(network.GetEndpoints()) == 0 {
+		return
+	}
+	s.heading("Endpoints")
+	t := table{}
+	t.add("NAME", "HOST", "DEVICE", "MAC", "IP")
+	for _, endpoint := range network.GetEndpoints() {
+		t.add(endpoint.GetName(), endpoint.GetHost(), endpoint.GetDevice(), endpoint.GetMac(),
+			strings.Join(endpoint.GetIps(), ","))
+	}
+	s.table(t)
+}

@@ -1,0 +1,140 @@
+package cli
+
+import (
+	"context"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"godwit.dev/godwit/api/client"
+	"godwit.dev/godwit/internal/fleet"
+)
+
+// constructor builds one command and what is below it.
+type constructor func(*App) *cobra.Command
+
+// constructors gives the commands in the order of the help text.
+func constructors() []constructor {
+	return []constructor{
+		newMigrateCommand,
+		newVMCommand,
+		newHostCommand,
+		newNetworkCommand,
+		newMigrationCommand,
+		newVersionCommand,
+		newCompletionCommand,
+		newExitCodesTopic,
+	}
+}
+
+const rootHelp = `Godwit moves running virtual machines between Linux hosts: the guest keeps
+computing, its connections stay open, and no packet is lost.
+
+One program is everything: the server that decides, the agent that runs on each
+host, and the commands that tell the server what is wanted. They find it by
+--server; on the server's own machine nothing has to be given.`
+
+// Main runs the command line and gives its exit code. Interrupt and terminate
+// signals end the context of the command; a second one ends the process.
+func Main(ctx context.Context, app *App, args []string) int {
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop)
+	root := newRoot(app)
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	report(app.Err, err)
+	return exitCode(err)
+}
+
+func newRoot(app *App) *cobra.Command {
+	root := &cobra.Command{
+		Use:           "godwit",
+		Short:         "Managed live migration of QEMU virtual machines",
+		Long:          rootHelp,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		RunE:          helpOrUnknown,
+		Args:          cobra.ArbitraryArgs,
+	}
+	root.SetIn(app.In)
+	root.SetOut(app.Out)
+	root.SetErr(app.Err)
+	root.CompletionOptions.DisableDefaultCmd = true
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return misused(cmd, err.Error()) })
+
+	flags := root.PersistentFlags()
+	flags.StringVar(&app.server.Server, "server", app.env("GODWIT_SERVER", client.DefaultServer),
+		"the server's `address`: unix:///path or https://host:port (GODWIT_SERVER)")
+	flags.StringVar(&app.server.CAFile, "ca", app.env("GODWIT_CA", ""),
+		"`file` with the certificate of the server's authority (GODWIT_CA)")
+	flags.StringVar(&app.server.CertFile, "cert", app.env("GODWIT_CERT", ""),
+		"`file` with the caller's certificate (GODWIT_CERT)")
+	flags.StringVar(&app.server.KeyFile, "key", app.env("GODWIT_KEY", ""),
+		"`file` with the caller's key (GODWIT_KEY)")
+	flags.BoolVar(&app.json, "json", false, "print JSON")
+	flags.BoolVar(&app.noColor, "no-color", false, "print no colours (NO_COLOR)")
+
+	for _, construct := range constructors() {
+		root.AddCommand(construct(app))
+	}
+	return root
+}
+
+// group builds a command that only holds others.
+func group(use, short, long string, children ...*cobra.Command) *cobra.Command {
+	cmd := &cobra.Command{Use: use, Short: short, Long: long, RunE: helpOrUnknown, Args: cobra.ArbitraryArgs}
+	cmd.AddCommand(children...)
+	return cmd
+}
+
+func helpOrUnknown(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return cmd.Help()
+	}
+	hint := "`" + cmd.CommandPath() + " --help` lists what there is"
+	cmd.SuggestionsMinimumDistance = 2
+	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+		hint = "did you mean `" + cmd.CommandPath() + " " + near[0] + "`?"
+	}
+	return &fleet.Error{
+		Code:  fleet.Invalid,
+		Cause: "there is no command `" + cmd.CommandPath() + " " + args[0] + "`",
+		Hint:  hint,
+	}
+}
+
+// misused says what is wrong with a command line.
+func misused(cmd *cobra.Command, problem string) error {
+	return &fleet.Error{
+		Code:  fleet.Invalid,
+		Op:    strings.TrimPrefix(cmd.CommandPath(), "godwit "),
+		Cause: problem,
+		Hint:  "usage: " + strings.TrimSuffix(cmd.UseLine(), " [flags]") + "; --help says more",
+	}
+}
+
+// exactly demands the named arguments, for example exactly("NETWORK", "NAME").
+func exactly(names ...string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		switch {
+		case len(args) < len(names):
+			return misused(cmd, "the argument "+names[len(args)]+" is missing")
+		case len(args) > len(names):
+			return misused(cmd, "there is an argument too many: "+args[len(names)])
+		}
+		return nil
+	}
+}
+
+// atMost allows the named argument to be left out.
+func atMost(name string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return nil
+		}
+		return exactly(name)(cmd, args)
+	}
+}

@@ -1,0 +1,241 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"godwit.dev/godwit/api/client"
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+)
+
+func newVMCommand(app *App) *cobra.Command {
+	return group("vm", "Create, start, stop and look at VMs",
+		`A VM is a record: its spec, its owner (the host whose instance counts) and its
+phase. It keeps its name, its disks and its addresses through every move.`,
+		newVMCreate(app), newVMList(app), newVMShow(app), newVMStart(app),
+		newVMStop(app), newVMDelete(app), newVMWatch(app))
+}
+
+func newVMCreate(app *App) *cobra.Command {
+	var file, host string
+	var stopped, example bool
+	var limit time.Duration
+	cmd := &cobra.Command{
+		Use:   "create -f FILE",
+		Short: "Create a VM from a spec and start it",
+		Long: `Create records the VM that a YAML file describes and, unless --stopped is given,
+starts it: on the host that --host names, or else where it fits best.
+
+Paths in the file that are not absolute count from the file's folder. Unknown
+fields are errors; everything that is wrong is reported at once.`,
+		Example: `  godwit vm create --example > web1.yaml
+  godwit vm create -f web1.yaml
+  godwit vm create -f web1.yaml --host host-a
+  godwit vm create -f - --stopped < web1.yaml`,
+		Args: exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if example {
+				_, err := io.WriteString(app.Out, specExample)
+				return err
+			}
+			if file == "" {
+				return misused(cmd, "no spec is given")
+			}
+			request, err := app.readSpecFile(file)
+			if err != nil {
+				return err
+			}
+			request.Host, request.Stopped = host, stopped
+			return app.call(cmd.Context(), limit, func(ctx context.Context, c *client.Client) error {
+				response, err := c.VM.Create(ctx, request)
+				if err != nil {
+					return named("create", "vm "+request.GetName(), err)
+				}
+				return app.printOne(response.GetVm(), vmLine(response.GetVm()))
+			})
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVarP(&file, "file", "f", "", "the spec's `file`; - reads standard input")
+	flags.StringVar(&host, "host", "", "start it on this `host`")
+	flags.BoolVar(&stopped, "stopped", false, "leave it stopped")
+	flags.BoolVar(&example, "example", false, "print a spec with comments and do nothing")
+	addTimeout(cmd, &limit)
+	app.completeFlag(cmd, "host", hostNames)
+	return cmd
+}
+
+func newVMList(app *App) *cobra.Command {
+	var host string
+	var limit time.Duration
+	cmd := &cobra.Command{
+		Use:     "list",
+		Aliases: []string{"ls"},
+		Short:   "List VMs",
+		Long: `List shows every VM with its owner, phase, size, addresses and the migration
+that holds it, if any.`,
+		Example: `  godwit vm list
+  godwit vm list --host host-a
+  godwit vm list --json | jq -r '.vms[].name'`,
+		Args: exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return app.call(cmd.Context(), limit, func(ctx context.Context, c *client.Client) error {
+				vms, err := collect(c.VMs(ctx, host))
+				if err != nil {
+					return named("list", "vms", err)
+				}
+				return printList(app, "vms", vms, app.vmTable)
+			})
+		},
+	}
+	cmd.Flags().StringVar(&host, "host", "", "only VMs that this `host` owns")
+	addTimeout(cmd, &limit)
+	app.completeFlag(cmd, "host", hostNames)
+	return cmd
+}
+
+func newVMShow(app *App) *cobra.Command {
+	return app.vmCommand("show VM", "Show one VM",
+		"Show prints everything the record of a VM says.",
+		"  godwit vm show web1\n  godwit vm show web1 --json | jq .owner",
+		func(ctx context.Context, c *client.Client, name string) error {
+			response, err := c.VM.Get(ctx, &godwitv1.GetVMRequest{Name: name})
+			if err != nil {
+				return named("show", "vm "+name, err)
+			}
+			vm := response.GetVm()
+			return app.printOne(vm, func(w io.Writer) { app.showVM(w, vm) })
+		})
+}
+
+func newVMStart(app *App) *cobra.Command {
+	var host string
+	cmd := app.vmCommand("start VM", "Start a stopped VM",
+		`Start runs the VM on the host that --host names, or else where it fits best. If
+no host fits, it says for each why not.`,
+		"  godwit vm start web1\n  godwit vm start web1 --host host-b",
+		func(ctx context.Context, c *client.Client, name string) error {
+			response, err := c.VM.Start(ctx, &godwitv1.StartVMRequest{Name: name, Host: host})
+			if err != nil {
+				return named("start", "vm "+name, err)
+			}
+			return app.printOne(response.GetVm(), vmLine(response.GetVm()))
+		})
+	cmd.Flags().StringVar(&host, "host", "", "start it on this `host`")
+	app.completeFlag(cmd, "host", hostNames)
+	return cmd
+}
+
+func newVMStop(app *App) *cobra.Command {
+	var grace time.Duration
+	cmd := app.vmCommand("stop VM", "Stop a running VM",
+		`Stop asks the guest to power off and ends the instance when it does not within
+--grace. A migration that has not committed is cancelled first.`,
+		"  godwit vm stop web1\n  godwit vm stop web1 --grace 0s   # at once, like pulling the plug",
+		func(ctx context.Context, c *client.Client, name string) error {
+			response, err := c.VM.Stop(ctx, &godwitv1.StopVMRequest{Name: name, GraceMs: grace.Milliseconds()})
+			if err != nil {
+				return named("stop", "vm "+name, err)
+			}
+			return app.printOne(response.GetVm(), vmLine(response.GetVm()))
+		})
+	cmd.Flags().DurationVar(&grace, "grace", 30*time.Second, "how `long` the guest may take to power off")
+	return cmd
+}
+
+func newVMDelete(app *App) *cobra.Command {
+	return app.vmCommand("delete VM", "Delete the record of a stopped VM",
+		"Delete removes the record of a VM that is stopped. Its disks stay as they are.",
+		"  godwit vm stop web1 && godwit vm delete web1",
+		func(ctx context.Context, c *client.Client, name string) error {
+			if _, err := c.VM.Delete(ctx, &godwitv1.DeleteVMRequest{Name: name}); err != nil {
+				return named("delete", "vm "+name, err)
+			}
+			return app.printDeleted("vm", name)
+		})
+}
+
+// vmCommand builds a command that makes one call about one VM.
+func (a *App) vmCommand(use, short, long, example string, do func(context.Context, *client.Client, string) error) *cobra.Command {
+	return a.callCommand(use, short, long, example, vmNames, do)
+}
+
+// vmLine tells in one line what a VM is doing.
+func vmLine(vm *godwitv1.VM) func(io.Writer) {
+	return func(w io.Writer) {
+		fmt.Fprintf(w, "vm %s is %s", vm.GetName(), vm.GetPhase())
+		if host := vm.GetOwner().GetHost(); host != "" && vm.GetPhase() != "stopped" {
+			fmt.Fprintf(w, " on %s", host)
+		}
+		if cause := vm.GetCause(); cause != "" {
+			fmt.Fprintf(w, ": %s", cause)
+		}
+		fmt.Fprintln(w)
+	}
+}
+
+func (a *App) vmTable(vms []*godwitv1.VM) table {
+	t := table{style: a.style(), states: 2}
+	t.add("NAME", "HOST", "PHASE", "CPUS", "MEMORY", "IP", "MIGRATION", "AGE")
+	for _, vm := range vms {
+		var ips []string
+		for _, port := range vm.GetSpec().GetPorts() {
+			ips = append(ips, port.GetIps()...)
+		}
+		t.add(vm.GetName(), vm.GetOwner().GetHost(), vm.GetPhase(), number(vm.GetSpec().GetCpus()),
+			size(vm.GetSpec().GetMemoryBytes()), strings.Join(ips, ","), vm.GetMigration(), a.age(vm.GetCreated()))
+	}
+	return t
+}
+
+func (a *App) showVM(w io.Writer, vm *godwitv1.VM) {
+	s, spec := sheet{w, a.style()}, vm.GetSpec()
+	s.row("Name", vm.GetName())
+	s.row("UID", vm.GetUid())
+	s.row("Phase", s.style.state(vm.GetPhase()))
+	s.row("Cause", vm.GetCause())
+	if owner := vm.GetOwner(); owner.GetHost() != "" {
+		s.row("Owner", fmt.Sprintf("%s, epoch %d", owner.GetHost(), owner.GetEpoch()))
+	}
+	s.row("Migration", vm.GetMigration())
+	s.row("Created", a.moment(vm.GetCreated()))
+	s.row("Version", number(vm.GetVersion()))
+
+	s.heading("Machine")
+	s.row("CPUs", number(spec.GetCpus()))
+	s.row("Memory", size(spec.GetMemoryBytes()))
+	s.row("Type", spec.GetMachine())
+	s.row("CPU model", spec.GetCpuModel())
+	s.row("Accelerator", vm.GetAccel())
+	s.row("Kernel", spec.GetBoot().GetKernel())
+	s.row("Initrd", spec.GetBoot().GetInitrd())
+	s.row("Command line", spec.GetBoot().GetCmdline())
+
+	if len(spec.GetDisks()) > 0 {
+		s.heading("Disks")
+		t := table{}
+		t.add("NAME", "KIND", "FORMAT", "ACCESS", "PATH")
+		for _, disk := range spec.GetDisks() {
+			access := "read-write"
+			if disk.GetReadOnly() {
+				access = "read-only"
+			}
+			t.add(disk.GetName(), disk.GetKind(), disk.GetFormat(), access, disk.GetPath())
+		}
+		s.table(t)
+	}
+	if len(spec.GetPorts()) > 0 {
+		s.heading("Ports")
+		t := table{}
+		t.add("NAME", "NETWORK", "MAC", "QUEUES", "IP")
+		for _, port := range spec.GetPorts() {
+			t.add(port.GetName(), port.GetNetwork(), port.GetMac(), number(port.GetQueues()), strings.Join(port.GetIps(), ","))
+		}
+		s.table(t)
+	}
+}

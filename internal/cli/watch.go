@@ -1,0 +1,105 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"godwit.dev/godwit/api/client"
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/fleet"
+)
+
+const (
+	// A watch that the server broke off is begun again this often and no
+	// longer: a server that restarts, or another leader, is back by then.
+	watchRetries = 20
+	watchPause   = time.Second
+)
+
+// watchToEnd shows a migration until it is final. A bad end is an endedError;
+// an interruption tells what goes on and is context.Canceled.
+func (a *App) watchToEnd(ctx context.Context, c *client.Client, id string, view view) error {
+	last, err := a.follow(ctx, c, id, view)
+	if errors.Is(err, context.Canceled) {
+		fmt.Fprintf(a.Err, "migration %[1]s goes on; follow it with `godwit migration watch %[1]s`, cancel it with `godwit migration cancel %[1]s`\n", id)
+		return err
+	}
+	if err != nil {
+		return named("watch", "migration "+id, err)
+	}
+	if err := view.end(last); err != nil {
+		return err
+	}
+	return endOf(last)
+}
+
+// follow feeds the view until the migration is final and gives its last state.
+func (a *App) follow(ctx context.Context, c *client.Client, id string, view view) (*godwitv1.Migration, error) {
+	for retries := 0; ; retries++ {
+		last, seen, err := stream(ctx, c, id, view)
+		if err == nil && final(last) {
+			return last, nil
+		}
+		if seen {
+			retries = 0
+		}
+		if err != nil && (fleet.CodeOf(err) != fleet.Unavailable || retries == watchRetries) {
+			return nil, err
+		}
+		if retries == watchRetries {
+			return nil, &fleet.Error{Code: fleet.Unavailable, Cause: "the server ends the watch again and again"}
+		}
+		select {
+		case <-time.After(watchPause): // nothing tells when a server is back
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// stream shows one stream of changes; seen tells whether anything came.
+func stream(ctx context.Context, c *client.Client, id string, view view) (last *godwitv1.Migration, seen bool, err error) {
+	changes, err := c.Migration.Watch(ctx, &godwitv1.WatchMigrationRequest{Id: id})
+	if err != nil {
+		return nil, false, err
+	}
+	defer changes.Close()
+	for changes.Receive() {
+		last, seen = changes.Msg().GetMigration(), true
+		if err := view.show(last); err != nil || final(last) {
+			return last, seen, err
+		}
+	}
+	return last, seen, changes.Err()
+}
+
+func final(m *godwitv1.Migration) bool {
+	switch m.GetState() {
+	case "succeeded", "aborted", "needs-operator":
+		return true
+	}
+	return false
+}
+
+// endOf gives the error that a final state stands for.
+func endOf(m *godwitv1.Migration) error {
+	e := &fleet.Error{
+		Code: fleet.Failed, Op: "migrate", Subject: "vm " + m.GetVm() + " to " + m.GetTarget(),
+		Cause: strings.TrimSuffix(m.GetState()+": "+m.GetCause(), ": "),
+	}
+	switch m.GetState() {
+	case "aborted":
+		e.Hint = fmt.Sprintf("the vm runs on at %s; `godwit migration show %s` tells the whole story", m.GetSource(), m.GetId())
+		return &endedError{code: exitAborted, err: e}
+	case "needs-operator":
+		e.Hint = "`godwit migration show " + m.GetId() + "` tells the whole story"
+		if remedies := m.GetRemedies(); len(remedies) > 0 {
+			e.Hint = "run: " + strings.Join(remedies, "; or: ")
+		}
+		return &endedError{code: exitNeedsOperator, err: e}
+	}
+	return nil
+}
