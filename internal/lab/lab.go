@@ -167,6 +167,38 @@ func (l *Lab) build(ctx context.Context, config Config) (err error) {
 			return fmt.Errorf("host %s: %w", name, err)
 		}
 	}
+	return l.substrate.Do(func() error { return awaitPorts(ctx, len(config.Hosts)) })
+}
+
+// awaitPorts waits until the switch in the thread's namespace forwards on so
+// many ports. The kernel tells a bridge of a port's carrier some time after
+// the port has come up, and until then frames are dropped.
+func awaitPorts(ctx context.Context, count int) error {
+	updates, done := make(chan netlink.LinkUpdate), make(chan struct{})
+	err := netlink.LinkSubscribeWithOptions(updates, done, netlink.LinkSubscribeOptions{ListExisting: true})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		close(done)
+		for range updates { // lets the subscription see that it is done
+		}
+	}()
+	ready := make(map[int32]bool)
+	for len(ready) < count {
+		select {
+		case update, ok := <-updates:
+			if !ok {
+				return errors.New("the kernel ended the subscription to its devices")
+			}
+			attrs := update.Attrs()
+			if attrs.MasterIndex != 0 && attrs.OperState == netlink.OperUp {
+				ready[update.Index] = true
+			}
+		case <-ctx.Done():
+			return fmt.Errorf("wait for the switch: %w", ctx.Err())
+		}
+	}
 	return nil
 }
 

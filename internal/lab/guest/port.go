@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"unsafe"
@@ -138,17 +139,23 @@ func ethtool(name string, command unsafe.Pointer) error {
 	return nil
 }
 
-// serve starts the echoes and the control port on every address of p. Each
-// socket is bound to the device, so that an answer leaves by the port that
-// the question came in by.
-func (g *guest) serve(ctx context.Context, p port) error {
-	bind := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
-		var err error
-		if cerr := raw.Control(func(fd uintptr) { err = unix.BindToDevice(int(fd), p.name) }); cerr != nil {
-			return cerr
+// control prepares a socket before it is bound: it belongs to the device, so
+// that an answer leaves by the port that the question came in by, and it has
+// room for what a hand-over held back.
+func (p port) control(network, _ string, raw syscall.RawConn) error {
+	var failed error
+	err := raw.Control(func(fd uintptr) {
+		failed = unix.BindToDevice(int(fd), p.name)
+		if failed == nil && strings.HasPrefix(network, "udp") {
+			failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, witness.ReceiveBuffer)
 		}
-		return err
-	}}
+	})
+	return errors.Join(err, failed)
+}
+
+// serve starts the echoes and the control port on every address of p.
+func (g *guest) serve(ctx context.Context, p port) error {
+	bind := net.ListenConfig{Control: p.control}
 	for _, prefix := range p.addresses {
 		at := func(port int) string { return net.JoinHostPort(prefix.Addr().String(), strconv.Itoa(port)) }
 		packets, err := bind.ListenPacket(ctx, "udp", at(witness.UDPPort))
