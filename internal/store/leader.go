@@ -7,10 +7,14 @@ import (
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"godwit.dev/godwit/internal/fleet"
 )
+
+// renewRetry is the pause after a renewal that failed at once.
+const renewRetry = 100 * time.Millisecond
 
 // Leadership is held by one process at a time for a key. Holding it is a
 // matter of time and can end unnoticed while a process sleeps, so what only
@@ -62,6 +66,7 @@ func (s *Store) campaignOnce(ctx context.Context, key, id string) (*Leadership, 
 	if err := s.awaitFree(ctx, key); err != nil {
 		return nil, err
 	}
+	asked := time.Now()
 	lease, err := s.grant(ctx)
 	if err != nil {
 		return nil, err
@@ -77,7 +82,10 @@ func (s *Store) campaignOnce(ctx context.Context, key, id string) (*Leadership, 
 		}
 		return nil, err
 	}
-	return l, l.keepAlive()
+	keeping, cancel := context.WithCancel(s.client.Ctx())
+	l.cancel = cancel
+	go l.keep(keeping, asked.Add(s.config.LeaderTTL))
+	return l, nil
 }
 
 func (s *Store) grant(ctx context.Context) (clientv3.LeaseID, error) {
@@ -131,23 +139,39 @@ func (s *Store) awaitDeletion(ctx context.Context, key string, revision int64) b
 	return false
 }
 
-// keepAlive renews the lease until it is lost or given up.
-func (l *Leadership) keepAlive() error {
-	ctx, cancel := context.WithCancel(l.store.client.Ctx())
-	l.cancel = cancel
-	renewals, err := l.store.client.KeepAlive(ctx, l.lease)
-	if err != nil {
-		cancel()
-		l.revoke()
-		return translate(err, "keep leadership", l.key)
-	}
-	go func() {
-		defer close(l.lost)
-		defer cancel()
-		for range renewals {
+// keep renews the lease, at thirds of its time, until it is lost or given up.
+// deadline is when the lease ends unless it is renewed; it counts from before
+// a request was sent, so that it is never later than the server's own.
+func (l *Leadership) keep(ctx context.Context, deadline time.Time) {
+	defer close(l.lost)
+	ttl := l.store.config.LeaderTTL
+	timer := time.NewTimer(ttl / 3)
+	defer timer.Stop()
+	for {
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			return
 		}
-	}()
-	return nil
+		sent := time.Now()
+		err := l.renew(ctx, sent.Add(min(ttl/3, deadline.Sub(sent))))
+		switch {
+		case err == nil:
+			deadline = sent.Add(ttl)
+			timer.Reset(ttl / 3)
+		case ctx.Err() != nil, errors.Is(err, rpctypes.ErrLeaseNotFound), !time.Now().Before(deadline):
+			return
+		default:
+			timer.Reset(min(renewRetry, time.Until(deadline)))
+		}
+	}
+}
+
+func (l *Leadership) renew(ctx context.Context, deadline time.Time) error {
+	ctx, cancel := context.WithDeadline(ctx, deadline)
+	defer cancel()
+	_, err := l.store.client.KeepAliveOnce(ctx, l.lease)
+	return err
 }
 
 // Lost is closed when the leadership has ended: not renewed within LeaderTTL,

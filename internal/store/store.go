@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"log/slog"
 	"strings"
+	"sync"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -63,6 +64,8 @@ type Store struct {
 	client   *clientv3.Client
 	embedded *embedded     // nil with an external cluster
 	failed   chan struct{} // closed when the embedded server stood still
+	closing  sync.Once
+	closeErr error
 }
 
 // Open opens the store and returns when it answers. Errors are *fleet.Error:
@@ -95,15 +98,17 @@ func (s *Store) Failed() <-chan struct{} { return s.failed }
 func (s *Store) Embedded() bool { return s.embedded != nil }
 
 // Close ends watches and leaderships that are still open and, if embedded,
-// stops the server and frees its folder.
+// stops the server and frees its folder. Closing again does nothing more.
 func (s *Store) Close() error {
-	// The client's Close reports that its own context was cancelled, which
-	// is what Close is for.
-	_ = s.client.Close()
-	if s.embedded != nil {
-		return s.embedded.close()
-	}
-	return nil
+	s.closing.Do(func() {
+		// The client's Close reports that its own context was cancelled,
+		// which is what Close is for.
+		_ = s.client.Close()
+		if s.embedded != nil {
+			s.closeErr = s.embedded.close()
+		}
+	})
+	return s.closeErr
 }
 
 // bound puts the configured limit on one call.

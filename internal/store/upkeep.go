@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -19,7 +20,7 @@ func (s *Store) Backup(ctx context.Context, w io.Writer) error {
 	}
 	defer snapshot.Close()
 	if _, err := io.Copy(w, snapshot); err != nil {
-		return translate(err, "back up", "store")
+		return fmt.Errorf("copy the store's snapshot: %w", err)
 	}
 	return nil
 }
