@@ -24,19 +24,23 @@
 //
 //  1. Target: [Host.CreateTap] closed; the target QEMU starts on it.
 //     Source and target: [Host.OpenTunnel] for their own tap.
-//  2. Target, before the source stops: [Tap.Sacrifice], then the gate becomes
-//     TunnelOnly.
-//  3. Source, once its QEMU has stopped: the gate becomes Redirect to the
+//  2. Target, before the source stops: [Tap.Sacrifice], then [Tap.WaitEmpty],
+//     then the gate becomes TunnelOnly.
+//  3. Source, before its QEMU is told to stop: the gate becomes Leaving, then
+//     WaitEmpty. QEMU takes one frame out of the tap after it has stopped, and
+//     loses it with its process; this is how there is none to take. Where QEMU
+//     stops by itself this step is left out, and that one frame is at risk.
+//  4. Source, once its QEMU has stopped: the gate becomes Redirect to the
 //     target, then [Tap.Drain]. Frames wait in the target's tap.
-//  4. Committed: the target's gate becomes Settling, its QEMU runs. When every
+//  5. Committed: the target's gate becomes Settling, its QEMU runs. When every
 //     host knows the new address the source tap is removed and the target's
 //     gate becomes Pass.
-//  5. Or aborted: first the source's gate becomes Pass again, then the target's
-//     Redirect to the source, then [Tap.Drain] at the target.
+//  6. Or aborted: first the source's gate becomes Pass again, then the target's
+//     Redirect to the source, then Drain at the target.
 //
 // In Settling a broadcast or multicast frame counts only when it came by the
 // tunnel, because the source forwards those as well. The source must therefore
-// stay in every host's flood list (see [Host.ApplyAddresses]) until step 4 ends.
+// stay in every host's flood list (see [Host.ApplyAddresses]) until step 5 ends.
 // A group frame that is on its way in the moment that Settling ends can arrive
 // twice or not at all; unicast frames cannot.
 //

@@ -34,6 +34,10 @@ const (
 	// not come by the tunnel; from the guest everything. The target from the
 	// commit until the source no longer forwards.
 	Settling Mode = 5
+	// Leaving: to the guest as Redirect, from the guest everything. The source
+	// in the last moment before its QEMU is stopped, so that no frame is in
+	// QEMU's own queue when it stops.
+	Leaving Mode = 6
 )
 
 // String gives the mode as it is printed.
@@ -49,16 +53,20 @@ func (m Mode) String() string {
 		return "redirect"
 	case Settling:
 		return "settling"
+	case Leaving:
+		return "leaving"
 	}
 	return fmt.Sprintf("mode(%d)", uint32(m))
 }
 
-// Gate is the rule at one tap.
+func (m Mode) redirects() bool { return m == Redirect || m == Leaving }
+
+// Gate is the rule at one tap. Tunnel and Remote are for Redirect and Leaving.
 type Gate struct {
 	Mode   Mode
 	Epoch  fleet.Epoch    // of the instance behind the tap; never goes back
-	Tunnel fleet.TunnelID // for Redirect: the id at the remote host
-	Remote netip.Addr     // for Redirect: the remote host's underlay address
+	Tunnel fleet.TunnelID // the id that the remote host has open
+	Remote netip.Addr     // the remote host's underlay address
 }
 
 // gateEntry is struct gate of bpf/gate.c.
@@ -78,7 +86,7 @@ func (g Gate) check(underlay netip.Addr) error {
 	switch g.Mode {
 	case Pass, Closed, TunnelOnly, Settling:
 		return nil
-	case Redirect:
+	case Redirect, Leaving:
 	default:
 		return fmt.Errorf("%v is not a mode", g.Mode)
 	}
@@ -102,7 +110,7 @@ func (g Gate) entry(mac net.HardwareAddr) gateEntry {
 
 func (e gateEntry) gate(underlay netip.Addr) Gate {
 	g := Gate{Mode: e.Mode, Tunnel: e.Tunnel, Epoch: e.Epoch}
-	if e.Mode != Redirect {
+	if !e.Mode.redirects() {
 		return g
 	}
 	if underlay.Is4() {

@@ -38,9 +38,18 @@ func TestModes(t *testing.T) {
 		{Closed, nil, false},
 		{TunnelOnly, []uint32{there, group + there}, false},
 		{Settling, []uint32{here, there, group + there}, true},
+		{Redirect, nil, false},
+		{Leaving, nil, true},
 	} {
 		t.Run(test.mode.String(), func(t *testing.T) {
-			must(t, tap.SetGate(gate(test.mode)))
+			want := Gate{Mode: test.mode, Epoch: 1}
+			if test.mode.redirects() {
+				want.Tunnel, want.Remote = 8, l.underlay[0] // nobody has 8 open
+			}
+			must(t, tap.SetGate(want))
+			if now, err := tap.Gate(); err != nil || now != want {
+				t.Errorf("the gate is %+v (%v), want %+v", now, err, want)
+			}
 			before, err := tap.Counters()
 			must(t, err)
 			local.send(t, numbered(mac(1), mac(9), here, 60))
@@ -51,7 +60,7 @@ func TestModes(t *testing.T) {
 			waitFor(t, "4 frames judged", func() bool {
 				now, err := tap.Counters()
 				must(t, err)
-				return now.ToGuestPassed+now.ToGuestDropped-before.ToGuestPassed-before.ToGuestDropped == 4
+				return now.toGuest()-before.toGuest() == 4
 			})
 			got := g.waiting(t)
 			slices.Sort(got)
@@ -63,12 +72,18 @@ func TestModes(t *testing.T) {
 			if passed := after.FromGuestPassed-before.FromGuestPassed == 1; passed != test.out {
 				t.Errorf("a frame of the guest passed: %v, want %v", passed, test.out)
 			}
+			redirected := after.ToGuestRedirected - before.ToGuestRedirected
+			if test.mode.redirects() && redirected != 4 || !test.mode.redirects() && redirected != 0 {
+				t.Errorf("%d frames were redirected", redirected)
+			}
 			if after.FromGuestPassed+after.FromGuestDropped != before.FromGuestPassed+before.FromGuestDropped+1 {
 				t.Errorf("one frame of the guest was sent, counted %+v after %+v", after, before)
 			}
 		})
 	}
 }
+
+func (c Counters) toGuest() uint64 { return c.ToGuestPassed + c.ToGuestRedirected + c.ToGuestDropped }
 
 // waitFor waits for a condition of the kernel that has no event.
 func waitFor(t *testing.T, what string, condition func() bool) {
@@ -167,7 +182,7 @@ func TestSetGateRefuses(t *testing.T) {
 		code fleet.Code
 	}{
 		{"zero", Gate{Epoch: 5}, fleet.Invalid},
-		{"unknown mode", Gate{Mode: 6, Epoch: 5}, fleet.Invalid},
+		{"unknown mode", Gate{Mode: 7, Epoch: 5}, fleet.Invalid},
 		{"old epoch", Gate{Mode: Closed, Epoch: 4}, fleet.Conflict},
 		{"no tunnel", Gate{Mode: Redirect, Epoch: 5, Remote: elsewhere}, fleet.Invalid},
 		{"tunnel too large", Gate{Mode: Redirect, Epoch: 5, Tunnel: 1 << 24, Remote: elsewhere}, fleet.Invalid},

@@ -160,19 +160,14 @@ func (h *Host) sweep() error {
 			present[uint32(link.Attrs().Index)] = true
 		}
 	}
-	var gone []uint32
-	var ifindex uint32
-	var entry gateEntry
-	gates := h.filter.GwGates.Iterate()
-	for gates.Next(&ifindex, &entry) {
-		if !present[ifindex] {
-			gone = append(gone, ifindex)
+	known, err := h.knownInterfaces()
+	if err != nil {
+		return err
+	}
+	for ifindex := range known {
+		if present[ifindex] {
+			continue
 		}
-	}
-	if err := gates.Err(); err != nil {
-		return fmt.Errorf("list gates: %w", err)
-	}
-	for _, ifindex := range gone {
 		if err := h.forget(ifindex); err != nil {
 			return err
 		}

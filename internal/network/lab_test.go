@@ -58,6 +58,7 @@ func newLab(t *testing.T, n int, underlay func(int) netip.Prefix) *lab {
 		l.underlay = append(l.underlay, prefix.Addr())
 		l.spaces = append(l.spaces, space)
 		l.hosts = append(l.hosts, nil)
+		t.Cleanup(func() { l.shut(t, i) })
 		l.open(t, i)
 	}
 	return l
@@ -69,19 +70,23 @@ func underlay6(i int) netip.Prefix { return netip.MustParsePrefix(fmt.Sprintf("f
 // open opens host i in its namespace, anew if it is open already.
 func (l *lab) open(t *testing.T, i int) *Host {
 	t.Helper()
-	if old := l.hosts[i]; old != nil {
-		must(t, old.Close())
-	}
+	l.shut(t, i)
 	var host *Host
 	must(t, l.spaces[i].do(func() (err error) {
 		host, err = Open(Config{Underlay: l.underlay[i]})
 		return err
 	}))
-	if l.hosts[i] == nil {
-		t.Cleanup(func() { must(t, l.hosts[i].Close()) })
-	}
 	l.hosts[i] = host
 	return host
+}
+
+// shut closes host i, as the end of its agent does.
+func (l *lab) shut(t *testing.T, i int) {
+	t.Helper()
+	if host := l.hosts[i]; host != nil {
+		l.hosts[i] = nil
+		must(t, host.Close())
+	}
 }
 
 // network sets an overlay up on all hosts.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"godwit.dev/godwit/internal/fleet"
 )
@@ -69,7 +70,7 @@ func (h *Host) Taps() ([]TapInfo, error) {
 
 func (h *Host) tapInfo(link netlink.Link) (TapInfo, error) {
 	attrs := link.Attrs()
-	info := TapInfo{Name: attrs.Name, Open: attrs.OperState == netlink.OperUp}
+	info := TapInfo{Name: attrs.Name, Open: attrs.RawFlags&unix.IFF_LOWER_UP != 0}
 	if network, ok := strings.CutPrefix(attrs.Alias, tapAliasPrefix); ok {
 		info.Network = fleet.NetworkName(network)
 	}

@@ -53,6 +53,30 @@ func (h *Host) CloseTunnel(id fleet.TunnelID) error {
 	return nil
 }
 
+// knownInterfaces gives the interfaces that the maps have an entry for.
+func (h *Host) knownInterfaces() (map[uint32]bool, error) {
+	known := make(map[uint32]bool)
+	var ifindex, id uint32
+	var entry gateEntry
+	gates := h.filter.GwGates.Iterate()
+	for gates.Next(&ifindex, &entry) {
+		known[ifindex] = true
+	}
+	tunnels := h.filter.GwTunnels.Iterate()
+	for tunnels.Next(&id, &ifindex) {
+		known[ifindex] = true
+	}
+	var perCPU []counterEntry
+	counters := h.filter.GwCounters.Iterate()
+	for counters.Next(&ifindex, &perCPU) {
+		known[ifindex] = true
+	}
+	if err := errors.Join(gates.Err(), tunnels.Err(), counters.Err()); err != nil {
+		return nil, fmt.Errorf("list gates: %w", err)
+	}
+	return known, nil
+}
+
 // forget removes all map entries of an interface.
 func (h *Host) forget(ifindex uint32) error {
 	var ids []uint32

@@ -21,6 +21,7 @@ enum {
 	MODE_TUNNEL_ONLY = 3,
 	MODE_REDIRECT = 4,
 	MODE_SETTLING = 5,
+	MODE_LEAVING = 6,
 };
 
 enum {
@@ -179,6 +180,7 @@ static __always_inline int judge_to_guest(struct __sk_buff *skb, const struct ru
 	case MODE_TUNNEL_ONLY:
 		return came_by_tunnel(skb) ? TC_ACT_OK : TC_ACT_SHOT;
 	case MODE_REDIRECT:
+	case MODE_LEAVING:
 		return redirect(skb, rule);
 	default:
 		return TC_ACT_SHOT;
@@ -210,12 +212,16 @@ int from_guest(struct __sk_buff *skb)
 
 	if (read_rule(skb->ifindex, &rule) < 0)
 		return TC_ACT_SHOT;
-	if (rule.mode == MODE_PASS || rule.mode == MODE_SETTLING) {
+	switch (rule.mode) {
+	case MODE_PASS:
+	case MODE_SETTLING:
+	case MODE_LEAVING:
 		COUNT(skb->ifindex, from_guest_passed);
 		return TC_ACT_OK;
+	default:
+		COUNT(skb->ifindex, from_guest_dropped);
+		return TC_ACT_SHOT;
 	}
-	COUNT(skb->ifindex, from_guest_dropped);
-	return TC_ACT_SHOT;
 }
 
 SEC("tc")
