@@ -56,8 +56,7 @@ func connect(client, host *Namespace, device string, port Port) error {
 		mtu = 1500
 	}
 	err := client.Do(func() error {
-		// An address is usable at once, and nothing is sent unasked.
-		err := sysctl(map[string]string{
+		err := sysctl(map[string]string{ // nothing is sent unasked
 			"ipv6/conf/default/accept_dad":           "0",
 			"ipv6/conf/default/accept_ra":            "0",
 			"ipv6/conf/default/router_solicitations": "0",

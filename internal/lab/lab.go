@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"godwit.dev/godwit/internal/fleet"
 )
@@ -295,6 +296,9 @@ func raise(device string, prefixes ...netip.Prefix) error {
 			IP:   prefix.Addr().AsSlice(),
 			Mask: net.CIDRMask(prefix.Bits(), prefix.Addr().BitLen()),
 		}}
+		if prefix.Addr().Is6() {
+			address.Flags = unix.IFA_F_NODAD // usable at once
+		}
 		if err := netlink.AddrAdd(link, address); err != nil {
 			return fmt.Errorf("address %s: %w", prefix, err)
 		}
