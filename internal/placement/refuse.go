@@ -47,10 +47,23 @@ func refuseFeatures(qemu fleet.QEMUFeatures, vm fleet.VM) (why []string) {
 	if !hasMachine(qemu, vm) {
 		why = append(why, fmt.Sprintf("its QEMU %s has no machine type %s", qemu.Version, vm.Spec.Machine))
 	}
-	if !slices.Contains(qemu.CPUModels, vm.Spec.CPUModel) {
-		why = append(why, fmt.Sprintf("it cannot run CPU model %s with all its features", vm.Spec.CPUModel))
+	if model := CPUModel(vm.Spec, qemu); !slices.Contains(qemu.CPUModels, model) {
+		why = append(why, fmt.Sprintf("it cannot run CPU model %s with all its features", model))
 	}
 	return why
+}
+
+// CPUModel is the CPU model that a VM of the spec has when its first host is
+// one with these features: the one asked for or, if none was, a modest one that
+// nearly every other host of that kind has, too.
+func CPUModel(spec fleet.VMSpec, qemu fleet.QEMUFeatures) string {
+	switch {
+	case spec.CPUModel != "":
+		return spec.CPUModel
+	case qemu.Accel == "kvm":
+		return "Westmere"
+	}
+	return "qemu64"
 }
 
 // hasMachine takes an alias such as "q35" only for a VM that never ran: what a

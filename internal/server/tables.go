@@ -1,83 +1,73 @@
 package server
 
 import (
-	"context"
+	"time"
 
-	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/migration"
-	"godwit.dev/godwit/internal/placement"
+	"godwit.dev/godwit/internal/pki"
 	"godwit.dev/godwit/internal/store"
 )
 
-// tables are all records of the fleet. It is the one place where their keys
-// are made.
+// tables are all records of the control plane; keys are made here only.
 type tables struct {
-	store      *store.Store
+	store *store.Store
+
 	vms        store.Table[fleet.VM]            // by name
+	stops      store.Table[stopOrder]           // by VM, while it is stopping
 	hosts      store.Table[fleet.Host]          // by name
 	ledgers    store.Table[fleet.Ledger]        // by host
 	networks   store.Table[fleet.Network]       // by name
-	migrations store.Table[migration.Migration] // by id, newest first
-	counters   store.Table[uint32]              // by what is counted
+	addresses  store.Table[addressHolder]       // by addressKey
+	vnis       store.Table[vniHolder]           // by vniKey
+	tokens     store.Table[pki.TokenRecord]     // by hash
+	migrations store.Table[migration.Migration] // by id
+	counters   store.Table[uint32]              // the newest of ids that are given in turn
+	authority  store.Table[authorityRecord]     // authorityKey is the only one
 }
 
 func newTables(s *store.Store) tables {
 	return tables{
 		store:      s,
 		vms:        store.NewTable[fleet.VM](s, "vms"),
+		stops:      store.NewTable[stopOrder](s, "stops"),
 		hosts:      store.NewTable[fleet.Host](s, "hosts"),
 		ledgers:    store.NewTable[fleet.Ledger](s, "ledgers"),
 		networks:   store.NewTable[fleet.Network](s, "networks"),
+		addresses:  store.NewTable[addressHolder](s, "addresses"),
+		vnis:       store.NewTable[vniHolder](s, "vnis"),
+		tokens:     store.NewTable[pki.TokenRecord](s, "tokens"),
 		migrations: store.NewTable[migration.Migration](s, "migrations"),
 		counters:   store.NewTable[uint32](s, "counters"),
+		authority:  store.NewTable[authorityRecord](s, "authority"),
 	}
 }
 
-// snapshot reads what a placement depends on; the ledgers come with the
-// versions on which a reservation is to be conditioned.
-func (t tables) snapshot(ctx context.Context, up func(fleet.HostName) bool) (placement.Snapshot, map[fleet.HostName]store.Entry[fleet.Ledger], error) {
-	hosts, _, err := t.hosts.All(ctx)
-	if err != nil {
-		return placement.Snapshot{}, nil, err
-	}
-	entries, _, err := t.ledgers.All(ctx)
-	if err != nil {
-		return placement.Snapshot{}, nil, err
-	}
-	ledgers := map[fleet.HostName]store.Entry[fleet.Ledger]{}
-	for _, entry := range entries {
-		ledgers[entry.Value.Host] = entry
-	}
-	var snapshot placement.Snapshot
-	for _, host := range hosts {
-		snapshot.Hosts = append(snapshot.Hosts, placement.Candidate{
-			Host: host.Value, Ledger: ledgers[host.Value.Name].Value, Up: up(host.Value.Name),
-		})
-	}
-	return snapshot, ledgers, nil
+// stopOrder is how a VM that is stopping was asked to be stopped. It is kept
+// so that the host can be told again.
+type stopOrder struct {
+	Grace    time.Duration `json:"grace"`
+	Sequence uint64        `json:"sequence"` // of the command
 }
 
-// portNetworks gives what a host must know of the networks of a spec's ports.
-func portNetworks(ctx context.Context, t tables, spec fleet.VMSpec) ([]*godwitv1.PortNetwork, error) {
-	var networks []*godwitv1.PortNetwork
-	for _, port := range spec.Ports {
-		network, err := t.networks.Get(ctx, string(port.Network))
-		if err != nil {
-			return nil, err
-		}
-		networks = append(networks, &godwitv1.PortNetwork{Port: port.Name, Vni: network.Value.VNI, Mtu: int32(network.Value.MTU)})
-	}
-	return networks, nil
+// addressHolder is who has a MAC or IP address in a network. Its record exists
+// as long as the port or endpoint does, which makes addresses unique.
+type addressHolder struct {
+	VM       fleet.VMName `json:"vm,omitempty"`
+	Port     string       `json:"port,omitempty"`
+	Endpoint string       `json:"endpoint,omitempty"`
 }
 
-// defaultPage is the size of a page whose request names none.
-const defaultPage = 100
-
-func pageOf(request *godwitv1.PageRequest) store.Page {
-	page := store.Page{After: request.GetToken(), Limit: int(request.GetSize())}
-	if page.Limit <= 0 {
-		page.Limit = defaultPage
-	}
-	return page
+// vniHolder is the network that has a VXLAN network identifier.
+type vniHolder struct {
+	Network fleet.NetworkName `json:"network"`
 }
+
+// authorityRecord is the fleet's certificate authority, PEM. Whoever can read
+// the store can sign certificates.
+type authorityRecord struct {
+	Certificate []byte `json:"certificate"`
+	Key         []byte `json:"key"`
+}
+
+const authorityKey = "ca"

@@ -1,0 +1,145 @@
+package server
+
+import (
+	"context"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/store"
+	"godwit.dev/godwit/internal/wire"
+)
+
+const (
+	// helloWithin is how long a new session may take to say who it is.
+	helloWithin = 10 * time.Second
+	// migrationPrefix begins every migration's id.
+	migrationPrefix = "m-"
+)
+
+// agentService is what agents call.
+type agentService struct{ server *Server }
+
+// Commit gives the right to run to a migration's target.
+func (a agentService) Commit(ctx context.Context, request *godwitv1.CommitRequest) (*godwitv1.CommitResponse, error) {
+	return a.server.migrations.commit(ctx, hostOf(ctx), request)
+}
+
+// hostOf is the host that makes a call of AgentService.
+func hostOf(ctx context.Context) fleet.HostName {
+	return fleet.HostName(callerOf(ctx).identity.Name)
+}
+
+// Session runs one agent's session until it ends.
+func (a agentService) Session(ctx context.Context, stream *connect.BidiStream[godwitv1.SessionRequest, godwitv1.SessionResponse]) error {
+	s, host, deadlines := a.server, hostOf(ctx), callerOf(ctx).deadlines
+	_ = deadlines.SetReadDeadline(time.Now().Add(helloWithin))
+	first, err := stream.Receive()
+	if err != nil {
+		return err
+	}
+	_ = deadlines.SetReadDeadline(time.Time{})
+	hello := first.GetHello()
+	if hello == nil {
+		return &fleet.Error{Code: fleet.Invalid, Op: "open session", Subject: "host " + string(host), Cause: "its first message is not Hello"}
+	}
+	welcome := &godwitv1.Welcome{HeartbeatMs: s.config.Heartbeat.Milliseconds()}
+	if err := stream.Send(&godwitv1.SessionResponse{Message: &godwitv1.SessionResponse_Welcome{Welcome: welcome}}); err != nil {
+		return err
+	}
+	one := newSession(host, s.config.Heartbeat)
+	if err := s.hub.open(ctx, one); err != nil {
+		return err
+	}
+	defer s.hub.close(one)
+	before, err := s.noteHost(ctx, host, hello)
+	if err != nil {
+		return err
+	}
+	s.log.Info("host is up", "host", host, "address", hello.GetHost().GetAddress())
+	s.addresses.connected(host)
+	s.lifecycle.connected(ctx, host, before, hello)
+	s.migrations.connected(host)
+	err = one.serve(ctx, stream, deadlines, func(message *godwitv1.SessionRequest) {
+		// A report that has arrived is dealt with even if the session ends.
+		s.hear(context.WithoutCancel(ctx), host, message)
+	})
+	s.addresses.disconnected(host)
+	s.log.Info("host is down", "host", host, "cause", err)
+	return err
+}
+
+// hear takes one message of a session.
+func (s *Server) hear(ctx context.Context, host fleet.HostName, message *godwitv1.SessionRequest) {
+	if applied := message.GetAddressesApplied(); applied != nil {
+		s.addresses.ack(host, applied.GetVersion())
+		return
+	}
+	report := message.GetReport()
+	switch {
+	case report == nil:
+		s.log.Warn("a message of no known kind", "host", host)
+	case isMigration(report):
+		s.migrations.report(ctx, host, report)
+	default:
+		s.lifecycle.report(ctx, host, report)
+	}
+}
+
+// isMigration tells by the subject. A VM's name may begin like a migration's
+// id, but what is reported of VMs are instances, and of migrations never.
+func isMigration(report *godwitv1.Report) bool {
+	return strings.HasPrefix(report.GetSubject(), migrationPrefix) && report.GetInstance() == nil
+}
+
+// noteHost writes what a host says of itself to its record, and gives the
+// record as it was before; it is zero for a new host.
+func (s *Server) noteHost(ctx context.Context, name fleet.HostName, hello *godwitv1.Hello) (before fleet.Host, err error) {
+	host, err := decodeHello(name, hello)
+	if err != nil {
+		return before, err
+	}
+	for range maxConflicts {
+		entry, err := s.tables.hosts.Get(ctx, string(name))
+		if err != nil && fleet.CodeOf(err) != fleet.NotFound {
+			return before, err
+		}
+		before = entry.Value
+		host.Cordoned, host.Seen = before.Cordoned, time.Now()
+		_, err = s.tables.store.Commit(ctx, store.If(s.tables.hosts.At(string(name), entry.Version)), s.tables.hosts.Put(string(name), host))
+		if fleet.CodeOf(err) != fleet.Conflict {
+			return before, err
+		}
+	}
+	return before, tooManyConflicts("open session", "host "+string(name))
+}
+
+func decodeHello(name fleet.HostName, hello *godwitv1.Hello) (fleet.Host, error) {
+	host, _, err := wire.DecodeHost(hello.GetHost())
+	if err != nil {
+		return host, err
+	}
+	host.Name, host.BootID = name, hello.GetBootId()
+	refuse := func(path, problem string) (fleet.Host, error) {
+		return host, invalidField("open session", "host "+string(name), "host."+path, problem)
+	}
+	switch {
+	case !host.Address.IsValid():
+		return refuse("address", "is missing: other hosts must reach this one")
+	case host.CPUs <= 0:
+		return refuse("cpus", "must be at least 1")
+	case host.Memory == 0:
+		return refuse("memory_bytes", "must be more than 0")
+	}
+	return host, nil
+}
+
+func tooManyConflicts(op, subject string) error {
+	return &fleet.Error{
+		Code: fleet.Conflict, Op: op, Subject: subject,
+		Cause: "its records are being changed by somebody else", Hint: "try again",
+	}
+}

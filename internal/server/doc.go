@@ -1,0 +1,41 @@
+// Package server is the control plane: the API, the sessions with the agents,
+// the placement and life cycle of VMs, networks and the address map, and the
+// reconciler of migrations.
+//
+// # Truth and order
+//
+// All truth is in the store; a server can die at any instant and another one
+// takes up what is written there. Every change is one commit conditioned on
+// the versions it was decided on. Save first, act after: a host is told
+// something only once the record that says so is stored.
+//
+// The mirror follows the store by one watch and holds the records that must be
+// at hand (VMs, hosts, networks, migrations). What it says may be some
+// milliseconds old; whatever decides reads the store itself.
+//
+// # Sessions
+//
+// An agent holds one stream to the server. The newest session of a host is the
+// session: it first ends the older one and waits until its last report was
+// handled, so the reports of a host are handled one after the other and in
+// order, also over a reconnect. Who is speaking is what the certificate says,
+// never what a message says. Commands are queued per session, at most
+// sessionQueue of them, and are lost with it; whoever sent them sends them
+// again when the host connects, because an agent executes each once.
+//
+// # The life of an instance
+//
+// Commands of a VM's life cycle have the VM's name as subject, the owner's
+// epoch, and a fixed sequence each (sequenceStart and so on). Hosts answer and
+// report by InstanceReport; only what the owner's host says of the owner's
+// epoch counts. "exited" with no cause or with "guest-shutdown" is the guest's
+// own powering off; with any other cause it is a failure. "absent" is a host's
+// word that it has no such instance.
+//
+// # Locks
+//
+// hub.mu, mirror.mu, addressPusher.mu and lifecycle.mu are never held while
+// another lock of the package is taken, except that addressPusher.mu is held
+// while the mirror is read and the hub is written to. None is held over a call
+// to the store or to a host.
+package server

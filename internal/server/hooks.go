@@ -1,0 +1,51 @@
+package server
+
+import (
+	"context"
+
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/api/godwit/v1/godwitv1connect"
+	"godwit.dev/godwit/internal/fleet"
+)
+
+// reportHandler takes what a host reports. The calls for one host come one
+// after the other, in the order in which it sent them.
+type reportHandler func(ctx context.Context, host fleet.HostName, report *godwitv1.Report)
+
+// migrationHooks is what the rest of the server asks of the migrations. None of
+// them may block longer than the store does, service and run aside.
+type migrationHooks struct {
+	// service is the API.
+	service godwitv1connect.MigrationServiceHandler
+	// commit answers a target that asks to run; host is the caller.
+	commit func(ctx context.Context, host fleet.HostName, request *godwitv1.CommitRequest) (*godwitv1.CommitResponse, error)
+	// report takes reports whose subject is a migration.
+	report reportHandler
+	// cancel asks a migration to end at the source. Conflict when it has
+	// committed. It does not wait until the migration has ended.
+	cancel func(ctx context.Context, id fleet.MigrationID, reason string) error
+	// connected follows a host's new session.
+	connected func(host fleet.HostName)
+	// run carries migrations on until ctx ends.
+	run func(ctx context.Context) error
+}
+
+// migrationsOf connects the reconciler to the rest of the server.
+func migrationsOf(r *reconciler) migrationHooks {
+	return migrationHooks{
+		service: &migrationService{tables: r.tables, runs: r},
+		commit:  r.commit,
+		report:  r.report,
+		cancel: func(ctx context.Context, id fleet.MigrationID, reason string) error {
+			return r.cancel(ctx, id, "server", reason)
+		},
+		connected: r.hostConnected,
+		run: func(ctx context.Context) error {
+			if err := r.resume(ctx); err != nil {
+				return err
+			}
+			<-ctx.Done()
+			return nil
+		},
+	}
+}

@@ -1,0 +1,134 @@
+package server
+
+import (
+	"context"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/pki"
+	"godwit.dev/godwit/internal/store"
+	"godwit.dev/godwit/internal/wire"
+)
+
+// Lives of enrolment tokens.
+const (
+	defaultTokenLife = time.Hour
+	maxTokenLife     = 30 * 24 * time.Hour
+)
+
+// hostService is the API of hosts.
+type hostService struct{ server *Server }
+
+func (h hostService) Get(ctx context.Context, request *godwitv1.GetHostRequest) (*godwitv1.GetHostResponse, error) {
+	entry, err := h.server.getHost(ctx, "show", request.GetName())
+	if err != nil {
+		return nil, err
+	}
+	host, err := h.show(ctx, entry)
+	return &godwitv1.GetHostResponse{Host: host}, err
+}
+
+func (h hostService) List(ctx context.Context, request *godwitv1.ListHostsRequest) (*godwitv1.ListHostsResponse, error) {
+	entries, token, err := readPage(ctx, h.server.tables.hosts, request.GetPage(), nil)
+	if err != nil {
+		return nil, err
+	}
+	response := &godwitv1.ListHostsResponse{NextToken: token}
+	for _, entry := range entries {
+		host, err := h.show(ctx, entry)
+		if err != nil {
+			return nil, err
+		}
+		response.Hosts = append(response.Hosts, host)
+	}
+	return response, nil
+}
+
+// show adds to a host's record what is reserved on it and whether it is up.
+func (h hostService) show(ctx context.Context, entry store.Entry[fleet.Host]) (*godwitv1.Host, error) {
+	ledger, err := h.server.tables.ledgers.Get(ctx, entry.Name)
+	if err != nil && fleet.CodeOf(err) != fleet.NotFound {
+		return nil, err
+	}
+	state := "up"
+	switch {
+	case !h.server.hub.connected(entry.Value.Name):
+		state = "down"
+	case entry.Value.Cordoned:
+		state = "cordoned"
+	}
+	return wire.EncodeHost(entry.Value, wire.HostStatus{State: state, Reserved: ledger.Value.Sum(), Version: entry.Version}), nil
+}
+
+func (h hostService) Cordon(ctx context.Context, request *godwitv1.CordonHostRequest) (*godwitv1.CordonHostResponse, error) {
+	hosts := h.server.tables.hosts
+	for range maxConflicts {
+		entry, err := h.server.getHost(ctx, "cordon", request.GetName())
+		if err != nil {
+			return nil, err
+		}
+		entry.Value.Cordoned = request.GetCordoned()
+		revision, err := h.server.tables.store.Commit(ctx, store.If(hosts.At(entry.Name, entry.Version)), hosts.Put(entry.Name, entry.Value))
+		if fleet.CodeOf(err) == fleet.Conflict {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		entry.Version = revision
+		host, err := h.show(ctx, entry)
+		return &godwitv1.CordonHostResponse{Host: host}, err
+	}
+	return nil, tooManyConflicts("cordon", "host "+request.GetName())
+}
+
+// CreateToken makes a token whose text exists in the answer only.
+func (h hostService) CreateToken(ctx context.Context, request *godwitv1.CreateTokenRequest) (*godwitv1.CreateTokenResponse, error) {
+	if err := fleet.CheckName(request.GetHost()); err != nil {
+		return nil, invalidField("make token", "host "+request.GetHost(), "host", err.Error())
+	}
+	life := defaultTokenLife
+	if seconds := request.GetValidSeconds(); seconds != 0 {
+		if seconds < 0 || seconds > int64(maxTokenLife/time.Second) {
+			return nil, invalidField("make token", "host "+request.GetHost(), "valid_seconds", "must be between 1 and 2592000, which is 30 days")
+		}
+		life = time.Duration(seconds) * time.Second
+	}
+	token := pki.NewToken(h.server.authority.Fingerprint())
+	record := pki.TokenRecord{Hash: token.Hash(), Host: fleet.HostName(request.GetHost()), ExpiresAt: time.Now().Add(life)}
+	tokens := h.server.tables.tokens
+	if _, err := h.server.tables.store.Commit(ctx, store.If(tokens.Absent(record.Hash)), tokens.Put(record.Hash, record)); err != nil {
+		return nil, err
+	}
+	return &godwitv1.CreateTokenResponse{Token: token.Text(), Expires: timestamppb.New(record.ExpiresAt)}, nil
+}
+
+func (s *Server) getHost(ctx context.Context, op, name string) (store.Entry[fleet.Host], error) {
+	return lookUp(ctx, s.tables.hosts, op, "host", name)
+}
+
+func (s *Server) getVM(ctx context.Context, op, name string) (store.Entry[fleet.VM], error) {
+	return lookUp(ctx, s.tables.vms, op, "vm", name)
+}
+
+func (s *Server) getNetwork(ctx context.Context, op, name string) (store.Entry[fleet.Network], error) {
+	return lookUp(ctx, s.tables.networks, op, "network", name)
+}
+
+// lookUp reads a record that a user has named.
+func lookUp[T any](ctx context.Context, table store.Table[T], op, noun, name string) (store.Entry[T], error) {
+	if name == "" {
+		return store.Entry[T]{}, invalidField(op, noun, "name", "is missing")
+	}
+	entry, err := table.Get(ctx, name)
+	if fleet.CodeOf(err) == fleet.NotFound {
+		err = &fleet.Error{
+			Code: fleet.NotFound, Op: op, Subject: noun + " " + name,
+			Cause: "there is no " + noun + " of that name", Hint: "godwit " + noun + " list shows them all",
+		}
+	}
+	return entry, err
+}

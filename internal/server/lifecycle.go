@@ -1,0 +1,210 @@
+package server
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"sync"
+
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/store"
+	"godwit.dev/godwit/internal/wire"
+)
+
+// Sequences of the commands of a VM's life cycle within one epoch. A command
+// that is sent again has the same one. Every Stop that is asked for is a new
+// command, since it may leave the guest less time than the one before.
+const (
+	sequenceStart     = 1
+	sequenceFirstStop = 2
+	sequenceForget    = 1 << 32
+)
+
+// lifecycle makes hosts do what the records of VMs say: VMs that are starting
+// or stopping have their command sent, after every change of the record and
+// after every reconnect, and what hosts report moves the record on.
+type lifecycle struct {
+	tables tables
+	mirror *mirror
+	hub    *hub
+	log    *slog.Logger
+	wake   chan struct{}
+
+	mu    sync.Mutex
+	dirty map[fleet.VMName]bool
+	told  map[fleet.VMName]order
+	// held are ends of instances whose VM a migration has locked: what they
+	// mean is only known when the migration has ended.
+	held map[fleet.VMName]heldReport
+}
+
+// order is a command that was sent: the same one is not sent twice to the same
+// session.
+type order struct {
+	owner    fleet.Owner
+	sequence uint64
+	session  uint64
+}
+
+type heldReport struct {
+	host   fleet.HostName
+	report *godwitv1.InstanceReport
+}
+
+func newLifecycle(t tables, m *mirror, h *hub, log *slog.Logger) *lifecycle {
+	return &lifecycle{
+		tables: t, mirror: m, hub: h, log: log, wake: make(chan struct{}, 1),
+		dirty: map[fleet.VMName]bool{}, told: map[fleet.VMName]order{}, held: map[fleet.VMName]heldReport{},
+	}
+}
+
+// changed says that a VM's record or its host's session has changed. It does
+// not block.
+func (l *lifecycle) changed(name fleet.VMName) {
+	l.mu.Lock()
+	l.dirty[name] = true
+	l.mu.Unlock()
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run looks after changed VMs until ctx ends.
+func (l *lifecycle) run(ctx context.Context) {
+	for {
+		select {
+		case <-l.wake:
+		case <-ctx.Done():
+			return
+		}
+		l.mu.Lock()
+		dirty := l.dirty
+		l.dirty = map[fleet.VMName]bool{}
+		l.mu.Unlock()
+		for name := range dirty {
+			l.look(ctx, name)
+		}
+	}
+}
+
+func (l *lifecycle) look(ctx context.Context, name fleet.VMName) {
+	entry, found := l.mirror.vm(name)
+	if !found {
+		l.mu.Lock()
+		delete(l.told, name)
+		delete(l.held, name)
+		l.mu.Unlock()
+		return
+	}
+	vm := entry.Value
+	if vm.Migration == "" {
+		l.settleHeld(ctx, name)
+	}
+	if vm.Phase == fleet.VMStarting || vm.Phase == fleet.VMStopping {
+		if err := l.tell(ctx, vm); err != nil {
+			l.log.Warn("a command waits for its host", "vm", name, "host", vm.Owner.Host, "error", err)
+		}
+	}
+}
+
+// tell sends the command of the VM's phase, once to each session.
+func (l *lifecycle) tell(ctx context.Context, vm fleet.VM) error {
+	session := l.hub.number(vm.Owner.Host)
+	if session == 0 {
+		return nil // told when the host connects
+	}
+	command, err := l.command(ctx, vm)
+	if err != nil {
+		return err
+	}
+	now := order{owner: vm.Owner, sequence: command.GetSequence(), session: session}
+	l.mu.Lock()
+	same := l.told[vm.Name] == now
+	l.mu.Unlock()
+	if same {
+		return nil
+	}
+	if err := l.hub.Send(vm.Owner.Host, command); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	l.told[vm.Name] = now
+	l.mu.Unlock()
+	return nil
+}
+
+func (l *lifecycle) command(ctx context.Context, vm fleet.VM) (*godwitv1.Command, error) {
+	command := &godwitv1.Command{Subject: string(vm.Name), Epoch: uint64(vm.Owner.Epoch)}
+	if vm.Phase == fleet.VMStopping {
+		asked, err := l.tables.stops.Get(ctx, string(vm.Name))
+		if err != nil {
+			return nil, err
+		}
+		command.Sequence = asked.Value.Sequence
+		command.Op = &godwitv1.Command_StopInstance{StopInstance: &godwitv1.StopInstance{
+			Vm: string(vm.Name), GraceMs: asked.Value.Grace.Milliseconds(),
+		}}
+		return command, nil
+	}
+	networks, err := portNetworks(ctx, l.tables, vm.Spec)
+	if err != nil {
+		return nil, err
+	}
+	command.Sequence = sequenceStart
+	command.Op = &godwitv1.Command_StartInstance{StartInstance: &godwitv1.StartInstance{Instance: &godwitv1.Instance{
+		Vm: string(vm.Name), Uid: string(vm.UID), Epoch: uint64(vm.Owner.Epoch),
+		Spec: wire.EncodeSpec(vm.Spec), Networks: networks,
+	}}}
+	return command, nil
+}
+
+// portNetworks gives the network of each port of a spec, without tunnels.
+func portNetworks(ctx context.Context, t tables, spec fleet.VMSpec) ([]*godwitv1.PortNetwork, error) {
+	var networks []*godwitv1.PortNetwork
+	for _, port := range spec.Ports {
+		network, err := t.networks.Get(ctx, string(port.Network))
+		if err != nil {
+			return nil, err
+		}
+		networks = append(networks, &godwitv1.PortNetwork{Port: port.Name, Vni: network.Value.VNI, Mtu: int32(network.Value.MTU)})
+	}
+	return networks, nil
+}
+
+// connected compares what a host has with what the records say. before is the
+// host's record from before this session.
+func (l *lifecycle) connected(ctx context.Context, host fleet.HostName, before fleet.Host, hello *godwitv1.Hello) {
+	for _, instance := range hello.GetInstances() {
+		l.observe(context.WithoutCancel(ctx), host, instance, 0)
+	}
+	rebooted := before.BootID != "" && before.BootID != hello.GetBootId()
+	for _, entry := range l.mirror.vmsOf(host) {
+		l.changed(entry.Value.Name)
+		if entry.Value.Phase == fleet.VMRunning && !hasInstance(hello, entry.Value) {
+			l.missing(context.WithoutCancel(ctx), host, entry, rebooted)
+		}
+	}
+}
+
+func hasInstance(hello *godwitv1.Hello, vm fleet.VM) bool {
+	return slices.ContainsFunc(hello.GetInstances(), func(i *godwitv1.InstanceReport) bool {
+		return i.GetVm() == string(vm.Name) && fleet.Epoch(i.GetEpoch()) == vm.Owner.Epoch
+	})
+}
+
+// missing deals with a VM that should run on a host that does not speak of it.
+// Only a reboot proves that it is gone; that the agent does not know it does
+// not.
+func (l *lifecycle) missing(ctx context.Context, host fleet.HostName, entry store.Entry[fleet.VM], rebooted bool) {
+	vm := entry.Value
+	if !rebooted {
+		l.log.Warn("a host does not know of a VM that should run there", "host", host, "vm", vm.Name)
+		return
+	}
+	l.observe(ctx, host, &godwitv1.InstanceReport{
+		Vm: string(vm.Name), Uid: string(vm.UID), Epoch: uint64(vm.Owner.Epoch),
+		State: instanceExited, Cause: "host " + string(host) + " was rebooted",
+	}, 0)
+}

@@ -1,0 +1,171 @@
+package server
+
+import (
+	"context"
+	"time"
+
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/store"
+)
+
+// States of an instance, as in InstanceReport.
+const (
+	instanceRunning = "running"
+	instanceExited  = "exited"
+	instanceAbsent  = "absent"
+)
+
+// guestShutdown is the cause of an exit that the guest itself asked for, as
+// QEMU names it (ShutdownCause in qapi/run-state.json).
+const guestShutdown = "guest-shutdown"
+
+// reportWithin bounds what one report may cost.
+const reportWithin = 15 * time.Second
+
+// report takes what a host says of an instance.
+func (l *lifecycle) report(ctx context.Context, host fleet.HostName, report *godwitv1.Report) {
+	instance := report.GetInstance()
+	if instance == nil {
+		l.log.Warn("a report of no known kind", "host", host, "subject", report.GetSubject())
+		return
+	}
+	l.observe(ctx, host, instance, report.GetSequence())
+}
+
+// observe moves the VM's record on by what a host says. answers is the
+// sequence of the command it answers, or 0.
+func (l *lifecycle) observe(ctx context.Context, host fleet.HostName, said *godwitv1.InstanceReport, answers uint64) {
+	ctx, cancel := context.WithTimeout(ctx, reportWithin)
+	defer cancel()
+	for range maxConflicts {
+		entry, err := l.tables.vms.Get(ctx, said.GetVm())
+		switch {
+		case fleet.CodeOf(err) == fleet.NotFound:
+			l.log.Warn("a host has an instance of a VM that is not known; it is left alone", "host", host, "vm", said.GetVm(), "epoch", said.GetEpoch())
+			return
+		case err == nil && entry.Value.Owner != fleet.Owner{Host: host, Epoch: fleet.Epoch(said.GetEpoch())}:
+			l.notOwner(host, entry.Value, said)
+			return
+		case err == nil:
+			err = l.move(ctx, host, entry, said, answers)
+		}
+		if fleet.CodeOf(err) == fleet.Conflict {
+			continue
+		}
+		if err != nil {
+			l.log.Warn("a report was not taken; the host repeats it when it connects", "host", host, "vm", said.GetVm(), "error", err)
+		}
+		return
+	}
+	l.log.Warn("a report was not taken: the VM's record keeps changing", "host", host, "vm", said.GetVm())
+}
+
+// move changes the record of a VM by what its owner says.
+func (l *lifecycle) move(ctx context.Context, host fleet.HostName, entry store.Entry[fleet.VM], said *godwitv1.InstanceReport, answers uint64) error {
+	vm := entry.Value
+	if said.GetUid() != "" && said.GetUid() != string(vm.UID) {
+		l.log.Warn("a host has an instance of an older VM of that name; it is left alone", "host", host, "vm", vm.Name, "uid", said.GetUid())
+		return nil
+	}
+	switch said.GetState() {
+	case instanceRunning:
+		if vm.Phase != fleet.VMStarting {
+			return nil
+		}
+		vm.Phase, vm.Cause = fleet.VMRunning, ""
+		_, err := l.tables.store.Commit(ctx, store.If(l.tables.vms.At(entry.Name, entry.Version)), l.tables.vms.Put(entry.Name, vm))
+		return err
+	case instanceExited, instanceAbsent:
+	default:
+		return nil
+	}
+	if vm.Migration != "" {
+		l.mu.Lock()
+		l.held[vm.Name] = heldReport{host: host, report: said}
+		l.mu.Unlock()
+		l.changed(vm.Name) // the lock may be gone before this is seen
+		return nil
+	}
+	if vm.Phase == fleet.VMStarting && said.GetState() == instanceAbsent && answers != sequenceStart {
+		return nil // it is still being told
+	}
+	return l.end(ctx, host, entry, said)
+}
+
+// end records that the instance is gone, and gives its capacity back in the
+// same commit.
+func (l *lifecycle) end(ctx context.Context, host fleet.HostName, entry store.Entry[fleet.VM], said *godwitv1.InstanceReport) error {
+	vm := entry.Value
+	vm.Phase, vm.Cause = afterEnd(vm.Phase, host, said)
+	vm.Owner.Host = "" // the epoch stays: it only ever grows
+	ledger, err := l.tables.ledgers.Get(ctx, string(host))
+	if err != nil && fleet.CodeOf(err) != fleet.NotFound {
+		return err
+	}
+	conditions := store.If(l.tables.vms.At(entry.Name, entry.Version))
+	ops := []store.Op{l.tables.vms.Put(entry.Name, vm), l.tables.stops.Delete(entry.Name)}
+	if _, claimed := ledger.Value.Claims[vm.UID]; claimed {
+		delete(ledger.Value.Claims, vm.UID)
+		conditions = append(conditions, l.tables.ledgers.At(ledger.Name, ledger.Version))
+		ops = append(ops, l.tables.ledgers.Put(ledger.Name, ledger.Value))
+	}
+	if _, err = l.tables.store.Commit(ctx, conditions, ops...); err != nil {
+		return err
+	}
+	l.log.Info("instance ended", "vm", vm.Name, "host", host, "phase", vm.Phase, "cause", vm.Cause)
+	return nil
+}
+
+// afterEnd says what the end of an instance means for its VM.
+func afterEnd(phase fleet.VMPhase, host fleet.HostName, said *godwitv1.InstanceReport) (fleet.VMPhase, string) {
+	cause := said.GetCause()
+	switch {
+	case phase == fleet.VMStopping:
+		return fleet.VMStopped, ""
+	case said.GetState() == instanceAbsent && cause == "":
+		return fleet.VMFailed, "host " + string(host) + " has no instance of it any more"
+	case cause == "" && phase == fleet.VMStarting:
+		return fleet.VMFailed, "its instance ended on host " + string(host) + " before it ran"
+	case cause == "", cause == guestShutdown:
+		return fleet.VMStopped, "the guest powered itself off"
+	}
+	return fleet.VMFailed, cause
+}
+
+// settleHeld takes up a report that had to wait for the end of a migration. It
+// counts only if the VM stayed where the report came from.
+func (l *lifecycle) settleHeld(ctx context.Context, name fleet.VMName) {
+	l.mu.Lock()
+	held, found := l.held[name]
+	delete(l.held, name)
+	l.mu.Unlock()
+	if found {
+		l.observe(ctx, held.host, held.report, 0)
+	}
+}
+
+// notOwner deals with an instance that is not the owner's. It is removed only
+// if the record proves it stale: the owner is another host, its epoch is not
+// older, and no migration has anything left to do there.
+func (l *lifecycle) notOwner(host fleet.HostName, vm fleet.VM, said *godwitv1.InstanceReport) {
+	epoch := fleet.Epoch(said.GetEpoch())
+	if said.GetState() == instanceExited || said.GetState() == instanceAbsent {
+		return
+	}
+	sameVM := said.GetUid() == string(vm.UID)
+	newer := vm.Owner.Epoch > epoch || vm.Owner.Epoch == epoch && vm.Owner.Host != "" && vm.Owner.Host != host
+	if !sameVM || !newer || vm.Migration != "" || l.mirror.moving(vm.Name, host) {
+		l.log.Warn("a host has an instance that is not the owner's and not proven stale; it is left alone",
+			"host", host, "vm", vm.Name, "epoch", epoch, "owner", vm.Owner.Host, "ownerEpoch", vm.Owner.Epoch)
+		return
+	}
+	l.log.Info("a stale instance is removed", "host", host, "vm", vm.Name, "epoch", epoch, "ownerEpoch", vm.Owner.Epoch)
+	command := &godwitv1.Command{
+		Subject: string(vm.Name), Epoch: said.GetEpoch(), Sequence: sequenceForget,
+		Op: &godwitv1.Command_ForgetInstance{ForgetInstance: &godwitv1.ForgetInstance{Vm: string(vm.Name), Epoch: said.GetEpoch()}},
+	}
+	if err := l.hub.Send(host, command); err != nil {
+		l.log.Warn("a stale instance could not be removed", "host", host, "vm", vm.Name, "error", err)
+	}
+}

@@ -1,0 +1,230 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"strings"
+	"sync"
+
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/migration"
+	"godwit.dev/godwit/internal/store"
+)
+
+// mirror follows the store: the VMs, hosts, networks and migrations as of some
+// milliseconds ago. One watch over the whole store keeps them in step.
+type mirror struct {
+	tables tables
+	log    *slog.Logger
+	// vmChanged and changed are told of every change, of a VM and of anything.
+	// They are called by one goroutine and must not block.
+	vmChanged func(fleet.VMName)
+	changed   func()
+
+	mu         sync.RWMutex
+	at         position
+	vms        map[fleet.VMName]store.Entry[fleet.VM]
+	hosts      map[fleet.HostName]fleet.Host
+	networks   map[fleet.NetworkName]fleet.Network
+	migrations map[fleet.MigrationID]move
+}
+
+// position is a point in the store's history of changes: a revision and, since
+// one commit can change several records, how many of its changes were seen.
+type position struct {
+	revision int64
+	seen     int64
+}
+
+// version orders positions, and is the same on every server.
+func (p position) version() int64 { return p.revision*store.MaxOps + p.seen }
+
+// move is what the mirror keeps of a migration.
+type move struct {
+	vm             fleet.VMName
+	source, target fleet.HostName
+	over           bool // neither host has anything left to do for it
+}
+
+func newMirror(t tables, log *slog.Logger) *mirror {
+	return &mirror{tables: t, log: log, vmChanged: func(fleet.VMName) {}, changed: func() {}}
+}
+
+// load reads everything anew and gives the revision it is true for.
+func (m *mirror) load(ctx context.Context) (revision int64, err error) {
+	records, revision, err := m.tables.store.All(ctx, "")
+	if err != nil {
+		return 0, err
+	}
+	m.mu.Lock()
+	m.vms = map[fleet.VMName]store.Entry[fleet.VM]{}
+	m.hosts = map[fleet.HostName]fleet.Host{}
+	m.networks = map[fleet.NetworkName]fleet.Network{}
+	m.migrations = map[fleet.MigrationID]move{}
+	for _, record := range records {
+		if err := m.put(store.Event{Record: record}); err != nil {
+			m.log.Error("a record cannot be read", "key", record.Key, "error", err)
+		}
+	}
+	m.at = position{revision: revision, seen: store.MaxOps - 1}
+	names := make([]fleet.VMName, 0, len(m.vms))
+	for name := range m.vms {
+		names = append(names, name)
+	}
+	m.mu.Unlock()
+	for _, name := range names {
+		m.vmChanged(name)
+	}
+	m.changed()
+	return revision, nil
+}
+
+// follow keeps the mirror up to date after a load, until ctx ends.
+func (m *mirror) follow(ctx context.Context, revision int64) error {
+	for {
+		watch := m.tables.store.Watch(ctx, "", revision)
+		for event := range watch.Events() {
+			m.apply(ctx, event)
+		}
+		switch err := watch.Err(); {
+		case ctx.Err() != nil:
+			return nil
+		case !errors.Is(err, store.ErrCompacted):
+			return err
+		}
+		var err error
+		if revision, err = m.load(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+func (m *mirror) apply(ctx context.Context, event store.Event) {
+	table, name, _ := strings.Cut(event.Key, "/")
+	switch table + "/" {
+	case m.tables.vms.Prefix(), m.tables.hosts.Prefix(), m.tables.networks.Prefix():
+	case m.tables.migrations.Prefix():
+		m.refreshVMOf(ctx, event)
+	default:
+		return
+	}
+	m.mu.Lock()
+	if event.Version > m.at.revision {
+		m.at = position{revision: event.Version}
+	} else {
+		m.at.seen++
+	}
+	err := m.put(event)
+	m.mu.Unlock()
+	if err != nil {
+		m.log.Error("a record cannot be read", "key", event.Key, "error", err)
+	}
+	if table+"/" == m.tables.vms.Prefix() {
+		m.vmChanged(fleet.VMName(name))
+	}
+	m.changed()
+}
+
+// refreshVMOf reads the VM of a migration before the migration's change is
+// shown. One commit may change both, and whoever hears that the addresses as of
+// that commit are applied must be able to rely on the VM's owner being in them.
+func (m *mirror) refreshVMOf(ctx context.Context, event store.Event) {
+	if event.Deleted {
+		return
+	}
+	changed, err := m.tables.migrations.Decode(event.Record)
+	if err != nil {
+		return // put reports it
+	}
+	name := changed.Value.VM
+	entry, err := m.tables.vms.Get(ctx, string(name))
+	if err != nil {
+		return // deleted, or the store is gone and the watch tells soon
+	}
+	m.mu.Lock()
+	newer := entry.Version > m.vms[name].Version
+	if newer {
+		m.vms[name] = entry
+	}
+	m.mu.Unlock()
+	if newer {
+		m.vmChanged(name)
+	}
+}
+
+// put must be called with mu held.
+func (m *mirror) put(event store.Event) error {
+	table, name, _ := strings.Cut(event.Key, "/")
+	switch table + "/" {
+	case m.tables.vms.Prefix():
+		return m.putVM(event)
+	case m.tables.hosts.Prefix():
+		return putInto(m.hosts, fleet.HostName(name), event, m.tables.hosts, keep[fleet.Host])
+	case m.tables.networks.Prefix():
+		return putInto(m.networks, fleet.NetworkName(name), event, m.tables.networks, keep[fleet.Network])
+	case m.tables.migrations.Prefix():
+		return putInto(m.migrations, fleet.MigrationID(name), event, m.tables.migrations, moveOf)
+	}
+	return nil
+}
+
+func (m *mirror) putVM(event store.Event) error {
+	name := fleet.VMName(m.tables.vms.Name(event.Record))
+	if event.Version < m.vms[name].Version {
+		return nil // refresh was faster
+	}
+	return putInto(m.vms, name, event, m.tables.vms, func(e store.Entry[fleet.VM]) store.Entry[fleet.VM] { return e })
+}
+
+func putInto[K comparable, T, V any](into map[K]V, key K, event store.Event, table store.Table[T], pick func(store.Entry[T]) V) error {
+	if event.Deleted {
+		delete(into, key)
+		return nil
+	}
+	entry, err := table.Decode(event.Record)
+	if err == nil {
+		into[key] = pick(entry)
+	}
+	return err
+}
+
+func keep[T any](entry store.Entry[T]) T { return entry.Value }
+
+func moveOf(entry store.Entry[migration.Migration]) move {
+	m := entry.Value
+	return move{vm: m.VM, source: m.Source, target: m.Target, over: m.State.Final() && len(m.Pending) == 0}
+}
+
+// vm gives a VM's record.
+func (m *mirror) vm(name fleet.VMName) (store.Entry[fleet.VM], bool) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	entry, found := m.vms[name]
+	return entry, found
+}
+
+// vmsOf lists the VMs that a host owns, in no order.
+func (m *mirror) vmsOf(host fleet.HostName) (owned []store.Entry[fleet.VM]) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	for _, entry := range m.vms {
+		if entry.Value.Owner.Host == host {
+			owned = append(owned, entry)
+		}
+	}
+	return owned
+}
+
+// moving reports whether a migration of the VM from or to the host still has
+// something to do.
+func (m *mirror) moving(vm fleet.VMName, host fleet.HostName) bool {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	for _, move := range m.migrations {
+		if move.vm == vm && !move.over && (move.source == host || move.target == host) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,186 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/store"
+	"godwit.dev/godwit/internal/wire"
+)
+
+// Limits of networks.
+const (
+	defaultMTU = 1500
+	minMTU     = 1280 // IPv6 needs as much (RFC 8200, section 5)
+	maxMTU     = 65535 - 50
+	maxSubnets = 16
+)
+
+// networkService is the API of networks.
+type networkService struct{ server *Server }
+
+func (n networkService) Get(ctx context.Context, request *godwitv1.GetNetworkRequest) (*godwitv1.GetNetworkResponse, error) {
+	entry, err := n.server.getNetwork(ctx, "show", request.GetName())
+	if err != nil {
+		return nil, err
+	}
+	return &godwitv1.GetNetworkResponse{Network: wire.EncodeNetwork(entry.Value, entry.Version)}, nil
+}
+
+func (n networkService) List(ctx context.Context, request *godwitv1.ListNetworksRequest) (*godwitv1.ListNetworksResponse, error) {
+	entries, token, err := readPage(ctx, n.server.tables.networks, request.GetPage(), nil)
+	if err != nil {
+		return nil, err
+	}
+	response := &godwitv1.ListNetworksResponse{NextToken: token}
+	for _, entry := range entries {
+		response.Networks = append(response.Networks, wire.EncodeNetwork(entry.Value, entry.Version))
+	}
+	return response, nil
+}
+
+func (n networkService) Create(ctx context.Context, request *godwitv1.CreateNetworkRequest) (*godwitv1.CreateNetworkResponse, error) {
+	t := n.server.tables
+	network, _, err := wire.DecodeNetwork(request.GetNetwork())
+	if err != nil {
+		return nil, err
+	}
+	if network.MTU == 0 {
+		network.MTU = defaultMTU
+	}
+	if found := validateNetwork(network); len(found) > 0 {
+		return nil, &fleet.Error{Code: fleet.Invalid, Op: "create", Subject: "network " + string(network.Name),
+			Cause: "the network is not valid", Fields: found}
+	}
+	name, chosen := string(network.Name), network.VNI == 0
+	for range maxConflicts {
+		if err := n.checkFree(ctx, name); err != nil {
+			return nil, err
+		}
+		if chosen {
+			if network.VNI, err = t.freeVNI(ctx); err != nil {
+				return nil, err
+			}
+		} else if err := n.checkVNI(ctx, network); err != nil {
+			return nil, err
+		}
+		key := vniKey(network.VNI)
+		revision, err := t.store.Commit(ctx, store.If(t.networks.Absent(name), t.vnis.Absent(key)),
+			t.networks.Put(name, network), t.vnis.Put(key, vniHolder{Network: network.Name}))
+		if fleet.CodeOf(err) == fleet.Conflict {
+			continue
+		}
+		return &godwitv1.CreateNetworkResponse{Network: wire.EncodeNetwork(network, revision)}, err
+	}
+	return nil, tooManyConflicts("create", "network "+name)
+}
+
+func (n networkService) checkFree(ctx context.Context, name string) error {
+	_, err := n.server.tables.networks.Get(ctx, name)
+	switch fleet.CodeOf(err) {
+	case fleet.NotFound:
+		return nil
+	case "":
+		return &fleet.Error{Code: fleet.Exists, Op: "create", Subject: "network " + name, Cause: "there is a network of that name already"}
+	}
+	return err
+}
+
+func (n networkService) checkVNI(ctx context.Context, network fleet.Network) error {
+	holder, err := n.server.tables.vnis.Get(ctx, vniKey(network.VNI))
+	switch fleet.CodeOf(err) {
+	case fleet.NotFound:
+		return nil
+	case "":
+		return &fleet.Error{Code: fleet.Exists, Op: "create", Subject: "network " + string(network.Name),
+			Cause: fmt.Sprintf("VNI %d is that of network %s", network.VNI, holder.Value.Network),
+			Hint:  "choose another one, or none to let the server choose"}
+	}
+	return err
+}
+
+// freeVNI gives the lowest VNI of networks that nobody has.
+func (t tables) freeVNI(ctx context.Context) (uint32, error) {
+	entries, _, err := t.vnis.All(ctx)
+	if err != nil {
+		return 0, err
+	}
+	taken := map[string]bool{}
+	for _, entry := range entries {
+		taken[entry.Name] = true
+	}
+	for vni := firstNetworkVNI; vni <= lastNetworkVNI; vni++ {
+		if !taken[vniKey(vni)] {
+			return vni, nil
+		}
+	}
+	return 0, &fleet.Error{Code: fleet.Exhausted, Op: "choose VNI", Cause: "all VNIs are in use"}
+}
+
+// validateNetwork gives everything that is wrong with a new network.
+func validateNetwork(network fleet.Network) findings {
+	var found findings
+	if err := fleet.CheckName(string(network.Name)); err != nil {
+		found.add("name", "%v", err)
+	}
+	if network.VNI > lastNetworkVNI {
+		found.add("vni", "is %d, must be between %d and %d", network.VNI, firstNetworkVNI, lastNetworkVNI)
+	}
+	if network.MTU < minMTU || network.MTU > maxMTU {
+		found.add("mtu", "is %d, must be between %d and %d", network.MTU, minMTU, maxMTU)
+	}
+	if len(network.Endpoints) > 0 {
+		found.add("endpoints", "are attached once the network exists")
+	}
+	if len(network.Subnets) > maxSubnets {
+		found.add("subnets", "are %d, at most %d are possible", len(network.Subnets), maxSubnets)
+		return found
+	}
+	for i, subnet := range network.Subnets {
+		found.checkSubnet(fmt.Sprintf("subnets[%d]", i), subnet, network.Subnets[:i])
+	}
+	return found
+}
+
+func (f *findings) checkSubnet(field string, subnet netip.Prefix, before []netip.Prefix) {
+	switch {
+	case subnet != subnet.Masked():
+		f.add(field, "%s has host bits: the subnet is %s", subnet, subnet.Masked())
+	case subnet.Addr().IsMulticast() || subnet.Addr().IsLoopback() || subnet.Addr().Is4In6():
+		f.add(field, "%s has no addresses that a port can have", subnet)
+	}
+	for i, other := range before {
+		if subnet.Overlaps(other) {
+			f.add(field, "%s overlaps with subnets[%d], %s", subnet, i, other)
+		}
+	}
+}
+
+// Delete removes a network that nobody has an address in.
+func (n networkService) Delete(ctx context.Context, request *godwitv1.DeleteNetworkRequest) (*godwitv1.DeleteNetworkResponse, error) {
+	t := n.server.tables
+	for range maxConflicts {
+		entry, err := n.server.getNetwork(ctx, "delete", request.GetName())
+		if err != nil {
+			return nil, err
+		}
+		taken, err := t.takenAddresses(ctx, entry.Value.Name)
+		if err != nil {
+			return nil, err
+		}
+		if len(taken) > 0 {
+			return nil, inUse(entry.Name, taken)
+		}
+		// Whoever takes an address puts the network, too, so that its version
+		// says that nobody has come since.
+		_, err = t.store.Commit(ctx, store.If(t.networks.At(entry.Name, entry.Version)),
+			t.networks.Delete(entry.Name), t.vnis.Delete(vniKey(entry.Value.VNI)))
+		if fleet.CodeOf(err) != fleet.Conflict {
+			return &godwitv1.DeleteNetworkResponse{}, err
+		}
+	}
+	return nil, tooManyConflicts("delete", "network "+request.GetName())
+}

@@ -1,0 +1,167 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"sync"
+	"time"
+
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/fleet"
+)
+
+const (
+	sessionQueue = 256 // messages each way
+	// missedBeats is how many heartbeats may be missing before a host is down.
+	missedBeats = 3
+	// farewell bounds the sending of what is on its way when a session ends.
+	farewell = time.Second
+)
+
+// messageStream is the stream of a session, as Connect gives it.
+type messageStream interface {
+	Receive() (*godwitv1.SessionRequest, error)
+	Send(*godwitv1.SessionResponse) error
+}
+
+// session is one stream with one agent.
+type session struct {
+	host   fleet.HostName
+	number uint64
+	beat   time.Duration
+
+	queue     chan *godwitv1.SessionResponse
+	addresses chan *godwitv1.AddressMap // the newest only
+
+	ended    chan struct{} // the session is to end
+	finished chan struct{} // it has ended and its last report was handled
+	once     sync.Once
+	cause    error // written before ended is closed
+}
+
+func newSession(host fleet.HostName, beat time.Duration) *session {
+	return &session{
+		host: host, beat: beat,
+		queue:     make(chan *godwitv1.SessionResponse, sessionQueue),
+		addresses: make(chan *godwitv1.AddressMap, 1),
+		ended:     make(chan struct{}), finished: make(chan struct{}),
+	}
+}
+
+// end makes the session end with the first cause given.
+func (s *session) end(cause error) {
+	s.once.Do(func() {
+		s.cause = cause
+		close(s.ended)
+	})
+}
+
+func (s *session) send(message *godwitv1.SessionResponse) error {
+	select {
+	case s.queue <- message:
+		return nil
+	default:
+		return &fleet.Error{
+			Code: fleet.Exhausted, Op: "command", Subject: "host " + string(s.host),
+			Cause: fmt.Sprintf("%d messages wait for it already", sessionQueue),
+		}
+	}
+}
+
+// sendAddresses has one caller at a time.
+func (s *session) sendAddresses(addresses *godwitv1.AddressMap) {
+	select {
+	case <-s.addresses: // overtaken before it was sent
+	default:
+	}
+	s.addresses <- addresses
+}
+
+// serve runs the session until it ends and gives the reason. handle is called
+// for one message after the other. deadlines unblocks the stream.
+func (s *session) serve(ctx context.Context, stream messageStream, deadlines *http.ResponseController, handle func(*godwitv1.SessionRequest)) error {
+	stop := context.AfterFunc(ctx, func() { s.end(ctx.Err()) })
+	defer stop()
+	inbox := make(chan *godwitv1.SessionRequest, sessionQueue)
+	var reader, writer sync.WaitGroup
+	reader.Go(func() { s.read(stream, inbox) })
+	writer.Go(func() { s.write(stream) })
+	for running := true; running; {
+		select {
+		case message := <-inbox:
+			handle(message)
+		case <-s.ended:
+			running = false
+		}
+	}
+	// The stream may be used only while the handler runs, so both must be
+	// done first. A deadline is what frees them from a peer that is silent
+	// or does not read.
+	late := time.AfterFunc(farewell, func() { _ = deadlines.SetWriteDeadline(time.Now()) })
+	writer.Wait()
+	late.Stop()
+	_ = deadlines.SetReadDeadline(time.Now())
+	reader.Wait()
+	return s.cause
+}
+
+// read hands on what the agent sends, heartbeats aside, and ends the session
+// when it hears nothing for too long.
+func (s *session) read(stream messageStream, inbox chan<- *godwitv1.SessionRequest) {
+	silence := missedBeats * s.beat
+	watchdog := time.AfterFunc(silence, func() {
+		s.end(&fleet.Error{
+			Code: fleet.Deadline, Op: "keep session", Subject: "host " + string(s.host),
+			Cause: fmt.Sprintf("nothing was heard of it for %v", silence),
+		})
+	})
+	defer watchdog.Stop()
+	for {
+		message, err := stream.Receive()
+		if err != nil {
+			s.end(endOfStream(err))
+			return
+		}
+		if message.GetHeartbeat() == nil {
+			// While the handlers are behind it is not the host that is slow.
+			watchdog.Stop()
+			select {
+			case inbox <- message:
+			case <-s.ended:
+				return
+			}
+		}
+		watchdog.Reset(silence)
+	}
+}
+
+func endOfStream(err error) error {
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
+}
+
+func (s *session) write(stream messageStream) {
+	beats := time.NewTicker(s.beat)
+	defer beats.Stop()
+	for {
+		var message *godwitv1.SessionResponse
+		select {
+		case message = <-s.queue:
+		case addresses := <-s.addresses:
+			message = &godwitv1.SessionResponse{Message: &godwitv1.SessionResponse_Addresses{Addresses: addresses}}
+		case <-beats.C:
+			message = &godwitv1.SessionResponse{Message: &godwitv1.SessionResponse_Heartbeat{Heartbeat: &godwitv1.Heartbeat{}}}
+		case <-s.ended:
+			return
+		}
+		if err := stream.Send(message); err != nil {
+			s.end(err)
+			return
+		}
+	}
+}

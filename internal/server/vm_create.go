@@ -1,0 +1,130 @@
+package server
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"time"
+
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/store"
+	"godwit.dev/godwit/internal/wire"
+)
+
+// Create records a VM and, unless told otherwise, starts it, all in one commit:
+// a VM that fits nowhere is not created.
+func (v vmService) Create(ctx context.Context, request *godwitv1.CreateVMRequest) (*godwitv1.CreateVMResponse, error) {
+	s := v.server
+	s.admission.Lock()
+	defer s.admission.Unlock()
+	for range maxConflicts {
+		response, err := s.create(ctx, request)
+		if fleet.CodeOf(err) == fleet.Conflict {
+			continue
+		}
+		return response, err
+	}
+	return nil, tooManyConflicts("create", "vm "+request.GetName())
+}
+
+func (s *Server) create(ctx context.Context, request *godwitv1.CreateVMRequest) (*godwitv1.CreateVMResponse, error) {
+	networks, around, err := s.surroundings(ctx)
+	if err != nil {
+		return nil, err
+	}
+	vm, err := newVM(request, around)
+	if err != nil {
+		return nil, err
+	}
+	name := string(vm.Name)
+	if _, err := s.tables.vms.Get(ctx, name); err == nil {
+		return nil, &fleet.Error{Code: fleet.Exists, Op: "create", Subject: "vm " + name, Cause: "there is a VM of that name already"}
+	} else if fleet.CodeOf(err) != fleet.NotFound {
+		return nil, err
+	}
+	conditions, ops, found, err := s.tables.admit(ctx, &vm, networks)
+	if err != nil {
+		return nil, err
+	}
+	if len(found) > 0 {
+		return nil, invalidSpec(name, found)
+	}
+	if !request.GetStopped() {
+		placed, err := s.place(ctx, vm, fleet.HostName(request.GetHost()))
+		if err != nil {
+			return nil, err
+		}
+		vm = placed.vm
+		conditions, ops = append(conditions, placed.conditions...), append(ops, placed.ops...)
+	}
+	conditions, ops = append(conditions, s.tables.vms.Absent(name)), append(ops, s.tables.vms.Put(name, vm))
+	revision, err := s.tables.store.Commit(ctx, conditions, ops...)
+	if err != nil {
+		return nil, err
+	}
+	s.log.Info("vm created", "vm", name, "host", vm.Owner.Host)
+	return &godwitv1.CreateVMResponse{Vm: wire.EncodeVM(vm, revision)}, nil
+}
+
+// surroundings reads what a spec is checked against.
+func (s *Server) surroundings(ctx context.Context) (map[fleet.NetworkName]store.Entry[fleet.Network], surroundings, error) {
+	around := surroundings{networks: map[fleet.NetworkName]fleet.Network{}}
+	networks, _, err := s.tables.networks.All(ctx)
+	if err != nil {
+		return nil, around, err
+	}
+	byName := map[fleet.NetworkName]store.Entry[fleet.Network]{}
+	for _, network := range networks {
+		byName[network.Value.Name] = network
+		around.networks[network.Value.Name] = network.Value
+	}
+	hosts, _, err := s.tables.hosts.All(ctx)
+	for _, host := range hosts {
+		around.hosts = append(around.hosts, host.Value)
+	}
+	return byName, around, err
+}
+
+// newVM reads a request and reports everything that is wrong with it at once.
+func newVM(request *godwitv1.CreateVMRequest, around surroundings) (fleet.VM, error) {
+	var found findings
+	if err := fleet.CheckName(request.GetName()); err != nil {
+		found.add("name", "%v", err)
+	}
+	if request.GetStopped() && request.GetHost() != "" {
+		found.add("host", "a VM that is left stopped has no host")
+	}
+	spec, err := wire.DecodeSpec(request.GetSpec())
+	if malformed, ok := errors.AsType[*fleet.Error](err); ok {
+		found = append(found, malformed.Fields...)
+	}
+	if request.GetSpec() != nil {
+		setDefaults(&spec)
+		found = append(found, validateSpec(spec, around)...)
+	}
+	if len(found) > 0 {
+		return fleet.VM{}, invalidSpec(request.GetName(), found)
+	}
+	return fleet.VM{
+		Name: fleet.VMName(request.GetName()), UID: newUID(), Spec: spec,
+		Phase: fleet.VMStopped, Created: time.Now(),
+	}, nil
+}
+
+func invalidSpec(name string, found findings) error {
+	return &fleet.Error{
+		Code: fleet.Invalid, Op: "create", Subject: "vm " + name,
+		Cause: "the spec is not valid", Fields: found,
+	}
+}
+
+// newUID gives a random UUID (RFC 9562, version 4).
+func newUID() fleet.InstanceUID {
+	var raw [16]byte
+	_, _ = rand.Read(raw[:]) // never fails since Go 1.24
+	raw[6] = raw[6]&0x0f | 0x40
+	raw[8] = raw[8]&0x3f | 0x80
+	return fleet.InstanceUID(fmt.Sprintf("%x-%x-%x-%x-%x", raw[:4], raw[4:6], raw[6:8], raw[8:10], raw[10:]))
+}

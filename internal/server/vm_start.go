@@ -1,0 +1,148 @@
+package server
+
+import (
+	"context"
+	"maps"
+
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/placement"
+	"godwit.dev/godwit/internal/store"
+	"godwit.dev/godwit/internal/wire"
+)
+
+// Start places a VM and tells its host. It answers when that is decided; the
+// VM's phase tells when it runs. A VM that starts or runs already is left as it
+// is, unless it is to be on another host.
+func (v vmService) Start(ctx context.Context, request *godwitv1.StartVMRequest) (*godwitv1.StartVMResponse, error) {
+	s := v.server
+	s.admission.Lock()
+	defer s.admission.Unlock()
+	for range maxConflicts {
+		entry, err := s.getVM(ctx, "start", request.GetName())
+		if err != nil {
+			return nil, err
+		}
+		if err := checkVersion("start", entry, request.GetVersion()); err != nil {
+			return nil, err
+		}
+		if done, err := checkStart(entry.Value, fleet.HostName(request.GetHost())); err != nil || done {
+			return &godwitv1.StartVMResponse{Vm: wire.EncodeVM(entry.Value, entry.Version)}, err
+		}
+		placed, err := s.place(ctx, entry.Value, fleet.HostName(request.GetHost()))
+		if err != nil {
+			return nil, err
+		}
+		conditions := append(placed.conditions, s.tables.vms.At(entry.Name, entry.Version))
+		ops := append(placed.ops, s.tables.vms.Put(entry.Name, placed.vm))
+		revision, err := s.tables.store.Commit(ctx, conditions, ops...)
+		if fleet.CodeOf(err) == fleet.Conflict {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		s.log.Info("vm placed", "vm", entry.Name, "host", placed.vm.Owner.Host, "epoch", placed.vm.Owner.Epoch, "why", placed.why)
+		return &godwitv1.StartVMResponse{Vm: wire.EncodeVM(placed.vm, revision)}, nil
+	}
+	return nil, tooManyConflicts("start", "vm "+request.GetName())
+}
+
+// checkStart reports whether there is nothing left to do, or why it must not
+// be done.
+func checkStart(vm fleet.VM, want fleet.HostName) (done bool, err error) {
+	if err := checkUnlocked("start", vm); err != nil {
+		return false, err
+	}
+	conflict := func(cause, hint string) error {
+		return &fleet.Error{Code: fleet.Conflict, Op: "start", Subject: "vm " + string(vm.Name), Cause: cause, Hint: hint}
+	}
+	switch vm.Phase {
+	case fleet.VMStopped, fleet.VMFailed:
+		return false, nil
+	case fleet.VMStopping:
+		return false, conflict("it is being stopped on host "+string(vm.Owner.Host), "wait until it is stopped")
+	}
+	if want != "" && want != vm.Owner.Host {
+		return false, conflict("it is "+string(vm.Phase)+" on host "+string(vm.Owner.Host),
+			"move it: godwit migrate "+string(vm.Name)+" --to "+string(want))
+	}
+	return true, nil
+}
+
+// placed is a decision to start a VM, with what must hold and be done in the
+// commit that also puts the VM.
+type placed struct {
+	vm         fleet.VM
+	why        string
+	conditions []store.Condition
+	ops        []store.Op
+}
+
+// place decides where a VM starts. The host's record and ledger are conditions,
+// so that neither a cordon nor another VM can come in between.
+func (s *Server) place(ctx context.Context, vm fleet.VM, want fleet.HostName) (placed, error) {
+	snapshot, ledgers, err := s.tables.snapshot(ctx, s.hub.connected)
+	if err != nil {
+		return placed{}, err
+	}
+	result, err := placement.Choose(snapshot, placement.Request{VM: vm, Want: want})
+	if err != nil {
+		return placed{}, err
+	}
+	name := string(result.Host)
+	host, err := s.getHost(ctx, "start on", name)
+	if err != nil {
+		return placed{}, err
+	}
+	ledger := ledgers[result.Host]
+	if host.Value.Cordoned {
+		return placed{}, changedMeanwhile("start on", "host "+name, &fleet.Error{Code: fleet.Conflict, Cause: "it was cordoned"})
+	}
+	qemu := host.Value.QEMU
+	vm.Owner = fleet.Owner{Host: result.Host, Epoch: vm.Owner.Epoch + 1}
+	vm.Phase, vm.Cause = fleet.VMStarting, ""
+	vm.Spec.CPUModel, vm.Accel = placement.CPUModel(vm.Spec, qemu), qemu.Accel
+	if versioned, alias := qemu.Aliases[vm.Spec.Machine]; alias {
+		vm.Spec.Machine = versioned
+	}
+	return placed{
+		vm: vm, why: result.Why,
+		conditions: store.If(s.tables.hosts.At(name, host.Version), s.tables.ledgers.At(name, ledger.Version)),
+		ops:        []store.Op{s.tables.ledgers.Put(name, claimed(ledger.Value, result.Host, vm))},
+	}, nil
+}
+
+// claimed gives the ledger with the VM's claim on it.
+func claimed(ledger fleet.Ledger, host fleet.HostName, vm fleet.VM) fleet.Ledger {
+	with := fleet.Ledger{Host: host, Claims: map[fleet.InstanceUID]fleet.Claim{}}
+	maps.Copy(with.Claims, ledger.Claims)
+	with.Claims[vm.UID] = vm.Spec.Claim()
+	return with
+}
+
+// snapshot reads what a placement decides on. The ledgers have the versions on
+// which a reservation is conditioned; a host that has none yet has version 0.
+// up tells whether a host's agent has a session.
+func (t tables) snapshot(ctx context.Context, up func(fleet.HostName) bool) (placement.Snapshot, map[fleet.HostName]store.Entry[fleet.Ledger], error) {
+	// The ledgers are read last: a claim that is missing in them is caught by
+	// their version, a host that is missing is not caught by anything.
+	hosts, _, err := t.hosts.All(ctx)
+	if err != nil {
+		return placement.Snapshot{}, nil, err
+	}
+	entries, _, err := t.ledgers.All(ctx)
+	if err != nil {
+		return placement.Snapshot{}, nil, err
+	}
+	ledgers := map[fleet.HostName]store.Entry[fleet.Ledger]{}
+	for _, entry := range entries {
+		ledgers[fleet.HostName(entry.Name)] = entry
+	}
+	var snapshot placement.Snapshot
+	for _, host := range hosts {
+		name := host.Value.Name
+		snapshot.Hosts = append(snapshot.Hosts, placement.Candidate{Host: host.Value, Ledger: ledgers[name].Value, Up: up(name)})
+	}
+	return snapshot, ledgers, nil
+}

@@ -1,0 +1,96 @@
+package server
+
+import (
+	"context"
+	"time"
+
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/store"
+	"godwit.dev/godwit/internal/wire"
+)
+
+// graceMax bounds how long a guest may take to power off.
+const graceMax = time.Hour
+
+// Stop orders a VM to stop. It answers when the order is recorded; the VM's
+// phase tells when it has stopped. A migration that has not committed is
+// cancelled for it, one that has is waited for; ctx bounds that wait.
+func (v vmService) Stop(ctx context.Context, request *godwitv1.StopVMRequest) (*godwitv1.StopVMResponse, error) {
+	grace := time.Duration(request.GetGraceMs()) * time.Millisecond
+	if grace < 0 || grace > graceMax {
+		return nil, invalidField("stop", "vm "+request.GetName(), "grace_ms", "must be between 0 and 3600000, which is an hour")
+	}
+	s := v.server
+	wanted := request.GetVersion()
+	for range maxConflicts {
+		entry, err := s.getVM(ctx, "stop", request.GetName())
+		if err != nil {
+			return nil, err
+		}
+		if err := checkVersion("stop", entry, wanted); err != nil {
+			return nil, err
+		}
+		if entry.Value.Migration != "" {
+			if err := s.endMigration(ctx, entry); err != nil {
+				return nil, err
+			}
+			wanted = 0 // the end of the migration has changed it
+			continue
+		}
+		if phase := entry.Value.Phase; phase == fleet.VMStopped || phase == fleet.VMFailed {
+			return &godwitv1.StopVMResponse{Vm: wire.EncodeVM(entry.Value, entry.Version)}, nil
+		}
+		response, err := s.orderStop(ctx, entry, grace)
+		if fleet.CodeOf(err) == fleet.Conflict {
+			continue
+		}
+		return response, err
+	}
+	return nil, tooManyConflicts("stop", "vm "+request.GetName())
+}
+
+// orderStop records the order. Asked again, with another grace time, it is a
+// new order to the host.
+func (s *Server) orderStop(ctx context.Context, entry store.Entry[fleet.VM], grace time.Duration) (*godwitv1.StopVMResponse, error) {
+	before, err := s.tables.stops.Get(ctx, entry.Name)
+	if err != nil && fleet.CodeOf(err) != fleet.NotFound {
+		return nil, err
+	}
+	order := stopOrder{Grace: grace, Sequence: max(sequenceFirstStop, before.Value.Sequence+1)}
+	vm := entry.Value
+	vm.Phase, vm.Cause = fleet.VMStopping, ""
+	revision, err := s.tables.store.Commit(ctx, store.If(s.tables.vms.At(entry.Name, entry.Version)),
+		s.tables.vms.Put(entry.Name, vm), s.tables.stops.Put(entry.Name, order))
+	if err != nil {
+		return nil, err
+	}
+	return &godwitv1.StopVMResponse{Vm: wire.EncodeVM(vm, revision)}, nil
+}
+
+// endMigration cancels the migration that has locked a VM, and returns when
+// the VM's lock is gone, in whichever way the migration ended.
+func (s *Server) endMigration(ctx context.Context, entry store.Entry[fleet.VM]) error {
+	id := entry.Value.Migration
+	err := s.migrations.cancel(ctx, id, "the VM is to be stopped")
+	if err != nil && fleet.CodeOf(err) != fleet.Conflict && fleet.CodeOf(err) != fleet.NotFound {
+		return err
+	}
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	watch := s.tables.store.Watch(ctx, s.tables.vms.Key(entry.Name), entry.Version)
+	for event := range watch.Events() {
+		if event.Key != s.tables.vms.Key(entry.Name) {
+			continue // a longer name
+		}
+		changed, err := s.tables.vms.Decode(event.Record)
+		if event.Deleted || err != nil || changed.Value.Migration != id {
+			return nil // whoever asked reads it again
+		}
+	}
+	return &fleet.Error{
+		Code: fleet.Unavailable, Op: "stop", Subject: "vm " + entry.Name,
+		Cause: "migration " + string(id) + " has not ended yet",
+		Hint:  "follow it with godwit migration watch " + string(id) + ", then stop the VM", Err: watch.Err(),
+	}
+}
