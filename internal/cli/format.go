@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -64,7 +65,11 @@ func limit(ms int64, zero string) string {
 	if ms == 0 {
 		return zero
 	}
-	return (time.Duration(ms) * time.Millisecond).String()
+	text := (time.Duration(ms) * time.Millisecond).String()
+	if strings.HasSuffix(text, "m0s") {
+		text = strings.TrimSuffix(text, "0s")
+	}
+	return text
 }
 
 // sinceOf gives a time as an offset from another: "+2.413s".

@@ -33,8 +33,12 @@ func (a *App) outcome(s sheet, outcome *godwitv1.Outcome) {
 	if outcome.GetBlackoutMs() > 0 {
 		s.row("Blackout", millis(outcome.GetBlackoutMs())+", own share "+millis(outcome.GetOwnMs()))
 	}
+	width := keyWidth - 2
 	for _, phase := range outcome.GetPhases() {
-		fmt.Fprintf(s.w, "  %-*s%s\n", keyWidth-2, phase.GetName()+" ", millis(phase.GetMs()))
+		width = max(width, len(phase.GetName())+2)
+	}
+	for _, phase := range outcome.GetPhases() {
+		fmt.Fprintf(s.w, "  %-*s%s\n", width, phase.GetName(), millis(phase.GetMs()))
 	}
 	s.row("Stopped by", outcome.GetStoppedBy())
 	s.row("Frames", fmt.Sprintf("%d drained, %d returned", outcome.GetFramesDrained(), outcome.GetFramesReturned()))

@@ -34,7 +34,11 @@ computing, its connections stay open, and no packet is lost.
 
 One program is everything: the server that decides, the agent that runs on each
 host, and the commands that tell the server what is wanted. They find it by
---server; on the server's own machine nothing has to be given.`
+--server; on the server's own machine nothing has to be given.
+
+With --json a command prints one JSON value, or one a line while it watches. Its
+objects are those of the API, so amounts and other 64-bit numbers are strings.
+Errors and hints go to standard error; godwit help exit-codes lists the codes.`
 
 // Main runs the command line and gives its exit code. Interrupt and terminate
 // signals end the context of the command; a second one ends the process.

@@ -1,7 +1,9 @@
 package cli
 
 import (
+	"errors"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -77,6 +79,9 @@ func (a *App) readSpecFile(file string) (*godwitv1.CreateVMRequest, error) {
 }
 
 func unreadableSpec(file string, err error) error {
+	if named, ok := errors.AsType[*fs.PathError](err); ok {
+		err = named.Err // the file is the subject already
+	}
 	return &fleet.Error{Code: fleet.Invalid, Op: "read spec", Subject: file, Err: err}
 }
 

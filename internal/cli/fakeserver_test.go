@@ -1,0 +1,207 @@
+package cli_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/rogpeppe/go-internal/testscript"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/api/godwit/v1/godwitv1connect"
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/wire"
+)
+
+// present is when the tests take place.
+var present = time.Date(2026, 11, 3, 12, 0, 0, 0, time.UTC)
+
+func before(d time.Duration) *timestamppb.Timestamp { return timestamppb.New(present.Add(-d)) }
+
+// fakeServer answers with canned data over real connections. What it was last
+// asked to change is written as JSON to the file "asked" of the script.
+type fakeServer struct {
+	godwitv1connect.UnimplementedVMServiceHandler
+	asked   string
+	watches atomic.Int32 // of the migration "flaky"
+}
+
+// serveFake starts the server of one script and names it in the script's
+// environment.
+func serveFake(env *testscript.Env) error {
+	address, stop, err := startFake(env.WorkDir + "/asked")
+	if err != nil {
+		return err
+	}
+	env.Defer(stop)
+	env.Setenv("GODWIT_SERVER", address)
+	env.Setenv("TZ", "UTC")
+	return nil
+}
+
+// startFake starts a server on a socket of its own.
+func startFake(asked string) (address string, stop func(), err error) {
+	// A socket's path must be short, so it cannot be in a test's folder.
+	folder, err := os.MkdirTemp("", "cli")
+	if err != nil {
+		return "", nil, err
+	}
+	listener, err := net.Listen("unix", folder+"/s")
+	if err != nil {
+		os.RemoveAll(folder)
+		return "", nil, err
+	}
+	fake := &fakeServer{asked: asked}
+	coded := connect.WithInterceptors(wire.ServerInterceptor())
+	mux := http.NewServeMux()
+	mux.Handle(godwitv1connect.NewVMServiceHandler(fake, coded))
+	mux.Handle(godwitv1connect.NewHostServiceHandler(fakeHosts{fakeServer: fake}, coded))
+	mux.Handle(godwitv1connect.NewNetworkServiceHandler(fakeNetworks{fakeServer: fake}, coded))
+	mux.Handle(godwitv1connect.NewMigrationServiceHandler(fakeMigrations{fakeServer: fake}, coded))
+	server := &http.Server{Handler: mux, Protocols: new(http.Protocols)}
+	server.Protocols.SetUnencryptedHTTP2(true)
+	done := make(chan error, 1)
+	go func() { done <- server.Serve(listener) }()
+	return "unix://" + folder + "/s", func() {
+		server.Close()
+		<-done
+		os.RemoveAll(folder)
+	}, nil
+}
+
+// note records a request for the script to compare.
+func (f *fakeServer) note(request proto.Message) error {
+	data, err := protojson.Marshal(request)
+	if err != nil {
+		return err
+	}
+	var compact bytes.Buffer
+	if err := json.Compact(&compact, data); err != nil {
+		return err
+	}
+	return os.WriteFile(f.asked, append(compact.Bytes(), '\n'), 0o600)
+}
+
+func missing(op, subject string) error {
+	return &fleet.Error{Code: fleet.NotFound, Op: op, Subject: subject, Cause: "there is none of that name"}
+}
+
+var web1 = &godwitv1.VM{
+	Name: "web1", Uid: "0b5c6a4e-0000-4000-8000-000000000001", Phase: "running", Version: 12, Accel: "kvm",
+	Owner:   &godwitv1.Owner{Host: "host-a", Epoch: 3},
+	Created: before(75 * time.Hour),
+	Spec: &godwitv1.VMSpec{
+		Cpus: 2, MemoryBytes: 512 << 20, Machine: "pc-q35-10.0", CpuModel: "Cascadelake-Server",
+		Boot: &godwitv1.Boot{Kernel: "/srv/vmlinuz", Cmdline: "console=ttyS0"},
+		Disks: []*godwitv1.Disk{
+			{Name: "root", Kind: "file", Path: "/srv/web1.qcow2", Format: "qcow2"},
+			{Name: "tools", Kind: "file", Path: "/srv/tools.raw", Format: "raw", ReadOnly: true},
+		},
+		Ports: []*godwitv1.Port{
+			{Name: "lan", Network: "blue", Mac: "52:54:00:12:34:56", Ips: []string{"10.20.0.5", "fd00::5"}, Queues: 1},
+		},
+	},
+}
+
+var db1 = &godwitv1.VM{
+	Name: "db1", Phase: "failed", Cause: "QEMU ended with status 1", Owner: &godwitv1.Owner{Host: "host-b", Epoch: 1},
+	Created: before(95 * time.Second), Migration: "m2", Spec: &godwitv1.VMSpec{Cpus: 16, MemoryBytes: 3 << 29},
+}
+
+var batch = &godwitv1.VM{Name: "batch", Phase: "stopped", Created: before(5 * time.Hour), Spec: &godwitv1.VMSpec{Cpus: 1, MemoryBytes: 1 << 30}}
+
+func (f *fakeServer) Get(_ context.Context, request *godwitv1.GetVMRequest) (*godwitv1.GetVMResponse, error) {
+	if request.GetName() != "web1" {
+		return nil, missing("show", "vm "+request.GetName())
+	}
+	return &godwitv1.GetVMResponse{Vm: web1}, nil
+}
+
+// List gives two pages.
+func (f *fakeServer) List(_ context.Context, request *godwitv1.ListVMsRequest) (*godwitv1.ListVMsResponse, error) {
+	switch {
+	case request.GetHost() == "host-z":
+		return &godwitv1.ListVMsResponse{}, nil
+	case request.GetPage().GetToken() == "":
+		return &godwitv1.ListVMsResponse{Vms: []*godwitv1.VM{web1, db1}, NextToken: "more"}, nil
+	}
+	return &godwitv1.ListVMsResponse{Vms: []*godwitv1.VM{batch}}, nil
+}
+
+func (f *fakeServer) Create(_ context.Context, request *godwitv1.CreateVMRequest) (*godwitv1.CreateVMResponse, error) {
+	switch request.GetName() {
+	case "taken":
+		return nil, &fleet.Error{Code: fleet.Exists, Op: "create", Subject: "vm taken", Cause: "there is one of that name"}
+	case "bad":
+		return nil, &fleet.Error{
+			Code: fleet.Invalid, Op: "create", Subject: "vm bad", Cause: "the spec is not valid",
+			Fields: []fleet.FieldError{
+				{Path: "disks[0].path", Problem: "is missing"}, {Path: "ports[1].mac", Problem: `"x" is not a MAC address`},
+			},
+		}
+	}
+	vm := &godwitv1.VM{Name: request.GetName(), Phase: "starting", Owner: &godwitv1.Owner{Host: "host-a", Epoch: 1}}
+	return &godwitv1.CreateVMResponse{Vm: vm}, f.note(request)
+}
+
+func (f *fakeServer) Start(_ context.Context, request *godwitv1.StartVMRequest) (*godwitv1.StartVMResponse, error) {
+	switch request.GetName() {
+	case "web1":
+		return nil, &fleet.Error{
+			Code: fleet.NoFit, Op: "start", Subject: "vm web1", Cause: "no host fits", Hint: "free memory, or stop a VM",
+			Fields: []fleet.FieldError{
+				{Path: "host-a", Problem: "needs 512MiB of memory, 100MiB is left"}, {Path: "host-b", Problem: "is cordoned"},
+			},
+		}
+	case "locked":
+		return nil, &fleet.Error{Code: fleet.Conflict, Op: "start", Subject: "vm locked", Cause: "migration m2 holds it", Hint: "wait for it"}
+	case "broken":
+		return nil, fmt.Errorf("read record: %w", os.ErrInvalid)
+	case "died":
+		return nil, &fleet.Error{Code: fleet.Failed, Op: "start", Subject: "vm died", Cause: "QEMU ended with status 1", Err: errDied}
+	case "slow":
+		return nil, &fleet.Error{Code: fleet.Deadline, Op: "start", Subject: "vm slow", Cause: "it took longer than 10s"}
+	}
+	return &godwitv1.StartVMResponse{Vm: web1}, f.note(request)
+}
+
+var errDied = errors.New("qemu: first line\nqemu: second line")
+
+func (f *fakeServer) Stop(_ context.Context, request *godwitv1.StopVMRequest) (*godwitv1.StopVMResponse, error) {
+	return &godwitv1.StopVMResponse{Vm: &godwitv1.VM{Name: request.GetName(), Phase: "stopping", Owner: web1.GetOwner()}}, f.note(request)
+}
+
+func (f *fakeServer) Delete(_ context.Context, request *godwitv1.DeleteVMRequest) (*godwitv1.DeleteVMResponse, error) {
+	if request.GetName() != "batch" {
+		return nil, &fleet.Error{Code: fleet.Denied, Op: "delete", Subject: "vm " + request.GetName(), Cause: "the certificate does not allow it"}
+	}
+	return &godwitv1.DeleteVMResponse{}, f.note(request)
+}
+
+func (f *fakeServer) Watch(ctx context.Context, request *godwitv1.WatchVMsRequest, stream *connect.ServerStream[godwitv1.WatchVMsResponse]) error {
+	if request.GetName() == "gone" {
+		return missing("watch", "vm gone")
+	}
+	for _, change := range []*godwitv1.WatchVMsResponse{
+		{Vm: web1}, {Vm: db1}, {Vm: &godwitv1.VM{Name: "batch"}, Deleted: true},
+	} {
+		if err := stream.Send(change); err != nil {
+			return err
+		}
+	}
+	if request.GetName() == "" {
+		<-ctx.Done()
+	}
+	return ctx.Err()
+}
