@@ -70,38 +70,43 @@ func (d *dirtier) set(load witness.Dirty) error {
 	return nil
 }
 
+// remap changes the size of the memory. A refused size changes nothing.
 func (d *dirtier) remap(size int) error {
-	if d.memory != nil {
-		if err := unix.Munmap(d.memory); err != nil {
-			return err
-		}
-		d.memory = nil
-	}
-	if size == 0 {
-		return nil
-	}
-	if err := enoughMemory(size); err != nil {
+	if err := enoughMemory(size - len(d.memory)); err != nil {
 		return err
 	}
-	memory, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
-	if err != nil {
-		return fmt.Errorf("map %d MiB: %w", size>>20, err)
+	var memory []byte
+	if size > 0 {
+		var err error
+		memory, err = unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+		if err != nil {
+			return fmt.Errorf("map %d MiB: %w", size>>20, err)
+		}
 	}
-	d.noise.Fill(memory)
+	old := d.memory
 	d.memory = memory
+	if old != nil {
+		if err := unix.Munmap(old); err != nil {
+			return fmt.Errorf("unmap: %w", err)
+		}
+	}
+	d.noise.Fill(d.memory) // after the old has gone: both need not fit
 	return nil
 }
 
-// enoughMemory refuses a set that would have the kernel kill this process.
-func enoughMemory(size int) error {
+// enoughMemory refuses growth that would have the kernel kill this process.
+func enoughMemory(growth int) error {
+	if growth <= 0 {
+		return nil
+	}
 	var info unix.Sysinfo_t
 	if err := unix.Sysinfo(&info); err != nil {
 		return err
 	}
 	free := info.Freeram * uint64(info.Unit)
 	const reserve = 8 << 20
-	if uint64(size)+reserve > free {
-		return fmt.Errorf("a dirty set of %d MiB does not fit: %d MiB are free", size>>20, free>>20)
+	if uint64(growth)+reserve > free {
+		return fmt.Errorf("%d MiB more to dirty do not fit: %d MiB are free", growth>>20, free>>20)
 	}
 	return nil
 }
