@@ -67,11 +67,13 @@ func (o Op) During(l *Leadership) Op {
 // Commit does all ops if all conditions hold, and nothing otherwise. It
 // returns the new revision, which is the Version of every record put.
 //
-// A condition that does not hold gives Conflict and says which. Exhausted
-// (database or disk full) and Invalid also mean that nothing was done.
-// Unavailable wrapping ErrOutcomeUnknown means that the reply was lost or late:
-// the Commit may have happened, may not have, or may happen yet; read again.
-// Cancelling ctx while the Commit runs has the same effect.
+// A condition that does not hold gives Conflict and says which. Invalid is
+// for what can never succeed. Exhausted means that the disk or the database is
+// full, Unavailable that there was no answer. Where errors.Is finds
+// ErrOutcomeUnknown in the error, which is so for most of Unavailable and for a
+// full database, the Commit may have happened, may not have, or may happen yet:
+// read again. Everywhere else nothing was done. Cancelling ctx while the Commit
+// runs leaves its outcome unknown too.
 func (s *Store) Commit(ctx context.Context, conditions []Condition, ops ...Op) (int64, error) {
 	if err := s.admissible(ctx, conditions, ops); err != nil {
 		return 0, err

@@ -13,9 +13,11 @@
 // # Outcomes of a Commit
 //
 // There are three: done (no error), not done (any error for which
-// errors.Is(err, ErrOutcomeUnknown) is false), and unknown (code Unavailable
-// wrapping ErrOutcomeUnknown). After an unknown outcome the caller reads the
-// records again before it does anything that depends on it.
+// errors.Is(err, ErrOutcomeUnknown) is false), and unknown (an error wrapping
+// ErrOutcomeUnknown: code Unavailable when the reply was lost, Exhausted when
+// the database reached its quota with this Commit or before it). After an
+// unknown outcome the caller reads the records again before it does anything
+// that depends on it.
 //
 // # Durability
 //

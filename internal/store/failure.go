@@ -21,7 +21,10 @@ var (
 )
 
 // refusals are the errors with which etcd says that it did nothing and why.
-// Anything that is not here leaves the outcome of a write open.
+// Anything that is not here leaves the outcome of a write open. So does
+// ErrNoSpace, despite its name: etcd applies the request that crosses the quota
+// and then refuses with the same error (quotaApplierV3 in its
+// server/etcdserver/apply/quota.go).
 var refusals = []struct {
 	err   error
 	code  fleet.Code
@@ -74,6 +77,9 @@ func translate(err error, op, subject string) error {
 func translateCommit(err error, subject string) error {
 	if known := refusal(err); known != nil {
 		known.Op, known.Subject = "commit", subject
+		if errors.Is(err, rpctypes.ErrNoSpace) {
+			known.Err = ErrOutcomeUnknown
+		}
 		return known
 	}
 	return &fleet.Error{
