@@ -28,6 +28,10 @@ func (s *Store) Get(ctx context.Context, key string) (Record, error) {
 	if err := checkKey(key); err != nil {
 		return Record{}, err
 	}
+	// The server in this process may answer without looking at the context.
+	if err := ctx.Err(); err != nil {
+		return Record{}, translate(err, "read", key)
+	}
 	ctx, cancel := s.bound(ctx)
 	defer cancel()
 	response, err := s.client.Get(ctx, s.absolute(key))
@@ -52,6 +56,9 @@ type Page struct {
 // one the list is true for: give it to the following pages and to Watch. A
 // revision that was compacted meanwhile gives ErrCompacted: begin again.
 func (s *Store) List(ctx context.Context, prefix string, page Page) (records []Record, next string, revision int64, err error) {
+	if err := ctx.Err(); err != nil {
+		return nil, "", 0, translate(err, "list", prefix)
+	}
 	limit := page.Limit
 	if limit <= 0 || limit > MaxPage {
 		limit = MaxPage
