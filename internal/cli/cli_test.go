@@ -16,6 +16,10 @@ import (
 	"godwit.dev/godwit/internal/cli"
 )
 
+// noRaceSleep, as GORACE, keeps the race detector from sleeping a second at the
+// end of every process.
+const noRaceSleep = "atexit_sleep_ms=0"
+
 var rewrite = flag.Bool("rewrite", false, "write the expected outputs of the scripts anew")
 
 func TestMain(m *testing.M) {

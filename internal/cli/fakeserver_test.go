@@ -47,6 +47,7 @@ func serveFake(env *testscript.Env) error {
 	env.Defer(stop)
 	env.Setenv("GODWIT_SERVER", address)
 	env.Setenv("TZ", "UTC")
+	env.Setenv("GORACE", noRaceSleep)
 	return nil
 }
 

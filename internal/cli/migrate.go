@@ -85,9 +85,9 @@ func (a *App) migrate(ctx context.Context, c *client.Client, vm string, chosen m
 	created := response.GetMigration()
 	switch {
 	case chosen.watch:
-		return a.watchToEnd(ctx, c, created.GetId(), a.newView())
+		return a.watchToEnd(ctx, c, created.GetId(), a.newView(), true)
 	case chosen.wait:
-		return a.watchToEnd(ctx, c, created.GetId(), &endView{app: a})
+		return a.watchToEnd(ctx, c, created.GetId(), &endView{app: a}, true)
 	}
 	if err := a.printOne(created, migrationLine(created)); err != nil || a.json {
 		return err

@@ -85,7 +85,7 @@ migration. It ends with code 6 or 7 if the migration does not succeed.`,
 		ValidArgsFunction: app.completeFirst(migrationIDs),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return app.call(cmd.Context(), 0, func(ctx context.Context, c *client.Client) error {
-				return app.watchToEnd(ctx, c, args[0], app.newView())
+				return app.watchToEnd(ctx, c, args[0], app.newView(), false)
 			})
 		},
 	}

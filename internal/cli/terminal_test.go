@@ -23,7 +23,7 @@ func command(t *testing.T, args ...string) *exec.Cmd {
 	}
 	t.Cleanup(stop)
 	cmd := exec.CommandContext(t.Context(), "godwit", args...)
-	cmd.Env = append(os.Environ(), "GODWIT_SERVER="+address, "TZ=UTC", "TERM=xterm", "NO_COLOR=")
+	cmd.Env = append(os.Environ(), "GODWIT_SERVER="+address, "TZ=UTC", "TERM=xterm", "NO_COLOR=", "GORACE="+noRaceSleep)
 	return cmd
 }
 

@@ -20,9 +20,10 @@ const (
 )
 
 // watchToEnd shows a migration until it is final. A bad end is an endedError;
-// an interruption tells what goes on and is context.Canceled.
-func (a *App) watchToEnd(ctx context.Context, c *client.Client, id string, view view) error {
-	last, err := a.follow(ctx, c, id, view)
+// an interruption tells what goes on and is context.Canceled. Reached tells
+// that the server has answered before.
+func (a *App) watchToEnd(ctx context.Context, c *client.Client, id string, view view, reached bool) error {
+	last, err := follow(ctx, c, id, view, reached)
 	if errors.Is(err, context.Canceled) {
 		fmt.Fprintf(a.Err, "migration %[1]s goes on; follow it with `godwit migration watch %[1]s`, cancel it with `godwit migration cancel %[1]s`\n", id)
 		return err
@@ -37,20 +38,21 @@ func (a *App) watchToEnd(ctx context.Context, c *client.Client, id string, view 
 }
 
 // follow feeds the view until the migration is final and gives its last state.
-func (a *App) follow(ctx context.Context, c *client.Client, id string, view view) (*godwitv1.Migration, error) {
+// A server that was reached once may go away for a while.
+func follow(ctx context.Context, c *client.Client, id string, view view, reached bool) (*godwitv1.Migration, error) {
 	for retries := 0; ; retries++ {
 		last, seen, err := stream(ctx, c, id, view)
 		if err == nil && final(last) {
 			return last, nil
 		}
+		if err == nil {
+			err = &fleet.Error{Code: fleet.Unavailable, Cause: "the server ended the watch before the migration did"}
+		}
 		if seen {
-			retries = 0
+			reached, retries = true, 0
 		}
-		if err != nil && (fleet.CodeOf(err) != fleet.Unavailable || retries == watchRetries) {
+		if fleet.CodeOf(err) != fleet.Unavailable || !reached || retries == watchRetries {
 			return nil, err
-		}
-		if retries == watchRetries {
-			return nil, &fleet.Error{Code: fleet.Unavailable, Cause: "the server ends the watch again and again"}
 		}
 		select {
 		case <-time.After(watchPause): // nothing tells when a server is back
@@ -62,11 +64,14 @@ func (a *App) follow(ctx context.Context, c *client.Client, id string, view view
 
 // stream shows one stream of changes; seen tells whether anything came.
 func stream(ctx context.Context, c *client.Client, id string, view view) (last *godwitv1.Migration, seen bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	changes, err := c.Migration.Watch(ctx, &godwitv1.WatchMigrationRequest{Id: id})
 	if err != nil {
 		return nil, false, err
 	}
 	defer changes.Close()
+	defer cancel() // before Close, which else waits for the server to end the stream
 	for changes.Receive() {
 		last, seen = changes.Msg().GetMigration(), true
 		if err := view.show(last); err != nil || final(last) {
