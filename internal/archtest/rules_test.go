@@ -1,0 +1,86 @@
+package archtest
+
+// module is the path that the tables leave out.
+const module = "godwit.dev/godwit/"
+
+// imports says which packages of this module each package may import. The
+// longest entry that begins a package's path counts for it, and an import is
+// allowed by any entry that begins its path. A package without an entry is an
+// error: it has to find its place here first. Test files are free.
+var imports = map[string][]string{
+	// The pure core: nouns, and functions of them.
+	"internal/fleet":     {},
+	"internal/migration": {"internal/fleet"},
+	"internal/predict":   {"internal/fleet"},
+	"internal/placement": {"internal/fleet"},
+	"internal/campaign":  {"internal/fleet", "internal/predict", "internal/placement"},
+
+	// Adapters: one outside technology each.
+	"internal/qmp":     {"internal/fleet", "internal/qmp"},
+	"internal/qemu":    {"internal/fleet", "internal/qmp"},
+	"internal/network": {"internal/fleet"},
+	"internal/volume":  {"internal/fleet"},
+	"internal/store":   {"internal/fleet", "internal/migration"},
+	"internal/pki":     {"internal/fleet"},
+
+	// What crosses the wire.
+	"api/godwit/v1": {"api/godwit/v1"},
+	"internal/wire": {"api/godwit/v1", "internal/fleet", "internal/migration", "internal/predict", "internal/placement"},
+	"api/client":    {"api", "internal/fleet", "internal/wire"},
+
+	// The long-running programs.
+	"internal/agent": {"api", "internal/fleet", "internal/migration", "internal/wire",
+		"internal/qmp", "internal/qemu", "internal/network", "internal/volume", "internal/pki"},
+	"internal/server": {"api", "internal/fleet", "internal/migration", "internal/predict", "internal/placement",
+		"internal/campaign", "internal/wire", "internal/store", "internal/pki"},
+
+	// Around them.
+	"internal/lab":         {"internal/fleet", "internal/lab"},
+	"internal/lab/guest":   {"internal/lab/witness"},
+	"internal/lab/witness": {},
+	"internal/lab/probe":   {"internal/lab/witness"},
+	"internal/sim":         {"internal"},
+	"internal/web":         {"internal/fleet"},
+	"internal/cli":         {"api", "internal"}, // where everything is wired together
+	"internal/archtest":    {},
+	"cmd/godwit":           {"internal/cli"},
+	"test":                 {"api", "internal", "test"},
+}
+
+// pure packages import nothing from outside the standard library, nor what
+// bannedInPure names, and none of bannedCalls.
+var pure = []string{
+	"internal/fleet", "internal/migration", "internal/predict", "internal/placement", "internal/campaign",
+}
+
+// bannedInPure begins the paths of what a pure package may not import. The
+// addresses of net/netip are values.
+var bannedInPure = []string{
+	"os", "net", "log", "syscall", "runtime", "unsafe", "sync", "context", "io/fs", "io/ioutil", "path/filepath",
+	"math/rand", "crypto/rand", "embed", "database", "testing",
+}
+
+var allowedInPure = []string{"net/netip"}
+
+// bannedCalls are functions of a pure package's imports that look at the
+// clock or wait for it.
+var bannedCalls = map[string][]string{
+	"time": {"Now", "Since", "Until", "Sleep", "After", "AfterFunc", "Tick", "NewTimer", "NewTicker"},
+}
+
+// owners says which packages alone may import an outside technology, test
+// files included.
+var owners = map[string][]string{
+	"go.etcd.io/":                {"internal/store"},
+	"github.com/cilium/ebpf":     {"internal/network"},
+	"github.com/vishvananda/":    {"internal/network", "internal/lab"},
+	"github.com/spf13/cobra":     {"internal/cli"},
+	"github.com/goccy/go-yaml":   {"internal/cli"},
+	"connectrpc.com/connect":     {"api", "internal/wire", "internal/agent", "internal/server", "internal/cli", "test"},
+	"google.golang.org/protobuf": {"api", "internal/wire", "internal/agent", "internal/server", "internal/cli", "test"},
+	"google.golang.org/grpc":     {"internal/store"}, // etcd's errors
+	"github.com/prometheus/":     {"internal/agent", "internal/server", "internal/cli"},
+}
+
+// maxLines is how long a file may be that people write.
+const maxLines = 500
