@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -50,6 +51,9 @@ func Dial(config Config) (*Client, error) {
 		return nil, err
 	}
 	doer := &http.Client{Transport: transport}
+	if address, secure := strings.CutPrefix(base, "https://"); secure {
+		doer.Transport = explained{Transport: transport, address: address}
+	}
 	options := connect.WithClientOptions(
 		connect.WithInterceptors(wire.ClientInterceptor(config.server())),
 		connect.WithReadMaxBytes(maxMessageBytes),

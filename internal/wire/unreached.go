@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"io"
+	"net"
 	"syscall"
 
 	"connectrpc.com/connect"
@@ -16,7 +17,17 @@ const elsewhere = "give the address of a running one (--server, GODWIT_SERVER)"
 // unreached says why a call never got an answer from a Godwit server, and what
 // to do about it.
 func unreached(coded *connect.Error, server string) error {
-	if errors.Is(coded, io.EOF) || errors.Is(coded, io.ErrUnexpectedEOF) {
+	network, ok := errors.AsType[*net.OpError](coded)
+	if ok && network.Op == "remote error" { // an alert of TLS
+		return &fleet.Error{
+			Code:  fleet.Denied,
+			Cause: theServer(server) + " refused the connection",
+			Hint:  "give a certificate and key that the server's authority signed and that have not expired (--cert, --key)",
+			Err:   network.Err,
+		}
+	}
+	broken := errors.Is(coded, io.EOF) || errors.Is(coded, io.ErrUnexpectedEOF) || ok
+	if broken && coded.Code() != connect.CodeUnavailable {
 		return &fleet.Error{
 			Code:  fleet.Unavailable,
 			Cause: "the connection to " + theServer(server) + " broke",
@@ -40,11 +51,6 @@ func unreached(coded *connect.Error, server string) error {
 	}
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](coded); ok {
 		e.Hint = "give the certificate of the server's own authority (--ca, GODWIT_CA) and call it by a name in its certificate"
-		return e
-	}
-	if _, ok := errors.AsType[tls.AlertError](coded); ok {
-		e.Code = fleet.Denied
-		e.Hint = "give a certificate and key that the server's authority signed and that have not expired (--cert, --key)"
 		return e
 	}
 	if errors.Is(coded, syscall.EACCES) {
