@@ -121,7 +121,7 @@ func TestUDPSeesWhatIsDoneToItsPackets(t *testing.T) {
 		lose: set(10, 11, 50), double: set(20, 21), late: set(30), spoil: set(40), rewind: set(60),
 	})
 	u, err := StartUDP(client, UDPConfig{
-		Target: netip.AddrPortFrom(addr, 0), Rate: 1000, Size: 1472, Straggle: 300 * time.Millisecond,
+		Target: netip.AddrPortFrom(addr, 0), Rate: 1000, Size: 1472, Straggle: time.Second,
 	})
 	if err != nil {
 		t.Fatal(err)
