@@ -100,7 +100,9 @@ func (h *Host) want(o overlay, address Address, e *entries) error {
 	mac := station(address.MAC)
 	e.flood[host] = true
 	for _, ip := range address.IPs {
-		e.answers[ip.Unmap()] = mac
+		if ip = ip.Unmap(); ip.Is4() || h.ipv6 {
+			e.answers[ip] = mac
+		}
 	}
 	if host != h.underlay && !address.Hold {
 		e.ports[mac], e.remotes[mac] = o.vxlan.Attrs().Index, host

@@ -37,7 +37,8 @@ type Host struct {
 	nl       *netlink.Handle
 	filter   *filters
 	ports    ports
-	cpus     int // that the kernel counts per-CPU values for
+	ipv6     bool // the kernel speaks it
+	cpus     int  // that the kernel counts per-CPU values for
 
 	mu sync.Mutex // serialises the making and removing of devices and entries
 }
@@ -70,6 +71,9 @@ func (h *Host) open() error {
 		return fmt.Errorf("count CPUs: %w", err)
 	}
 	h.cpus = cpus
+	if h.ipv6, err = h.ns.hasIPv6(); err != nil {
+		return fmt.Errorf("look for IPv6: %w", err)
+	}
 	err = h.ns.do(func() (err error) {
 		if h.nl, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 			return fmt.Errorf("open netlink: %w", err)
@@ -238,8 +242,8 @@ func (h *Host) ensureDevice(want netlink.Link, alias string) (netlink.Link, erro
 	if err := h.nl.LinkSetAlias(link, alias); err != nil {
 		return nil, fmt.Errorf("mark device %s: %w", name, err)
 	}
-	if err := h.ns.silence(name); err != nil {
-		return nil, fmt.Errorf("silence device %s: %w", name, err)
+	if err := h.ns.switchIPv6(name, false); err != nil {
+		return nil, fmt.Errorf("switch IPv6 off at %s: %w", name, err)
 	}
 	return link, nil
 }

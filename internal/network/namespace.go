@@ -41,11 +41,30 @@ func (n namespace) do(f func() error) error {
 	return <-done
 }
 
-// silence keeps the host's own IPv6 stack off a device of ours. A host without
-// IPv6 has no such file.
-func (n namespace) silence(device string) error {
+const ipv6Settings = "/proc/sys/net/ipv6"
+
+// hasIPv6 reports whether the kernel speaks IPv6 at all.
+func (n namespace) hasIPv6() (has bool, err error) {
+	err = n.do(func() error {
+		_, err := os.Stat(ipv6Settings)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		has = err == nil
+		return err
+	})
+	return has, err
+}
+
+// switchIPv6 switches the host's own IPv6 stack off or on at a device. A host
+// without IPv6 is off in any case.
+func (n namespace) switchIPv6(device string, on bool) error {
+	disable := []byte("1")
+	if on {
+		disable = []byte("0")
+	}
 	return n.do(func() error {
-		err := os.WriteFile("/proc/sys/net/ipv6/conf/"+device+"/disable_ipv6", []byte("1"), 0)
+		err := os.WriteFile(ipv6Settings+"/conf/"+device+"/disable_ipv6", disable, 0)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}

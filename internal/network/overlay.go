@@ -102,6 +102,7 @@ func (h *Host) setUpOverlay(o overlay, mtu int) error {
 		func() error { return h.nl.LinkSetMTU(o.vxlan, mtu) },
 		func() error { return h.nl.LinkSetMTU(o.bridge, mtu) },
 		func() error { return h.seal(o.bridge) },
+		func() error { return h.holdNeighbours(o.bridge) },
 		func() error { return h.join(o.vxlan, o.bridge) },
 		// Requests for an address that is known and remote are answered here.
 		func() error { return h.nl.LinkSetBrNeighSuppress(o.vxlan, true) },
@@ -121,6 +122,18 @@ func (h *Host) seal(bridge netlink.Link) error {
 	return errors.Join(
 		h.attach(bridge, netlink.HANDLE_MIN_INGRESS, h.filter.Seal),
 		h.attach(bridge, netlink.HANDLE_MIN_EGRESS, h.filter.Seal))
+}
+
+// holdNeighbours lets a sealed bridge have IPv6 neighbours, from which its
+// ports are answered, but no address of its own.
+func (h *Host) holdNeighbours(bridge netlink.Link) error {
+	if !h.ipv6 {
+		return nil
+	}
+	const none = 1 // IN6_ADDR_GEN_MODE_NONE of linux/if_link.h
+	return errors.Join(
+		h.nl.LinkSetIP6AddrGenMode(bridge, none),
+		h.ns.switchIPv6(bridge.Attrs().Name, true))
 }
 
 // join makes a device a port of a bridge, one that neither learns nor gets

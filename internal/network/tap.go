@@ -119,7 +119,7 @@ func (t *Tap) setUp(cfg TapConfig, bridge netlink.Link) error {
 	zero := make([]counterEntry, h.cpus)
 	steps := []func() error{
 		func() error { return h.nl.LinkSetAlias(link, tapAlias(cfg.Network)) },
-		func() error { return h.ns.silence(t.name) },
+		func() error { return h.ns.switchIPv6(t.name, false) },
 		func() error { return h.nl.LinkSetMTU(link, cfg.MTU) },
 		func() error { return h.nl.LinkSetTxQLen(link, QueueLength) },
 		// Without a queueing discipline a frame is in the ring or dropped
@@ -184,15 +184,7 @@ func (t *Tap) adopt(cfg TapConfig) error {
 		}
 	}
 	if len(t.fds) == 0 {
-		err := h.ns.do(func() (err error) {
-			t.fds, err = openQueues(cfg.Name, cfg.Queues, false)
-			return err
-		})
-		if errors.Is(err, unix.EBUSY) {
-			return &fleet.Error{Code: fleet.Conflict, Op: "adopt tap", Subject: cfg.Name, Err: err,
-				Cause: "another process has its queues open", Hint: "take them over from that process"}
-		}
-		if err != nil {
+		if err := t.reopen(link, cfg.Queues); err != nil {
 			return err
 		}
 	}
@@ -207,6 +199,28 @@ func (t *Tap) adopt(cfg TapConfig) error {
 	t.mac = slices.Clone(cfg.MAC)
 	return errors.Join(h.filter.GwCounters.Put(uint32(t.ifindex), make([]counterEntry, h.cpus)),
 		h.putGate(t.ifindex, cfg.Gate.entry(t.mac)))
+}
+
+// reopen opens the queues of a tap that nobody has open.
+func (t *Tap) reopen(link netlink.Link, queues int) error {
+	h := t.host
+	err := h.ns.do(func() (err error) {
+		t.fds, err = openQueues(t.name, queues, false)
+		return err
+	})
+	if errors.Is(err, unix.EBUSY) {
+		return &fleet.Error{Code: fleet.Conflict, Op: "adopt tap", Subject: t.name, Err: err,
+			Cause: "another process has its queues open", Hint: "take them over from that process"}
+	}
+	if err != nil {
+		return err
+	}
+	// A tap that gets its carrier back works only once the kernel's link watch
+	// has come round to it; setting it up anew does the same at once.
+	if err := errors.Join(h.nl.LinkSetDown(link), h.nl.LinkSetUp(link)); err != nil {
+		return fmt.Errorf("set tap %s up again: %w", t.name, err)
+	}
+	return nil
 }
 
 func checkQueue(fd int, tap string) error {
