@@ -34,7 +34,7 @@ func (c Config) server() string {
 
 func (c Config) tls() (*tls.Config, error) {
 	if c.TLS != nil {
-		return c.TLS, nil
+		return c.TLS.Clone(), nil
 	}
 	settings := &tls.Config{MinVersion: tls.VersionTLS13}
 	if c.CAFile != "" {
