@@ -109,7 +109,7 @@ func (d *drain) queue(ctx context.Context, fd int) error {
 func (d *drain) send(frame []byte, header int) {
 	start := header - vnetHeader
 	copy(frame[start:], frame[:vnetHeader])
-	if err := d.tap.host.ports.send(d.tap.host.ports.inject, frame[start:], d.to); err != nil {
+	if err := sendFrame(d.tap.host.ports.inject, frame[start:], d.to); err != nil {
 		if d.failed == nil {
 			d.failed = fmt.Errorf("send a frame of %s on: %w", d.tap.name, err)
 		}

@@ -61,8 +61,8 @@ func (p ports) close() error {
 	return errors.Join(errs...)
 }
 
-// send sends one frame, preceded by a virtio_net_hdr.
-func (p ports) send(fd int, frame []byte, to *unix.SockaddrLinklayer) error {
+// sendFrame sends one frame, preceded by a virtio_net_hdr.
+func sendFrame(fd int, frame []byte, to *unix.SockaddrLinklayer) error {
 	for {
 		err := unix.Sendto(fd, frame, 0, to)
 		if err != unix.EINTR {
@@ -84,7 +84,7 @@ func (t *Tap) Sacrifice() error {
 	}
 	to := &unix.SockaddrLinklayer{Ifindex: t.ifindex}
 	for flow := range flows {
-		if err := t.host.ports.send(t.host.ports.bypass, dummyFrame(uint16(flow)), to); err != nil {
+		if err := sendFrame(t.host.ports.bypass, dummyFrame(uint16(flow)), to); err != nil {
 			return fmt.Errorf("send a dummy frame into %s: %w", t.name, err)
 		}
 	}
