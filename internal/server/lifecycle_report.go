@@ -87,8 +87,8 @@ func (l *lifecycle) move(ctx context.Context, host fleet.HostName, entry store.E
 		l.changed(vm.Name) // the lock may be gone before this is seen
 		return nil
 	}
-	if vm.Phase == fleet.VMStarting && said.GetState() == instanceAbsent && answers != sequenceStart {
-		return nil // it is still being told
+	if vm.Phase == fleet.VMStarting && answers != sequenceStart && said.GetCause() == "" {
+		return nil // what a host had when it was not told yet, or was at it
 	}
 	return l.end(ctx, host, entry, said)
 }
