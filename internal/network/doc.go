@@ -32,15 +32,17 @@
 //     stops by itself this step is left out, and that one frame is at risk.
 //  4. Source, once its QEMU has stopped: the gate becomes Redirect to the
 //     target, then [Tap.Drain]. Frames wait in the target's tap.
-//  5. Committed: the target's gate becomes Settling, its QEMU runs. When every
+//  5. Target, once its QEMU has loaded everything: the gate becomes Arriving,
+//     then [Tap.Claim]. From here on frames may also come directly.
+//  6. Committed: the target's gate becomes Settling, its QEMU runs. When every
 //     host knows the new address the source tap is removed and the target's
 //     gate becomes Pass.
-//  6. Or aborted: first the source's gate becomes Pass again, then the target's
+//  7. Or aborted: first the source's gate becomes Pass again, then the target's
 //     Redirect to the source, then Drain at the target.
 //
 // In Settling a broadcast or multicast frame counts only when it came by the
 // tunnel, because the source forwards those as well. The source must therefore
-// stay in every host's flood list (see [Host.ApplyAddresses]) until step 5 ends.
+// stay in every host's flood list (see [Host.ApplyAddresses]) until step 6 ends.
 // A group frame that is on its way in the moment that Settling ends can arrive
 // twice or not at all; unicast frames cannot.
 //

@@ -38,6 +38,10 @@ const (
 	// in the last moment before its QEMU is stopped, so that no frame is in
 	// QEMU's own queue when it stops.
 	Leaving Mode = 6
+	// Arriving: to the guest as Settling, from the guest nothing. The target
+	// that has loaded everything and asks for the commit: once it is given,
+	// other hosts send here, maybe before this one has heard of it.
+	Arriving Mode = 7
 )
 
 // String gives the mode as it is printed.
@@ -55,6 +59,8 @@ func (m Mode) String() string {
 		return "settling"
 	case Leaving:
 		return "leaving"
+	case Arriving:
+		return "arriving"
 	}
 	return fmt.Sprintf("mode(%d)", uint32(m))
 }
@@ -84,7 +90,7 @@ type gateEntry struct {
 // check reports why the gate cannot be set on a host with this underlay address.
 func (g Gate) check(underlay netip.Addr) error {
 	switch g.Mode {
-	case Pass, Closed, TunnelOnly, Settling:
+	case Pass, Closed, TunnelOnly, Settling, Arriving:
 		return nil
 	case Redirect, Leaving:
 	default:

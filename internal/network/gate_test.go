@@ -40,6 +40,7 @@ func TestModes(t *testing.T) {
 		{Settling, []uint32{here, there, group + there}, true},
 		{Redirect, nil, false},
 		{Leaving, nil, true},
+		{Arriving, []uint32{here, there, group + there}, false},
 	} {
 		t.Run(test.mode.String(), func(t *testing.T) {
 			want := Gate{Mode: test.mode, Epoch: 1}

@@ -112,8 +112,11 @@ func TestAddressMoves(t *testing.T) {
 	apply(0, Address{MAC: mac(1), Host: l.underlay[1], Local: "gwt1", Hold: true})
 	guests[3].send(t, numbered(mac(1), mac(3), 2, 60)) // held there
 	arrived.expect(t, 2)
-	apply(1, address(1, l.underlay[1], "gwtnew"))
+	must(t, target.Claim())
 	apply(2, address(1, l.underlay[1], ""))
+	guests[3].send(t, numbered(mac(1), mac(3), 8, 60)) // directly, before host 1 has the map
+	arrived.expect(t, 8)
+	apply(1, address(1, l.underlay[1], "gwtnew"))
 	guests[3].send(t, numbered(mac(1), mac(3), 3, 60)) // directly
 	guests[2].send(t, numbered(mac(1), mac(2), 4, 60))
 	arrived.expect(t, 3, 4)

@@ -286,6 +286,18 @@ func (t *Tap) Gate() (Gate, error) {
 	return entry.gate(t.host.underlay), nil
 }
 
+// Claim makes the overlay of this host give the tap the frames for its guest,
+// as the next ApplyAddresses must, too. The target of a migration does it
+// before it can become the owner.
+func (t *Tap) Claim() error {
+	t.host.mu.Lock()
+	defer t.host.mu.Unlock()
+	if err := t.host.nl.NeighSet(portEntry(t.ifindex, station(t.mac))); err != nil {
+		return fmt.Errorf("claim the address of %s: %w", t.name, err)
+	}
+	return nil
+}
+
 // Close releases the descriptors. The device and its gate stay. A second
 // Close does nothing.
 func (t *Tap) Close() error {

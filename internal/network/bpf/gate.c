@@ -22,6 +22,7 @@ enum {
 	MODE_REDIRECT = 4,
 	MODE_SETTLING = 5,
 	MODE_LEAVING = 6,
+	MODE_ARRIVING = 7,
 };
 
 enum {
@@ -176,6 +177,7 @@ static __always_inline int judge_to_guest(struct __sk_buff *skb, const struct ru
 	case MODE_PASS:
 		return TC_ACT_OK;
 	case MODE_SETTLING:
+	case MODE_ARRIVING:
 		return !group || came_by_tunnel(skb) ? TC_ACT_OK : TC_ACT_SHOT;
 	case MODE_TUNNEL_ONLY:
 		return came_by_tunnel(skb) ? TC_ACT_OK : TC_ACT_SHOT;
