@@ -46,10 +46,6 @@ func (a agentService) Session(ctx context.Context, stream *connect.BidiStream[go
 	if hello == nil {
 		return &fleet.Error{Code: fleet.Invalid, Op: "open session", Subject: "host " + string(host), Cause: "its first message is not Hello"}
 	}
-	welcome := &godwitv1.Welcome{HeartbeatMs: s.config.Heartbeat.Milliseconds()}
-	if err := stream.Send(&godwitv1.SessionResponse{Message: &godwitv1.SessionResponse_Welcome{Welcome: welcome}}); err != nil {
-		return err
-	}
 	one := newSession(host, s.config.Heartbeat)
 	if err := s.hub.open(ctx, one); err != nil {
 		return err
@@ -57,6 +53,10 @@ func (a agentService) Session(ctx context.Context, stream *connect.BidiStream[go
 	defer s.hub.close(one)
 	before, err := s.noteHost(ctx, host, hello)
 	if err != nil {
+		return err
+	}
+	welcome := &godwitv1.Welcome{HeartbeatMs: s.config.Heartbeat.Milliseconds()}
+	if err := stream.Send(&godwitv1.SessionResponse{Message: &godwitv1.SessionResponse_Welcome{Welcome: welcome}}); err != nil {
 		return err
 	}
 	s.log.Info("host is up", "host", host, "address", hello.GetHost().GetAddress())

@@ -202,10 +202,10 @@ func (a *fakeAgent) end() error {
 	}
 }
 
-// running starts a VM on the only host and lets it run.
+// running starts a VM on the host of an agent and lets it run.
 func (f *testFleet) running(agent *fakeAgent, name string, networks ...string) *godwitv1.VM {
 	f.t.Helper()
-	f.create(&godwitv1.CreateVMRequest{Name: name, Spec: smallSpec(networks...)})
+	f.create(&godwitv1.CreateVMRequest{Name: name, Spec: smallSpec(networks...), Host: agent.name})
 	command := agent.command()
 	if command.GetStartInstance() == nil {
 		f.t.Fatalf("got command %v, want start", command)

@@ -2,8 +2,15 @@ package server
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
 	"net/http"
 	"strings"
+	"sync"
+	"time"
 
 	"connectrpc.com/connect"
 
@@ -18,17 +25,71 @@ type callerKey struct{}
 type caller struct {
 	identity  pki.Identity // zero without a certificate
 	local     bool         // came in by the Unix socket
-	err       error        // why there is no identity
+	refused   error        // why its certificate does not count
 	deadlines *http.ResponseController
 }
 
+type connectionKey struct{}
+
+// connection is one TLS connection, whose certificate is checked once.
+type connection struct {
+	once     sync.Once
+	identity pki.Identity
+	refused  error
+}
+
+// withConnection is for http.Server.ConnContext.
+func withConnection(ctx context.Context, _ net.Conn) context.Context {
+	return context.WithValue(ctx, connectionKey{}, new(connection))
+}
+
+// tlsConfig lets the handshake succeed whatever certificate the client shows;
+// byCertificate checks it. A client whose handshake fails is told an alert at
+// best, and often nothing at all, since in TLS 1.3 it believes by then to be
+// connected; a call that fails says what is wrong and what to do.
+func tlsConfig(keeper *pki.Keeper) *tls.Config {
+	config := keeper.ServerConfig()
+	config.ClientAuth = tls.RequestClientCert
+	config.VerifyConnection = nil
+	return config
+}
+
 // byCertificate makes callers of a TLS listener known to the handlers.
-func byCertificate(next http.Handler) http.Handler {
+func byCertificate(roots *x509.CertPool, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		who := caller{deadlines: http.NewResponseController(w)}
-		who.identity, who.err = pki.FromConnectionState(*r.TLS)
+		conn := r.Context().Value(connectionKey{}).(*connection)
+		conn.once.Do(func() { conn.identity, conn.refused = identify(roots, *r.TLS) })
+		who := caller{identity: conn.identity, refused: conn.refused, deadlines: http.NewResponseController(w)}
 		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), callerKey{}, who)))
 	})
+}
+
+// identify gives the zero identity for a client without a certificate. It does
+// what the handshake would do with tls.VerifyClientCertIfGiven; that the client
+// has the certificate's key the handshake has proven.
+func identify(roots *x509.CertPool, state tls.ConnectionState) (pki.Identity, error) {
+	if len(state.PeerCertificates) == 0 {
+		return pki.Identity{}, nil
+	}
+	leaf := state.PeerCertificates[0]
+	chains, err := leaf.Verify(x509.VerifyOptions{Roots: roots, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+	if err != nil {
+		return pki.Identity{}, refusedCertificate(leaf, err)
+	}
+	state.VerifiedChains = chains
+	return pki.FromConnectionState(state)
+}
+
+func refusedCertificate(leaf *x509.Certificate, err error) error {
+	refusal := &fleet.Error{
+		Code: fleet.Denied, Op: "check certificate", Subject: leaf.Subject.CommonName,
+		Cause: "it is not valid in this fleet", Hint: "give one of this fleet: enrol the host, or take the server's admin bundle", Err: err,
+	}
+	if invalid, ok := errors.AsType[x509.CertificateInvalidError](err); ok && invalid.Reason == x509.Expired {
+		refusal.Cause = fmt.Sprintf("it is valid from %s to %s only", leaf.NotBefore.UTC().Format(time.RFC3339), leaf.NotAfter.UTC().Format(time.RFC3339))
+		refusal.Hint = "if it is over, enrol the host again with a new token, or take the server's present admin bundle; if not, set the clock"
+	}
+	return refusal
 }
 
 // bySocket makes every caller an administrator: the socket's file mode is what
@@ -56,11 +117,14 @@ func authorize(ctx context.Context, procedure string) error {
 	if procedure == godwitv1connect.EnrollServiceEnrollProcedure {
 		return nil // the token decides
 	}
+	if who.refused != nil {
+		return who.refused
+	}
 	if who.identity == (pki.Identity{}) {
 		return &fleet.Error{
 			Code: fleet.Denied, Op: "call", Subject: service,
-			Cause: "the call came without a valid client certificate",
-			Hint:  "give one, such as the server's admin bundle, or use the server's Unix socket", Err: who.err,
+			Cause: "the call came without a client certificate",
+			Hint:  "give one, such as the server's admin bundle, or use the server's Unix socket",
 		}
 	}
 	allowed := false

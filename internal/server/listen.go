@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"io/fs"
 	"log/slog"
@@ -98,8 +99,11 @@ func (s *Server) routes() http.Handler {
 // serve answers on both listeners until ctx ends, which also ends every call.
 func (s *Server) serve(ctx context.Context) error {
 	routes := s.routes()
-	secure := s.httpServer(ctx, byCertificate(routes))
-	secure.TLSConfig = s.certificate.ServerConfig()
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(s.authority.CertificatePEM())
+	secure := s.httpServer(ctx, byCertificate(roots, routes))
+	secure.TLSConfig = tlsConfig(s.certificate)
+	secure.ConnContext = withConnection
 	socket := s.httpServer(ctx, bySocket(routes))
 	socket.Protocols = new(http.Protocols)
 	socket.Protocols.SetHTTP1(true)

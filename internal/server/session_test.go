@@ -1,0 +1,182 @@
+package server
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/fleet"
+)
+
+func TestNewerSessionReplacesOlder(t *testing.T) {
+	f := newFleet(t)
+	older := f.join("h1")
+	newer := f.join("h1")
+	if err := older.end(); fleet.CodeOf(err) != fleet.Conflict || !strings.Contains(err.Error(), "newer session") {
+		t.Errorf("the older session ended with %v", err)
+	}
+	if !f.server.hub.connected("h1") {
+		t.Error("the host is down although its newer session is open")
+	}
+	f.create(&godwitv1.CreateVMRequest{Name: "web1", Spec: smallSpec()})
+	if command := newer.command(); command.GetSubject() != "web1" {
+		t.Errorf("the newer session got %v", command)
+	}
+	select {
+	case command := <-older.commands:
+		t.Errorf("the older session got %v", command)
+	default:
+	}
+}
+
+func TestReportsBeforeAReplacementAreHandledFirst(t *testing.T) {
+	f := newFleet(t)
+	older := f.join("h1")
+	f.create(&godwitv1.CreateVMRequest{Name: "web1", Spec: smallSpec()})
+	start := older.command()
+	older.report(start, "web1", "running", "")
+	f.awaitPhase("web1", fleet.VMRunning)
+	older.report(start, "web1", "exited", "crashed")
+	f.awaitPhase("web1", fleet.VMFailed)
+	newer := f.join("h1")
+	select {
+	case command := <-newer.commands:
+		t.Errorf("the newer session got %v for a VM that has ended", command)
+	default:
+	}
+}
+
+func TestSilentHostIsDown(t *testing.T) {
+	f := newFleet(t, func(c *Config) { c.Heartbeat = 50 * time.Millisecond })
+	began := time.Now()
+	silent := f.join("h1", func(o *agentOptions) { o.mute = true })
+	err := silent.end()
+	if fleet.CodeOf(err) != fleet.Deadline || time.Since(began) < missedBeats*50*time.Millisecond {
+		t.Errorf("after %v: %v", time.Since(began), err)
+	}
+	loud := f.join("h2")
+	for range 2 * missedBeats {
+		select {
+		case <-loud.beats:
+		case err := <-loud.ended:
+			t.Fatalf("a host that sends heartbeats was cut off: %v", err)
+		}
+	}
+	response, err := f.hosts.List(t.Context(), &godwitv1.ListHostsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var states []string
+	for _, host := range response.GetHosts() {
+		states = append(states, host.GetName()+" "+host.GetState())
+	}
+	if got := strings.Join(states, ", "); got != "h1 down, h2 up" {
+		t.Errorf("hosts: %s", got)
+	}
+}
+
+func TestHelloIsChecked(t *testing.T) {
+	f := newFleet(t)
+	cases := []struct {
+		name  string
+		edit  func(*godwitv1.Hello)
+		field string
+	}{
+		{"no address", func(h *godwitv1.Hello) { h.Host.Address = "" }, "host.address"},
+		{"bad address", func(h *godwitv1.Hello) { h.Host.Address = "somewhere" }, "address"},
+		{"no CPUs", func(h *godwitv1.Hello) { h.Host.Cpus = 0 }, "host.cpus"},
+		{"no memory", func(h *godwitv1.Hello) { h.Host.MemoryBytes = 0 }, "host.memory_bytes"},
+	}
+	for _, test := range cases {
+		_, err := f.tryJoin("h1", func(o *agentOptions) { o.hello = test.edit })
+		if fields := fieldsOf(err); fleet.CodeOf(err) != fleet.Invalid || len(fields) != 1 || fields[0].Path != test.field {
+			t.Errorf("%s: %s", test.name, describe(err))
+		}
+	}
+	// The name in the message does not count, the one in the certificate does.
+	f.join("h1", func(o *agentOptions) { o.hello = func(h *godwitv1.Hello) { h.Host.Name, h.Host.Cordoned = "h9", true } })
+	response, err := f.hosts.List(t.Context(), &godwitv1.ListHostsRequest{})
+	if err != nil || len(response.GetHosts()) != 1 || response.GetHosts()[0].GetName() != "h1" || response.GetHosts()[0].GetState() != "up" {
+		t.Errorf("hosts %v, %v", response.GetHosts(), err)
+	}
+}
+
+func TestCordonSurvivesReconnect(t *testing.T) {
+	f := newFleet(t)
+	f.join("h1")
+	if _, err := f.hosts.Cordon(t.Context(), &godwitv1.CordonHostRequest{Name: "h1", Cordoned: true}); err != nil {
+		t.Fatal(err)
+	}
+	f.join("h1")
+	response, err := f.hosts.Get(t.Context(), &godwitv1.GetHostRequest{Name: "h1"})
+	if err != nil || response.GetHost().GetState() != "cordoned" {
+		t.Errorf("host %v, %v", response.GetHost(), err)
+	}
+}
+
+func TestQueueOfASessionIsBounded(t *testing.T) {
+	h := newHub()
+	s := newSession("h1", time.Second)
+	if err := h.Send("h1", &godwitv1.Command{}); fleet.CodeOf(err) != fleet.Unavailable {
+		t.Errorf("without a session: %v", err)
+	}
+	if err := h.open(t.Context(), s); err != nil {
+		t.Fatal(err)
+	}
+	for range sessionQueue {
+		if err := h.Send("h1", &godwitv1.Command{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := h.Send("h1", &godwitv1.Command{}); fleet.CodeOf(err) != fleet.Exhausted {
+		t.Errorf("with a full queue: %v", err)
+	}
+	for version := range int64(5) {
+		h.sendAddresses("h1", &godwitv1.AddressMap{Version: version})
+	}
+	if waiting := <-s.addresses; waiting.GetVersion() != 4 || len(s.addresses) != 0 {
+		t.Errorf("map %d waits, want the newest", waiting.GetVersion())
+	}
+}
+
+func TestOpenWaitsForTheOlderSession(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHub()
+		older, newer := newSession("h1", time.Second), newSession("h1", time.Second)
+		if err := h.open(t.Context(), older); err != nil {
+			t.Fatal(err)
+		}
+		var group errgroup.Group
+		opened := false
+		group.Go(func() error {
+			err := h.open(t.Context(), newer)
+			opened = true
+			return err
+		})
+		<-older.ended
+		synctest.Wait()
+		if opened {
+			t.Error("the newer session is open before the older has finished")
+		}
+		h.close(older)
+		if err := group.Wait(); err != nil {
+			t.Error(err)
+		}
+		if h.session("h1") != newer {
+			t.Error("closing the older session has closed the newer one")
+		}
+		if code := fleet.CodeOf(older.cause); code != fleet.Conflict {
+			t.Errorf("the older session ended with %v", older.cause)
+		}
+		older.end(errors.New("again"))
+		h.close(newer)
+		if len(h.hosts()) != 0 {
+			t.Errorf("hosts %v are connected", h.hosts())
+		}
+	})
+}
