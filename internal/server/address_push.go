@@ -118,17 +118,6 @@ func (p *addressPusher) ack(host fleet.HostName, version int64) {
 	p.release()
 }
 
-// acked gives the store revision as of which the host has the addresses; 0 for
-// none, and for a host that is not connected.
-func (p *addressPusher) acked(host fleet.HostName) int64 {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if state := p.hosts[host]; state != nil {
-		return state.applied
-	}
-	return 0
-}
-
 // WhenApplied calls done, in a goroutine of its own, once every connected host
 // has the addresses as of that revision of the store, or of a later one. The
 // revision must be that of a commit that changed a migration or a VM.

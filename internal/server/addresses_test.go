@@ -219,6 +219,29 @@ func TestWhenApplied(t *testing.T) {
 	waitFor(t, done, "h3 has left")
 }
 
+// TestPushIsFast keeps the way from a commit to the hosts free of anything that
+// waits: forwarding lasts as long as it takes.
+func TestPushIsFast(t *testing.T) {
+	f := newFleet(t)
+	h1 := f.join("h1")
+	f.join("h2")
+	f.network("blue", "10.20.0.0/24")
+	f.running(h1, "web1", "blue")
+	var took []time.Duration
+	for i := range 21 {
+		target := fleet.HostName([]string{"h2", "h1"}[i%2])
+		revision := f.move("web1", target, fleet.MigrationID(fmt.Sprintf("m-%d", i)))
+		began := time.Now()
+		waitFor(t, f.whenApplied(revision), "the hosts acknowledge at once")
+		took = append(took, time.Since(began))
+	}
+	slices.Sort(took)
+	t.Logf("from the commit to the last acknowledgement: median %v, most %v", took[10], took[20])
+	if took[10] > 50*time.Millisecond {
+		t.Errorf("median %v", took[10])
+	}
+}
+
 func waitFor(t *testing.T, done <-chan struct{}, what string) {
 	t.Helper()
 	select {

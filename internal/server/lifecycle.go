@@ -177,7 +177,7 @@ func portNetworks(ctx context.Context, t tables, spec fleet.VMSpec) ([]*godwitv1
 // host's record from before this session.
 func (l *lifecycle) connected(ctx context.Context, host fleet.HostName, before fleet.Host, hello *godwitv1.Hello) {
 	for _, instance := range hello.GetInstances() {
-		l.observe(context.WithoutCancel(ctx), host, instance, 0)
+		l.observe(context.WithoutCancel(ctx), host, l.explained(host, instance), 0)
 	}
 	rebooted := before.BootID != "" && before.BootID != hello.GetBootId()
 	for _, entry := range l.mirror.vmsOf(host) {
@@ -185,6 +185,19 @@ func (l *lifecycle) connected(ctx context.Context, host fleet.HostName, before f
 		if entry.Value.Phase == fleet.VMRunning && !hasInstance(hello, entry.Value) {
 			l.missing(context.WithoutCancel(ctx), host, entry, rebooted)
 		}
+	}
+}
+
+// explained gives a cause to the end of a running instance that nobody has
+// seen. Without one it would count as the guest's own powering off.
+func (l *lifecycle) explained(host fleet.HostName, said *godwitv1.InstanceReport) *godwitv1.InstanceReport {
+	entry, _ := l.mirror.vm(fleet.VMName(said.GetVm()))
+	if said.GetState() != instanceExited || said.GetCause() != "" || entry.Value.Phase != fleet.VMRunning {
+		return said
+	}
+	return &godwitv1.InstanceReport{
+		Vm: said.GetVm(), Uid: said.GetUid(), Epoch: said.GetEpoch(), State: said.GetState(), Migration: said.GetMigration(),
+		Cause: "it ended while host " + string(host) + " had no session",
 	}
 }
 

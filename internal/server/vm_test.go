@@ -168,6 +168,40 @@ func TestRebootOfHostEndsItsVMs(t *testing.T) {
 	}
 }
 
+func TestEndThatNobodySaw(t *testing.T) {
+	f := newFleet(t)
+	h1 := f.join("h1")
+	f.running(h1, "web1")
+	h1.close()
+	f.join("h1", func(o *agentOptions) {
+		o.hello = func(hello *godwitv1.Hello) {
+			hello.Instances = []*godwitv1.InstanceReport{{Vm: "web1", Epoch: 1, State: "exited"}}
+		}
+	})
+	if vm := f.awaitPhase("web1", fleet.VMFailed); vm.GetCause() != "it ended while host h1 had no session" {
+		t.Errorf("cause %q", vm.GetCause())
+	}
+}
+
+// What a host has of a VM that it is still starting says nothing.
+func TestHelloDuringStart(t *testing.T) {
+	f := newFleet(t)
+	h1 := f.join("h1")
+	f.create(&godwitv1.CreateVMRequest{Name: "web1", Spec: smallSpec()})
+	h1.command()
+	h1.close()
+	h1 = f.join("h1", func(o *agentOptions) {
+		o.hello = func(hello *godwitv1.Hello) {
+			hello.Instances = []*godwitv1.InstanceReport{{Vm: "web1", Epoch: 1, State: "exited"}}
+		}
+	})
+	if vm := f.vm("web1"); vm.GetPhase() != "starting" {
+		t.Errorf("it is %s: %s", vm.GetPhase(), vm.GetCause())
+	}
+	h1.report(h1.command(), "web1", "running", "")
+	f.awaitPhase("web1", fleet.VMRunning)
+}
+
 func TestStaleInstancesAreForgottenOnProofOnly(t *testing.T) {
 	f := newFleet(t)
 	h1 := f.join("h1")
