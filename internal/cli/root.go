@@ -18,6 +18,8 @@ type constructor func(*App) *cobra.Command
 // constructors gives the commands in the order of the help text.
 func constructors() []constructor {
 	return []constructor{
+		newServerCommand,
+		newAgentCommand,
 		newMigrateCommand,
 		newVMCommand,
 		newHostCommand,

@@ -1,0 +1,131 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+
+	"godwit.dev/godwit/api/client"
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/network"
+	"godwit.dev/godwit/internal/pki"
+	"godwit.dev/godwit/internal/qemu"
+)
+
+// Config is what an agent needs to know of its host.
+type Config struct {
+	Name    fleet.HostName
+	Address netip.Addr // where other hosts reach this one: tunnels and memory
+	Dir     string     // instances live here; must survive the agent
+	QEMU    string     // the binary, e.g. "qemu-system-x86_64"
+	CPUs    int        // that VMs may have together
+	Memory  fleet.Bytes
+	Version string
+
+	Keeper  *pki.Keeper
+	Client  *client.Client // of the server, with this host's certificate
+	Network *network.Host
+	Log     *slog.Logger
+}
+
+// Agent runs one host.
+type Agent struct {
+	config   Config
+	features qemu.Features
+	log      *slog.Logger
+
+	mu       sync.Mutex
+	machines map[machineKey]*machine
+	session  *session // nil while there is none
+
+	addressMu sync.Mutex
+	addresses *godwitv1.AddressMap // the newest that was applied
+}
+
+// machineKey is one instance: a VM at an epoch.
+type machineKey struct {
+	vm    fleet.VMName
+	epoch fleet.Epoch
+}
+
+// New asks the host's QEMU what it can do and adopts the instances that an
+// earlier agent left.
+func New(ctx context.Context, config Config) (*Agent, error) {
+	features, err := qemu.Probe(ctx, config.QEMU)
+	if err != nil {
+		return nil, err
+	}
+	a := &Agent{config: config, features: features, log: config.Log, machines: map[machineKey]*machine{}}
+	return a, a.adoptAll(ctx)
+}
+
+// QEMUVersion is that of the host's QEMU, as it says it.
+func (a *Agent) QEMUVersion() string { return a.features.Version }
+
+// Run serves the server until ctx ends. Instances run on after it.
+func (a *Agent) Run(ctx context.Context) error {
+	var tasks sync.WaitGroup
+	tasks.Go(func() { _ = a.config.Keeper.Run(ctx) })
+	tasks.Go(func() { a.keepSession(ctx) })
+	for _, m := range a.all() {
+		a.start(ctx, m)
+	}
+	<-ctx.Done()
+	tasks.Wait()
+	return a.close()
+}
+
+// close lets go of everything; all of it stays as it is.
+func (a *Agent) close() error {
+	var errs []error
+	for _, m := range a.all() {
+		errs = append(errs, m.letGo())
+	}
+	return errors.Join(append(errs, a.config.Network.Close())...)
+}
+
+func (a *Agent) all() []*machine {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.Collect(maps.Values(a.machines))
+}
+
+func (a *Agent) find(key machineKey) *machine {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.machines[key]
+}
+
+// add registers a machine; false when its key is taken.
+func (a *Agent) add(m *machine) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.machines[m.key] != nil {
+		return false
+	}
+	a.machines[m.key] = m
+	return true
+}
+
+func (a *Agent) remove(m *machine) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.machines, m.key)
+}
+
+// say sends a report if there is a session. Without one nothing is lost: the
+// server asks again for every answer that it misses, and facts are told anew
+// when a session begins.
+func (a *Agent) say(report *godwitv1.Report) {
+	a.mu.Lock()
+	session := a.session
+	a.mu.Unlock()
+	if session != nil {
+		session.say(report)
+	}
+}

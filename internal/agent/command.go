@@ -1,0 +1,135 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/fleet"
+)
+
+// command finds the machine that a command is for and queues it there.
+func (a *Agent) command(ctx context.Context, command *godwitv1.Command) {
+	switch op := command.GetOp().(type) {
+	case *godwitv1.Command_StartInstance:
+		m := a.machineFor(ctx, op.StartInstance.GetInstance())
+		m.do(command, func() *godwitv1.Report { return m.startAlone(ctx, op.StartInstance.GetInstance()) })
+	case *godwitv1.Command_StopInstance:
+		if m := a.find(machineKey{fleet.VMName(op.StopInstance.GetVm()), fleet.Epoch(command.GetEpoch())}); m != nil && op.StopInstance.GetGraceMs() == 0 {
+			m.hurryUp() // an earlier stop may be waiting for the guest
+		}
+		a.with(command, op.StopInstance.GetVm(), 0, a.absentInstance(command, op.StopInstance.GetVm()), func(m *machine) *godwitv1.Report {
+			return m.stop(ctx, op.StopInstance.GetGraceMs())
+		})
+	case *godwitv1.Command_ForgetInstance:
+		a.with(command, op.ForgetInstance.GetVm(), 0, nil, func(m *machine) *godwitv1.Report {
+			return m.forget(ctx)
+		})
+	case *godwitv1.Command_PrepareTarget:
+		m := a.machineFor(ctx, op.PrepareTarget.GetInstance())
+		m.do(command, func() *godwitv1.Report { return m.prepareTarget(ctx, command.GetSubject(), op.PrepareTarget) })
+	default:
+		a.migrationCommand(ctx, command)
+	}
+}
+
+// migrationCommand does the same for what follows the preparation.
+func (a *Agent) migrationCommand(ctx context.Context, command *godwitv1.Command) {
+	const target = 1 // its epoch is one more than the migration's
+	gone := fmt.Errorf("its instance is not on %s", a.config.Name)
+	switch op := command.GetOp().(type) {
+	case *godwitv1.Command_StartCopy:
+		a.with(command, op.StartCopy.GetVm(), 0, sourceFailed(gone, true), func(m *machine) *godwitv1.Report {
+			return m.startCopy(ctx, command, op.StartCopy)
+		})
+	case *godwitv1.Command_ResumeSource:
+		a.with(command, op.ResumeSource.GetVm(), 0, sourceFailed(gone, true), func(m *machine) *godwitv1.Report {
+			return m.resumeSource(ctx)
+		})
+	case *godwitv1.Command_RetireSource:
+		a.with(command, op.RetireSource.GetVm(), 0, sourceRetired(), func(m *machine) *godwitv1.Report {
+			return m.retireSource(ctx)
+		})
+	case *godwitv1.Command_ReleaseSource:
+		a.with(command, op.ReleaseSource.GetVm(), 0, sourceReleased(), func(m *machine) *godwitv1.Report {
+			return m.releaseSource(ctx)
+		})
+	case *godwitv1.Command_RunTarget:
+		a.with(command, op.RunTarget.GetVm(), target, targetFailed(gone, true), func(m *machine) *godwitv1.Report {
+			return m.runTarget(ctx, nil)
+		})
+	case *godwitv1.Command_FinishTarget:
+		a.with(command, op.FinishTarget.GetVm(), target, targetFinished(), func(m *machine) *godwitv1.Report {
+			return m.finishTarget()
+		})
+	case *godwitv1.Command_ReleaseTarget:
+		a.with(command, op.ReleaseTarget.GetVm(), target, targetReleased(0), func(m *machine) *godwitv1.Report {
+			return m.releaseTarget(ctx, op.ReleaseTarget)
+		})
+	default:
+		a.log.Error("a command of no known kind", "subject", command.GetSubject(), "sequence", command.GetSequence())
+	}
+}
+
+// with queues a task for an existing machine, or gives the answer for one
+// that does not exist.
+func (a *Agent) with(command *godwitv1.Command, vm string, later fleet.Epoch, absent *godwitv1.Report, task func(*machine) *godwitv1.Report) {
+	m := a.find(machineKey{fleet.VMName(vm), fleet.Epoch(command.GetEpoch()) + later})
+	if m != nil {
+		m.do(command, func() *godwitv1.Report { return task(m) })
+		return
+	}
+	if absent == nil {
+		return
+	}
+	absent.Subject, absent.Epoch, absent.Sequence = command.GetSubject(), command.GetEpoch(), command.GetSequence()
+	a.say(absent)
+}
+
+// machineFor gives the machine of an instance, a new one if there is none.
+func (a *Agent) machineFor(ctx context.Context, instance *godwitv1.Instance) *machine {
+	key := machineKey{fleet.VMName(instance.GetVm()), fleet.Epoch(instance.GetEpoch())}
+	if m := a.find(key); m != nil {
+		return m
+	}
+	m := a.newMachine(key, fleet.InstanceUID(instance.GetUid()))
+	if !a.add(m) {
+		return a.find(key)
+	}
+	a.start(ctx, m)
+	return m
+}
+
+func (a *Agent) absentInstance(command *godwitv1.Command, vm string) *godwitv1.Report {
+	return &godwitv1.Report{Event: &godwitv1.Report_Instance{Instance: &godwitv1.InstanceReport{
+		Vm: vm, Epoch: command.GetEpoch(), State: "absent",
+	}}}
+}
+
+func sourceFailed(err error, gone bool) *godwitv1.Report {
+	return &godwitv1.Report{Event: &godwitv1.Report_SourceFailed{SourceFailed: &godwitv1.SourceFailed{
+		Code: string(fleet.CodeOf(err)), Cause: err.Error(), Hint: fleet.HintOf(err), Gone: gone,
+	}}}
+}
+
+func targetFailed(err error, gone bool) *godwitv1.Report {
+	return &godwitv1.Report{Event: &godwitv1.Report_TargetFailed{TargetFailed: &godwitv1.TargetFailed{
+		Code: string(fleet.CodeOf(err)), Cause: err.Error(), Hint: fleet.HintOf(err), Gone: gone,
+	}}}
+}
+
+func sourceRetired() *godwitv1.Report {
+	return &godwitv1.Report{Event: &godwitv1.Report_SourceRetired{SourceRetired: &godwitv1.SourceRetired{}}}
+}
+
+func sourceReleased() *godwitv1.Report {
+	return &godwitv1.Report{Event: &godwitv1.Report_SourceReleased{SourceReleased: &godwitv1.SourceReleased{}}}
+}
+
+func targetFinished() *godwitv1.Report {
+	return &godwitv1.Report{Event: &godwitv1.Report_TargetFinished{TargetFinished: &godwitv1.TargetFinished{}}}
+}
+
+func targetReleased(frames int) *godwitv1.Report {
+	return &godwitv1.Report{Event: &godwitv1.Report_TargetReleased{TargetReleased: &godwitv1.TargetReleased{FramesReturned: int64(frames)}}}
+}

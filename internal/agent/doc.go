@@ -1,0 +1,27 @@
+// Package agent is the long-running program of one host. It carries out what
+// the server decides: it starts and ends instances, copies them to other
+// hosts, opens and closes gates, and sets the addresses of overlays.
+//
+// # Who may act
+//
+// The agent never decides who owns a VM. It opens the gate of an instance, and
+// lets its vCPUs run, only in three cases: the server told it to start the
+// instance, the server answered a Commit with the right to run, or the server
+// told the source to resume after an abort. Closing is always allowed: a source
+// closes its own gate before it lets QEMU finish, without asking.
+//
+// # Machines
+//
+// A machine is one instance with its taps and its folder, by VM and epoch.
+// Commands for one machine are carried out one after the other, in the order
+// in which they came; those for different machines at the same time. Each is
+// answered by a Report with its sequence. One that comes again is answered
+// again, and not carried out again; one for a machine that is no more is
+// answered as done, because leaving nothing behind is what it asked for.
+//
+// # Life and death
+//
+// QEMU outlives the agent, and so do taps, gates and tunnels. An agent that
+// starts first adopts what it finds in its folder; it ends nothing that it does
+// not know.
+package agent

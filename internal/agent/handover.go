@@ -1,0 +1,284 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/network"
+	"godwit.dev/godwit/internal/qemu"
+)
+
+const (
+	// qemuDowntime and qemuSwitchover keep QEMU from ending the copy by
+	// itself, as far as it lets us: with them it does so only when nothing at
+	// all is left. The agent stops the guest instead, behind a gate that is
+	// closed already. The least downtime is 1 ms, since 0 makes QEMU end after
+	// the first pass whatever is left.
+	qemuDowntime   = time.Millisecond
+	qemuSwitchover = fleet.BytesPerSecond(1)
+
+	// ringWithin is how long the guest may take to read what came before the
+	// gate was closed; what it leaves is drained.
+	ringWithin = 3 * time.Millisecond
+	// switchCost is the time for the last pages that is good enough: it is
+	// small beside QEMU's own part of the blackout.
+	switchCost = 2 * time.Millisecond
+	// shrinkLeast is by how much a pass must leave less than the one before to
+	// be worth another.
+	shrinkLeast = 0.7
+	// progressEvery is the interval between reports of the copy.
+	progressEvery = 200 * time.Millisecond
+)
+
+// handover is one copy from its start to the moment at which the target has
+// everything. It runs in one goroutine.
+type handover struct {
+	*machine
+	command     *godwitv1.Command
+	remote      netip.Addr
+	outgoing    qemu.Outgoing
+	blackoutMax time.Duration
+
+	pass     int
+	left     fleet.Bytes // by the pass before
+	marks    godwitv1.SourceMarks
+	stopper  string   // who stopped the guest: "agent", "qemu", "" while it runs
+	drains   chan int // frames, when the taps have been drained
+	progress qemu.Progress
+}
+
+// run copies, stops the guest and sends the rest. If ctx ends, it leaves
+// everything as it stands: resumeSource takes it from there.
+func (h *handover) run(ctx context.Context) {
+	err := h.copyAndSwitch(ctx)
+	switch {
+	case ctx.Err() != nil:
+	case err == nil:
+		h.answer(h.command, h.measured())
+	case h.instance.Ended(): // watchEnd says it
+	default:
+		h.fact(h.command.GetSubject(), sourceFailed(err, false))
+	}
+}
+
+func (h *handover) copyAndSwitch(ctx context.Context) error {
+	events := h.instance.Subscribe()
+	defer events.Close()
+	before, err := h.instance.Progress(ctx)
+	if err != nil {
+		return err
+	}
+	if !before.Status.UnderWay() { // else an earlier agent has begun it
+		if err := h.instance.SendTo(ctx, h.outgoing); err != nil {
+			return err
+		}
+	}
+	reports := time.NewTicker(progressEvery)
+	defer reports.Stop()
+	for {
+		select {
+		case event, open := <-events.Events():
+			if !open {
+				return fmt.Errorf("follow the copy: %w", events.Err())
+			}
+			done, err := h.take(ctx, event)
+			if done || err != nil {
+				return err
+			}
+		case <-reports.C:
+			if h.stopper != "" {
+				continue
+			}
+			if err := h.look(ctx, false); err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// take deals with one event of QEMU; done when the target has everything.
+func (h *handover) take(ctx context.Context, event qemu.Event) (done bool, err error) {
+	switch event.Kind {
+	case qemu.PassBegun:
+		h.pass = event.Pass
+		if h.stopper != "" {
+			return false, nil
+		}
+		return false, h.passBegun(ctx)
+	case qemu.Stopped:
+		h.marks.Stopped = timestamppb.New(event.At)
+		if h.stopper == "" {
+			return false, h.stoppedByQEMU(ctx)
+		}
+		return false, h.guestStopped(ctx)
+	case qemu.MigrationChanged:
+		return h.statusChanged(ctx, event)
+	}
+	return false, nil
+}
+
+func (h *handover) statusChanged(ctx context.Context, event qemu.Event) (done bool, err error) {
+	switch event.Status {
+	case qemu.StatusPreSwitchover:
+		h.marks.PreSwitchover = timestamppb.New(event.At)
+		if h.stopper == "" {
+			return false, errors.New("QEMU is about to end the copy while the guest runs")
+		}
+		h.marks.Continued = timestamppb.Now()
+		if err := h.instance.ContinueSwitch(ctx); err != nil {
+			return false, err
+		}
+	case qemu.StatusCompleted:
+		h.marks.Completed = timestamppb.New(event.At)
+		h.progress, err = h.instance.Progress(ctx)
+		return true, err
+	case qemu.StatusFailed, qemu.StatusCancelled:
+		cause := "the copy was " + string(event.Status)
+		if now, err := h.instance.Progress(ctx); err == nil && now.Error != "" {
+			cause += ": " + now.Error
+		}
+		return false, &fleet.Error{Code: fleet.Failed, Op: "copy", Subject: "vm " + string(h.key.vm), Cause: cause}
+	}
+	return false, nil
+}
+
+// passBegun decides whether the next pass is to be the last.
+func (h *handover) passBegun(ctx context.Context) error {
+	if err := h.look(ctx, true); err != nil {
+		return err
+	}
+	if h.pass < 2 || !h.converged() {
+		h.left = h.progress.Remaining
+		return nil
+	}
+	return h.stopGuest(ctx)
+}
+
+// converged: what is left takes hardly any time, or another pass would not
+// leave less and this one fits into the blackout that is allowed.
+func (h *handover) converged() bool {
+	if h.progress.Bandwidth <= 0 {
+		return false
+	}
+	cost := time.Duration(float64(h.progress.Remaining) / float64(h.progress.Bandwidth) * float64(time.Second))
+	if cost <= switchCost {
+		return true
+	}
+	shrinks := h.left == 0 || float64(h.progress.Remaining) < shrinkLeast*float64(h.left)
+	return !shrinks && cost <= h.blackoutMax
+}
+
+// look asks QEMU how far it is, and reports it.
+func (h *handover) look(ctx context.Context, passBegins bool) (err error) {
+	if h.progress, err = h.instance.Progress(ctx); err != nil {
+		return err
+	}
+	p := h.progress
+	h.agent.say(&godwitv1.Report{
+		Subject: h.command.GetSubject(), Epoch: uint64(h.key.epoch),
+		Event: &godwitv1.Report_CopyProgress{CopyProgress: &godwitv1.CopyProgress{
+			Pass: int32(p.Pass), SentBytes: uint64(p.Transferred), RemainingBytes: uint64(p.Remaining), TotalBytes: uint64(p.Total),
+			DirtyBytesPerSecond: float64(p.DirtyRate), BandwidthBytesPerSecond: float64(p.Bandwidth), PassBegins: passBegins,
+		}},
+	})
+	return nil
+}
+
+// stopGuest closes the gate and then stops the guest. In this order no frame
+// can come into QEMU after its device has stopped, where it would be lost.
+func (h *handover) stopGuest(ctx context.Context) error {
+	h.stopper = "agent"
+	if err := h.redirect(network.Leaving); err != nil {
+		return err
+	}
+	h.awaitRings(ctx)
+	return h.instance.Stop(ctx)
+}
+
+// guestStopped takes the guest's last right away and sends on what it has not
+// read.
+func (h *handover) guestStopped(ctx context.Context) error {
+	if err := h.redirect(network.Redirect); err != nil {
+		return err
+	}
+	h.reportStop()
+	go h.drainLeft(ctx)
+	return nil
+}
+
+// stoppedByQEMU: QEMU ended the copy by itself, and now waits. The gate is
+// closed as fast as can be.
+func (h *handover) stoppedByQEMU(ctx context.Context) error {
+	h.stopper = "qemu"
+	if err := h.guestStopped(ctx); err != nil {
+		return err
+	}
+	status, err := h.instance.Status(ctx)
+	if err != nil {
+		return err
+	}
+	if !status.Switching() {
+		return &fleet.Error{
+			Code: fleet.Failed, Op: "copy", Subject: "vm " + string(h.key.vm), Cause: fmt.Sprintf("the guest stopped by itself: %s", status),
+		}
+	}
+	return nil
+}
+
+// redirect sends the frames for the guest to the target from now on.
+func (h *handover) redirect(mode network.Mode) error {
+	err := h.setGates(func(p *port) network.Gate {
+		return network.Gate{Mode: mode, Tunnel: p.tunnel, Remote: h.remote}
+	})
+	if h.marks.GateFlipped == nil {
+		h.marks.GateFlipped = timestamppb.Now()
+	}
+	return err
+}
+
+// awaitRings lets the guest read what came before the gate was closed. A guest
+// that is too slow is not waited for.
+func (h *handover) awaitRings(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, ringWithin)
+	defer cancel()
+	for _, port := range h.ports {
+		if port.tap.WaitEmpty(ctx) != nil {
+			return
+		}
+	}
+}
+
+// drainLeft sends the frames on that the guest has not read.
+func (h *handover) drainLeft(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, returnWithin)
+	defer cancel()
+	frames, err := h.drain(ctx)
+	if err != nil {
+		h.agent.log.Error("frames left at the source could not all be sent on", "vm", h.key.vm, "error", err)
+	}
+	h.drains <- frames
+}
+
+func (h *handover) reportStop() {
+	h.fact(h.command.GetSubject(), &godwitv1.Report{Event: &godwitv1.Report_SourceStopped{SourceStopped: &godwitv1.SourceStopped{
+		StoppedBy: h.stopper, Stopped: h.marks.Stopped,
+	}}})
+}
+
+func (h *handover) measured() *godwitv1.Report {
+	frames := <-h.drains
+	h.marks.Drained = timestamppb.Now()
+	return &godwitv1.Report{Event: &godwitv1.Report_SwitchMeasured{SwitchMeasured: &godwitv1.SwitchMeasured{
+		Marks: &h.marks, SentBytes: uint64(h.progress.Transferred), Passes: int32(h.pass),
+		FramesDrained: int64(frames), StoppedBy: h.stopper,
+	}}}
+}

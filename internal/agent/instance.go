@@ -1,0 +1,291 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/network"
+	"godwit.dev/godwit/internal/qemu"
+	"godwit.dev/godwit/internal/wire"
+)
+
+// startWithin bounds the start of a QEMU until it answers.
+const startWithin = 30 * time.Second
+
+// startAlone starts a VM that runs nowhere yet.
+func (m *machine) startAlone(ctx context.Context, want *godwitv1.Instance) *godwitv1.Report {
+	m.mu.Lock()
+	running := m.instance != nil
+	m.mu.Unlock()
+	if running {
+		return m.instanceReport("running", "")
+	}
+	ctx, cancel := context.WithTimeout(ctx, startWithin)
+	defer cancel()
+	err := m.launch(ctx, want, network.Gate{Mode: network.Pass, Epoch: m.key.epoch}, false)
+	if err != nil {
+		m.agent.log.Warn("an instance did not start", "vm", m.key.vm, "error", err)
+		return m.instanceReport("exited", errors.Join(err, m.discard(ctx)).Error())
+	}
+	return m.instanceReport("running", "")
+}
+
+// launch makes the folder, the ports and the instance. What it has made when
+// it fails is for discard to remove.
+func (m *machine) launch(ctx context.Context, want *godwitv1.Instance, gate network.Gate, incoming bool) error {
+	spec, err := wire.DecodeSpec(want.GetSpec())
+	if err != nil {
+		return err
+	}
+	if err := checkFiles(spec); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(m.dir, 0o700); err != nil {
+		return fmt.Errorf("make the instance's folder: %w", err)
+	}
+	if err := m.makePorts(spec, want.GetNetworks(), gate); err != nil {
+		return err
+	}
+	config, err := m.qemuConfig(spec, incoming)
+	if err != nil {
+		return err
+	}
+	defer closeVhost(config.NICs)
+	instance, err := qemu.Start(ctx, config)
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	m.instance = instance
+	m.mu.Unlock()
+	go m.watchEnd(context.WithoutCancel(ctx), instance)
+	return nil
+}
+
+// checkFiles finds out before anything is made that a file can't be reached.
+func checkFiles(spec fleet.VMSpec) error {
+	files := map[string]string{}
+	for _, disk := range spec.Disks {
+		files[disk.Path] = "disk " + disk.Name
+	}
+	if spec.Boot != nil {
+		files[spec.Boot.Kernel] = "kernel"
+		if spec.Boot.Initrd != "" {
+			files[spec.Boot.Initrd] = "initrd"
+		}
+	}
+	for path, what := range files {
+		file, err := os.Open(path)
+		if err != nil {
+			return &fleet.Error{
+				Code: fleet.Unavailable, Op: "open", Subject: what, Err: err,
+				Hint: "every host that may run the VM must see this file under the same path",
+			}
+		}
+		file.Close()
+	}
+	return nil
+}
+
+// makePorts makes a tap for each port of the spec, and writes the record.
+func (m *machine) makePorts(spec fleet.VMSpec, networks []*godwitv1.PortNetwork, gate network.Gate) error {
+	byPort := map[string]*godwitv1.PortNetwork{}
+	for _, one := range networks {
+		byPort[one.GetPort()] = one
+	}
+	var taps []portRecord
+	for _, want := range spec.Ports {
+		known := byPort[want.Name]
+		taps = append(taps, portRecord{
+			Name: want.Name, Network: want.Network, MAC: want.MAC, Queues: max(1, want.Queues),
+			Tap: tapName(m.key, want.Name), MTU: int(known.GetMtu()), Tunnel: fleet.TunnelID(known.GetTunnel()),
+		})
+	}
+	m.mu.Lock()
+	m.record.Ports = taps
+	err := writeRecord(m.dir, m.record)
+	m.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	for i, tap := range taps {
+		if err := m.makePort(tap, byPort[spec.Ports[i].Name], gate); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *machine) makePort(want portRecord, known *godwitv1.PortNetwork, gate network.Gate) error {
+	host := m.agent.config.Network
+	err := host.EnsureNetwork(network.Network{Name: want.Network, VNI: known.GetVni(), MTU: want.MTU})
+	if err != nil {
+		return err
+	}
+	config, err := want.tapConfig(gate)
+	if err != nil {
+		return err
+	}
+	tap, err := host.CreateTap(config)
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	m.ports = append(m.ports, &port{name: want.Name, network: want.Network, mac: want.MAC, tunnel: want.Tunnel, tap: tap})
+	m.mu.Unlock()
+	return m.agent.reapply(want.Network)
+}
+
+func (p portRecord) tapConfig(gate network.Gate) (network.TapConfig, error) {
+	mac, err := net.ParseMAC(p.MAC)
+	if err != nil {
+		return network.TapConfig{}, fmt.Errorf("port %s: %w", p.Name, err)
+	}
+	return network.TapConfig{Name: p.Tap, Network: p.Network, MAC: mac, Queues: p.Queues, MTU: p.MTU, Gate: gate}, nil
+}
+
+// tapName gives the name of a port's device: it depends on the epoch, so that
+// the taps of two epochs of a VM on one host are two.
+func tapName(key machineKey, port string) string {
+	hash := fnv.New64a()
+	fmt.Fprintf(hash, "%s/%d/%s", key.vm, key.epoch, port)
+	return fmt.Sprintf("%s%012x", network.TapPrefix, hash.Sum64()&(1<<48-1))
+}
+
+func (m *machine) qemuConfig(spec fleet.VMSpec, incoming bool) (qemu.Config, error) {
+	config := qemu.Config{
+		VM: m.key.vm, UID: m.record.UID, Epoch: m.key.epoch, Dir: m.dir,
+		Binary: m.agent.config.QEMU, Accel: m.agent.features.Accel,
+		Machine: spec.Machine, CPUModel: cmp.Or(spec.CPUModel, "qemu64"), VCPUs: spec.CPUs, Memory: spec.Memory,
+		Incoming: incoming,
+	}
+	if spec.Boot != nil {
+		config.Kernel, config.Initrd, config.Cmdline = spec.Boot.Kernel, spec.Boot.Initrd, spec.Boot.Cmdline
+	}
+	for _, disk := range spec.Disks {
+		config.Disks = append(config.Disks, qemu.Disk{Name: disk.Name, Path: disk.Path, Format: disk.Format, ReadOnly: disk.ReadOnly})
+	}
+	for i, port := range m.ports {
+		nic := qemu.NIC{Name: port.name, MAC: port.mac, MTU: m.record.Ports[i].MTU, FDs: port.tap.FDs()}
+		vhost, err := network.OpenVhost(len(nic.FDs))
+		if err != nil && fleet.CodeOf(err) != fleet.Unsupported {
+			return config, err
+		}
+		nic.VhostFDs = vhost // none where the host has no vhost-net
+		config.NICs = append(config.NICs, nic)
+	}
+	return config, nil
+}
+
+// closeVhost closes the agent's copies; QEMU has its own.
+func closeVhost(nics []qemu.NIC) {
+	for _, nic := range nics {
+		for _, fd := range nic.VhostFDs {
+			_ = unix.Close(fd) // a descriptor that was only passed on
+		}
+	}
+}
+
+// stop ends an instance: by the guest if there is time for it, else at once.
+func (m *machine) stop(ctx context.Context, graceMs int64) *godwitv1.Report {
+	m.mu.Lock()
+	m.ending = true
+	instance := m.instance
+	m.mu.Unlock()
+	if instance != nil && graceMs > 0 && instance.Powerdown(ctx) == nil {
+		grace := time.NewTimer(time.Duration(graceMs) * time.Millisecond)
+		select {
+		case <-instance.Exited():
+		case <-grace.C:
+		case <-m.hurry:
+		}
+		grace.Stop()
+	}
+	if err := m.discard(ctx); err != nil {
+		return m.instanceReport("running", err.Error())
+	}
+	return m.instanceReport("exited", "")
+}
+
+// hurryUp ends the waiting of a stop for its guest.
+func (m *machine) hurryUp() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	select {
+	case <-m.hurry:
+	default:
+		close(m.hurry)
+	}
+}
+
+// forget removes an instance that the server has proven stale.
+func (m *machine) forget(ctx context.Context) *godwitv1.Report {
+	m.agent.log.Info("a stale instance goes", "vm", m.key.vm, "epoch", m.key.epoch)
+	if err := m.discard(ctx); err != nil {
+		m.agent.log.Error("a stale instance could not be removed", "vm", m.key.vm, "error", err)
+	}
+	return nil
+}
+
+// discard ends the instance and removes all that belongs to it here.
+func (m *machine) discard(ctx context.Context) error {
+	if err := m.kill(ctx); err != nil {
+		return err
+	}
+	var errs []error
+	for _, port := range m.ports {
+		if port.tunnel != 0 {
+			errs = append(errs, m.agent.config.Network.CloseTunnel(port.tunnel))
+		}
+		errs = append(errs, port.tap.Remove())
+	}
+	networks := m.networks()
+	m.ports = nil
+	m.agent.remove(m)
+	for _, name := range networks {
+		errs = append(errs, m.agent.reapply(name))
+	}
+	return errors.Join(append(errs, os.RemoveAll(m.dir))...)
+}
+
+func (m *machine) networks() (names []fleet.NetworkName) {
+	for _, port := range m.ports {
+		names = append(names, port.network)
+	}
+	return names
+}
+
+// kill ends the instance's process and waits for its end.
+func (m *machine) kill(ctx context.Context) error {
+	m.mu.Lock()
+	m.ending = true
+	instance := m.instance
+	m.mu.Unlock()
+	if instance == nil {
+		return nil
+	}
+	if err := instance.Kill(ctx); err != nil {
+		return err
+	}
+	return instance.Close()
+}
+
+func (a *Agent) instanceDir(key machineKey) string {
+	return filepath.Join(a.config.Dir, "instances", fmt.Sprintf("%s.%d", key.vm, key.epoch))
+}
+
+// qemuFeatures is what the host's record says of its QEMU.
+func (a *Agent) qemuFeatures() fleet.QEMUFeatures {
+	return a.features.Fleet()
+}

@@ -1,0 +1,196 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/wire"
+)
+
+const (
+	sessionQueue  = 256 // reports that wait to be sent
+	retryMin      = 100 * time.Millisecond
+	retryMax      = 5 * time.Second
+	missedBeats   = 3
+	bootIDFile    = "/proc/sys/kernel/random/boot_id"
+	defaultBeatMs = 2000
+)
+
+// stream is a session's stream, as Connect gives it.
+type stream = connect.BidiStreamForClientSimple[godwitv1.SessionRequest, godwitv1.SessionResponse]
+
+// session is one stream to the server.
+type session struct {
+	queue chan *godwitv1.SessionRequest
+	end   context.CancelCauseFunc
+}
+
+func (s *session) say(report *godwitv1.Report) {
+	if report.At == nil {
+		report.At = timestamppb.Now()
+	}
+	s.send(&godwitv1.SessionRequest{Message: &godwitv1.SessionRequest_Report{Report: report}})
+}
+
+// send queues a message. A session that does not get its messages away is
+// ended: the next one begins with everything that matters.
+func (s *session) send(message *godwitv1.SessionRequest) {
+	select {
+	case s.queue <- message:
+	default:
+		s.end(errors.New("the server does not take messages"))
+	}
+}
+
+// keepSession holds a session for as long as ctx lives.
+func (a *Agent) keepSession(ctx context.Context) {
+	wait := retryMin
+	for ctx.Err() == nil {
+		began := time.Now()
+		err := a.runSession(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		a.log.Warn("no session with the server", "error", err, "hint", fleet.HintOf(err))
+		if time.Since(began) > retryMax {
+			wait = retryMin
+		}
+		pause := time.NewTimer(wait + rand.N(wait/2))
+		select {
+		case <-pause.C:
+		case <-ctx.Done():
+			pause.Stop()
+		}
+		wait = min(2*wait, retryMax)
+	}
+}
+
+// runSession opens one session and serves it to its end.
+func (a *Agent) runSession(ctx context.Context) error {
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	stream, err := a.config.Client.Agent.Session(ctx)
+	if err != nil {
+		return err
+	}
+	defer stream.CloseResponse()
+	beat, err := a.greet(stream)
+	if err != nil {
+		return err
+	}
+	a.log.Info("session open", "host", a.config.Name)
+	one := &session{queue: make(chan *godwitv1.SessionRequest, sessionQueue), end: end}
+	a.setSession(one)
+	defer a.setSession(nil)
+	for _, m := range a.all() {
+		m.tellFacts()
+	}
+	var tasks sync.WaitGroup
+	watchdog := time.AfterFunc(missedBeats*beat, func() { end(errors.New("nothing was heard of the server")) })
+	defer watchdog.Stop()
+	tasks.Go(func() { end(one.write(ctx, stream, beat)) })
+	tasks.Go(func() {
+		for {
+			message, err := stream.Receive()
+			if err != nil {
+				end(err)
+				return
+			}
+			watchdog.Reset(missedBeats * beat)
+			a.hear(ctx, one, message)
+		}
+	})
+	tasks.Wait()
+	return context.Cause(ctx)
+}
+
+func (a *Agent) setSession(s *session) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.session = s
+}
+
+func (s *session) write(ctx context.Context, stream *stream, beat time.Duration) error {
+	beats := time.NewTicker(beat)
+	defer beats.Stop()
+	for {
+		var message *godwitv1.SessionRequest
+		select {
+		case message = <-s.queue:
+		case <-beats.C:
+			message = &godwitv1.SessionRequest{Message: &godwitv1.SessionRequest_Heartbeat{Heartbeat: &godwitv1.Heartbeat{}}}
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		if err := stream.Send(message); err != nil {
+			return err
+		}
+	}
+}
+
+// greet says hello and gives the interval of heartbeats.
+func (a *Agent) greet(stream *stream) (time.Duration, error) {
+	hello, err := a.hello()
+	if err != nil {
+		return 0, err
+	}
+	if err := stream.Send(&godwitv1.SessionRequest{Message: &godwitv1.SessionRequest_Hello{Hello: hello}}); err != nil {
+		return 0, err
+	}
+	first, err := stream.Receive()
+	if err != nil {
+		return 0, err
+	}
+	welcome := first.GetWelcome()
+	if welcome == nil {
+		return 0, errors.New("the server's first message is not Welcome")
+	}
+	beat := welcome.GetHeartbeatMs()
+	if beat <= 0 {
+		beat = defaultBeatMs
+	}
+	return time.Duration(beat) * time.Millisecond, nil
+}
+
+func (a *Agent) hello() (*godwitv1.Hello, error) {
+	boot, err := os.ReadFile(bootIDFile)
+	if err != nil {
+		return nil, fmt.Errorf("read the boot id: %w", err)
+	}
+	hello := &godwitv1.Hello{
+		Host: wire.EncodeHost(fleet.Host{
+			Name: a.config.Name, Address: a.config.Address, CPUs: a.config.CPUs, Memory: a.config.Memory,
+			QEMU: a.qemuFeatures(), Version: a.config.Version,
+		}, wire.HostStatus{}),
+		BootId: strings.TrimSpace(string(boot)),
+	}
+	for _, m := range a.all() {
+		hello.Instances = append(hello.Instances, m.inventory())
+	}
+	return hello, nil
+}
+
+// hear takes one message of the server. It does not block: commands go to the
+// queues of their machines.
+func (a *Agent) hear(ctx context.Context, s *session, message *godwitv1.SessionResponse) {
+	switch said := message.GetMessage().(type) {
+	case *godwitv1.SessionResponse_Command:
+		a.command(context.WithoutCancel(ctx), said.Command)
+	case *godwitv1.SessionResponse_Addresses:
+		a.applyAddresses(said.Addresses)
+		s.send(&godwitv1.SessionRequest{Message: &godwitv1.SessionRequest_AddressesApplied{
+			AddressesApplied: &godwitv1.AddressesApplied{Version: said.Addresses.GetVersion()},
+		}})
+	}
+}

@@ -1,0 +1,196 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/network"
+	"godwit.dev/godwit/internal/qemu"
+)
+
+const (
+	// cancelWithin bounds the end of QEMU's own copy after a cancel.
+	cancelWithin = 10 * time.Second
+	// returnWithin bounds the sending back of buffered frames.
+	returnWithin = 5 * time.Second
+)
+
+// copying is a migration away from this host that is under way.
+type copying struct {
+	cancel context.CancelFunc
+	done   chan struct{}
+}
+
+// startCopy begins the copy; its answer comes when everything was sent.
+func (m *machine) startCopy(ctx context.Context, command *godwitv1.Command, want *godwitv1.StartCopy) *godwitv1.Report {
+	if err := m.beginCopy(ctx, command, want); err != nil {
+		return sourceFailed(err, m.instance == nil || m.instance.Ended())
+	}
+	return nil
+}
+
+func (m *machine) beginCopy(ctx context.Context, command *godwitv1.Command, want *godwitv1.StartCopy) error {
+	if m.instance == nil {
+		return &fleet.Error{Code: fleet.Failed, Op: "copy", Subject: "vm " + string(m.key.vm), Cause: "its instance has ended"}
+	}
+	remote, err := netip.ParseAddr(want.GetTargetAddress())
+	if err != nil {
+		return fmt.Errorf("target's address: %w", err)
+	}
+	if err := m.setRole(source, command.GetSubject()); err != nil {
+		return err
+	}
+	if err := m.openTunnels(want.GetNetworks()); err != nil {
+		return err
+	}
+	creds, err := m.credentials()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	one := &handover{
+		machine: m, command: command, remote: remote, drains: make(chan int, 1),
+		blackoutMax: time.Duration(want.GetBlackoutMaxMs()) * time.Millisecond,
+	}
+	one.outgoing = qemu.Outgoing{
+		Address: netip.AddrPortFrom(remote, uint16(want.GetTargetPort())), CredsDir: creds, TLSHostname: want.GetTarget(),
+		BandwidthMax: fleet.BytesPerSecond(want.GetBandwidthMax()), DowntimeLimit: qemuDowntime, SwitchoverBandwidth: qemuSwitchover,
+	}
+	running := &copying{cancel: cancel, done: make(chan struct{})}
+	m.mu.Lock()
+	m.copying = running
+	m.mu.Unlock()
+	go func() {
+		defer close(running.done)
+		defer cancel()
+		one.run(ctx)
+	}()
+	return nil
+}
+
+// openTunnels lets frames that the target returns after an abort come to the
+// taps.
+func (m *machine) openTunnels(tunnels []*godwitv1.PortNetwork) error {
+	var errs []error
+	for _, tunnel := range tunnels {
+		for i, port := range m.ports {
+			if port.name != tunnel.GetPort() {
+				continue
+			}
+			port.tunnel = fleet.TunnelID(tunnel.GetTunnel())
+			m.record.Ports[i].Tunnel = port.tunnel
+			errs = append(errs, m.agent.config.Network.OpenTunnel(port.tunnel, port.tap))
+		}
+	}
+	return errors.Join(append(errs, writeRecord(m.dir, m.record))...)
+}
+
+// endCopy stops what beginCopy began and waits for its end.
+func (m *machine) endCopy() {
+	m.mu.Lock()
+	running := m.copying
+	m.copying = nil
+	m.mu.Unlock()
+	if running != nil {
+		running.cancel()
+		<-running.done
+	}
+}
+
+// resumeSource takes the migration back: QEMU's copy is ended, the gate opened,
+// and the vCPUs run on. The server has aborted before, so the target has no
+// right and never gets it.
+func (m *machine) resumeSource(ctx context.Context) *godwitv1.Report {
+	m.endCopy()
+	if m.instance == nil || m.instance.Ended() {
+		return sourceFailed(errors.New("its instance has ended"), true)
+	}
+	ctx, cancel := context.WithTimeout(ctx, cancelWithin)
+	defer cancel()
+	// Conflict: QEMU had sent everything. The target still has no right, and
+	// this QEMU can run on from there.
+	if err := m.instance.CancelMigration(ctx); err != nil && fleet.CodeOf(err) != fleet.Conflict {
+		return sourceFailed(err, m.instance.Ended())
+	}
+	if err := m.setMode(network.Pass); err != nil {
+		return sourceFailed(err, false)
+	}
+	if _, err := m.instance.Resume(ctx); err != nil {
+		return sourceFailed(err, m.instance.Ended())
+	}
+	// The tunnels stay open: the target returns frames by them.
+	if err := m.setRole(alone, ""); err != nil {
+		return sourceFailed(err, false)
+	}
+	m.clearFacts()
+	return &godwitv1.Report{Event: &godwitv1.Report_SourceResumed{SourceResumed: &godwitv1.SourceResumed{}}}
+}
+
+// retireSource ends the instance that lost its right. Its taps stay, and
+// forward.
+func (m *machine) retireSource(ctx context.Context) *godwitv1.Report {
+	m.awaitCopy(ctx)
+	if err := m.kill(ctx); err != nil {
+		return sourceFailed(err, false)
+	}
+	return sourceRetired()
+}
+
+// awaitCopy gives the copy the moment it needs to report its measurements.
+func (m *machine) awaitCopy(ctx context.Context) {
+	m.mu.Lock()
+	running := m.copying
+	m.mu.Unlock()
+	if running == nil {
+		return
+	}
+	timeout := time.NewTimer(cancelWithin)
+	defer timeout.Stop()
+	select {
+	case <-running.done:
+	case <-timeout.C:
+		m.endCopy()
+	case <-ctx.Done():
+	}
+}
+
+// releaseSource removes what is left of a source: nobody sends to it any more.
+func (m *machine) releaseSource(ctx context.Context) *godwitv1.Report {
+	if err := m.discard(ctx); err != nil {
+		return sourceFailed(err, false)
+	}
+	return sourceReleased()
+}
+
+// drainTo sends the frames that wait in the taps to another host.
+func (m *machine) drainTo(ctx context.Context, address string) (frames int, err error) {
+	remote, err := netip.ParseAddr(address)
+	if err != nil {
+		return 0, err
+	}
+	err = m.setGates(func(p *port) network.Gate {
+		return network.Gate{Mode: network.Redirect, Tunnel: p.tunnel, Remote: remote}
+	})
+	if err != nil {
+		return 0, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, returnWithin)
+	defer cancel()
+	return m.drain(ctx)
+}
+
+// drain sends what waits in the taps through their gates.
+func (m *machine) drain(ctx context.Context) (frames int, err error) {
+	var errs []error
+	for _, port := range m.ports {
+		sent, err := port.tap.Drain(ctx)
+		frames += sent
+		errs = append(errs, err)
+	}
+	return frames, errors.Join(errs...)
+}

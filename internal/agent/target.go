@@ -1,0 +1,236 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/network"
+	"godwit.dev/godwit/internal/pki"
+	"godwit.dev/godwit/internal/qemu"
+)
+
+const (
+	// commitWithin bounds one call for the commit; it is tried again until the
+	// server has decided or the target is released.
+	commitWithin = 2 * time.Second
+	commitRetry  = 20 * time.Millisecond
+	// runWithin bounds the start of a target's vCPUs.
+	runWithin = 10 * time.Second
+)
+
+// prepareTarget makes the ports, starts the instance that waits for state, and
+// arms its taps: frames that the source will send are kept from then on, and
+// all others are still kept out.
+func (m *machine) prepareTarget(ctx context.Context, migration string, want *godwitv1.PrepareTarget) *godwitv1.Report {
+	ctx, cancel := context.WithTimeout(ctx, startWithin)
+	defer cancel()
+	listening, err := m.prepare(ctx, migration, want)
+	if err != nil {
+		return targetFailed(errors.Join(err, m.discard(ctx)), true)
+	}
+	return &godwitv1.Report{Event: &godwitv1.Report_TargetPrepared{TargetPrepared: &godwitv1.TargetPrepared{Port: uint32(listening)}}}
+}
+
+func (m *machine) prepare(ctx context.Context, migration string, want *godwitv1.PrepareTarget) (uint16, error) {
+	m.mu.Lock()
+	m.record.Role, m.record.Migration = arriving, migration
+	m.mu.Unlock()
+	if err := m.launch(ctx, want.GetInstance(), network.Gate{Mode: network.Closed, Epoch: m.key.epoch}, true); err != nil {
+		return 0, err
+	}
+	creds, err := m.credentials()
+	if err != nil {
+		return 0, err
+	}
+	peer := pki.Identity{Kind: pki.Host, Name: want.GetSource()}
+	events := m.instance.Subscribe()
+	listening, err := m.instance.Listen(ctx, qemu.Incoming{
+		Listen: m.agent.config.Address, CredsDir: creds, PeerName: peer.DistinguishedName(),
+	})
+	if err != nil {
+		return 0, err
+	}
+	if err := m.arm(ctx); err != nil {
+		return 0, err
+	}
+	go m.arrive(context.WithoutCancel(ctx), migration, events)
+	return listening, nil
+}
+
+// arm opens the tunnels to the taps and lets in what comes by them. QEMU drops
+// the first frame that it pulls before it has loaded, so it gets a dummy.
+func (m *machine) arm(ctx context.Context) error {
+	var errs []error
+	for _, port := range m.ports {
+		errs = append(errs, m.agent.config.Network.OpenTunnel(port.tunnel, port.tap), port.tap.Sacrifice())
+	}
+	for _, port := range m.ports {
+		errs = append(errs, port.tap.WaitEmpty(ctx))
+	}
+	return errors.Join(append(errs, m.setMode(network.TunnelOnly))...)
+}
+
+// credentials writes this host's certificate where the instance's QEMU reads
+// it: once, at the start of a migration.
+func (m *machine) credentials() (string, error) {
+	dir := filepath.Join(m.dir, "tls")
+	return dir, m.agent.config.Keeper.Credentials().WriteQEMUCreds(dir)
+}
+
+// arrive waits until the state has been loaded, asks for the commit and runs.
+func (m *machine) arrive(ctx context.Context, migration string, events *qemu.Subscription) {
+	defer events.Close()
+	loaded, err := waitLoaded(events)
+	if err != nil {
+		if m.isEnding() || m.instance.Ended() { // watchEnd says it
+			return
+		}
+		m.fact(migration, targetFailed(err, false))
+		return
+	}
+	marks := &godwitv1.TargetMarks{Loaded: timestamppb.New(loaded)}
+	if err := m.receive(); err != nil {
+		m.fact(migration, targetFailed(err, false))
+		return
+	}
+	m.askCommit(ctx, migration, marks)
+}
+
+// receive makes the host's own overlays send the VM's frames into its taps:
+// as soon as it owns the VM, other hosts may send them here directly.
+func (m *machine) receive() error {
+	m.mu.Lock()
+	m.loaded = true
+	m.mu.Unlock()
+	errs := []error{m.setMode(network.Arriving)}
+	for _, port := range m.ports {
+		errs = append(errs, port.tap.Claim())
+	}
+	return errors.Join(errs...)
+}
+
+func waitLoaded(events *qemu.Subscription) (time.Time, error) {
+	for event := range events.Events() {
+		if event.Kind != qemu.MigrationChanged {
+			continue
+		}
+		switch event.Status {
+		case qemu.StatusCompleted:
+			return event.At, nil
+		case qemu.StatusFailed:
+			return time.Time{}, &fleet.Error{Code: fleet.Failed, Op: "load", Cause: "the target's QEMU could not take the state", Hint: "its log says why"}
+		}
+	}
+	return time.Time{}, fmt.Errorf("wait for the state: %w", events.Err())
+}
+
+func (m *machine) isEnding() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.ending
+}
+
+// askCommit asks any server for the right to run until it is given or refused.
+func (m *machine) askCommit(ctx context.Context, migration string, marks *godwitv1.TargetMarks) {
+	marks.Asked = timestamppb.Now()
+	for !m.isEnding() {
+		once, cancel := context.WithTimeout(ctx, commitWithin)
+		answer, err := m.agent.config.Client.Agent.Commit(once, &godwitv1.CommitRequest{
+			Migration: migration, Epoch: uint64(m.key.epoch - 1), Marks: marks,
+		})
+		cancel()
+		switch code := fleet.CodeOf(err); {
+		case err == nil && fleet.Epoch(answer.GetEpoch()) == m.key.epoch:
+			marks.Answered = timestamppb.Now()
+			m.granted(ctx, migration, answer.GetSequence(), marks)
+			return
+		case code == fleet.Conflict || code == fleet.Denied:
+			m.agent.log.Info("the commit was refused", "migration", migration, "error", err)
+			return // the server releases this target
+		}
+		m.agent.log.Warn("no answer to the commit", "migration", migration, "error", err)
+		pause := time.NewTimer(commitRetry)
+		select {
+		case <-pause.C:
+		case <-m.instance.Exited():
+			pause.Stop()
+			return
+		}
+	}
+}
+
+// granted runs the target as the command RunTarget would that the answer
+// stands for.
+func (m *machine) granted(ctx context.Context, migration string, sequence uint64, marks *godwitv1.TargetMarks) {
+	command := &godwitv1.Command{
+		Subject: migration, Epoch: uint64(m.key.epoch - 1), Sequence: sequence,
+		Op: &godwitv1.Command_RunTarget{},
+	}
+	m.do(command, func() *godwitv1.Report { return m.runTarget(ctx, marks) })
+}
+
+// runTarget opens the gate and starts the vCPUs. It is called only with the
+// right to do so.
+func (m *machine) runTarget(ctx context.Context, marks *godwitv1.TargetMarks) *godwitv1.Report {
+	ctx, cancel := context.WithTimeout(ctx, runWithin)
+	defer cancel()
+	if marks == nil {
+		marks = &godwitv1.TargetMarks{Answered: timestamppb.Now()}
+	}
+	if err := m.setMode(network.Settling); err != nil {
+		return targetFailed(err, false)
+	}
+	resumed, err := m.instance.Resume(ctx)
+	if err != nil {
+		return targetFailed(err, m.instance.Ended())
+	}
+	marks.Resumed = timestamppb.New(resumed)
+	m.mu.Lock()
+	migration := m.record.Migration
+	m.mu.Unlock()
+	if err := m.setRole(arrived, migration); err != nil {
+		m.agent.log.Error("the machine's record was not written", "vm", m.key.vm, "error", err)
+	}
+	return &godwitv1.Report{Event: &godwitv1.Report_TargetRunning{TargetRunning: &godwitv1.TargetRunning{Marks: marks}}}
+}
+
+// finishTarget ends the special treatment of forwarded frames.
+func (m *machine) finishTarget() *godwitv1.Report {
+	errs := []error{m.setMode(network.Pass)}
+	for _, port := range m.ports {
+		errs = append(errs, m.agent.config.Network.CloseTunnel(port.tunnel))
+		port.tunnel = 0
+	}
+	if err := errors.Join(append(errs, m.setRole(alone, ""))...); err != nil {
+		return targetFailed(err, false)
+	}
+	m.clearFacts()
+	return targetFinished()
+}
+
+// releaseTarget undoes the preparation. Frames that waited here go back to the
+// source, whose gate is open again.
+func (m *machine) releaseTarget(ctx context.Context, want *godwitv1.ReleaseTarget) *godwitv1.Report {
+	if err := m.kill(ctx); err != nil {
+		return targetFailed(err, false)
+	}
+	frames := 0
+	if want.GetReturnFrames() {
+		returned, err := m.drainTo(ctx, want.GetSourceAddress())
+		if err != nil {
+			m.agent.log.Error("frames could not be returned", "vm", m.key.vm, "error", err)
+		}
+		frames = returned
+	}
+	if err := m.discard(ctx); err != nil {
+		return targetFailed(err, false)
+	}
+	return targetReleased(frames)
+}

@@ -1,0 +1,150 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"godwit.dev/godwit/api/client"
+	"godwit.dev/godwit/internal/agent"
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/network"
+	"godwit.dev/godwit/internal/pki"
+)
+
+const agentHelp = `Agent runs on every host that is to run VMs, as root. It needs QEMU 7.2 or
+newer and a kernel with eBPF, tap and VXLAN devices. VMs outlive it: stopping or
+restarting an agent changes nothing for them.
+
+The first start needs a token, which "godwit host token NAME" makes. With it the
+agent gets a certificate, which it renews by itself from then on.`
+
+// agentFlags are the flags of godwit agent.
+type agentFlags struct {
+	name    string
+	address string
+	token   string
+	dir     string
+	qemu    string
+	cpus    int
+	memory  string
+	level   string
+}
+
+func newAgentCommand(app *App) *cobra.Command {
+	var flags agentFlags
+	cmd := &cobra.Command{
+		Use:     "agent",
+		Short:   "Run the agent of this host",
+		Long:    agentHelp,
+		Example: `  godwit agent --server https://control:7443 --address 10.0.0.21 --token gwt_…`,
+		Args:    exactly(),
+		RunE:    func(cmd *cobra.Command, _ []string) error { return app.runAgent(cmd.Context(), flags) },
+	}
+	f := cmd.Flags()
+	hostname, _ := os.Hostname()
+	f.StringVar(&flags.name, "name", hostname, "`name` of this host")
+	f.StringVar(&flags.address, "address", "", "`address` at which other hosts reach this one (required)")
+	f.StringVar(&flags.token, "token", app.env("GODWIT_TOKEN", ""), "one-time `token` of the first start (GODWIT_TOKEN)")
+	f.StringVar(&flags.dir, "dir", "/var/lib/godwit/agent", "`folder` of certificates and instances")
+	f.StringVar(&flags.qemu, "qemu", "qemu-system-x86_64", "QEMU's `program`")
+	f.IntVar(&flags.cpus, "cpus", 4*runtime.NumCPU(), "vCPUs that all VMs together may have")
+	f.StringVar(&flags.memory, "memory", "", "`amount` of memory that all VMs together may have (default: nine tenths of the host's)")
+	addLogLevel(cmd, &flags.level)
+	return cmd
+}
+
+func (a *App) runAgent(ctx context.Context, flags agentFlags) error {
+	config, err := a.agentConfig(ctx, flags)
+	if err != nil {
+		return err
+	}
+	one, err := agent.New(ctx, config)
+	if err != nil {
+		return err
+	}
+	config.Log.Info("agent of "+string(config.Name), "address", config.Address, "qemu", one.QEMUVersion())
+	return one.Run(ctx)
+}
+
+func (a *App) agentConfig(ctx context.Context, flags agentFlags) (config agent.Config, err error) {
+	if config.Log, err = a.logger(flags.level); err != nil {
+		return config, err
+	}
+	config.Name, config.Dir, config.QEMU, config.CPUs = fleet.HostName(flags.name), flags.dir, flags.qemu, flags.cpus
+	config.Version, _ = build()
+	if err := fleet.CheckName(flags.name); err != nil {
+		return config, invalidFlag("name", err.Error())
+	}
+	if config.Address, err = netip.ParseAddr(flags.address); err != nil {
+		return config, invalidFlag("address", "give the IP address at which other hosts reach this one")
+	}
+	if config.Memory, err = hostMemory(flags.memory); err != nil {
+		return config, err
+	}
+	if config.Keeper, config.Client, err = a.agentIdentity(ctx, config, flags); err != nil {
+		return config, err
+	}
+	config.Network, err = network.Open(network.Config{Underlay: config.Address})
+	return config, err
+}
+
+// agentIdentity gives the host's certificate, after enrolling if there is none
+// yet, and a client that shows it.
+func (a *App) agentIdentity(ctx context.Context, config agent.Config, flags agentFlags) (*pki.Keeper, *client.Client, error) {
+	dir := filepath.Join(config.Dir, "certificate")
+	var c *client.Client
+	keeper, err := pki.OpenKeeper(dir, agent.Renewal(func() *client.Client { return c }), config.Log)
+	if code := fleet.CodeOf(err); (code == fleet.NotFound || code == fleet.Denied) && flags.token != "" {
+		if err := agent.Enroll(ctx, a.server.Server, config.Name, flags.token, dir); err != nil {
+			return nil, nil, err
+		}
+		keeper, err = pki.OpenKeeper(dir, agent.Renewal(func() *client.Client { return c }), config.Log)
+	}
+	if fleet.CodeOf(err) == fleet.NotFound {
+		return nil, nil, &fleet.Error{
+			Code: fleet.Denied, Op: "start agent", Subject: "host " + flags.name, Cause: "it has no certificate yet",
+			Hint: fmt.Sprintf("on the server run: godwit host token %s; then start the agent with --token", flags.name),
+		}
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	if have := keeper.Identity().Name; have != flags.name {
+		return nil, nil, invalidFlag("name", fmt.Sprintf("the certificate in %s is for %s", dir, have))
+	}
+	c, err = client.Dial(client.Config{Server: a.server.Server, TLS: keeper.ClientConfig(pki.Expect{Kind: pki.Server})})
+	return keeper, c, err
+}
+
+// hostMemory reads the flag, or takes nine tenths of what the host has.
+func hostMemory(flag string) (fleet.Bytes, error) {
+	if flag != "" {
+		memory, err := fleet.ParseBytes(flag)
+		if err != nil {
+			return 0, invalidFlag("memory", err.Error())
+		}
+		return memory, nil
+	}
+	text, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return 0, fmt.Errorf("read the host's memory: %w", err)
+	}
+	for line := range strings.Lines(string(text)) {
+		var kib fleet.Bytes
+		if _, err := fmt.Sscanf(line, "MemTotal: %d kB", &kib); err == nil {
+			return kib * fleet.KiB / 10 * 9, nil
+		}
+	}
+	return 0, invalidFlag("memory", "the host's memory can't be read: give it")
+}
+
+func invalidFlag(name, problem string) error {
+	return &fleet.Error{Code: fleet.Invalid, Op: "read --" + name, Cause: problem}
+}
