@@ -1,0 +1,197 @@
+package qemu
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"godwit.dev/godwit/internal/fleet"
+)
+
+// maxSerial is the room that virtio-blk has for a serial number.
+const maxSerial = 20
+
+// line is a command line in the making, with the descriptors it speaks of.
+type line struct {
+	args []string
+	fds  []int // the caller's; the child has them from firstFD on
+	pcie bool
+}
+
+// firstFD is the first descriptor of a child after the standard three.
+const firstFD = 3
+
+// addMonitor adds a monitor on our listening socket.
+func (l *line) addMonitor(listener int) {
+	l.add("-chardev", "socket,id=qmp,server=on,wait=off,fd="+l.fd(listener), "-mon", "chardev=qmp,mode=control")
+}
+
+func (l *line) add(args ...string) { l.args = append(l.args, args...) }
+
+// fd gives the number that the caller's descriptor has in the child.
+func (l *line) fd(callers int) string {
+	l.fds = append(l.fds, callers)
+	return strconv.Itoa(firstFD + len(l.fds) - 1)
+}
+
+func (l *line) fdList(callers []int) string {
+	var numbers []string
+	for _, fd := range callers {
+		numbers = append(numbers, l.fd(fd))
+	}
+	return strings.Join(numbers, ":")
+}
+
+// command makes the command line; listener is the monitor's listening socket.
+func (c Config) command(listener int) (*line, error) {
+	l := &line{pcie: !isPCI(c.Machine)}
+	l.add("-name", fmt.Sprintf("guest=%s,process=godwit-%s,debug-threads=on", c.VM, c.VM))
+	l.add("-uuid", string(c.UID), "-no-user-config", "-nodefaults", "-display", "none", "-msg", "timestamp=on", "-S")
+	l.add("-pidfile", filepath.Join(c.Dir, pidFile))
+	// What an escaped guest must not do; none of it is needed to migrate.
+	l.add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
+	l.add("-machine", c.Machine, "-accel", accelOption(c.Accel), "-cpu", c.CPUModel)
+	l.add("-smp", strconv.Itoa(c.VCPUs), "-m", strconv.FormatUint(uint64(c.Memory/fleet.MiB), 10)+"M")
+	l.addMonitor(listener)
+	l.add("-chardev", fmt.Sprintf("socket,id=console,server=on,wait=off,path=%s,logfile=%s,logappend=on",
+		filepath.Join(c.Dir, consoleSocket), filepath.Join(c.Dir, consoleLog)), "-serial", "chardev:console")
+	if c.Incoming {
+		l.add("-incoming", "defer")
+	}
+	if c.Kernel != "" {
+		l.add("-kernel", c.Kernel, "-append", c.Cmdline)
+	}
+	if c.Initrd != "" {
+		l.add("-initrd", c.Initrd)
+	}
+	for i, nic := range c.NICs {
+		l.addNIC(i, nic)
+	}
+	for i, disk := range c.Disks {
+		if err := l.addDisk(i, disk); err != nil {
+			return nil, err
+		}
+	}
+	return l, nil
+}
+
+// isPCI tells the machine types that have conventional PCI, into which cards
+// can be plugged directly; on PCI Express each needs a port.
+func isPCI(machine string) bool {
+	return machine == "pc" || strings.HasPrefix(machine, "pc-i440fx-")
+}
+
+func accelOption(accel string) string {
+	if accel == "tcg" {
+		// The default translation cache is a large part of the host's memory.
+		return "tcg,thread=multi,tb-size=64"
+	}
+	return accel
+}
+
+// place gives the address of a card in the slot.
+func (l *line) place(id string, slot int) string {
+	if !l.pcie {
+		return fmt.Sprintf("bus=pci.0,addr=0x%x", slot)
+	}
+	l.add("-device", fmt.Sprintf("pcie-root-port,id=%s-port,bus=pcie.0,addr=0x%x,chassis=%d,slot=%d", id, slot, slot, slot))
+	return fmt.Sprintf("bus=%s-port,addr=0x0", id)
+}
+
+func (l *line) addNIC(i int, nic NIC) {
+	id := "nic" + strconv.Itoa(i)
+	netdev := "tap,id=" + id
+	if len(nic.FDs) == 1 {
+		netdev += ",fd=" + l.fd(nic.FDs[0])
+	} else {
+		netdev += ",fds=" + l.fdList(nic.FDs)
+	}
+	switch len(nic.VhostFDs) {
+	case 0:
+		netdev += ",vhost=off"
+	case 1:
+		netdev += ",vhost=on,vhostfd=" + l.fd(nic.VhostFDs[0])
+	default:
+		netdev += ",vhost=on,vhostfds=" + l.fdList(nic.VhostFDs)
+	}
+	device := fmt.Sprintf("virtio-net-pci,id=%s-card,netdev=%s,mac=%s,romfile=,rx_queue_size=1024,%s", id, id, nic.MAC, l.place(id, firstNICSlot+i))
+	if nic.MTU > 0 {
+		device += ",host_mtu=" + strconv.Itoa(nic.MTU)
+	}
+	if queues := len(nic.FDs); queues > 1 {
+		// An interrupt for each queue and direction, one for configuration,
+		// one for the control queue.
+		device += fmt.Sprintf(",mq=on,vectors=%d", 2*queues+2)
+	}
+	l.add("-netdev", netdev, "-device", device)
+}
+
+// blockNode is what -blockdev reads, in QEMU's words.
+type blockNode struct {
+	Driver   string      `json:"driver"`
+	NodeName string      `json:"node-name"`
+	Filename string      `json:"filename,omitempty"`
+	File     string      `json:"file,omitempty"`
+	ReadOnly bool        `json:"read-only"`
+	Discard  string      `json:"discard"`
+	Cache    *blockCache `json:"cache,omitempty"`
+	Locking  string      `json:"locking,omitempty"`
+}
+
+type blockCache struct {
+	Direct bool `json:"direct"`
+}
+
+func (l *line) addDisk(i int, disk Disk) error {
+	id := "disk" + strconv.Itoa(i)
+	driver, direct, err := openHow(disk)
+	if err != nil {
+		return &fleet.Error{Code: fleet.Unavailable, Op: "open disk", Subject: disk.Name, Cause: "the image cannot be opened", Err: err,
+			Hint: "the image must be there on every host that may run the VM"}
+	}
+	file := blockNode{Driver: driver, NodeName: id + "-file", Filename: disk.Path, ReadOnly: disk.ReadOnly,
+		Discard: "unmap", Cache: &blockCache{Direct: direct}, Locking: "on"}
+	image := blockNode{Driver: disk.Format, NodeName: id, File: file.NodeName, ReadOnly: disk.ReadOnly, Discard: "unmap"}
+	for _, node := range []blockNode{file, image} {
+		text, err := json.Marshal(node)
+		if err != nil {
+			return err
+		}
+		l.add("-blockdev", string(text))
+	}
+	l.add("-device", fmt.Sprintf("virtio-blk-pci,id=%s-card,drive=%s,serial=%.*s,werror=stop,rerror=stop,%s",
+		id, id, maxSerial, disk.Name, l.place(id, firstDiskSlot+i)))
+	return nil
+}
+
+// openHow finds the driver for the path, and whether the page cache can be
+// kept out. That matters on file systems whose caches hosts do not share
+// coherently; one without O_DIRECT is used with its cache.
+func openHow(disk Disk) (driver string, direct bool, err error) {
+	info, err := os.Stat(disk.Path)
+	if err != nil {
+		return "", false, err
+	}
+	driver = "file"
+	if info.Mode().Type() == os.ModeDevice {
+		driver = "host_device"
+	}
+	mode := os.O_RDWR
+	if disk.ReadOnly {
+		mode = os.O_RDONLY
+	}
+	file, err := os.OpenFile(disk.Path, mode|unix.O_DIRECT, 0)
+	if direct = err == nil; errors.Is(err, unix.EINVAL) {
+		file, err = os.OpenFile(disk.Path, mode, 0)
+	}
+	if err != nil {
+		return "", false, err
+	}
+	return driver, direct, file.Close()
+}

@@ -1,0 +1,38 @@
+// Package qemu runs instances: one QEMU process each, driven by its monitor
+// alone. It decides nothing: who may run vCPUs, and when, is the agent's
+// business. It only refuses what would break an instance for certain.
+//
+// # Processes
+//
+// An instance is a session of its own and outlives the program that started
+// it. Everything of it is in its run directory: the monitor's socket, the log,
+// the console, and the record by which Adopt finds it again. Start and Adopt
+// give an Instance; its owner calls Close to let go of it, after which the
+// process runs on, and Kill to end it. At most one Instance, in one program,
+// can hold a process: QEMU serves one monitor connection at a time.
+//
+// Every instance starts with its vCPUs stopped (-S), an incoming one also with
+// -incoming defer. Cont is what runs it.
+//
+// The caller keeps the tap descriptors that it passes. The child gets
+// duplicates; nothing here changes the file description's flags, which the
+// caller, QEMU and all duplicates share and which must stay non-blocking.
+//
+// # Migration
+//
+// The target calls Listen, the source SendTo; then the source follows Events
+// and Progress. With pause-before-switchover, which is always on, the source
+// stops in status pre-switchover until ContinueSwitch. QEMU is no referee of
+// who owns the VM: its source runs on by itself after a failed or cancelled
+// migration, unless the VM had been stopped by Stop before. A target whose
+// migration failed cannot be used again and must be killed; its death in
+// pre-switchover goes unnoticed by the source until ContinueSwitch.
+//
+// TLS: both sides read ca-cert.pem and {server,client}-{cert,key}.pem from
+// a folder of credentials. GnuTLS demands of the authority CA:TRUE with
+// keyCertSign, of the others digitalSignature and keyEncipherment. The source
+// verifies the target by its host name, the target the source by its subject.
+//
+// All methods of an Instance may be called by any number of goroutines, those
+// that begin or end a migration by one at a time.
+package qemu

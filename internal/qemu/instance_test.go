@@ -1,0 +1,242 @@
+package qemu_test
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/qemu"
+)
+
+func TestLife(t *testing.T) {
+	eachQEMU(t, func(t *testing.T, binary string) {
+		i := start(t, config(t, binary))
+		events := i.Subscribe()
+		defer events.Close()
+		status(t, i, "prelaunch")
+		before := time.Now()
+		at, err := i.Resume(within(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if at.Before(before.Truncate(time.Microsecond)) || at.After(time.Now()) {
+			t.Errorf("resumed at %v, asked at %v", at, before)
+		}
+		if event := await(t, events, qemu.Event{Kind: qemu.Resumed}); !event.At.Equal(at) {
+			t.Errorf("event at %v, want %v", event.At, at)
+		}
+		if at, err := i.Resume(within(t)); err != nil || !at.IsZero() {
+			t.Errorf("resumed again: %v, %v; want no time", at, err)
+		}
+		if err := i.Stop(within(t)); err != nil {
+			t.Fatal(err)
+		}
+		await(t, events, qemu.Event{Kind: qemu.Stopped})
+		status(t, i, "paused")
+		if err := i.Quit(within(t)); err != nil {
+			t.Fatal(err)
+		}
+		<-i.Exited()
+		if !i.Ended() || !strings.Contains(i.ExitCause(), "exit status 0") {
+			t.Errorf("ended %v: %s", i.Ended(), i.ExitCause())
+		}
+		if err := i.Kill(within(t)); err != nil {
+			t.Errorf("kill after the end: %v", err)
+		}
+		if _, err := i.Status(within(t)); err == nil {
+			t.Error("a QEMU that has ended has a status")
+		}
+	})
+}
+
+func TestOwnSession(t *testing.T) {
+	i := start(t, config(t, installed))
+	own, _, _ := syscall.RawSyscall(syscall.SYS_GETSID, uintptr(i.PID()), 0, 0)
+	if int(own) != i.PID() {
+		t.Errorf("session %d, want its own, %d", own, i.PID())
+	}
+}
+
+func TestStartErrors(t *testing.T) {
+	for name, tt := range map[string]struct {
+		change func(*qemu.Config)
+		code   fleet.Code
+		says   string
+	}{
+		"unknown machine": {func(c *qemu.Config) { c.Machine = "pc-i440fx-99.9" }, fleet.Failed, "unsupported machine type"},
+		"unknown CPU":     {func(c *qemu.Config) { c.CPUModel = "nonesuch" }, fleet.Failed, "nonesuch"},
+		"no such binary":  {func(c *qemu.Config) { c.Binary = "/nonesuch/qemu" }, fleet.Failed, "no such file"},
+		"no such kernel":  {func(c *qemu.Config) { c.Kernel = "/nonesuch/kernel" }, fleet.Failed, "/nonesuch/kernel"},
+		"no such disk": {func(c *qemu.Config) { c.Disks = []qemu.Disk{{Name: "root", Path: "/nonesuch/disk", Format: "raw"}} },
+			fleet.Unavailable, "/nonesuch/disk"},
+		"bad format": {func(c *qemu.Config) { c.Disks = []qemu.Disk{{Name: "root", Path: "/dev/null", Format: "vmdk"}} },
+			fleet.Invalid, "vmdk"},
+		"closed descriptor": {func(c *qemu.Config) {
+			c.NICs = []qemu.NIC{{Name: "lan", MAC: "52:54:00:00:00:01", FDs: []int{1 << 20}}}
+		}, fleet.Failed, "descriptor"},
+		"odd memory": {func(c *qemu.Config) { c.Memory++ }, fleet.Invalid, "MiB"},
+		"long path":  {func(c *qemu.Config) { c.Dir += strings.Repeat("/x", 60) }, fleet.Invalid, "longer"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := config(t, installed)
+			dir := c.Dir
+			tt.change(&c)
+			_, err := qemu.Start(within(t), c)
+			code(t, err, tt.code)
+			if err == nil || !strings.Contains(err.Error(), tt.says) {
+				t.Errorf("error %v does not say %q", err, tt.says)
+			}
+			entries, _ := os.ReadDir(dir)
+			for _, entry := range entries {
+				if filepath.Ext(entry.Name()) != ".log" {
+					t.Errorf("left behind: %s", entry.Name())
+				}
+			}
+		})
+	}
+}
+
+func TestAdopt(t *testing.T) {
+	eachQEMU(t, func(t *testing.T, binary string) {
+		first, err := qemu.Start(within(t), config(t, binary))
+		if err != nil {
+			t.Fatal(err)
+		}
+		resume(t, first)
+		first.Close()
+		second, err := qemu.Adopt(within(t), first.Config().Dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		endWith(t, second)
+		if second.PID() != first.PID() || second.Config().VM != "web1" {
+			t.Errorf("adopted process %d of %s", second.PID(), second.Config().VM)
+		}
+		status(t, second, "running")
+		if err := second.Kill(within(t)); err != nil {
+			t.Fatal(err)
+		}
+		_, err = qemu.Adopt(within(t), first.Config().Dir)
+		code(t, err, fleet.NotFound)
+	})
+}
+
+// TestAdoptFromAnotherProcess starts an instance in a child of the test that
+// then ends, as an agent does that is upgraded.
+func TestAdoptFromAnotherProcess(t *testing.T) {
+	for name, lose := range map[string]func(dir string) error{
+		"with its record": func(string) error { return nil },
+		// The agent died before it could write the process id down.
+		"by QEMU's pid file": func(dir string) error {
+			path := filepath.Join(dir, "instance.json")
+			text, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			keep := func(line []byte) bool {
+				return !bytes.Contains(line, []byte(`"pid"`)) && !bytes.Contains(line, []byte(`"startTime"`))
+			}
+			lines := slices.Collect(bytes.Lines(text))
+			kept := slices.DeleteFunc(lines, func(line []byte) bool { return !keep(line) })
+			text = bytes.Replace(bytes.Join(kept, nil), []byte("\t},\n}"), []byte("\t}\n}"), 1)
+			return os.WriteFile(path, text, 0o600)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := config(t, installed)
+			child := exec.CommandContext(within(t), os.Args[0])
+			child.Env = append(os.Environ(), startInChild+"="+c.Dir)
+			if out, err := child.CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+			if err := lose(c.Dir); err != nil {
+				t.Fatal(err)
+			}
+			i, err := qemu.Adopt(within(t), c.Dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			endWith(t, i)
+			status(t, i, "running")
+			if err := i.Kill(within(t)); err != nil || !i.Ended() {
+				t.Errorf("ended %v, %v", i.Ended(), err)
+			}
+		})
+	}
+}
+
+const startInChild = "GODWIT_TEST_START_IN"
+
+func startAndLeave(dir string) int {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	i, err := qemu.Start(ctx, qemu.Config{
+		VM: "web1", UID: "6b1d5a0c-6d3f-4f0e-9a55-0c5f0d1f8a12", Epoch: 1, Dir: dir, Binary: installed,
+		Accel: "tcg", Machine: "pc", CPUModel: "qemu64", VCPUs: 1, Memory: 64 * fleet.MiB,
+	})
+	if err == nil {
+		_, err = i.Resume(ctx)
+	}
+	if err != nil {
+		os.Stderr.WriteString(err.Error())
+		return 1
+	}
+	return 0
+}
+
+func TestAdoptRefusesAnotherProcess(t *testing.T) {
+	c := config(t, installed)
+	i := start(t, c)
+	path := filepath.Join(c.Dir, "instance.json")
+	record, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := i.Kill(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	// The number now belongs to another process, here the test's own.
+	at := bytes.Index(record, []byte(`"pid": `))
+	end := at + bytes.IndexByte(record[at:], ',')
+	forged := slices.Concat(record[:at], []byte(`"pid": 1`), record[end:])
+	if err := os.WriteFile(path, forged, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err = qemu.Adopt(within(t), c.Dir)
+	code(t, err, fleet.NotFound)
+	_, err = qemu.Adopt(within(t), t.TempDir())
+	code(t, err, fleet.NotFound)
+}
+
+func TestProbe(t *testing.T) {
+	eachQEMU(t, func(t *testing.T, binary string) {
+		f, err := qemu.Probe(within(t), binary)
+		if err != nil {
+			t.Fatal(err)
+		}
+		known := f.Fleet()
+		if !slices.Contains(known.CPUModels, "qemu64") || !slices.Contains(known.Machines, known.Aliases["q35"]) {
+			t.Errorf("CPU models %v, q35 is %q", known.CPUModels, known.Aliases["q35"])
+		}
+		if f.Accel == "tcg" && slices.Contains(known.CPUModels, "host") {
+			t.Error("CPU model host is usable without KVM")
+		}
+		if !slices.Contains(f.Capabilities, "pause-before-switchover") || !f.Schema.HasCommand("migrate") {
+			t.Errorf("capabilities %v", f.Capabilities)
+		}
+	})
+	_, err := qemu.Probe(within(t), "/nonesuch/qemu")
+	code(t, err, fleet.Unsupported)
+	_, err = qemu.Probe(within(t), "/bin/false")
+	code(t, err, fleet.Failed)
+}

@@ -1,0 +1,124 @@
+package qemu
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/qmp"
+)
+
+// Outgoing says where a source sends to, and how.
+type Outgoing struct {
+	Address     netip.AddrPort
+	CredsDir    string // ca-cert.pem, client-cert.pem, client-key.pem; "" for no TLS
+	TLSHostname string // that the target's certificate must have
+	// BandwidthMax bounds the copy; 0 does not.
+	BandwidthMax fleet.BytesPerSecond
+	// DowntimeLimit: QEMU ends the copy by itself when it estimates that what
+	// is left takes no longer. At least 1 ms: with 0 QEMU never looks exactly
+	// and stops with any amount left.
+	DowntimeLimit time.Duration
+	// SwitchoverBandwidth is what QEMU reckons with in that estimate, where it
+	// can be told (QEMU 8.2); 0 is what it has measured. A tiny one keeps QEMU
+	// from ending the copy while anything is left.
+	SwitchoverBandwidth fleet.BytesPerSecond
+}
+
+// unlimited is far above any network, and far below where QEMU's sums overflow.
+const unlimited fleet.BytesPerSecond = 1 << 50
+
+// maxDowntimeLimit is QEMU's own (MAX_MIGRATE_DOWNTIME_SECONDS).
+const maxDowntimeLimit = 2000 * time.Second
+
+// SendTo begins a migration and returns when QEMU has accepted it: connecting
+// and all that follows is told by events.
+func (i *Instance) SendTo(ctx context.Context, out Outgoing) error {
+	if out.DowntimeLimit < time.Millisecond || out.DowntimeLimit > maxDowntimeLimit {
+		return &fleet.Error{Code: fleet.Invalid, Op: "migrate", Subject: "vm " + string(i.config.VM),
+			Cause: fmt.Sprintf("a downtime limit of %v is not between 1ms and %v", out.DowntimeLimit, maxDowntimeLimit)}
+	}
+	return i.wrap("migrate", i.sendTo(ctx, out))
+}
+
+func (i *Instance) sendTo(ctx context.Context, out Outgoing) error {
+	parameters := qmp.MigrateSetParametersArgs{
+		// Those of an earlier migration, as its target, are still set.
+		TLSCreds: new(""), TLSHostname: new(""), TLSAuthz: new(""),
+		DowntimeLimit: new(out.DowntimeLimit.Milliseconds()),
+		MaxBandwidth:  new(bandwidth(out.BandwidthMax)),
+	}
+	if i.canSetSwitchover() {
+		parameters.AvailSwitchoverBandwidth = new(int64(out.SwitchoverBandwidth))
+	}
+	if out.CredsDir != "" {
+		if err := i.replaceObject(ctx, credentials(out.CredsDir, "client")); err != nil {
+			return err
+		}
+		parameters.TLSCreds, parameters.TLSHostname = new(credsObject), &out.TLSHostname
+	}
+	if err := i.setUp(ctx, parameters); err != nil {
+		return err
+	}
+	return qmp.Migrate(ctx, i.monitor, qmp.MigrateArgs{URI: new("tcp:" + out.Address.String())})
+}
+
+func (i *Instance) canSetSwitchover() bool {
+	return i.schema.HasArgument("migrate-set-parameters", "avail-switchover-bandwidth")
+}
+
+func bandwidth(limit fleet.BytesPerSecond) int64 {
+	if limit <= 0 || limit > unlimited {
+		limit = unlimited
+	}
+	return max(int64(limit), 1)
+}
+
+// SetBandwidth changes the bound of a running migration; 0 takes it away.
+func (i *Instance) SetBandwidth(ctx context.Context, limit fleet.BytesPerSecond) error {
+	return i.wrap("set bandwidth", qmp.MigrateSetParameters(ctx, i.monitor, qmp.MigrateSetParametersArgs{MaxBandwidth: new(bandwidth(limit))}))
+}
+
+// ContinueSwitch ends the pause of a source in pre-switchover: it gives up its
+// disks and sends its devices. From here on nothing stops it but an end of the
+// connection.
+func (i *Instance) ContinueSwitch(ctx context.Context) error {
+	return i.wrap("continue the hand-over", qmp.MigrateContinue(ctx, i.monitor, qmp.MigrateContinueArgs{State: qmp.MigrationStatusPreSwitchover}))
+}
+
+// CancelMigration ends a source's migration and waits for its end. The VM then
+// is as it was before the migration, or, if Stop had been called, not running:
+// paused, or with QEMU 7.2 in pre-switchover also postmigrate.
+// Conflict if the migration was completed before it could be cancelled; nil if
+// it failed, or there was none.
+func (i *Instance) CancelMigration(ctx context.Context) error {
+	events := i.monitor.Subscribe(eventQueue, qmp.EventMigration)
+	defer events.Close()
+	if err := qmp.MigrateCancel(ctx, i.monitor); err != nil {
+		return i.wrap("cancel the migration", err)
+	}
+	for {
+		now, err := qmp.QueryMigrate(ctx, i.monitor)
+		if err != nil {
+			return i.wrap("cancel the migration", err)
+		}
+		switch status := statusOf(now); {
+		case status == StatusCompleted && now.RAM != nil:
+			return &fleet.Error{Code: fleet.Conflict, Op: "cancel the migration", Subject: "vm " + string(i.config.VM),
+				Cause: "it was already completed"}
+		case !status.UnderWay():
+			return nil
+		}
+		select {
+		case _, open := <-events.Events():
+			if !open {
+				return i.wrap("cancel the migration", events.Err())
+			}
+		case <-ctx.Done():
+			return &fleet.Error{Code: fleet.Deadline, Op: "cancel the migration", Subject: "vm " + string(i.config.VM),
+				Cause: "QEMU has not ended it", Err: context.Cause(ctx)}
+		}
+	}
+}

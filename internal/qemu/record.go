@@ -1,0 +1,121 @@
+package qemu
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"godwit.dev/godwit/internal/fleet"
+)
+
+// record is instance.json. It is written before the process exists, without
+// PID, and again when it does: a program that died in between finds the
+// process by QEMU's own pid file.
+type record struct {
+	Config    Config `json:"config"`
+	PID       int    `json:"pid,omitempty"`
+	StartTime uint64 `json:"startTime,omitempty"` // clock ticks after boot, proc(5) field 22
+}
+
+func (r record) write() error {
+	text, err := json.MarshalIndent(r, "", "\t")
+	if err != nil {
+		return err
+	}
+	return writeAtomically(filepath.Join(r.Config.Dir, recordFile), text)
+}
+
+// writeAtomically leaves either the old file or the whole new one, whatever
+// happens to program or host.
+func writeAtomically(path string, text []byte) (err error) {
+	file, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			os.Remove(file.Name())
+		}
+	}()
+	_, err = file.Write(text)
+	if err = errors.Join(err, file.Sync(), file.Close()); err != nil {
+		return err
+	}
+	if err = os.Rename(file.Name(), path); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}
+
+func readRecord(dir string) (record, error) {
+	var r record
+	text, err := os.ReadFile(filepath.Join(dir, recordFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return r, &fleet.Error{Code: fleet.NotFound, Op: "adopt instance", Subject: dir, Cause: "it has no record of an instance"}
+	}
+	if err == nil {
+		err = json.Unmarshal(text, &r)
+	}
+	if err != nil {
+		return r, &fleet.Error{Code: fleet.Internal, Op: "adopt instance", Subject: dir, Cause: "its record cannot be read", Err: err}
+	}
+	r.Config.Dir = dir // it may have been reached by another path
+	return r, nil
+}
+
+// startTime reads when a process began, which with its id names it for as long
+// as the host is up. The error is fs.ErrNotExist when there is no such process
+// or it has ended and only waits to be reaped.
+func startTime(pid int) (uint64, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, err
+	}
+	// The second field is the command in parentheses and may hold anything.
+	fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
+	const state, start = 3 - 3, 22 - 3
+	if len(fields) <= start {
+		return 0, fmt.Errorf("/proc/%d/stat has %d fields", pid, len(fields)+2)
+	}
+	if fields[state] == "Z" || fields[state] == "X" {
+		return 0, fs.ErrNotExist
+	}
+	return strconv.ParseUint(fields[start], 10, 64)
+}
+
+// findByPIDFile completes a record whose process was started by a program that
+// died before it wrote the process down. Process ids are used again, so that
+// the command line must name this very instance.
+func (r *record) findByPIDFile() error {
+	text, err := os.ReadFile(filepath.Join(r.Config.Dir, pidFile))
+	if err != nil {
+		return err
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		return err
+	}
+	began, err := startTime(pid)
+	if err != nil {
+		return err
+	}
+	command, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if err != nil {
+		return err
+	}
+	if !bytes.Contains(command, []byte("\x00"+string(r.Config.UID)+"\x00")) {
+		return fs.ErrNotExist
+	}
+	r.PID, r.StartTime = pid, began
+	return r.write()
+}

@@ -1,0 +1,209 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/qmp"
+)
+
+// killTimeout bounds the wait for a process that was killed on a failed start.
+const killTimeout = 10 * time.Second
+
+// Start runs a QEMU and waits until its monitor answers. On an error nothing
+// of the instance is left but its logs; the error of a QEMU that died has the
+// last lines of it.
+func Start(ctx context.Context, c Config) (*Instance, error) {
+	if err := c.check(); err != nil {
+		return nil, err
+	}
+	r := record{Config: c}
+	if err := r.write(); err != nil {
+		return nil, startError(c, "its record cannot be written", err)
+	}
+	i, err := r.start(ctx)
+	if err != nil {
+		for _, name := range []string{recordFile, monitorSocket, consoleSocket, pidFile} {
+			os.Remove(filepath.Join(c.Dir, name))
+		}
+		return nil, err
+	}
+	return i, nil
+}
+
+func (r *record) start(ctx context.Context) (*Instance, error) {
+	c := r.Config
+	p, err := launch(c.Binary, c.Dir, c.command)
+	if err != nil {
+		if _, explained := errors.AsType[*fleet.Error](err); explained {
+			return nil, err
+		}
+		return nil, startError(c, "it cannot be executed", err)
+	}
+	client, err := greet(ctx, p, filepath.Join(c.Dir, monitorSocket))
+	if err == nil {
+		r.PID = p.pid
+		r.StartTime, err = startTime(p.pid)
+	}
+	if err == nil {
+		err = r.write()
+	}
+	if err == nil {
+		i, attachErr := attach(ctx, *r, p, client)
+		if err = attachErr; err == nil {
+			return i, nil
+		}
+	}
+	return nil, abandon(ctx, c, p, client, err)
+}
+
+// abandon ends a process that could not be started in full.
+func abandon(ctx context.Context, c Config, p *process, client *qmp.Client, err error) error {
+	if client != nil {
+		client.Close()
+	}
+	defer p.release()
+	select {
+	case <-p.exited:
+		return startError(c, exitCause(p, c.Dir), nil)
+	default:
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTimeout)
+	defer cancel()
+	return startError(c, "its monitor does not answer", errors.Join(err, p.kill(ctx)))
+}
+
+// launch starts the process with the monitor already listening in dir, so that
+// it can be connected to at once. build makes the command line, given the
+// monitor's listening descriptor.
+func launch(binary, dir string, build func(listener int) (*line, error)) (*process, error) {
+	socket := filepath.Join(dir, monitorSocket)
+	if err := os.Remove(socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	listener.SetUnlinkOnClose(false)
+	defer listener.Close()
+	raw, err := listener.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var p *process
+	failed := raw.Control(func(fd uintptr) {
+		var l *line
+		if l, err = build(int(fd)); err == nil {
+			p, err = execute(binary, dir, l)
+		}
+	})
+	return p, errors.Join(failed, err)
+}
+
+func execute(binary, dir string, l *line) (*process, error) {
+	log, err := os.OpenFile(filepath.Join(dir, logFile), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o640)
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	command := exec.Command(binary, l.args...)
+	command.Dir, command.Stdout, command.Stderr = dir, log, log
+	command.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	for _, fd := range l.fds {
+		// A duplicate, because a File closes and may configure what it holds.
+		duplicate, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return nil, fmt.Errorf("descriptor %d cannot be passed: %w", fd, err)
+		}
+		file := os.NewFile(uintptr(duplicate), "passed")
+		defer file.Close()
+		command.ExtraFiles = append(command.ExtraFiles, file)
+	}
+	if err := command.Start(); err != nil {
+		return nil, err
+	}
+	p, err := hold(command.Process.Pid, command)
+	if err != nil {
+		return nil, errors.Join(err, command.Process.Kill(), command.Wait())
+	}
+	return p, nil
+}
+
+// greet connects to the monitor, giving up when the process has ended.
+func greet(ctx context.Context, p *process, socket string) (*qmp.Client, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	greeted := make(chan struct{})
+	defer close(greeted)
+	go func() {
+		select {
+		case <-p.exited:
+			cancel(errors.New("QEMU ended"))
+		case <-greeted:
+		}
+	}()
+	client, err := qmp.Dial(ctx, socket)
+	if errors.Is(err, qmp.ErrGone) {
+		// The socket closes a moment before the process can be seen to end.
+		select {
+		case <-p.exited:
+		case <-time.After(killTimeout):
+		}
+	}
+	return client, err
+}
+
+// Adopt takes over a running instance that another program, or an earlier run
+// of this one, started in dir. NotFound when there is none or it has ended.
+// The monitor answers one program at a time: while another holds it, Adopt
+// waits until ctx ends.
+func Adopt(ctx context.Context, dir string) (*Instance, error) {
+	r, err := readRecord(dir)
+	if err != nil {
+		return nil, err
+	}
+	gone := func(err error) error {
+		return &fleet.Error{Code: fleet.NotFound, Op: "adopt instance", Subject: "vm " + string(r.Config.VM), Cause: "its QEMU has ended", Err: err}
+	}
+	if r.PID == 0 {
+		if err := r.findByPIDFile(); err != nil {
+			return nil, gone(err)
+		}
+	}
+	p, err := hold(r.PID, nil)
+	if err != nil {
+		return nil, gone(err)
+	}
+	// Only now: the pidfd is of the process that has the number at this moment.
+	if began, err := startTime(r.PID); err != nil || began != r.StartTime {
+		p.release()
+		return nil, gone(err)
+	}
+	client, err := greet(ctx, p, filepath.Join(dir, monitorSocket))
+	if err == nil {
+		i, attachErr := attach(ctx, r, p, client)
+		if err = attachErr; err == nil {
+			return i, nil
+		}
+		client.Close()
+	}
+	defer p.release()
+	select {
+	case <-p.exited:
+		return nil, gone(err)
+	default:
+	}
+	return nil, &fleet.Error{Code: fleet.Unavailable, Op: "adopt instance", Subject: "vm " + string(r.Config.VM), Cause: "its monitor does not answer", Err: err}
+}
