@@ -1,0 +1,315 @@
+package fleetlab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"godwit.dev/godwit/api/client"
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/lab"
+	"godwit.dev/godwit/internal/lab/image"
+)
+
+// control is the host that only the server runs on.
+const control = "control"
+
+const (
+	serverPort = "7443"
+	hostCPUs   = "8"
+	hostMemory = "8GiB"
+	// askEvery is how often the server is asked whether something that it has
+	// no stream for has come true.
+	askEvery = 20 * time.Millisecond
+	// startWithin bounds the start of the processes.
+	startWithin = 60 * time.Second
+)
+
+// Host says how one host's agent runs.
+type Host struct {
+	Name string
+	QEMU string // program; the agent's default if empty
+	// Wrap goes before the agent's command line, for example to give it a
+	// mount namespace of its own.
+	Wrap []string
+}
+
+// Config says what fleet to make. Fields that are zero get the default.
+type Config struct {
+	Name     string // of the lab; made up
+	Binary   string // the godwit program
+	Image    image.Image
+	Hosts    []Host   // h1, h2 and h3
+	Client   string   // host that the client is plugged into; the last
+	Networks int      // how many of Networks the fleet has; 1
+	Wrap     []string // goes before the server's command line
+}
+
+// Network is an overlay network of the fleet. The client's address in it ends
+// with 2.
+type Network struct {
+	Name   string
+	Prefix netip.Prefix
+}
+
+// Networks are what a fleet may have.
+var networks = [...]Network{
+	{"blue", netip.MustParsePrefix("10.20.0.0/24")},
+	{"green", netip.MustParsePrefix("10.30.0.0/24")},
+}
+
+// Fleet is a running fleet.
+type Fleet struct {
+	Lab    *lab.Lab
+	API    *client.Client
+	Client *lab.Namespace // eth0 is in the first network, eth1 in the second
+
+	config Config
+	server *Process
+	agents map[string]*Process
+	guests atomic.Int32
+}
+
+func (c *Config) complete() {
+	if len(c.Hosts) == 0 {
+		c.Hosts = []Host{{Name: "h1"}, {Name: "h2"}, {Name: "h3"}}
+	}
+	if c.Client == "" {
+		c.Client = c.Hosts[len(c.Hosts)-1].Name
+	}
+	if c.Networks == 0 {
+		c.Networks = 1
+	}
+}
+
+// Start makes a fleet and waits until all its hosts are up. The caller closes
+// it. Before Start the labs of owners that have died are removed.
+func Start(ctx context.Context, config Config) (*Fleet, error) {
+	config.complete()
+	if config.Networks < 1 || config.Networks > len(networks) {
+		return nil, fmt.Errorf("start a fleet: %d networks are not within 1..%d", config.Networks, len(networks))
+	}
+	names := []string{control}
+	for _, host := range config.Hosts {
+		names = append(names, host.Name)
+	}
+	l, err := lab.New(ctx, lab.Config{Name: config.Name, Hosts: names})
+	if err != nil {
+		return nil, err
+	}
+	f := &Fleet{Lab: l, config: config, agents: map[string]*Process{}}
+	ctx, cancel := context.WithTimeout(ctx, startWithin)
+	defer cancel()
+	if err := f.start(ctx); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+func (f *Fleet) start(ctx context.Context) error {
+	if err := os.Mkdir(f.logDir(), 0o755); err != nil {
+		return err
+	}
+	if err := f.startServer(ctx); err != nil {
+		return err
+	}
+	for _, host := range f.config.Hosts {
+		if err := f.startAgent(ctx, host); err != nil {
+			return err
+		}
+	}
+	if err := f.AwaitHosts(ctx); err != nil {
+		return err
+	}
+	if err := f.plugClient(); err != nil {
+		return err
+	}
+	return f.makeNetworks(ctx)
+}
+
+func (f *Fleet) logDir() string { return filepath.Join(f.Lab.Dir(), "logs") }
+
+// SocketPath is where the server listens for clients outside of the lab.
+func (f *Fleet) SocketPath() string { return filepath.Join(f.Lab.Dir(), "server.sock") }
+
+// ServerDir is the server's data folder, AgentDir that of a host's agent.
+func (f *Fleet) ServerDir() string { return filepath.Join(f.Lab.Dir(), "server") }
+
+// AgentDir is the folder of a host's agent.
+func (f *Fleet) AgentDir(host string) string { return filepath.Join(f.Lab.Dir(), host) }
+
+// Server is the server's process.
+func (f *Fleet) Server() *Process { return f.server }
+
+// Agent is the process of a host's agent, nil for an unknown host.
+func (f *Fleet) Agent(host string) *Process { return f.agents[host] }
+
+// Hosts are the names of the hosts that have an agent.
+func (f *Fleet) Hosts() (names []string) {
+	for _, host := range f.config.Hosts {
+		names = append(names, host.Name)
+	}
+	return names
+}
+
+func (f *Fleet) startServer(ctx context.Context) (err error) {
+	home := f.Lab.Host(control)
+	f.server = &Process{
+		name: "the server", home: home.Namespace, log: filepath.Join(f.logDir(), "server.log"),
+		args: append(slices.Clone(f.config.Wrap), f.config.Binary, "server",
+			"--data", f.ServerDir(), "--socket", f.SocketPath(),
+			"--listen", net.JoinHostPort("0.0.0.0", serverPort), "--name", home.Addr.String()),
+	}
+	if err := f.server.Start(); err != nil {
+		return err
+	}
+	f.API, err = client.Dial(client.Config{Server: "unix://" + f.SocketPath()})
+	if err != nil {
+		return err
+	}
+	return f.AwaitServer(ctx)
+}
+
+func (f *Fleet) startAgent(ctx context.Context, host Host) error {
+	token, err := f.API.Host.CreateToken(ctx, &godwitv1.CreateTokenRequest{Host: host.Name})
+	if err != nil {
+		return err
+	}
+	home := f.Lab.Host(host.Name)
+	args := append(slices.Clone(host.Wrap), f.config.Binary, "agent",
+		"--server", "https://"+net.JoinHostPort(f.Lab.Host(control).Addr.String(), serverPort),
+		"--name", host.Name, "--address", home.Addr.String(), "--dir", f.AgentDir(host.Name),
+		"--cpus", hostCPUs, "--memory", hostMemory)
+	if host.QEMU != "" {
+		args = append(args, "--qemu", host.QEMU)
+	}
+	p := &Process{
+		name: "the agent of " + host.Name, home: home.Namespace, log: filepath.Join(f.logDir(), host.Name+".log"),
+		env: []string{"GODWIT_TOKEN=" + token.GetToken()}, args: args,
+	}
+	f.agents[host.Name] = p
+	return p.Start()
+}
+
+// AwaitServer waits until the server answers.
+func (f *Fleet) AwaitServer(ctx context.Context) error {
+	return f.await(ctx, "the server to answer", func(ctx context.Context) (bool, error) {
+		_, err := f.API.Host.List(ctx, &godwitv1.ListHostsRequest{})
+		if fleet.CodeOf(err) == fleet.Unavailable {
+			return false, nil
+		}
+		return err == nil, err
+	}, f.server)
+}
+
+// AwaitHosts waits until the server knows every host as up.
+func (f *Fleet) AwaitHosts(ctx context.Context) error {
+	processes := []*Process{f.server}
+	for _, name := range f.Hosts() {
+		processes = append(processes, f.agents[name])
+	}
+	return f.await(ctx, "all hosts to be up", func(ctx context.Context) (bool, error) {
+		up := 0
+		for host, err := range f.API.Hosts(ctx) {
+			if err != nil {
+				return false, err
+			}
+			if host.GetState() == "up" {
+				up++
+			}
+		}
+		return up == len(f.config.Hosts), nil
+	}, processes...)
+}
+
+// await asks until something is true: the API has no stream for it. It fails
+// as soon as one of the processes has ended.
+func (f *Fleet) await(ctx context.Context, what string, ask func(context.Context) (bool, error), alive ...*Process) error {
+	for {
+		done, err := ask(ctx)
+		if done {
+			return nil
+		}
+		if err != nil && ctx.Err() == nil {
+			return fmt.Errorf("wait for %s: %w", what, err)
+		}
+		for _, process := range alive {
+			select {
+			case <-process.Exited():
+				return process.died()
+			default:
+			}
+		}
+		select {
+		case <-time.After(askEvery):
+		case <-ctx.Done():
+			return fmt.Errorf("wait for %s: %w", what, ctx.Err())
+		}
+	}
+}
+
+// clientDevice is the client's end in the host that it is plugged into.
+func clientDevice(i int) string { return fmt.Sprintf("gwcl%d", i) }
+
+func clientMAC(i int) net.HardwareAddr { return net.HardwareAddr{0x02, 0, 0, 0xc1, 0, byte(i)} }
+
+func (f *Fleet) plugClient() (err error) {
+	var ports []lab.Port
+	for i, network := range networks[:f.config.Networks] {
+		ports = append(ports, lab.Port{
+			Host: f.config.Client, Device: clientDevice(i), MAC: clientMAC(i),
+			Addresses: []netip.Prefix{netip.PrefixFrom(network.address(2), network.Prefix.Bits())},
+		})
+	}
+	f.Client, err = f.Lab.AddClient("client", ports...)
+	return err
+}
+
+// address gives the network's address that ends with a number.
+func (n Network) address(number byte) netip.Addr {
+	bytes := n.Prefix.Addr().As4()
+	bytes[3] = number
+	return netip.AddrFrom4(bytes)
+}
+
+func (f *Fleet) makeNetworks(ctx context.Context) error {
+	for i, network := range networks[:f.config.Networks] {
+		_, err := f.API.Network.Create(ctx, &godwitv1.CreateNetworkRequest{
+			Network: &godwitv1.Network{Name: network.Name, Subnets: []string{network.Prefix.String()}},
+		})
+		if err != nil {
+			return err
+		}
+		_, err = f.API.Network.Attach(ctx, &godwitv1.AttachEndpointRequest{
+			Network: network.Name,
+			Endpoint: &godwitv1.Endpoint{
+				Name: "client", Host: f.config.Client, Device: clientDevice(i),
+				Mac: clientMAC(i).String(), Ips: []string{network.address(2).String()},
+			},
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Keep leaves the fleet running when this process ends, until lab.Remove.
+// Close then only lets go of it.
+func (f *Fleet) Keep() error { return f.Lab.Keep() }
+
+// Close ends every process of the fleet, VMs too, and removes the lab.
+func (f *Fleet) Close() error {
+	if f.API != nil {
+		f.API.Close()
+	}
+	return f.Lab.Close()
+}
