@@ -32,6 +32,9 @@
 // a folder of credentials. GnuTLS demands of the authority CA:TRUE with
 // keyCertSign, of the others digitalSignature and keyEncipherment. The source
 // verifies the target by its host name, the target the source by its subject.
+// The target judges after the source has finished its part of the handshake
+// (TLS 1.3), so that the source of a small guest may come to pre-switchover
+// before it learns that it was refused; it never comes to completed.
 //
 // All methods of an Instance may be called by any number of goroutines, those
 // that begin or end a migration by one at a time.

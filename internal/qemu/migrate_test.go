@@ -82,6 +82,13 @@ func sendOn(t *testing.T, binary string, source *qemu.Instance) {
 	c := config(t, binary)
 	c.Incoming = true
 	target := start(t, c)
+	migrate(t, source, target)
+	resume(t, target)
+}
+
+// migrate migrates without TLS up to the point where the target may run.
+func migrate(t *testing.T, source, target *qemu.Instance) {
+	t.Helper()
 	port, err := target.Listen(within(t), qemu.Incoming{Listen: loopback})
 	if err != nil {
 		t.Fatal(err)
@@ -93,7 +100,7 @@ func sendOn(t *testing.T, binary string, source *qemu.Instance) {
 		t.Fatal(err)
 	}
 	await(t, fromTarget, changed(qemu.StatusCompleted))
-	resume(t, target)
+	await(t, fromSource, changed(qemu.StatusCompleted))
 }
 
 // TestCancel checks in which state a cancelled source is, which is the heart
