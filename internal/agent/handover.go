@@ -19,10 +19,11 @@ const (
 	// qemuDowntime and qemuSwitchover keep QEMU from ending the copy by
 	// itself, as far as it lets us: with them it does so only when nothing at
 	// all is left. The agent stops the guest instead, behind a gate that is
-	// closed already. The least downtime is 1 ms, since 0 makes QEMU end after
-	// the first pass whatever is left.
+	// closed already. Their product is the most that QEMU may leave: one byte.
+	// With less, which is zero to QEMU, it would not look exactly, and would end
+	// after the first pass whatever is left.
 	qemuDowntime   = time.Millisecond
-	qemuSwitchover = fleet.BytesPerSecond(1)
+	qemuSwitchover = fleet.BytesPerSecond(1000)
 
 	// ringWithin is how long the guest may take to read what came before the
 	// gate was closed; what it leaves is drained.

@@ -34,6 +34,9 @@ func (m *machine) startAlone(ctx context.Context, want *godwitv1.Instance) *godw
 	ctx, cancel := context.WithTimeout(ctx, startWithin)
 	defer cancel()
 	err := m.launch(ctx, want, network.Gate{Mode: network.Pass, Epoch: m.key.epoch}, false)
+	if err == nil {
+		_, err = m.instance.Resume(ctx)
+	}
 	if err != nil {
 		m.agent.log.Warn("an instance did not start", "vm", m.key.vm, "error", err)
 		return m.instanceReport("exited", errors.Join(err, m.discard(ctx)).Error())

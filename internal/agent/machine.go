@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -26,6 +27,7 @@ type machine struct {
 	answers  map[string]*godwitv1.Report // by the command's tag
 	begun    map[string]bool             // commands that are being carried out
 	facts    []*godwitv1.Report          // told again when a session begins
+	endCause string                      // of an instance that has ended
 	ending   bool                        // its end is wanted: no news
 	hurry    chan struct{}               // closed when a stop must not wait for the guest
 	loaded   bool                        // as a target, it has the source's state
@@ -183,18 +185,17 @@ func (m *machine) clearFacts() {
 
 // watchEnd reports the end of an instance that nobody here wanted to end.
 func (m *machine) watchEnd(ctx context.Context, instance *qemu.Instance) {
-	select {
-	case <-instance.Exited():
-	case <-ctx.Done():
+	cause, ended := awaitEnd(ctx, instance)
+	if !ended {
 		return
 	}
 	m.mu.Lock()
 	wanted, migration, part := m.ending, m.record.Migration, m.record.Role
+	m.endCause = cause
 	m.mu.Unlock()
 	if wanted {
 		return
 	}
-	cause := instance.ExitCause()
 	m.agent.log.Warn("an instance ended", "vm", m.key.vm, "epoch", m.key.epoch, "cause", cause)
 	switch part {
 	case source:
@@ -204,6 +205,31 @@ func (m *machine) watchEnd(ctx context.Context, instance *qemu.Instance) {
 	}
 	if part != arriving {
 		m.fact(string(m.key.vm), m.instanceReport("exited", cause))
+	}
+}
+
+// awaitEnd waits for the end of an instance and gives its cause: what QEMU said
+// of a shutdown, such as "guest-shutdown", or else how its process ended.
+func awaitEnd(ctx context.Context, instance *qemu.Instance) (cause string, ended bool) {
+	events := instance.Subscribe()
+	defer events.Close()
+	for {
+		select {
+		case event, open := <-events.Events():
+			if !open {
+				select {
+				case <-instance.Exited():
+					return cmp.Or(cause, instance.ExitCause()), true
+				case <-ctx.Done():
+					return "", false
+				}
+			}
+			if event.Kind == qemu.Shutdown {
+				cause = event.Reason
+			}
+		case <-ctx.Done():
+			return "", false
+		}
 	}
 }
 
@@ -228,7 +254,7 @@ func (m *machine) inventory() *godwitv1.InstanceReport {
 	}
 	return &godwitv1.InstanceReport{
 		Vm: string(m.key.vm), Uid: string(m.record.UID), Epoch: uint64(m.key.epoch),
-		State: state, Migration: m.record.Migration,
+		State: state, Migration: m.record.Migration, Cause: m.endCause,
 	}
 }
 

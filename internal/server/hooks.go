@@ -40,12 +40,6 @@ func migrationsOf(r *reconciler) migrationHooks {
 			return r.cancel(ctx, id, "server", reason)
 		},
 		connected: r.hostConnected,
-		run: func(ctx context.Context) error {
-			if err := r.resume(ctx); err != nil {
-				return err
-			}
-			<-ctx.Done()
-			return nil
-		},
+		run:       r.run,
 	}
 }

@@ -33,7 +33,7 @@ func (r *reconciler) create(ctx context.Context, request migrationRequest) (migr
 		if err != nil {
 			return migration.Migration{}, err
 		}
-		r.adopt(context.WithoutCancel(ctx), entry)
+		r.adopt(entry)
 		r.addresses.Changed()
 		return entry.Value, nil
 	}
@@ -132,6 +132,9 @@ func (r *reconciler) record(ctx context.Context, m migration.Migration, vm store
 	return store.Entry[migration.Migration]{Name: string(m.ID), Value: m, Version: revision}, err
 }
 
+// firstTunnel: the lower half of the identifiers is for networks.
+const firstTunnel = 1 << 23
+
 // tunnelCounter names the record of the newest tunnel id. Ids are given in
 // turn, so that one is used again only after all others.
 const tunnelCounter = "tunnel"
@@ -143,7 +146,7 @@ func (r *reconciler) nextTunnels(ctx context.Context, ports []fleet.Port) (map[s
 	}
 	tunnels := map[string]fleet.TunnelID{}
 	for _, port := range ports {
-		counter.Value = counter.Value%uint32(fleet.MaxTunnelID) + 1
+		counter.Value = max(firstTunnel, (counter.Value+1)&uint32(fleet.MaxTunnelID))
 		tunnels[port.Name] = fleet.TunnelID(counter.Value)
 	}
 	return tunnels, counter, nil

@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	"connectrpc.com/connect"
@@ -157,25 +156,6 @@ func (r *reconciler) cancel(ctx context.Context, id fleet.MigrationID, who, reas
 		err = migration.Refusal(m, event)
 	}
 	return err
-}
-
-// cancelAndWait cancels and returns once the VM's lock is free.
-func (r *reconciler) cancelAndWait(ctx context.Context, id fleet.MigrationID, reason string) error {
-	changed, stop := r.runOf(id).watch()
-	defer stop()
-	if err := r.cancel(ctx, id, "another request", reason); err != nil {
-		return err
-	}
-	for {
-		if live, ok := r.live(id); !ok || !live.Value.Locked() {
-			return nil
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return fmt.Errorf("wait for migration %s to end: %w", id, ctx.Err())
-		}
-	}
 }
 
 // live gives what a run holds in memory, if there is one.

@@ -22,6 +22,9 @@ type reconciler struct {
 	up        func(fleet.HostName) bool // whether its agent has a session
 	log       *slog.Logger
 
+	// life ends with the server: what is begun by a call goes on after it.
+	life context.Context
+
 	mu   sync.Mutex
 	runs map[fleet.MigrationID]*run // those that wait for something
 }
@@ -50,10 +53,22 @@ type run struct {
 }
 
 func newReconciler(tables tables, hosts commander, addresses addressBook, up func(fleet.HostName) bool, log *slog.Logger) *reconciler {
-	return &reconciler{tables: tables, hosts: hosts, addresses: addresses, up: up, log: log, runs: map[fleet.MigrationID]*run{}}
+	return &reconciler{tables: tables, hosts: hosts, addresses: addresses, up: up, log: log, life: context.Background(), runs: map[fleet.MigrationID]*run{}}
 }
 
-// resume takes up every migration that an earlier server left unfinished.
+// run takes up every migration that an earlier server left unfinished, and
+// carries all on until ctx ends.
+func (r *reconciler) run(ctx context.Context) error {
+	r.mu.Lock()
+	r.life = ctx
+	r.mu.Unlock()
+	if err := r.resume(ctx); err != nil {
+		return err
+	}
+	<-ctx.Done()
+	return nil
+}
+
 func (r *reconciler) resume(ctx context.Context) error {
 	entries, _, err := r.tables.migrations.All(ctx)
 	if err != nil {
@@ -61,26 +76,26 @@ func (r *reconciler) resume(ctx context.Context) error {
 	}
 	for _, entry := range entries {
 		if m := entry.Value; !m.State.Final() || len(m.Pending) > 0 {
-			r.adopt(ctx, entry)
+			r.adopt(entry)
 		}
 	}
 	return nil
 }
 
 // adopt begins to carry a stored migration on.
-func (r *reconciler) adopt(ctx context.Context, entry store.Entry[migration.Migration]) {
+func (r *reconciler) adopt(entry store.Entry[migration.Migration]) {
 	one := r.runOf(entry.Value.ID)
 	one.mu.Lock()
 	one.entry = entry
-	r.arm(ctx, one)
+	r.arm(one)
 	r.dispatch(&entry.Value, entry.Value.Pending)
 	awaits := entry.Value.State == migration.Settling && !entry.Value.AddressesKnown
 	one.mu.Unlock()
 	if entry.Value.State == migration.Planned {
-		r.post(ctx, entry.Value.ID, migration.Event{Kind: migration.Started, From: "server"})
+		r.post(r.lifetime(), entry.Value.ID, migration.Event{Kind: migration.Started, From: "server"})
 	}
 	if awaits {
-		r.awaitAddresses(ctx, entry.Value.ID, entry.Version)
+		r.awaitAddresses(entry.Value.ID, entry.Version)
 	}
 }
 
@@ -115,6 +130,7 @@ const maxConflicts = 10
 // store.ErrOutcomeUnknown) that it is not known; the same event may be posted
 // again.
 func (r *reconciler) advance(ctx context.Context, id fleet.MigrationID, event migration.Event) (migration.Migration, migration.Verdict, error) {
+	ctx = context.WithoutCancel(ctx) // a step is not left half done; the store bounds it
 	one := r.runOf(id)
 	one.mu.Lock()
 	defer one.mu.Unlock()
@@ -136,14 +152,14 @@ func (r *reconciler) advance(ctx context.Context, id fleet.MigrationID, event mi
 			return after, verdict, nil
 		}
 		err := r.save(ctx, one, before, after)
-		if fleet.CodeOf(err) == fleet.Conflict || errors.Is(err, store.ErrOutcomeUnknown) && ctx.Err() == nil {
+		if fleet.CodeOf(err) == fleet.Conflict || errors.Is(err, store.ErrOutcomeUnknown) {
 			one.forget()
 			continue
 		}
 		if err != nil {
 			return before, "", err
 		}
-		r.saved(ctx, one, before, effects)
+		r.saved(one, before, effects)
 		return after, verdict, nil
 	}
 	return migration.Migration{}, "", &fleet.Error{
@@ -159,7 +175,7 @@ func (r *reconciler) load(ctx context.Context, one *run, id fleet.MigrationID) (
 			r.drop(id)
 			return err
 		}
-		r.arm(ctx, one)
+		r.arm(one)
 	}
 	return nil
 }
@@ -177,15 +193,15 @@ func (one *run) forget() {
 }
 
 // saved does everything that had to wait for the save.
-func (r *reconciler) saved(ctx context.Context, one *run, before migration.Migration, effects []migration.Effect) {
+func (r *reconciler) saved(one *run, before migration.Migration, effects []migration.Effect) {
 	after := &one.entry.Value
 	if before.State != after.State {
 		r.log.Info("migration", "id", after.ID, "vm", after.VM, "state", after.State, "cause", after.Cause)
 	}
-	r.arm(ctx, one)
+	r.arm(one)
 	r.dispatch(after, effects)
 	if after.Committed && !before.Committed {
-		go r.awaitAddresses(ctx, after.ID, one.entry.Version)
+		r.awaitAddresses(after.ID, one.entry.Version)
 	}
 	one.notify()
 	if after.State.Final() && len(after.Pending) == 0 {
@@ -194,7 +210,7 @@ func (r *reconciler) saved(ctx context.Context, one *run, before migration.Migra
 }
 
 // arm sets the clock for the migration's timer.
-func (r *reconciler) arm(ctx context.Context, one *run) {
+func (r *reconciler) arm(one *run) {
 	if one.timer != nil {
 		one.timer.Stop()
 		one.timer = nil
@@ -205,17 +221,23 @@ func (r *reconciler) arm(ctx context.Context, one *run) {
 	}
 	id := one.entry.Value.ID
 	one.timer = time.AfterFunc(time.Until(due.At), func() {
-		if ctx.Err() == nil {
-			r.post(ctx, id, migration.Event{Kind: migration.TimerFired, From: "server"})
+		if life := r.lifetime(); life.Err() == nil {
+			r.post(life, id, migration.Event{Kind: migration.TimerFired, From: "server"})
 		}
 	})
 }
 
+func (r *reconciler) lifetime() context.Context {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.life
+}
+
 // awaitAddresses posts AddressesKnown when the hosts have what the store had
 // at the revision of the commit.
-func (r *reconciler) awaitAddresses(ctx context.Context, id fleet.MigrationID, revision int64) {
+func (r *reconciler) awaitAddresses(id fleet.MigrationID, revision int64) {
 	r.addresses.WhenApplied(revision, func() {
-		r.post(ctx, id, migration.Event{Kind: migration.AddressesKnown, From: "server"})
+		r.post(r.lifetime(), id, migration.Event{Kind: migration.AddressesKnown, From: "server"})
 	})
 }
 
@@ -242,20 +264,6 @@ func (r *reconciler) all() (runs []*run) {
 		runs = append(runs, one)
 	}
 	return runs
-}
-
-// joining lists the VMs that are on the way to a host, so that the host takes
-// part in their networks before they arrive.
-func (r *reconciler) joining() map[fleet.VMName]fleet.HostName {
-	targets := map[fleet.VMName]fleet.HostName{}
-	for _, one := range r.all() {
-		one.mu.Lock()
-		if m := one.entry.Value; m.ID != "" && !m.State.Final() {
-			targets[m.VM] = m.Target
-		}
-		one.mu.Unlock()
-	}
-	return targets
 }
 
 // watch gives a channel that is signalled after every change, until stop.
