@@ -135,11 +135,24 @@ func (a *Agent) tapOf(vm fleet.VMName, port string, ownerHere bool) (tap string,
 	return tap, tap != "" && !ownerHere
 }
 
+// unclaim points the addresses of the machine's ports away from its taps,
+// where somebody else is known to have them.
+func (m *machine) unclaim() error {
+	m.mu.Lock()
+	m.leaving = true
+	m.mu.Unlock()
+	var errs []error
+	for _, name := range m.networks() {
+		errs = append(errs, m.agent.reapply(name))
+	}
+	return errors.Join(errs...)
+}
+
 // claim gives the tap of a port, if the machine wants its frames.
 func (m *machine) claim(name string) (tap string, claims bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.record.Role == arriving && !m.loaded {
+	if m.leaving || m.record.Role == arriving && m.marks == nil {
 		return "", false
 	}
 	for _, port := range m.ports {

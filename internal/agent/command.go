@@ -56,7 +56,7 @@ func (a *Agent) migrationCommand(ctx context.Context, command *godwitv1.Command)
 		})
 	case *godwitv1.Command_RunTarget:
 		a.with(command, op.RunTarget.GetVm(), target, targetFailed(gone, true), func(m *machine) *godwitv1.Report {
-			return m.runTarget(ctx, nil)
+			return m.runTarget(ctx)
 		})
 	case *godwitv1.Command_FinishTarget:
 		a.with(command, op.FinishTarget.GetVm(), target, targetFinished(), func(m *machine) *godwitv1.Report {

@@ -246,19 +246,17 @@ func (m *machine) discard(ctx context.Context) error {
 	if err := m.kill(ctx); err != nil {
 		return err
 	}
-	var errs []error
+	errs := []error{m.unclaim()} // before the taps go, or frames would get lost
 	for _, port := range m.ports {
 		if port.tunnel != 0 {
 			errs = append(errs, m.agent.config.Network.CloseTunnel(port.tunnel))
 		}
 		errs = append(errs, port.tap.Remove())
 	}
-	networks := m.networks()
+	m.mu.Lock()
 	m.ports = nil
+	m.mu.Unlock()
 	m.agent.remove(m)
-	for _, name := range networks {
-		errs = append(errs, m.agent.reapply(name))
-	}
 	return errors.Join(append(errs, os.RemoveAll(m.dir))...)
 }
 

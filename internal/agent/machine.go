@@ -30,7 +30,8 @@ type machine struct {
 	endCause string                      // of an instance that has ended
 	ending   bool                        // its end is wanted: no news
 	hurry    chan struct{}               // closed when a stop must not wait for the guest
-	loaded   bool                        // as a target, it has the source's state
+	marks    *godwitv1.TargetMarks       // of a target that has the source's state
+	leaving  bool                        // its taps want no frames any more
 	copying  *copying                    // of a migration away from here
 }
 

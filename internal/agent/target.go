@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
@@ -95,19 +96,18 @@ func (m *machine) arrive(ctx context.Context, migration string, events *qemu.Sub
 		m.fact(migration, targetFailed(err, false))
 		return
 	}
-	marks := &godwitv1.TargetMarks{Loaded: timestamppb.New(loaded)}
-	if err := m.receive(); err != nil {
+	if err := m.receive(loaded); err != nil {
 		m.fact(migration, targetFailed(err, false))
 		return
 	}
-	m.askCommit(ctx, migration, marks)
+	m.askCommit(ctx, migration)
 }
 
 // receive makes the host's own overlays send the VM's frames into its taps:
 // as soon as it owns the VM, other hosts may send them here directly.
-func (m *machine) receive() error {
+func (m *machine) receive(loaded time.Time) error {
 	m.mu.Lock()
-	m.loaded = true
+	m.marks = &godwitv1.TargetMarks{Loaded: timestamppb.New(loaded)}
 	m.mu.Unlock()
 	errs := []error{m.setMode(network.Arriving)}
 	for _, port := range m.ports {
@@ -138,18 +138,19 @@ func (m *machine) isEnding() bool {
 }
 
 // askCommit asks any server for the right to run until it is given or refused.
-func (m *machine) askCommit(ctx context.Context, migration string, marks *godwitv1.TargetMarks) {
-	marks.Asked = timestamppb.Now()
+func (m *machine) askCommit(ctx context.Context, migration string) {
+	m.mu.Lock()
+	m.marks.Asked = timestamppb.Now()
+	m.mu.Unlock()
 	for !m.isEnding() {
 		once, cancel := context.WithTimeout(ctx, commitWithin)
 		answer, err := m.agent.config.Client.Agent.Commit(once, &godwitv1.CommitRequest{
-			Migration: migration, Epoch: uint64(m.key.epoch - 1), Marks: marks,
+			Migration: migration, Epoch: uint64(m.key.epoch - 1),
 		})
 		cancel()
 		switch code := fleet.CodeOf(err); {
 		case err == nil && fleet.Epoch(answer.GetEpoch()) == m.key.epoch:
-			marks.Answered = timestamppb.Now()
-			m.granted(ctx, migration, answer.GetSequence(), marks)
+			m.granted(ctx, migration, answer.GetSequence())
 			return
 		case code == fleet.Conflict || code == fleet.Denied:
 			m.agent.log.Info("the commit was refused", "migration", migration, "error", err)
@@ -167,23 +168,21 @@ func (m *machine) askCommit(ctx context.Context, migration string, marks *godwit
 }
 
 // granted runs the target as the command RunTarget would that the answer
-// stands for.
-func (m *machine) granted(ctx context.Context, migration string, sequence uint64, marks *godwitv1.TargetMarks) {
+// stands for. That command is on its way, too; whichever comes first does it.
+func (m *machine) granted(ctx context.Context, migration string, sequence uint64) {
 	command := &godwitv1.Command{
 		Subject: migration, Epoch: uint64(m.key.epoch - 1), Sequence: sequence,
 		Op: &godwitv1.Command_RunTarget{},
 	}
-	m.do(command, func() *godwitv1.Report { return m.runTarget(ctx, marks) })
+	m.do(command, func() *godwitv1.Report { return m.runTarget(ctx) })
 }
 
 // runTarget opens the gate and starts the vCPUs. It is called only with the
 // right to do so.
-func (m *machine) runTarget(ctx context.Context, marks *godwitv1.TargetMarks) *godwitv1.Report {
+func (m *machine) runTarget(ctx context.Context) *godwitv1.Report {
+	answered := timestamppb.Now()
 	ctx, cancel := context.WithTimeout(ctx, runWithin)
 	defer cancel()
-	if marks == nil {
-		marks = &godwitv1.TargetMarks{Answered: timestamppb.Now()}
-	}
 	if err := m.setMode(network.Settling); err != nil {
 		return targetFailed(err, false)
 	}
@@ -191,9 +190,12 @@ func (m *machine) runTarget(ctx context.Context, marks *godwitv1.TargetMarks) *g
 	if err != nil {
 		return targetFailed(err, m.instance.Ended())
 	}
-	marks.Resumed = timestamppb.New(resumed)
 	m.mu.Lock()
-	migration := m.record.Migration
+	if m.marks == nil { // of an agent that ended since
+		m.marks = &godwitv1.TargetMarks{Loaded: answered, Asked: answered}
+	}
+	m.marks.Answered, m.marks.Resumed = answered, timestamppb.New(resumed)
+	marks, migration := proto.CloneOf(m.marks), m.record.Migration
 	m.mu.Unlock()
 	if err := m.setRole(arrived, migration); err != nil {
 		m.agent.log.Error("the machine's record was not written", "vm", m.key.vm, "error", err)
@@ -220,6 +222,9 @@ func (m *machine) finishTarget() *godwitv1.Report {
 func (m *machine) releaseTarget(ctx context.Context, want *godwitv1.ReleaseTarget) *godwitv1.Report {
 	if err := m.kill(ctx); err != nil {
 		return targetFailed(err, false)
+	}
+	if err := m.unclaim(); err != nil {
+		m.agent.log.Error("addresses could not be pointed back", "vm", m.key.vm, "error", err)
 	}
 	frames := 0
 	if want.GetReturnFrames() {
