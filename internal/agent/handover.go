@@ -25,9 +25,10 @@ const (
 	qemuDowntime   = time.Millisecond
 	qemuSwitchover = fleet.BytesPerSecond(1000)
 
-	// ringWithin is how long the guest may take to read what came before the
-	// gate was closed; what it leaves is drained.
-	ringWithin = 3 * time.Millisecond
+	// ringWithin is how long QEMU may take to read what came before the gate
+	// was closed, while the guest still runs. Usually it takes well below a
+	// millisecond; of what it leaves, one frame is at risk.
+	ringWithin = 50 * time.Millisecond
 	// switchCost is the time for the last pages that is good enough: it is
 	// small beside QEMU's own part of the blackout.
 	switchCost = 2 * time.Millisecond
@@ -252,7 +253,8 @@ func (h *handover) awaitRings(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, ringWithin)
 	defer cancel()
 	for _, port := range h.ports {
-		if port.tap.WaitEmpty(ctx) != nil {
+		if err := port.tap.WaitEmpty(ctx); err != nil {
+			h.agent.log.Warn("the guest does not read its frames", "vm", h.key.vm, "port", port.name, "error", err)
 			return
 		}
 	}

@@ -35,16 +35,18 @@ var imports = map[string][]string{
 		"internal/campaign", "internal/wire", "internal/store", "internal/pki"},
 
 	// Around them.
-	"internal/lab":         {"internal/fleet", "internal/lab"},
-	"internal/lab/guest":   {"internal/lab/witness"},
-	"internal/lab/witness": {},
-	"internal/lab/probe":   {"internal/lab/witness"},
-	"internal/sim":         {"internal"},
-	"internal/web":         {"internal/fleet"},
-	"internal/cli":         {"api", "internal"}, // where everything is wired together
-	"internal/archtest":    {},
-	"cmd/godwit":           {"internal/cli"},
-	"test":                 {"api", "internal", "test"},
+	"internal/lab":          {"internal/fleet", "internal/lab"},
+	"internal/lab/guest":    {"internal/lab/witness"},
+	"internal/lab/witness":  {},
+	"internal/lab/probe":    {"internal/lab/witness"},
+	"internal/lab/fleetlab": {"api", "internal/fleet", "internal/lab"}, // a whole fleet in a lab
+	"internal/demo":         {"api", "internal/fleet", "internal/lab"},
+	"internal/sim":          {"internal"},
+	"internal/web":          {"internal/fleet"},
+	"internal/cli":          {"api", "internal"}, // where everything is wired together
+	"internal/archtest":     {},
+	"cmd/godwit":            {"internal/cli"},
+	"test":                  {"api", "internal", "test"},
 }
 
 // pure packages import nothing from outside the standard library, nor what
