@@ -180,7 +180,7 @@ func migrate(t *testing.T, f *fleetlab.Fleet, g *fleetlab.Guest, target, state s
 	defer cancel()
 	m, err := f.Migrate(ctx, &godwitv1.CreateMigrationRequest{Vm: g.Name, Target: target}, nil)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("%v; the migration is %s\n%s", err, m.GetState(), story(m))
 	}
 	demand(t, f, g, m, state)
 	return m
@@ -191,7 +191,7 @@ func migrate(t *testing.T, f *fleetlab.Fleet, g *fleetlab.Guest, target, state s
 func demand(t *testing.T, f *fleetlab.Fleet, g *fleetlab.Guest, m *godwitv1.Migration, state string) {
 	t.Helper()
 	if m.GetState() != state {
-		t.Fatalf("migration %s is %s, want %s: %s\n%v", m.GetId(), m.GetState(), state, m.GetCause(), m.GetStory())
+		t.Fatalf("migration %s is %s, want %s: %s\n%s", m.GetId(), m.GetState(), state, m.GetCause(), story(m))
 	}
 	home, other := m.GetTarget(), m.GetSource()
 	if state == "aborted" {
@@ -210,4 +210,14 @@ func demand(t *testing.T, f *fleetlab.Fleet, g *fleetlab.Guest, m *godwitv1.Migr
 	if left, err := f.Inventory(t.Context(), other); err != nil || !left.Empty() {
 		t.Errorf("%s has not the VM: %v: %v", other, left, err)
 	}
+}
+
+// story is what happened in a migration, a line for each event.
+func story(m *godwitv1.Migration) string {
+	var lines strings.Builder
+	for _, entry := range m.GetStory() {
+		fmt.Fprintf(&lines, "%s %s: %s → %s %s\n", entry.GetAt().AsTime().Format("05.000"),
+			entry.GetWho(), entry.GetEvent(), entry.GetState(), entry.GetDetail())
+	}
+	return lines.String()
 }

@@ -1,0 +1,196 @@
+package demo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os/exec"
+	"strings"
+	"time"
+
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/lab/fleetlab"
+	"godwit.dev/godwit/internal/lab/image"
+	"godwit.dev/godwit/internal/lab/witness"
+)
+
+const (
+	vmName = "web1"
+	qemu   = "qemu-system-x86_64"
+	// migrateWithin bounds one migration.
+	migrateWithin = 10 * time.Minute
+	// endWithin bounds the end of the traffic after an interruption.
+	endWithin = 5 * time.Second
+)
+
+// The hosts that the VM goes between.
+var stops = [...]string{"h1", "h2"}
+
+// Config says what to show.
+type Config struct {
+	Name       string // of the lab; made up if empty
+	Binary     string // the godwit program
+	Image      image.Image
+	Memory     fleet.Bytes
+	Ports      int // of the VM, 1 or 2
+	DirtyMiB   int // memory that the guest writes in a second
+	Traffic    TrafficConfig
+	Migrations int
+	Cancel     bool // cancel one more hand-over while it is going on
+	Keep       bool // leave everything running
+
+	Progress io.Writer                      // told what happens
+	Paint    func(code, text string) string // colours by an SGR code; may be nil
+}
+
+// Run shows it all. The report has what was done until an error.
+func Run(ctx context.Context, config Config) (report Report, err error) {
+	report.Migrations = []Migration{}
+	if _, err := exec.LookPath(qemu); err != nil {
+		return report, &fleet.Error{
+			Code: fleet.NotFound, Op: "start the demo", Cause: "there is no program " + qemu,
+			Hint: "run `make setup` in the source tree, or install QEMU 7.2 or newer (Debian: qemu-system-x86)",
+		}
+	}
+	if config.Paint == nil {
+		config.Paint = func(_, text string) string { return text }
+	}
+	d := &show{config: config, screen: screen{config.Progress, config.Paint}}
+	d.say("%s\n", config.Paint(bold, "A fleet on this machine: a server, three hosts, and a client of a VM. Nothing outside of it is touched."))
+	err = d.during("starting the server, and the agents of h1, h2 and h3", func() (err error) {
+		d.fleet, err = fleetlab.Start(ctx, fleetlab.Config{
+			Name: config.Name, Binary: config.Binary, Image: config.Image, Networks: config.Ports,
+		})
+		return err
+	})
+	if err != nil {
+		return report, err
+	}
+	defer func() {
+		d.say("%s", config.Paint(faint, "· removing everything"))
+		err = errors.Join(err, d.fleet.Close())
+	}()
+	if err := d.run(ctx, &report); err != nil {
+		return report, err
+	}
+	if config.Keep {
+		return report, d.keep()
+	}
+	return report, nil
+}
+
+// show is one run of the demo.
+type show struct {
+	screen
+	config  Config
+	fleet   *fleetlab.Fleet
+	guest   *fleetlab.Guest
+	traffic *Traffic
+}
+
+func (d *show) run(ctx context.Context, report *Report) (err error) {
+	c := d.config
+	err = d.during(fmt.Sprintf("booting the VM %s on %s: 1 vCPU, %v", vmName, stops[0], c.Memory), func() (err error) {
+		d.guest, err = d.fleet.Boot(ctx, fleetlab.GuestConfig{
+			Name: vmName, Host: stops[0], Memory: c.Memory, Ports: c.Ports,
+			Dirty: witness.Dirty{RateMiB: c.DirtyMiB, SetMiB: dirtySet(c)},
+		})
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	d.say("· the client sends it %d UDP packets/s on each of %d ports, and holds a TCP stream\n", c.Traffic.Rate, c.Ports)
+	d.traffic, err = StartTraffic(ctx, d.fleet.Client, d.guest.Addrs, c.Traffic)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endWithin)
+		defer cancel()
+		if stopErr := d.traffic.Stop(ctx); err == nil {
+			err = stopErr
+		}
+	}()
+	for i := range c.Migrations {
+		from, to := stops[i%2], stops[(i+1)%2]
+		d.say("%s", c.Paint(bold, fmt.Sprintf("Migration %d of %d: %s → %s", i+1, c.Migrations, from, to)))
+		if err := d.migrate(ctx, to, d.follow(), report); err != nil {
+			return err
+		}
+	}
+	if c.Cancel {
+		to := stops[(c.Migrations+1)%2]
+		d.say("%s", c.Paint(bold, "One more to "+to+", cancelled when the source has stopped"))
+		if err := d.migrate(ctx, to, d.canceller(ctx), report); err != nil {
+			return err
+		}
+	}
+	d.summary(*report)
+	return nil
+}
+
+// dirtySet leaves the guest half of its memory for itself.
+func dirtySet(c Config) int {
+	if c.DirtyMiB == 0 {
+		return 0
+	}
+	return int(c.Memory / fleet.MiB / 2)
+}
+
+func (d *show) migrate(ctx context.Context, target string, each func(*godwitv1.Migration), report *Report) error {
+	ctx, cancel := context.WithTimeout(ctx, migrateWithin)
+	defer cancel()
+	before := d.traffic.Now()
+	m, err := d.fleet.Migrate(ctx, &godwitv1.CreateMigrationRequest{Vm: vmName, Target: target, Reason: "demo"}, each)
+	if err != nil {
+		return err
+	}
+	if err := d.traffic.Answered(ctx); err != nil {
+		return fmt.Errorf("the VM does not answer after migration %s (%s): %w", m.GetId(), m.GetState(), err)
+	}
+	client := d.traffic.Between(ctx, before, d.traffic.Now())
+	d.migration(m, client)
+	report.Migrations = append(report.Migrations, describe(m, client))
+	return nil
+}
+
+// canceller cancels the migration in the middle of its hand-over.
+func (d *show) canceller(ctx context.Context) func(*godwitv1.Migration) {
+	asked := false
+	follow := d.follow()
+	return func(m *godwitv1.Migration) {
+		follow(m)
+		if asked || m.GetState() != "switching" {
+			return
+		}
+		asked = true
+		_, err := d.fleet.API.Migration.Cancel(ctx, &godwitv1.CancelMigrationRequest{Id: m.GetId(), Reason: "demo of a cancelled hand-over"})
+		if err != nil {
+			d.say("  the cancel came too late: %v", err)
+		}
+	}
+}
+
+// keep leaves everything in place and says what can be done with it.
+func (d *show) keep() error {
+	if err := d.fleet.Keep(); err != nil {
+		return err
+	}
+	name := d.fleet.Lab.Name()
+	d.say("%s", d.config.Paint(bold, "The lab "+name+" stays. As root on this machine:"))
+	for _, line := range [...]string{
+		"export GODWIT_SERVER=unix://" + d.fleet.SocketPath(),
+		d.config.Binary + " vm list",
+		d.config.Binary + " migrate " + vmName + " --watch",
+		"ip netns exec " + d.fleet.Lab.Host(stops[0]).Name() + " ip link     # what " + stops[0] + " has",
+		"ip netns exec " + d.fleet.Client.Name() + " bash       # on the client; the VM is " + strings.TrimSpace(fmt.Sprint(d.guest.Addrs[0])),
+		"ls " + d.fleet.Lab.Dir() + "/logs     # of the server and the agents",
+		d.config.Binary + " demo --remove " + name + "     # when done",
+	} {
+		d.say("  %s", line)
+	}
+	return nil
+}
