@@ -28,6 +28,12 @@
 // migration failed cannot be used again and must be killed; its death in
 // pre-switchover goes unnoticed by the source until ContinueSwitch.
 //
+// Stop and QEMU's own stop at the end of a copy can meet. Then Stop succeeds
+// though QEMU was first, and a cancelled source runs on; or pre-switchover is
+// reported before Stopped, because QEMU's migration thread sees the new state
+// while the vCPUs are still coming to rest. ContinueSwitch therefore has to
+// wait for both: for Stop to return or Stopped, and for pre-switchover.
+//
 // TLS: both sides read ca-cert.pem and {server,client}-{cert,key}.pem from
 // a folder of credentials. GnuTLS demands of the authority CA:TRUE with
 // keyCertSign, of the others digitalSignature and keyEncipherment. The source

@@ -125,8 +125,8 @@ func (i *Instance) mayResume(ctx context.Context) error {
 	if err != nil {
 		return i.wrap("resume", err)
 	}
-	incoming := now.RAM == nil
-	if s := statusOf(now); i.config.Incoming && incoming && s != StatusNone && s != StatusCompleted && s.UnderWay() {
+	isTarget := i.config.Incoming && now.RAM == nil // a source knows of memory
+	if s := statusOf(now); isTarget && s.UnderWay() {
 		return refused("its state is still being loaded: " + string(s))
 	}
 	return nil

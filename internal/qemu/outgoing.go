@@ -23,7 +23,9 @@ type Outgoing struct {
 	DowntimeLimit time.Duration
 	// SwitchoverBandwidth is what QEMU reckons with in that estimate, where it
 	// can be told (QEMU 8.2); 0 is what it has measured. A tiny one keeps QEMU
-	// from ending the copy while anything is left.
+	// from ending the copy while anything is left. One that gives less than a
+	// byte within DowntimeLimit would be the same trap as a limit of 0, and is
+	// raised to that.
 	SwitchoverBandwidth fleet.BytesPerSecond
 }
 
@@ -51,7 +53,7 @@ func (i *Instance) sendTo(ctx context.Context, out Outgoing) error {
 		MaxBandwidth:  new(bandwidth(out.BandwidthMax)),
 	}
 	if i.canSetSwitchover() {
-		parameters.AvailSwitchoverBandwidth = new(int64(out.SwitchoverBandwidth))
+		parameters.AvailSwitchoverBandwidth = new(switchover(out))
 	}
 	if out.CredsDir != "" {
 		if err := i.replaceObject(ctx, credentials(out.CredsDir, "client")); err != nil {
@@ -69,6 +71,17 @@ func (i *Instance) canSetSwitchover() bool {
 	return i.schema.HasArgument("migrate-set-parameters", "avail-switchover-bandwidth")
 }
 
+// switchover gives a bandwidth with which QEMU's threshold, a whole number of
+// bytes, is not 0.
+func switchover(out Outgoing) int64 {
+	if out.SwitchoverBandwidth <= 0 {
+		return 0
+	}
+	const second = int64(time.Second / time.Millisecond)
+	limit := out.DowntimeLimit.Milliseconds()
+	return max(int64(min(out.SwitchoverBandwidth, unlimited)), (second+limit-1)/limit)
+}
+
 func bandwidth(limit fleet.BytesPerSecond) int64 {
 	if limit <= 0 || limit > unlimited {
 		limit = unlimited
@@ -83,7 +96,7 @@ func (i *Instance) SetBandwidth(ctx context.Context, limit fleet.BytesPerSecond)
 
 // ContinueSwitch ends the pause of a source in pre-switchover: it gives up its
 // disks and sends its devices. From here on nothing stops it but an end of the
-// connection.
+// connection. The vCPUs must have come to rest: see the package comment.
 func (i *Instance) ContinueSwitch(ctx context.Context) error {
 	return i.wrap("continue the hand-over", qmp.MigrateContinue(ctx, i.monitor, qmp.MigrateContinueArgs{State: qmp.MigrationStatusPreSwitchover}))
 }

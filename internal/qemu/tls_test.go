@@ -135,10 +135,9 @@ func refused(t *testing.T, source *qemu.Instance, fromSource, fromTarget *qemu.S
 				return
 			case qemu.StatusPreSwitchover:
 				// In TLS 1.3 a client is done before the server has judged it,
-				// and this little guest fits into the sockets' buffers.
-				if err := source.ContinueSwitch(within(t)); err != nil {
-					t.Fatal(err)
-				}
+				// and this little guest fits into the sockets' buffers. It may
+				// learn of the refusal before this is executed.
+				_ = source.ContinueSwitch(within(t))
 			case qemu.StatusCompleted:
 				t.Fatal("the source completed")
 			}
