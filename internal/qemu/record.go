@@ -83,7 +83,7 @@ func startTime(pid int) (uint64, error) {
 	}
 	// The second field is the command in parentheses and may hold anything.
 	fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
-	const state, start = 3 - 3, 22 - 3
+	const state, start = 0, 19 // fields 3 and 22 of the line
 	if len(fields) <= start {
 		return 0, fmt.Errorf("/proc/%d/stat has %d fields", pid, len(fields)+2)
 	}
