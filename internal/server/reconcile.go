@@ -146,7 +146,7 @@ func (r *reconciler) advance(ctx context.Context, id fleet.MigrationID, event mi
 		if verdict != migration.Act {
 			return before, verdict, nil
 		}
-		if event.Kind == migration.CopyProgressed {
+		if isNote(event.Kind) {
 			one.entry.Value = after // saved with the next change of state
 			one.notify()
 			return after, verdict, nil
@@ -166,6 +166,13 @@ func (r *reconciler) advance(ctx context.Context, id fleet.MigrationID, event mi
 		Code: fleet.Unavailable, Op: string(event.Kind), Subject: "migration " + string(id),
 		Cause: "its records are being changed by somebody else", Hint: "try again",
 	}
+}
+
+// isNote tells events that only add to the record. They need no save of their
+// own: progress that is lost was passing anyway, and the measurement of the
+// switch is asked for again. So the commit has no other save before it.
+func isNote(kind migration.EventKind) bool {
+	return kind == migration.CopyProgressed || kind == migration.SwitchMeasured
 }
 
 // load reads what the run does not hold yet. Unknown migrations are NotFound.
