@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"time"
@@ -118,10 +117,14 @@ func (h *handover) take(ctx context.Context, event qemu.Event) (done bool, err e
 		return false, h.passBegun(ctx)
 	case qemu.Stopped:
 		h.marks.Stopped = timestamppb.New(event.At)
+		stopped := h.guestStopped
 		if h.stopper == "" {
-			return false, h.stoppedByQEMU(ctx)
+			stopped = h.stoppedByQEMU
 		}
-		return false, h.guestStopped(ctx)
+		if err := stopped(ctx); err != nil {
+			return false, err
+		}
+		return false, h.proceed(ctx)
 	case qemu.MigrationChanged:
 		return h.statusChanged(ctx, event)
 	}
@@ -132,13 +135,7 @@ func (h *handover) statusChanged(ctx context.Context, event qemu.Event) (done bo
 	switch event.Status {
 	case qemu.StatusPreSwitchover:
 		h.marks.PreSwitchover = timestamppb.New(event.At)
-		if h.stopper == "" {
-			return false, errors.New("QEMU is about to end the copy while the guest runs")
-		}
-		h.marks.Continued = timestamppb.Now()
-		if err := h.instance.ContinueSwitch(ctx); err != nil {
-			return false, err
-		}
+		return false, h.proceed(ctx)
 	case qemu.StatusCompleted:
 		h.marks.Completed = timestamppb.New(event.At)
 		h.progress, err = h.instance.Progress(ctx)
@@ -151,6 +148,16 @@ func (h *handover) statusChanged(ctx context.Context, event qemu.Event) (done bo
 		return false, &fleet.Error{Code: fleet.Failed, Op: "copy", Subject: "vm " + string(h.key.vm), Cause: cause}
 	}
 	return false, nil
+}
+
+// proceed lets QEMU send the devices' state, once it waits for that and the
+// gate is closed. QEMU may say the one before the other.
+func (h *handover) proceed(ctx context.Context) error {
+	if h.marks.Stopped == nil || h.marks.PreSwitchover == nil {
+		return nil
+	}
+	h.marks.Continued = timestamppb.Now()
+	return h.instance.ContinueSwitch(ctx)
 }
 
 // passBegun decides whether the next pass is to be the last.

@@ -112,13 +112,15 @@ func (m *machine) resumeSource(ctx context.Context) *godwitv1.Report {
 	}
 	ctx, cancel := context.WithTimeout(ctx, cancelWithin)
 	defer cancel()
+	// First the gate: a guest that QEMU stopped runs on with the cancel, and
+	// what it sends then must not be lost.
+	if err := m.setMode(network.Pass); err != nil {
+		return sourceFailed(err, false)
+	}
 	// Conflict: QEMU had sent everything. The target still has no right, and
 	// this QEMU can run on from there.
 	if err := m.instance.CancelMigration(ctx); err != nil && fleet.CodeOf(err) != fleet.Conflict {
 		return sourceFailed(err, m.instance.Ended())
-	}
-	if err := m.setMode(network.Pass); err != nil {
-		return sourceFailed(err, false)
 	}
 	if _, err := m.instance.Resume(ctx); err != nil {
 		return sourceFailed(err, m.instance.Ended())
