@@ -69,7 +69,9 @@ func Run(ctx context.Context, config Config) (report Report, err error) {
 		return report, err
 	}
 	defer func() {
-		d.say("%s", config.Paint(faint, "· removing everything"))
+		if err != nil || !config.Keep {
+			d.say("%s", config.Paint(faint, "· removing everything"))
+		}
 		err = errors.Join(err, d.fleet.Close())
 	}()
 	if err := d.run(ctx, &report); err != nil {
@@ -102,7 +104,11 @@ func (d *show) run(ctx context.Context, report *Report) (err error) {
 	if err != nil {
 		return err
 	}
-	d.say("· the client sends it %d UDP packets/s on each of %d ports, and holds a TCP stream\n", c.Traffic.Rate, c.Ports)
+	where := ""
+	if c.Ports > 1 {
+		where = fmt.Sprintf(" on each of %d ports", c.Ports)
+	}
+	d.say("· the client sends it %d UDP packets/s%s, and holds a TCP stream\n", c.Traffic.Rate, where)
 	d.traffic, err = StartTraffic(ctx, d.fleet.Client, d.guest.Addrs, c.Traffic)
 	if err != nil {
 		return err

@@ -96,7 +96,7 @@ func (s screen) migration(m *godwitv1.Migration, client Client) {
 		s.row("prepare", "%10s   the target's QEMU is started, ports and tunnels are made", millis(prepared))
 	}
 	if copied := stopped - prepared; stopped > 0 {
-		s.row("copy", "%10s   memory, in %s of %v, while the VM runs", millis(copied), passes(outcome.GetPasses()), fleet.Bytes(outcome.GetBytes()))
+		s.row("copy", "%10s   %v of memory are sent in %s, while the VM runs", millis(copied), fleet.Bytes(outcome.GetBytes()), passes(outcome.GetPasses()))
 	}
 	if outcome.GetBlackoutMs() > 0 {
 		s.blackout(outcome)
@@ -188,7 +188,8 @@ func millis(ms float64) string {
 // fewest is how many migrations make a summary worth reading.
 const fewest = 3
 
-// summary shows the spread over the migrations that succeeded.
+// summary shows what came of all migrations, and the spread over those that
+// succeeded.
 func (s screen) summary(report Report) {
 	var total, blackout, own, gap []float64
 	var sent, lost, duplicated uint64
@@ -200,11 +201,11 @@ func (s screen) summary(report Report) {
 		total, blackout = append(total, m.TotalMs), append(blackout, m.BlackoutMs)
 		own, gap = append(own, m.OwnMs), append(gap, m.Client.LongestGapMs)
 	}
+	s.say("%s", s.paint(bold, fmt.Sprintf("In all: %d migrations, %d succeeded; the client sent %d packets, %d were lost, %d duplicated.",
+		len(report.Migrations), len(total), sent, lost, duplicated)))
 	if len(total) < fewest {
 		return
 	}
-	s.say("%s", s.paint(bold, fmt.Sprintf("%d migrations, %d succeeded: %d packets, %d lost, %d duplicated",
-		len(report.Migrations), len(total), sent, lost, duplicated)))
 	s.row("", "%10s %10s %10s", "min", "median", "max")
 	for _, line := range []struct {
 		label  string
