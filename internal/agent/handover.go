@@ -30,7 +30,7 @@ const (
 	ringWithin = 50 * time.Millisecond
 	// switchCost is the time for the last pages that is good enough: it is
 	// small beside QEMU's own part of the blackout.
-	switchCost = 2 * time.Millisecond
+	switchCost = 500 * time.Microsecond
 	// shrinkLeast is by how much a pass must leave less than the one before to
 	// be worth another.
 	shrinkLeast = 0.7

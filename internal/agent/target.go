@@ -142,6 +142,11 @@ func (m *machine) askCommit(ctx context.Context, migration string) {
 	m.mu.Lock()
 	m.marks.Asked = timestamppb.Now()
 	m.mu.Unlock()
+	go func() {
+		if err := m.instance.ReadyToResume(ctx); err != nil { // runTarget will meet it, too
+			m.agent.log.Warn("the target is not ready to run", "migration", migration, "error", err)
+		}
+	}()
 	for !m.isEnding() {
 		once, cancel := context.WithTimeout(ctx, commitWithin)
 		answer, err := m.agent.config.Client.Agent.Commit(once, &godwitv1.CommitRequest{

@@ -2,6 +2,7 @@ package qemu
 
 import (
 	"context"
+	"sync/atomic"
 	"time"
 
 	"godwit.dev/godwit/internal/fleet"
@@ -16,6 +17,7 @@ type Instance struct {
 	process *process
 	monitor *qmp.Client
 	schema  *schema.Schema
+	loaded  atomic.Bool // it is known to have loaded what came to it, and sends nothing yet
 }
 
 // attach makes an Instance of a process whose monitor has answered.
@@ -104,7 +106,14 @@ func (i *Instance) Resume(ctx context.Context) (time.Time, error) {
 	}
 }
 
+// ReadyToResume makes sure of what Resume would have to ask for, so that a
+// target whose state has been loaded runs with a single command.
+func (i *Instance) ReadyToResume(ctx context.Context) error { return i.mayResume(ctx) }
+
 func (i *Instance) mayResume(ctx context.Context) error {
+	if i.loaded.Load() {
+		return nil
+	}
 	refused := func(cause string) error {
 		return &fleet.Error{Code: fleet.Conflict, Op: "resume", Subject: "vm " + string(i.config.VM), Cause: cause}
 	}
@@ -129,6 +138,7 @@ func (i *Instance) mayResume(ctx context.Context) error {
 	if s := statusOf(now); isTarget && s.UnderWay() {
 		return refused("its state is still being loaded: " + string(s))
 	}
+	i.loaded.Store(isTarget)
 	return nil
 }
 

@@ -42,6 +42,7 @@ func (i *Instance) SendTo(ctx context.Context, out Outgoing) error {
 		return &fleet.Error{Code: fleet.Invalid, Op: "migrate", Subject: "vm " + string(i.config.VM),
 			Cause: fmt.Sprintf("a downtime limit of %v is not between 1ms and %v", out.DowntimeLimit, maxDowntimeLimit)}
 	}
+	i.loaded.Store(false)
 	return i.wrap("migrate", i.sendTo(ctx, out))
 }
 
