@@ -36,6 +36,11 @@ const (
 	shrinkLeast = 0.7
 	// progressEvery is the interval between reports of the copy.
 	progressEvery = 200 * time.Millisecond
+	// lookEvery is the interval between looks at the only pass of a QEMU that
+	// can't be trusted with more, and onePassLeft what is left of it when the
+	// guest is stopped: enough that QEMU does not come to its end before.
+	lookEvery   = 5 * time.Millisecond
+	onePassLeft = 50 * time.Millisecond
 )
 
 // handover is one copy from its start to the moment at which the target has
@@ -83,6 +88,12 @@ func (h *handover) copyAndSwitch(ctx context.Context) error {
 	}
 	reports := time.NewTicker(progressEvery)
 	defer reports.Stop()
+	var looks <-chan time.Time
+	if h.agent.features.OnePass {
+		ticker := time.NewTicker(lookEvery)
+		defer ticker.Stop()
+		looks = ticker.C
+	}
 	for {
 		select {
 		case event, open := <-events.Events():
@@ -100,10 +111,30 @@ func (h *handover) copyAndSwitch(ctx context.Context) error {
 			if err := h.look(ctx, false); err != nil {
 				return err
 			}
+		case <-looks:
+			if err := h.watchOnlyPass(ctx); err != nil {
+				return err
+			}
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
+}
+
+// watchOnlyPass stops the guest shortly before the end of the first pass, on a
+// QEMU that would lose track of what the guest writes after it.
+func (h *handover) watchOnlyPass(ctx context.Context) (err error) {
+	if h.stopper != "" {
+		return nil
+	}
+	if h.progress, err = h.instance.Progress(ctx); err != nil {
+		return err
+	}
+	p := h.progress
+	if p.Pass < 1 || p.Bandwidth <= 0 || p.Remaining > fleet.Bytes(float64(p.Bandwidth)*onePassLeft.Seconds()) {
+		return nil
+	}
+	return h.stopGuest(ctx)
 }
 
 // take deals with one event of QEMU; done when the target has everything.
@@ -164,6 +195,13 @@ func (h *handover) proceed(ctx context.Context) error {
 func (h *handover) passBegun(ctx context.Context) error {
 	if err := h.look(ctx, true); err != nil {
 		return err
+	}
+	if h.pass > 1 && h.agent.features.OnePass {
+		return &fleet.Error{
+			Code: fleet.Unsupported, Op: "copy", Subject: "vm " + string(h.key.vm),
+			Cause: "the first pass ended while the guest ran, and this QEMU's emulator does not notice all that it writes after that",
+			Hint:  "limit the bandwidth (--bandwidth), or use QEMU 8.2 or later on the source",
+		}
 	}
 	if h.pass < 2 || !h.converged() {
 		h.left = h.progress.Remaining
