@@ -20,6 +20,7 @@ func constructors() []constructor {
 	return []constructor{
 		newServerCommand,
 		newAgentCommand,
+		newDemoCommand,
 		newMigrateCommand,
 		newVMCommand,
 		newHostCommand,
