@@ -154,12 +154,12 @@ func (d *show) migrate(ctx context.Context, target string, each func(*godwitv1.M
 	if err != nil {
 		return err
 	}
-	if err := d.traffic.Answered(ctx); err != nil {
-		return fmt.Errorf("the VM does not answer after migration %s (%s): %w", m.GetId(), m.GetState(), err)
-	}
 	client := d.traffic.Between(ctx, before, d.traffic.Now())
 	d.migration(m, client)
 	report.Migrations = append(report.Migrations, describe(m, client))
+	if err := d.traffic.Refresh(ctx); err != nil {
+		return fmt.Errorf("the VM does not answer after migration %s (%s): %w", m.GetId(), m.GetState(), err)
+	}
 	return nil
 }
 

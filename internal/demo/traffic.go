@@ -35,8 +35,11 @@ type Client struct {
 // Traffic is a client that talks to a guest: UDP packets to every address, and
 // a TCP stream to the first.
 type Traffic struct {
-	udp []*probe.UDP
-	tcp *probe.TCP
+	place  probe.Place
+	guest  []netip.Addr
+	config TrafficConfig
+	udp    []*probe.UDP
+	tcp    *probe.TCP
 }
 
 // Moment is a moment in the traffic.
@@ -48,25 +51,51 @@ type Moment struct {
 // StartTraffic begins to talk and waits for the first answers. Stop must
 // follow.
 func StartTraffic(ctx context.Context, place probe.Place, guest []netip.Addr, config TrafficConfig) (*Traffic, error) {
-	t := &Traffic{}
-	for _, addr := range guest {
-		udp, err := probe.StartUDP(place, probe.UDPConfig{
-			Target: netip.AddrPortFrom(addr, 0), Rate: config.Rate, Size: config.Size, Straggle: straggle,
-		})
-		if err != nil {
-			return nil, errors.Join(err, t.Stop(ctx))
-		}
-		t.udp = append(t.udp, udp)
-	}
+	t := &Traffic{place: place, guest: guest, config: config}
 	var err error
 	t.tcp, err = probe.StartTCP(ctx, place, probe.TCPConfig{Target: netip.AddrPortFrom(guest[0], 0)})
 	if err == nil {
-		err = t.Answered(ctx)
+		err = t.talk(ctx)
 	}
 	if err != nil {
 		return nil, errors.Join(err, t.Stop(ctx))
 	}
 	return t, nil
+}
+
+// talk begins to send packets and waits for the first answers.
+func (t *Traffic) talk(ctx context.Context) error {
+	for _, addr := range t.guest {
+		udp, err := probe.StartUDP(t.place, probe.UDPConfig{
+			Target: netip.AddrPortFrom(addr, 0), Rate: t.config.Rate, Size: t.config.Size, Straggle: straggle,
+		})
+		if err != nil {
+			return err
+		}
+		t.udp = append(t.udp, udp)
+	}
+	return t.Answered(ctx)
+}
+
+// Refresh lets the guest answer all packets that wait for it before it sends
+// on: an emulated guest falls behind high rates while it is copied. Moments of
+// before are void. The stream is not touched.
+func (t *Traffic) Refresh(ctx context.Context) error {
+	if err := t.hush(ctx); err != nil {
+		return err
+	}
+	return t.talk(ctx)
+}
+
+// hush ends the sending of packets.
+func (t *Traffic) hush(ctx context.Context) error {
+	var errs []error
+	for _, udp := range t.udp {
+		_, err := udp.Stop(ctx)
+		errs = append(errs, err)
+	}
+	t.udp = nil
+	return errors.Join(errs...)
 }
 
 // Now is the present moment.
@@ -108,17 +137,13 @@ func (t *Traffic) Between(ctx context.Context, from, to Moment) Client {
 // Stop ends the traffic. Its error says why a probe had stopped before, or the
 // stream was broken.
 func (t *Traffic) Stop(ctx context.Context) error {
-	var errs []error
-	for _, udp := range t.udp {
-		_, err := udp.Stop(ctx)
-		errs = append(errs, err)
-	}
+	err := t.hush(ctx)
 	if t.tcp != nil {
 		if r := t.tcp.Stop(ctx); r.Broken && ctx.Err() == nil {
-			errs = append(errs, errors.New("TCP stream: "+r.Reason))
+			err = errors.Join(err, errors.New("TCP stream: "+r.Reason))
 		}
 	}
-	return errors.Join(errs...)
+	return err
 }
 
 func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
