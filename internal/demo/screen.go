@@ -201,7 +201,7 @@ func (s screen) summary(report Report) {
 		total, blackout = append(total, m.TotalMs), append(blackout, m.BlackoutMs)
 		own, gap = append(own, m.OwnMs), append(gap, m.Client.LongestGapMs)
 	}
-	s.say("%s", s.paint(bold, fmt.Sprintf("In all: %d migrations, %d succeeded; the client sent %d packets, %d were lost, %d duplicated.",
+	s.say("%s", s.paint(bold, fmt.Sprintf("In all: migrations %d, succeeded %d; the client sent %d packets, %d were lost, %d duplicated.",
 		len(report.Migrations), len(total), sent, lost, duplicated)))
 	if len(total) < fewest {
 		return

@@ -78,7 +78,7 @@ func TestSummary(t *testing.T) {
 	var few, many strings.Builder
 	plainScreen(&few).summary(Report{Migrations: []Migration{good, aborted}})
 	plainScreen(&many).summary(Report{Migrations: []Migration{good, good, good, aborted}})
-	if text := few.String(); !strings.Contains(text, "2 migrations, 1 succeeded; the client sent 110 packets, 2 were lost") || strings.Contains(text, "median") {
+	if text := few.String(); !strings.Contains(text, "migrations 2, succeeded 1; the client sent 110 packets, 2 were lost") || strings.Contains(text, "median") {
 		t.Errorf("of few: %s", text)
 	}
 	if text := many.String(); !strings.Contains(text, "median") || !strings.Contains(text, "1.00 s     1.00 s     1.00 s") {
