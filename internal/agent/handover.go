@@ -15,14 +15,15 @@ import (
 )
 
 const (
-	// qemuDowntime and qemuSwitchover keep QEMU from ending the copy by
-	// itself, as far as it lets us: with them it does so only when nothing at
-	// all is left. The agent stops the guest instead, behind a gate that is
-	// closed already. Their product is the most that QEMU may leave: one byte.
-	// With less, which is zero to QEMU, it would not look exactly, and would end
-	// after the first pass whatever is left.
-	qemuDowntime   = time.Millisecond
-	qemuSwitchover = fleet.BytesPerSecond(1000)
+	// holdDowntime is the limit for a QEMU that is held: once the guest is
+	// stopped, what can be sent in that time is sent together with the devices.
+	holdDowntime = 20 * time.Millisecond
+	// leastDowntime and leastSwitchover keep a QEMU that can't be held from
+	// ending the copy by itself, as far as it lets us: their product is the most
+	// that it may leave, one byte. With less, which is zero to QEMU, it would
+	// not look exactly, and would end after the first pass whatever is left.
+	leastDowntime   = time.Millisecond
+	leastSwitchover = fleet.BytesPerSecond(1000)
 
 	// ringWithin is how long QEMU may take to read what came before the gate
 	// was closed, while the guest still runs. Usually it takes well below a
@@ -42,6 +43,16 @@ const (
 	lookEvery   = 5 * time.Millisecond
 	onePassLeft = 50 * time.Millisecond
 )
+
+// limits tells QEMU to leave the end of the copy to the agent, which stops the
+// guest behind a gate that is closed already.
+func limits(out *qemu.Outgoing, canHold bool) {
+	if canHold {
+		out.Hold, out.DowntimeLimit = true, holdDowntime
+		return
+	}
+	out.DowntimeLimit, out.SwitchoverBandwidth = leastDowntime, leastSwitchover
+}
 
 // handover is one copy from its start to the moment at which the target has
 // everything. It runs in one goroutine.

@@ -59,8 +59,9 @@ func (m *machine) beginCopy(ctx context.Context, command *godwitv1.Command, want
 	}
 	one.outgoing = qemu.Outgoing{
 		Address: netip.AddrPortFrom(remote, uint16(want.GetTargetPort())), CredsDir: creds, TLSHostname: want.GetTarget(),
-		BandwidthMax: fleet.BytesPerSecond(want.GetBandwidthMax()), DowntimeLimit: qemuDowntime, SwitchoverBandwidth: qemuSwitchover,
+		BandwidthMax: fleet.BytesPerSecond(want.GetBandwidthMax()),
 	}
+	limits(&one.outgoing, m.agent.features.CanHold)
 	running := &copying{cancel: cancel, done: make(chan struct{})}
 	m.mu.Lock()
 	m.copying = running

@@ -35,6 +35,7 @@ type Features struct {
 	// once been asked for the written pages, and the copy is corrupt; that of
 	// 10.0 does. KVM notices them in every version.
 	OnePass bool
+	CanHold bool // Outgoing.Hold works
 }
 
 // Machine is a machine type.
@@ -131,6 +132,7 @@ func (f *Features) ask(ctx context.Context, client *qmp.Client) (err error) {
 	}
 	// In between nothing was tried, so what came with 8.2 decides.
 	f.OnePass = f.Accel == "tcg" && !f.Schema.HasArgument("migrate-set-parameters", "avail-switchover-bandwidth")
+	f.CanHold = f.Schema.HasMigrationCapability(string(capabilityHold))
 	machines, err := qmp.QueryMachines(ctx, client, qmp.QueryMachinesArgs{})
 	if err != nil {
 		return err

@@ -90,13 +90,14 @@ func (i *Instance) listen(ctx context.Context, in Incoming) error {
 }
 
 // setUp switches the capabilities on and sets the parameters.
-func (i *Instance) setUp(ctx context.Context, parameters qmp.MigrateSetParametersArgs) error {
+func (i *Instance) setUp(ctx context.Context, parameters qmp.MigrateSetParametersArgs, more ...qmp.MigrationCapabilityStatus) error {
 	var on qmp.MigrateSetCapabilitiesArgs
 	for _, c := range capabilities {
 		if !c.optional || i.schema.HasMigrationCapability(string(c.name)) {
 			on.Capabilities = append(on.Capabilities, qmp.MigrationCapabilityStatus{Capability: c.name, State: true})
 		}
 	}
+	on.Capabilities = append(on.Capabilities, more...)
 	if err := qmp.MigrateSetCapabilities(ctx, i.monitor, on); err != nil {
 		return err
 	}

@@ -27,6 +27,10 @@ type Outgoing struct {
 	// byte within DowntimeLimit would be the same trap as a limit of 0, and is
 	// raised to that.
 	SwitchoverBandwidth fleet.BytesPerSecond
+	// Hold keeps QEMU from ending the copy by itself while the guest runs,
+	// whatever is left; after Stop it ends it. For QEMU 8.1 and later: see
+	// Features.CanHold.
+	Hold bool
 }
 
 // unlimited is far above any network, and far below where QEMU's sums overflow.
@@ -62,11 +66,20 @@ func (i *Instance) sendTo(ctx context.Context, out Outgoing) error {
 		}
 		parameters.TLSCreds, parameters.TLSHostname = new(credsObject), &out.TLSHostname
 	}
-	if err := i.setUp(ctx, parameters); err != nil {
+	var hold []qmp.MigrationCapabilityStatus
+	if i.schema.HasMigrationCapability(string(capabilityHold)) {
+		hold = append(hold, qmp.MigrationCapabilityStatus{Capability: capabilityHold, State: out.Hold})
+	}
+	if err := i.setUp(ctx, parameters, hold...); err != nil {
 		return err
 	}
 	return qmp.Migrate(ctx, i.monitor, qmp.MigrateArgs{URI: new("tcp:" + out.Address.String())})
 }
+
+// capabilityHold: a source that has it waits with the switchover until the
+// target approves, unless the guest is stopped. A target approves only if it has
+// the capability, too. It never gets it here, so the source holds.
+const capabilityHold = qmp.MigrationCapabilitySwitchoverAck
 
 func (i *Instance) canSetSwitchover() bool {
 	return i.schema.HasArgument("migrate-set-parameters", "avail-switchover-bandwidth")
