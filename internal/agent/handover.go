@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"time"
@@ -321,7 +322,7 @@ func (h *handover) drainLeft(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, returnWithin)
 	defer cancel()
 	frames, err := h.drain(ctx)
-	if err != nil {
+	if err != nil && !errors.Is(err, context.Canceled) { // then the guest reads them itself
 		h.agent.log.Error("frames left at the source could not all be sent on", "vm", h.key.vm, "error", err)
 	}
 	h.drains <- frames

@@ -31,11 +31,11 @@ func (m *machine) startAlone(ctx context.Context, want *godwitv1.Instance) *godw
 	if running {
 		return m.instanceReport("running", "")
 	}
-	ctx, cancel := context.WithTimeout(ctx, startWithin)
+	bounded, cancel := context.WithTimeout(ctx, startWithin)
 	defer cancel()
-	err := m.launch(ctx, want, network.Gate{Mode: network.Pass, Epoch: m.key.epoch}, false)
+	err := m.launch(bounded, want, network.Gate{Mode: network.Pass, Epoch: m.key.epoch}, false)
 	if err == nil {
-		_, err = m.instance.Resume(ctx)
+		_, err = m.instance.Resume(bounded)
 	}
 	if err != nil {
 		m.agent.log.Warn("an instance did not start", "vm", m.key.vm, "error", err)
@@ -267,8 +267,13 @@ func (m *machine) networks() (names []fleet.NetworkName) {
 	return names
 }
 
+// killWithin bounds the wait for the end of a process that was killed.
+const killWithin = 10 * time.Second
+
 // kill ends the instance's process and waits for its end.
 func (m *machine) kill(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, killWithin)
+	defer cancel()
 	m.mu.Lock()
 	m.ending = true
 	instance := m.instance

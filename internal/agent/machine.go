@@ -99,10 +99,14 @@ func (a *Agent) start(ctx context.Context, m *machine) {
 		}
 	}()
 	m.mu.Lock()
-	instance := m.instance
+	instance, part := m.instance, m.record.Role
 	m.mu.Unlock()
-	if instance != nil {
-		go m.watchEnd(ctx, instance)
+	if instance == nil {
+		return
+	}
+	go m.watchEnd(ctx, instance)
+	if part == arriving {
+		go m.arriveAgain(ctx)
 	}
 }
 

@@ -30,9 +30,9 @@ const (
 // arms its taps: frames that the source will send are kept from then on, and
 // all others are still kept out.
 func (m *machine) prepareTarget(ctx context.Context, migration string, want *godwitv1.PrepareTarget) *godwitv1.Report {
-	ctx, cancel := context.WithTimeout(ctx, startWithin)
+	bounded, cancel := context.WithTimeout(ctx, startWithin)
 	defer cancel()
-	listening, err := m.prepare(ctx, migration, want)
+	listening, err := m.prepare(bounded, migration, want)
 	if err != nil {
 		return targetFailed(errors.Join(err, m.discard(ctx)), true)
 	}
@@ -65,6 +65,18 @@ func (m *machine) prepare(ctx context.Context, migration string, want *godwitv1.
 	return listening, nil
 }
 
+// arriveAgain takes a target up that an earlier agent has prepared.
+func (m *machine) arriveAgain(ctx context.Context) {
+	events := m.instance.Subscribe()
+	now, err := m.instance.Progress(ctx)
+	if err == nil && now.Status == qemu.StatusCompleted {
+		events.Close()
+		m.ready(ctx, m.record.Migration, time.Now())
+		return
+	}
+	m.arrive(ctx, m.record.Migration, events)
+}
+
 // arm opens the tunnels to the taps and lets in what comes by them. QEMU drops
 // the first frame that it pulls before it has loaded, so it gets a dummy.
 func (m *machine) arm(ctx context.Context) error {
@@ -73,7 +85,11 @@ func (m *machine) arm(ctx context.Context) error {
 		errs = append(errs, m.agent.config.Network.OpenTunnel(port.tunnel, port.tap), port.tap.Sacrifice())
 	}
 	for _, port := range m.ports {
-		errs = append(errs, port.tap.WaitEmpty(ctx))
+		// Of several queues only the first is QEMU's before it has loaded, and
+		// of that it takes one frame; the guest drops the others.
+		if len(port.tap.FDs()) == 1 {
+			errs = append(errs, port.tap.WaitEmpty(ctx))
+		}
 	}
 	return errors.Join(append(errs, m.setMode(network.TunnelOnly))...)
 }
@@ -96,6 +112,11 @@ func (m *machine) arrive(ctx context.Context, migration string, events *qemu.Sub
 		m.fact(migration, targetFailed(err, false))
 		return
 	}
+	m.ready(ctx, migration, loaded)
+}
+
+// ready has the state: it lets frames come and asks for the commit.
+func (m *machine) ready(ctx context.Context, migration string, loaded time.Time) {
 	if err := m.receive(loaded); err != nil {
 		m.fact(migration, targetFailed(err, false))
 		return

@@ -14,7 +14,7 @@ import (
 // ReceiveBuffer is how large an echo's receive buffer has to be, in bytes. What
 // was held back during a hand-over comes in one go: 5,000 small packets, the
 // traffic of a second, must not overflow the guest's own socket.
-const ReceiveBuffer = 4 << 20
+const ReceiveBuffer = 32 << 20
 
 // maxConns is how many TCP connections one listener serves at a time; more
 // wait in the kernel's backlog.

@@ -1,0 +1,177 @@
+package agent
+
+import (
+	"os"
+	"testing"
+	"time"
+
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/network"
+)
+
+func TestStartAndStop(t *testing.T) {
+	_, hosts := newFleet(t, "h1")
+	h := hosts[0]
+	h.run(firmware(1))
+	h.checkRunState(testVM, 1, "running")
+	h.checkGates("after the start", network.Pass)
+	pid := h.instance(testVM, 1).PID()
+
+	// The command comes again: it is answered, and not carried out.
+	h.sendCommand(startCommand(1, firmware(1)))
+	h.awaitReports(2, "second answer", answers(startCommand(1, firmware(1))))
+	if again := h.instance(testVM, 1).PID(); again != pid {
+		t.Errorf("the instance was started again: pid %d, then %d", pid, again)
+	}
+
+	answer := h.do(stopCommand(2, 1, 0))
+	if got := answer.GetInstance(); got.GetState() != "exited" || got.GetVm() != testVM || got.GetUid() != testUID || got.GetEpoch() != 1 {
+		t.Errorf("stop: %v", got)
+	}
+	h.checkNothingLeft()
+	// And again, when there is nothing any more.
+	h.sendCommand(stopCommand(2, 1, 0))
+	if got := h.awaitReports(2, "second answer", answers(stopCommand(2, 1, 0))).GetInstance().GetState(); got != "absent" {
+		t.Errorf("stop of what is gone: %q", got)
+	}
+	if n := h.count(func(r *godwitv1.Report) bool { return r.GetSequence() == 0 }); n != 0 {
+		t.Errorf("%d reports that nobody asked for", n)
+	}
+}
+
+// A stop with grace waits for a guest that does not react; one without
+// overtakes it.
+func TestStopOvertakes(t *testing.T) {
+	_, hosts := newFleet(t, "h1")
+	h := hosts[0]
+	h.run(firmware(1))
+	began := time.Now()
+	h.sendCommand(stopCommand(2, 1, time.Hour))
+	m := h.agent.find(machineKey{testVM, 1})
+	waitFor(t, "the first stop", m.isEnding)
+	h.checkRunState(testVM, 1, "running")
+	h.sendCommand(stopCommand(3, 1, 0))
+	for _, sequence := range []uint64{2, 3} {
+		if got := h.awaitReport("end", answers(stopCommand(sequence, 1, 0))).GetInstance().GetState(); got != "exited" && got != "absent" {
+			t.Errorf("stop %d: %q", sequence, got)
+		}
+	}
+	if took := time.Since(began); took > patience {
+		t.Errorf("it took %v", took)
+	}
+	h.checkNothingLeft()
+}
+
+func TestGraceEnds(t *testing.T) {
+	_, hosts := newFleet(t, "h1")
+	h := hosts[0]
+	h.run(firmware(1))
+	if got := h.do(stopCommand(2, 1, 50*time.Millisecond)).GetInstance().GetState(); got != "exited" {
+		t.Errorf("stop: %q", got)
+	}
+	h.checkNothingLeft()
+}
+
+func TestForget(t *testing.T) {
+	_, hosts := newFleet(t, "h1")
+	h := hosts[0]
+	h.run(firmware(1))
+	h.sendCommand(forgetCommand(2, 1))
+	waitFor(t, "the end of the instance", func() bool { return len(h.agent.all()) == 0 })
+	waitFor(t, "the end of the folder", func() bool {
+		_, err := os.Stat(h.agent.instanceDir(machineKey{testVM, 1}))
+		return err != nil
+	})
+	h.checkNothingLeft()
+	h.sendCommand(forgetCommand(2, 1)) // nothing answers, nothing breaks
+	if got := h.do(stopCommand(3, 1, 0)).GetInstance().GetState(); got != "absent" {
+		t.Errorf("the instance is %q", got)
+	}
+	if n := h.count(func(r *godwitv1.Report) bool { return r.GetSequence() == 2 }); n != 0 {
+		t.Error("an order to forget was answered")
+	}
+}
+
+// A guest that powers itself off is news; a start cannot revive it.
+func TestGuestPowersOff(t *testing.T) {
+	f, hosts := newFleet(t, "h1")
+	h := hosts[0]
+	instance := booting(t, f, 1, poweringOff)
+	h.run(instance)
+	isEnd := func(r *godwitv1.Report) bool {
+		return r.GetSequence() == 0 && r.GetInstance().GetState() == "exited"
+	}
+	news := h.awaitReport("end", isEnd)
+	if got := news.GetInstance(); got.GetCause() != "guest-shutdown" || got.GetVm() != testVM || got.GetEpoch() != 1 || news.GetSubject() != testVM {
+		t.Errorf("the end was told as %v", news)
+	}
+	// The news is told again in the next session, and Hello says it, too.
+	h.shut()
+	h.reopen()
+	h.awaitReports(2, "news again", isEnd)
+	if got := h.hello().GetInstances(); len(got) != 1 || got[0].GetState() != "exited" || got[0].GetCause() != "guest-shutdown" {
+		t.Errorf("hello: %v", got)
+	}
+	if got := h.do(startCommand(2, instance)).GetInstance().GetState(); got != "exited" {
+		t.Errorf("a start of the instance that has ended was answered with %q", got)
+	}
+	if got := h.do(stopCommand(3, 1, 0)).GetInstance().GetState(); got != "exited" {
+		t.Errorf("stop: %q", got)
+	}
+	h.checkNothingLeft()
+}
+
+// What a failed start has made is removed, and nothing else.
+func TestStartFailsCleanly(t *testing.T) {
+	_, hosts := newFleet(t, "h1")
+	h := hosts[0]
+	taken := network.TapConfig{
+		Name: tapName(machineKey{testVM, 6}, "net1"), MAC: []byte{0x52, 0x54, 0, 0, 0, 9}, Gate: network.Gate{Mode: network.Closed, Epoch: 1},
+	}
+	for i, test := range []struct {
+		name, cause string
+		edit        func(*godwitv1.Instance)
+	}{
+		{"kernel missing", "kernel", func(i *godwitv1.Instance) { i.Spec.Boot = &godwitv1.Boot{Kernel: "/nowhere/vmlinuz"} }},
+		{"disk missing", "disk root", func(i *godwitv1.Instance) {
+			i.Spec.Disks = []*godwitv1.Disk{{Name: "root", Kind: "file", Path: "/nowhere/disk.raw", Format: "raw"}}
+		}},
+		{"network unknown", "net0", func(i *godwitv1.Instance) { i.Networks = nil }},
+		{"second port's network unknown", "VNI", func(i *godwitv1.Instance) {
+			i.Spec.Ports = append(i.Spec.Ports, &godwitv1.Port{Name: "net1", Network: "green", Mac: "52:54:00:77:00:02", Queues: 1})
+		}},
+		{"QEMU refuses", "no-such-machine", func(i *godwitv1.Instance) { i.Spec.Machine = "no-such-machine" }},
+		{"tap's name taken", taken.Name, func(i *godwitv1.Instance) {
+			i.Spec.Ports = append(i.Spec.Ports, &godwitv1.Port{Name: "net1", Network: testNetwork, Mac: "52:54:00:77:00:02", Queues: 1})
+			i.Networks = append(i.Networks, &godwitv1.PortNetwork{Port: "net1", Vni: testVNI, Mtu: testMTU})
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			instance := firmware(1)
+			instance.Epoch = uint64(i + 1)
+			test.edit(instance)
+			if test.cause == taken.Name {
+				tap, err := h.agent.config.Network.CreateTap(taken)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer func() {
+					if left := h.taps(); len(left) != 1 || left[0].Name != taken.Name {
+						t.Errorf("taps: %+v, want only the one that was there", left)
+					}
+					if err := tap.Remove(); err != nil {
+						t.Error(err)
+					}
+					h.checkNothingLeft()
+				}()
+			} else {
+				defer h.checkNothingLeft()
+			}
+			got := h.do(startCommand(uint64(i+1), instance)).GetInstance()
+			if got.GetState() != "exited" || got.GetEpoch() != uint64(i+1) {
+				t.Errorf("the start was answered with %v", got)
+			}
+			checkContains(t, got.GetCause(), test.cause)
+		})
+	}
+}
