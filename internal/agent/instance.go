@@ -171,7 +171,7 @@ func (m *machine) qemuConfig(spec fleet.VMSpec, incoming bool) (qemu.Config, err
 		VM: m.key.vm, UID: m.record.UID, Epoch: m.key.epoch, Dir: m.dir,
 		Binary: m.agent.config.QEMU, Accel: m.agent.features.Accel,
 		Machine: spec.Machine, CPUModel: cmp.Or(spec.CPUModel, "qemu64"), VCPUs: spec.CPUs, Memory: spec.Memory,
-		Incoming: incoming,
+		Incoming: incoming, Known: m.agent.features,
 	}
 	if spec.Boot != nil {
 		config.Kernel, config.Initrd, config.Cmdline = spec.Boot.Kernel, spec.Boot.Initrd, spec.Boot.Cmdline

@@ -10,8 +10,8 @@ import (
 )
 
 // Config describes an instance. Source and target of a migration must agree
-// in everything but Epoch, Dir, Binary, Accel, the NICs' descriptors and
-// Incoming.
+// in everything but Epoch, Dir, Binary, Accel, the NICs' descriptors, Incoming
+// and Known.
 type Config struct {
 	VM       fleet.VMName
 	UID      fleet.InstanceUID
@@ -29,6 +29,9 @@ type Config struct {
 	Disks    []Disk
 	NICs     []NIC
 	Incoming bool // the guest's state will come by Listen
+	// Known is what Probe found of this Binary, if it was asked: it saves the
+	// time that asking again takes. It is not used for another version.
+	Known Features `json:"-"`
 }
 
 // Disk is one virtio disk. Its place in Config.Disks is its PCI address.

@@ -120,13 +120,19 @@ func probe(ctx context.Context, binary string) (f Features, err error) {
 	return f, f.ask(ctx, client)
 }
 
+// versionOf gives the version as QEMU greets with it.
+func versionOf(client *qmp.Client) string {
+	greeting := client.Greeting()
+	version := fmt.Sprintf("%d.%d.%d", greeting.Major, greeting.Minor, greeting.Micro)
+	if greeting.Package != "" {
+		version += " (" + greeting.Package + ")"
+	}
+	return version
+}
+
 // ask fills in what the monitor tells.
 func (f *Features) ask(ctx context.Context, client *qmp.Client) (err error) {
-	greeting := client.Greeting()
-	f.Version = fmt.Sprintf("%d.%d.%d", greeting.Major, greeting.Minor, greeting.Micro)
-	if greeting.Package != "" {
-		f.Version += " (" + greeting.Package + ")"
-	}
+	f.Version = versionOf(client)
 	if f.Schema, err = qmp.ReadSchema(ctx, client); err != nil {
 		return err
 	}

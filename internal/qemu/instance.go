@@ -22,11 +22,16 @@ type Instance struct {
 
 // attach makes an Instance of a process whose monitor has answered.
 func attach(ctx context.Context, r record, p *process, monitor *qmp.Client) (*Instance, error) {
-	known, err := qmp.ReadSchema(ctx, monitor)
-	if err != nil {
+	i := &Instance{config: r.Config, process: p, monitor: monitor}
+	if known := r.Config.Known; known.Schema != nil && known.Version == versionOf(monitor) {
+		i.schema = known.Schema
+		return i, nil
+	}
+	var err error
+	if i.schema, err = qmp.ReadSchema(ctx, monitor); err != nil {
 		return nil, err
 	}
-	return &Instance{config: r.Config, process: p, monitor: monitor, schema: known}, nil
+	return i, nil
 }
 
 // Config gives what the instance was started with. The NICs' descriptors mean
