@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"fmt"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
@@ -13,10 +14,14 @@ import (
 // of its source's word waits for it, at most as long as ctx.
 func (r *reconciler) commit(ctx context.Context, host fleet.HostName, request *godwitv1.CommitRequest) (*godwitv1.CommitResponse, error) {
 	id := fleet.MigrationID(request.GetMigration())
-	if !r.maySay(ctx, id, host, migration.TargetLoaded) {
+	moves, err := r.heard(ctx, id, host, migration.TargetLoaded)
+	if err != nil {
+		return nil, err
+	}
+	if epoch := fleet.Epoch(request.GetEpoch()); epoch != moves.Epoch {
 		return nil, &fleet.Error{
-			Code: fleet.Denied, Op: "commit", Subject: "migration " + string(id),
-			Cause: string(host) + " is not its target",
+			Code: fleet.Conflict, Op: "commit", Subject: "migration " + string(id),
+			Cause: fmt.Sprintf("it moves %s on from epoch %d, not from epoch %d", moves.VM, moves.Epoch, epoch),
 		}
 	}
 	event := migration.Event{Kind: migration.TargetLoaded, From: string(host), Target: targetMarksOf(request.GetMarks())}
@@ -34,7 +39,7 @@ func (r *reconciler) commit(ctx context.Context, host fleet.HostName, request *g
 			case <-ctx.Done():
 				return nil, ctx.Err()
 			}
-		case !m.Committed || fleet.Epoch(request.GetEpoch()) != m.Epoch:
+		case !m.Committed:
 			return nil, migration.Refusal(m, event)
 		}
 		return &godwitv1.CommitResponse{Epoch: uint64(m.Owner().Epoch), Sequence: runSequence(m)}, nil

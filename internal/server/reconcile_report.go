@@ -24,25 +24,36 @@ func (r *reconciler) report(ctx context.Context, host fleet.HostName, report *go
 	}
 	id := fleet.MigrationID(report.GetSubject())
 	event.From, event.Answers = string(host), report.GetSequence()
-	if !r.maySay(ctx, id, host, event.Kind) {
-		r.log.Warn("a host spoke of a migration that is not its own", "host", host, "migration", id, "event", event.Kind)
+	if _, err := r.heard(ctx, id, host, event.Kind); err != nil {
+		r.log.Warn("a report of a migration was not taken", "migration", id, "host", host, "event", event.Kind, "error", err)
 		return
 	}
 	r.post(ctx, id, event)
 }
 
-// maySay reports whether an event of the kind is the host's to report.
-func (r *reconciler) maySay(ctx context.Context, id fleet.MigrationID, host fleet.HostName, kind migration.EventKind) bool {
+// heard gives the migration that a host speaks of. Denied when an event of the
+// kind is not the host's to report; any other error is the store's and says
+// nothing of the host's right.
+func (r *reconciler) heard(ctx context.Context, id fleet.MigrationID, host fleet.HostName, kind migration.EventKind) (migration.Migration, error) {
+	denied := func(cause string) error {
+		return &fleet.Error{Code: fleet.Denied, Op: string(kind), Subject: "migration " + string(id), Cause: cause}
+	}
 	one := r.runOf(id)
 	one.mu.Lock()
 	defer one.mu.Unlock()
-	if r.load(ctx, one, id) != nil {
-		return false
+	if err := r.load(ctx, one, id); fleet.CodeOf(err) == fleet.NotFound {
+		return migration.Migration{}, denied("there is no migration of this id")
+	} else if err != nil {
+		return migration.Migration{}, err
 	}
-	if ofTarget(kind) {
-		return host == one.entry.Value.Target
+	m := one.entry.Value
+	switch {
+	case ofTarget(kind) && host != m.Target:
+		return m, denied(string(host) + " is not its target")
+	case !ofTarget(kind) && host != m.Source:
+		return m, denied(string(host) + " is not its source")
 	}
-	return host == one.entry.Value.Source
+	return m, nil
 }
 
 func ofTarget(kind migration.EventKind) bool {

@@ -1,0 +1,201 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/migration"
+)
+
+func TestCommitIsRefused(t *testing.T) {
+	f := newFleet(t)
+	h1, h2 := f.join("h1", roomy), f.join("h2", roomy)
+	f.join("h3")
+	cases := []struct {
+		name, stage, host string
+		epoch             uint64
+		code              fleet.Code
+		cause             string
+	}{
+		{"the source asks", inSwitch, "h1", 1, fleet.Denied, "h1 is not its target"},
+		{"a stranger asks", inSwitch, "h3", 1, fleet.Denied, "h3 is not its target"},
+		{"an older epoch", inSwitch, "h2", 0, fleet.Conflict, "epoch 0"},
+		{"a newer epoch", inSwitch, "h2", 2, fleet.Conflict, "epoch 2"},
+		{"before the copy", inPrepare, "h2", 1, fleet.Conflict, "it is preparing: the target has no right to run"},
+		{"after the abort", inResume, "h2", 1, fleet.Conflict, "it is rolling-back: the target has no right to run"},
+		{"after the source has resumed", inRelease, "h2", 1, fleet.Conflict, "it is rolling-back: the target has no right to run"},
+	}
+	for i, test := range cases {
+		t.Run(test.name, func(t *testing.T) {
+			fl := f.fly(h1, h2, fmt.Sprintf("web%d", i), testPolicy())
+			fl.to(test.stage)
+			before := fl.record()
+			answer, err := fl.commit(test.host, test.epoch)
+			if fleet.CodeOf(err) != test.code || !strings.Contains(err.Error(), test.cause) {
+				t.Errorf("answer %v, %v", answer, err)
+			}
+			if after := fl.record(); after.Committed || after.State != before.State {
+				t.Errorf("it is %s (committed: %t), it was %s", after.State, after.Committed, before.State)
+			}
+			f.checkPlace(fl.vm, fleet.Owner{Host: "h1", Epoch: 1}, fl.id, "h1", "h2")
+			fl.finish(test.stage)
+		})
+	}
+	fl := f.follow(h1, h2, "web1", "m-none")
+	if _, err := fl.commit("h2", 1); fleet.CodeOf(err) != fleet.Denied {
+		t.Errorf("commit of no migration: %v", err)
+	}
+	if r := f.reconciler(); len(r.all()) > len(cases) {
+		t.Errorf("%d runs are kept", len(r.all()))
+	}
+}
+
+// A commit that can't be decided is not refused: a target that is refused
+// gives up.
+func TestCommitWithoutTheStore(t *testing.T) {
+	f := newFleet(t)
+	fl := f.fly(f.join("h1"), f.join("h2"), "web1", testPolicy())
+	fl.to(inSwitch)
+	// Another server, which has not read the record yet.
+	other := newReconciler(f.server.tables, f.server.hub, f.server.addresses, f.server.hub.connected, f.server.log)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err := other.commit(ctx, "h2", &godwitv1.CommitRequest{Migration: fl.id, Epoch: 1})
+	if code := fleet.CodeOf(err); err == nil || code == fleet.Denied || code == fleet.Conflict {
+		t.Errorf("it was refused: %v", err)
+	}
+	fl.finish(inSwitch)
+	fl.atTarget(t)
+}
+
+func TestEarlyCommitWaits(t *testing.T) {
+	f := newFleet(t)
+	fl := f.fly(f.join("h1"), f.join("h2"), "web1", testPolicy())
+	fl.to(inCopy)
+	type reply struct {
+		answer *godwitv1.CommitResponse
+		err    error
+	}
+	replies := make(chan reply, 1)
+	run := f.reconciler().runOf(fleet.MigrationID(fl.id))
+	go func() {
+		answer, err := fl.commit("h2", 1)
+		replies <- reply{answer, err}
+	}()
+	awaitWatcher(t, run)
+	if state := fl.record().State; state != migration.Copying {
+		t.Errorf("it is %s before the source has stopped", state)
+	}
+	fl.say(fl.source, nil, &godwitv1.Report{Event: &godwitv1.Report_SourceStopped{SourceStopped: &godwitv1.SourceStopped{StoppedBy: "qemu"}}})
+	got := <-replies
+	if got.err != nil || got.answer.GetEpoch() != 2 {
+		t.Fatalf("the early commit got %v, %v", got.answer, got.err)
+	}
+	// The same answer, however often: the first may be lost on its way.
+	for range 3 {
+		again, err := fl.commit("h2", 1)
+		if err != nil || again.GetEpoch() != 2 || again.GetSequence() != got.answer.GetSequence() {
+			t.Errorf("asked again: %v, %v; before %v", again, err, got.answer)
+		}
+	}
+	fl.finish(inRun)
+	fl.atTarget(t)
+}
+
+// awaitWatcher polls, since a wait leaves no trace outside of the process.
+func awaitWatcher(t *testing.T, one *run) {
+	t.Helper()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for late := time.After(patience); ; {
+		one.mu.Lock()
+		waits := len(one.watchers) > 0
+		one.mu.Unlock()
+		if waits {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-late:
+			t.Fatal("the commit does not wait")
+		}
+	}
+}
+
+// A commit that waits is refused as soon as the migration is cancelled.
+func TestEarlyCommitIsCancelled(t *testing.T) {
+	f := newFleet(t)
+	fl := f.fly(f.join("h1"), f.join("h2"), "web1", testPolicy())
+	fl.to(inCopy)
+	run := f.reconciler().runOf(fleet.MigrationID(fl.id))
+	var group errgroup.Group
+	group.Go(func() error {
+		_, err := fl.commit("h2", 1)
+		return err
+	})
+	awaitWatcher(t, run)
+	fl.mustCancel()
+	if err := group.Wait(); fleet.CodeOf(err) != fleet.Conflict || !strings.Contains(err.Error(), "no right to run") {
+		t.Errorf("commit: %v", err)
+	}
+	fl.finish(inResume)
+	fl.atSource(t)
+}
+
+// Of a commit and a cancel exactly one wins, also if two servers decide, and
+// all records say the same.
+func TestCommitAgainstCancel(t *testing.T) {
+	const rounds = 24
+	one := newFleet(t)
+	two := &testFleet{t: t, dir: t.TempDir(), store: one.store}
+	two.start(func(c *Config) { c.Socket = filepath.Join(one.dir, "two.sock") })
+	h1, h2 := one.join("h1", roomy), one.join("h2", roomy)
+	asks := map[bool]func(context.Context, *godwitv1.CommitRequest) (*godwitv1.CommitResponse, error){
+		false: one.asks("h2").Commit, true: two.asks("h2").Commit,
+	}
+	for i := range rounds {
+		fl := one.fly(h1, h2, fmt.Sprintf("web%d", i), testPolicy())
+		fl.to(inSwitch)
+		var answer *godwitv1.CommitResponse
+		var commitErr, cancelErr error
+		var group errgroup.Group
+		start := make(chan struct{})
+		group.Go(func() error {
+			<-start
+			answer, commitErr = asks[i%2 == 0](t.Context(), &godwitv1.CommitRequest{Migration: fl.id, Epoch: 1})
+			return nil
+		})
+		group.Go(func() error {
+			<-start
+			cancelErr = fl.cancel()
+			return nil
+		})
+		close(start)
+		_ = group.Wait()
+		m := fl.record()
+		switch {
+		case commitErr == nil && fleet.CodeOf(cancelErr) == fleet.Conflict:
+			if !m.Committed || answer.GetEpoch() != 2 {
+				t.Fatalf("round %d: the commit got %v; the record is %s", i, answer, m.State)
+			}
+			one.checkPlace(fl.vm, fleet.Owner{Host: "h2", Epoch: 2}, fl.id, "h1", "h2")
+		case cancelErr == nil && fleet.CodeOf(commitErr) == fleet.Conflict:
+			if m.Committed || m.State != migration.RollingBack {
+				t.Fatalf("round %d: cancelled, but the record is %s (committed: %t)", i, m.State, m.Committed)
+			}
+			one.checkPlace(fl.vm, fleet.Owner{Host: "h1", Epoch: 1}, fl.id, "h1", "h2")
+			fl.finish(inResume)
+			fl.atSource(t)
+		default:
+			t.Fatalf("round %d: commit %v, cancel %v", i, commitErr, cancelErr)
+		}
+	}
+}
