@@ -1,8 +1,7 @@
 # Godwit's toolbox. Everything that a target needs it sets up itself.
 
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
-VERSION     = $(shell git describe --always --dirty --tags 2>/dev/null || echo unknown)
-LDFLAGS     = -s -w -X main.version=$(VERSION)
+LDFLAGS     = -s -w
 QEMU72      = $(CURDIR)/.cache/qemu72/qemu-system-x86_64
 
 # For example: make test TESTFLAGS='-run TestLab -v'

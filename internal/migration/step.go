@@ -186,7 +186,7 @@ func settleTimer(m *Migration, event Event) {
 		m.setTimer(event.At, m.Policy.SettleMax, "a host did not clean up in time")
 	case !m.TargetRuns:
 		m.needOperator(event, fmt.Sprintf("%s has committed to %s, which did not run it: %s", m.VM, m.Target, cmp.Or(m.Cause, m.Timer.What)),
-			fmt.Sprintf("godwit vm stop %s --force && godwit vm start %s", m.VM, m.VM))
+			fmt.Sprintf("godwit vm stop %s --grace 0s && godwit vm start %s", m.VM, m.VM))
 	default:
 		if !m.Released {
 			m.release()
