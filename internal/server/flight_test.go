@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -24,7 +25,8 @@ type flight struct {
 	source, target *fakeAgent
 	vm             string
 	id             string
-	done           map[uint64]bool // sequences of the commands taken
+	done           map[uint64]bool   // sequences of the commands taken
+	copying        *godwitv1.Command // start_copy, until finish answers it
 }
 
 // testPolicy leaves every part time enough, and ends the grace time soon.
@@ -84,6 +86,9 @@ func (fl *flight) next(agent *fakeAgent, op string) *godwitv1.Command {
 			fl.t.Fatalf("%s got %v, want %s of %s", agent.name, command, op, fl.id)
 		}
 		fl.done[command.GetSequence()] = true
+		if op == "start_copy" {
+			fl.copying = command
+		}
 		return command
 	}
 }
@@ -198,10 +203,18 @@ func (fl *flight) finish(stage string) *godwitv1.Migration {
 	case inRun:
 		fl.answer(fl.target, "run_target")
 	}
+	fl.measure()
 	fl.answer(fl.source, "retire_source")
 	fl.answer(fl.source, "release_source")
 	fl.answer(fl.target, "finish_target")
 	return fl.await(migration.Succeeded)
+}
+
+// measure answers start_copy.
+func (fl *flight) measure() {
+	if fl.copying != nil {
+		fl.say(fl.source, fl.copying, usualAnswer("start_copy"))
+	}
 }
 
 func (fl *flight) stopSource() {
@@ -288,6 +301,13 @@ func (fl *flight) record() migration.Migration {
 		fl.t.Fatal(err)
 	}
 	return entry.Value
+}
+
+// settled waits until all that a host has reported so far was dealt with: one
+// report of a session is dealt with after the other.
+func (f *testFleet) settled(agent *fakeAgent) {
+	f.t.Helper()
+	f.running(agent, fmt.Sprintf("barrier%d-%s", f.server.hub.number(fleet.HostName(agent.name)), agent.name))
 }
 
 // checkPlace holds the records of a VM against where it must be: its owner,

@@ -128,6 +128,9 @@ func (s *migrationService) Watch(ctx context.Context, request *godwitv1.WatchMig
 	if err != nil {
 		return err
 	}
+	if entry.Value.State.Final() {
+		return stream.Send(&godwitv1.WatchMigrationResponse{Migration: migrationMessage(entry)})
+	}
 	changed, stop := s.runs.runOf(entry.Value.ID).watch()
 	defer stop()
 	for {

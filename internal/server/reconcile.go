@@ -144,9 +144,10 @@ func (r *reconciler) advance(ctx context.Context, id fleet.MigrationID, event mi
 		before := one.entry.Value
 		after, effects, verdict := migration.Step(before, event)
 		if verdict != migration.Act {
+			r.dropIfOver(one)
 			return before, verdict, nil
 		}
-		if isNote(event.Kind) {
+		if isNote(event.Kind, before, after) {
 			one.entry.Value = after // saved with the next change of state
 			one.notify()
 			return after, verdict, nil
@@ -168,11 +169,19 @@ func (r *reconciler) advance(ctx context.Context, id fleet.MigrationID, event mi
 	}
 }
 
-// isNote tells events that only add to the record. They need no save of their
+// isNote tells steps that only add to the record. They need no save of their
 // own: progress that is lost was passing anyway, and the measurement of the
-// switch is asked for again. So the commit has no other save before it.
-func isNote(kind migration.EventKind) bool {
-	return kind == migration.CopyProgressed || kind == migration.SwitchMeasured
+// switch is asked for again. So the commit has no other save before it. A
+// measurement that stands in for the word of the stop, or that comes when
+// nothing is to be saved any more, is not a note.
+func isNote(kind migration.EventKind, before, after migration.Migration) bool {
+	switch kind {
+	case migration.CopyProgressed:
+		return true
+	case migration.SwitchMeasured:
+		return before.State == after.State && !after.State.Final()
+	}
+	return false
 }
 
 // load reads what the run does not hold yet. Unknown migrations are NotFound.
@@ -211,8 +220,14 @@ func (r *reconciler) saved(one *run, before migration.Migration, effects []migra
 		r.awaitAddresses(after.ID, one.entry.Version)
 	}
 	one.notify()
-	if after.State.Final() && len(after.Pending) == 0 {
-		r.drop(after.ID)
+	r.dropIfOver(one)
+}
+
+// dropIfOver lets go of a run with nothing left to do: the record is all there
+// will ever be. It must be called with the run's mu held.
+func (r *reconciler) dropIfOver(one *run) {
+	if m := &one.entry.Value; m.State.Final() && len(m.Pending) == 0 {
+		r.drop(m.ID)
 	}
 }
 

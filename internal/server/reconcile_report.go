@@ -46,6 +46,7 @@ func (r *reconciler) heard(ctx context.Context, id fleet.MigrationID, host fleet
 	} else if err != nil {
 		return migration.Migration{}, err
 	}
+	r.dropIfOver(one)
 	m := one.entry.Value
 	switch {
 	case ofTarget(kind) && host != m.Target:

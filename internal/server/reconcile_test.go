@@ -1,0 +1,277 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/migration"
+)
+
+func TestCancel(t *testing.T) {
+	f := newFleet(t)
+	h1, h2 := f.join("h1", roomy), f.join("h2", roomy)
+	cases := []struct {
+		stage  string
+		resume bool // the source was copying
+	}{{inPrepare, false}, {inCopy, true}, {inSwitch, true}}
+	for i, test := range cases {
+		t.Run(test.stage, func(t *testing.T) {
+			fl := f.fly(h1, h2, fmt.Sprintf("web%d", i), testPolicy())
+			fl.to(test.stage)
+			if test.stage == inPrepare {
+				fl.next(h2, "prepare_target") // and does not answer
+			}
+			fl.mustCancel()
+			f.checkPlace(fl.vm, fleet.Owner{Host: "h1", Epoch: 1}, fl.id, "h1", "h2")
+			fl.mustCancel() // asking again changes nothing
+			if test.resume {
+				if command := fl.answer(h1, "resume_source"); command.GetResumeSource().GetVm() != fl.vm {
+					t.Errorf("resume: %v", command)
+				}
+			}
+			release := fl.next(h2, "release_target")
+			if r := release.GetReleaseTarget(); r.GetVm() != fl.vm || r.GetSourceAddress() != "10.9.0.1" || r.GetReturnFrames() != test.resume {
+				t.Errorf("release: %v", release)
+			}
+			fl.say(h2, release, &godwitv1.Report{Event: &godwitv1.Report_TargetReleased{TargetReleased: &godwitv1.TargetReleased{FramesReturned: 7}}})
+			m := fl.await(migration.Aborted)
+			if m.GetCause() != "cancelled by operator: changed my mind" || m.GetOutcome().GetFramesReturned() != 7 || m.GetEnded() == nil {
+				t.Errorf("it ended with %v", m)
+			}
+			fl.atSource(t)
+			if err := fl.cancel(); fleet.CodeOf(err) != fleet.Conflict || !strings.Contains(err.Error(), "it has ended already: aborted") {
+				t.Errorf("cancel at the end: %v", err)
+			}
+		})
+	}
+	fl := f.fly(h1, h2, "late", testPolicy())
+	fl.to(inRun)
+	err := fl.cancel()
+	if fleet.CodeOf(err) != fleet.Conflict || !strings.Contains(err.Error(), "late runs on h2") || !strings.Contains(fleet.HintOf(err), "godwit migrate late --to h1") {
+		t.Errorf("cancel after the commit: %v, hint %q", err, fleet.HintOf(err))
+	}
+	fl.finish(inRun)
+	fl.atTarget(t)
+}
+
+func TestFailuresBeforeTheCommit(t *testing.T) {
+	f := newFleet(t)
+	h1, h2 := f.join("h1", roomy), f.join("h2", roomy)
+	cases := []struct {
+		name, stage string
+		from        *fakeAgent
+		report      *godwitv1.Report
+		resume      bool
+		cause       string
+	}{
+		{"the target can't prepare", inPrepare, h2, targetFails("disk /srv/d is missing", true), false, "h2: disk /srv/d is missing"},
+		{"the target dies in the copy", inCopy, h2, targetFails("QEMU was killed", true), true, "h2: QEMU was killed"},
+		{"the target fails in the switch", inSwitch, h2, targetFails("bad device state", false), true, "h2: bad device state"},
+		{"the source can't copy", inCopy, h1, sourceFails("no route", false), true, "h1: no route"},
+		{"the source fails in the switch", inSwitch, h1, sourceFails("channel broke", false), true, "h1: channel broke"},
+		{"the source is gone in the preparation", inPrepare, h1, sourceFails("it ended", true), false, "h1: it ended"},
+		{"the source is gone in the copy", inCopy, h1, sourceFails("it ended", true), false, "h1: it ended"},
+	}
+	for i, test := range cases {
+		t.Run(test.name, func(t *testing.T) {
+			fl := f.fly(h1, h2, fmt.Sprintf("web%d", i), testPolicy())
+			fl.to(test.stage)
+			if test.stage == inPrepare {
+				fl.next(h2, "prepare_target")
+			}
+			fl.say(test.from, nil, test.report)
+			if test.resume {
+				fl.answer(h1, "resume_source")
+			}
+			fl.answer(h2, "release_target")
+			if m := fl.await(migration.Aborted); m.GetCause() != test.cause {
+				t.Errorf("cause %q, want %q", m.GetCause(), test.cause)
+			}
+			fl.atSource(t)
+			if left := fl.record().Pending; len(left) != 0 {
+				t.Errorf("pending: %v", left)
+			}
+		})
+	}
+}
+
+// A source that died in the switch may have sent everything.
+func TestSourceGoneInTheSwitch(t *testing.T) {
+	f := newFleet(t)
+	h1, h2 := f.join("h1"), f.join("h2")
+	fl := f.fly(h1, h2, "web1", testPolicy())
+	fl.to(inSwitch)
+	fl.say(h1, nil, sourceFails("host lost power", true))
+	fl.awaitEvent(migration.SourceFailed)
+	fl.finish(inSwitch)
+	fl.atTarget(t)
+
+	policy := testPolicy()
+	policy.SwitchMax = 400 * time.Millisecond
+	fl = f.fly(h1, h2, "web2", policy)
+	fl.to(inSwitch)
+	fl.say(h1, nil, sourceFails("host lost power", true))
+	fl.answer(h2, "release_target") // nobody is asked to resume
+	if m := fl.await(migration.Aborted); m.GetCause() != "the switch was not committed in time" {
+		t.Errorf("cause %q", m.GetCause())
+	}
+}
+
+func TestTargetGoneAfterTheCommit(t *testing.T) {
+	f := newFleet(t)
+	h1, h2 := f.join("h1"), f.join("h2")
+	fl := f.fly(h1, h2, "web1", testPolicy())
+	fl.to(inRun)
+	fl.say(h2, nil, targetFails("QEMU was killed", true))
+	m := fl.await(migration.NeedsOperator)
+	if !strings.Contains(m.GetCause(), "ended after the commit: QEMU was killed") || len(m.GetRemedies()) == 0 {
+		t.Errorf("cause %q, remedies %q", m.GetCause(), m.GetRemedies())
+	}
+	// Never back to the source, which is an epoch behind.
+	f.checkPlace("web1", fleet.Owner{Host: "h2", Epoch: 2}, "", "h2")
+}
+
+func TestDeadlines(t *testing.T) {
+	f := newFleet(t)
+	h1, h2 := f.join("h1", roomy), f.join("h2", roomy)
+	cases := []struct {
+		stage, cause string
+		limit        func(*migration.Policy) *time.Duration
+	}{
+		{inPrepare, "the target was not prepared in time", func(p *migration.Policy) *time.Duration { return &p.PrepareMax }},
+		{inCopy, "the copy did not converge in time", func(p *migration.Policy) *time.Duration { return &p.CopyMax }},
+		{inSwitch, "the switch was not committed in time", func(p *migration.Policy) *time.Duration { return &p.SwitchMax }},
+	}
+	for i, test := range cases {
+		t.Run(test.stage, func(t *testing.T) {
+			policy := testPolicy()
+			*test.limit(&policy) = 350 * time.Millisecond
+			fl := f.fly(h1, h2, fmt.Sprintf("web%d", i), policy)
+			fl.to(test.stage)
+			if test.stage == inPrepare {
+				fl.next(h2, "prepare_target")
+			} else {
+				fl.answer(h1, "resume_source")
+			}
+			fl.answer(h2, "release_target")
+			if m := fl.await(migration.Aborted); m.GetCause() != test.cause {
+				t.Errorf("cause %q", m.GetCause())
+			}
+			fl.atSource(t)
+		})
+	}
+}
+
+// A target that does not answer does not hold the VM; it cleans up when it
+// returns.
+func TestTargetThatStaysAway(t *testing.T) {
+	f := newFleet(t)
+	h1, h2 := f.join("h1"), f.join("h2")
+	policy := testPolicy()
+	policy.RollbackMax = 200 * time.Millisecond
+	fl := f.fly(h1, h2, "web1", policy)
+	fl.to(inCopy)
+	h2.close()
+	fl.mustCancel()
+	fl.answer(h1, "resume_source")
+	m := fl.await(migration.Aborted)
+	if !strings.HasSuffix(m.GetCause(), "h2 did not answer in time and will clean up on return") {
+		t.Errorf("cause %q", m.GetCause())
+	}
+	fl.atSource(t)
+	f.stop()
+	f.start() // a server that starts later knows of it, too
+	h2 = f.join("h2")
+	fl.answer(h2, "release_target")
+	fl.awaitEvent(migration.TargetReleased)
+	if left := fl.record().Pending; len(left) != 0 {
+		t.Errorf("pending: %v", left)
+	}
+}
+
+// The word that the source has stopped may be lost; that it has sent
+// everything says so, too, and is kept.
+func TestMeasurementInsteadOfTheStop(t *testing.T) {
+	f := newFleet(t)
+	h1, h2 := f.join("h1"), f.join("h2")
+	policy := testPolicy()
+	policy.SwitchMax = 400 * time.Millisecond
+	fl := f.fly(h1, h2, "web1", policy)
+	fl.answer(h2, "prepare_target")
+	fl.say(h1, fl.next(h1, "start_copy"), switchMeasured(time.Now()))
+	fl.await(migration.Switching)
+	if m := fl.record(); m.State != migration.Switching || m.SourceMarks == nil {
+		t.Errorf("stored is %s with marks %v", m.State, m.SourceMarks)
+	}
+	fl.answer(h1, "resume_source") // at the deadline of the switch, not of the copy
+	fl.answer(h2, "release_target")
+	fl.await(migration.Aborted)
+	fl.atSource(t)
+}
+
+// What the source measured may come after the end.
+func TestLateMeasurement(t *testing.T) {
+	f := newFleet(t)
+	h1, h2 := f.join("h1"), f.join("h2")
+	fl := f.fly(h1, h2, "web1", testPolicy())
+	fl.answer(h2, "prepare_target")
+	start := fl.next(h1, "start_copy")
+	fl.copying = nil // not answered in time
+	fl.finish(inCopy)
+	fl.say(h1, start, switchMeasured(time.Now()))
+	fl.awaitMigrationRecord(func(m migration.Migration) bool { return m.SourceMarks != nil && len(m.Pending) == 0 })
+	f.settled(h1)
+	if r := f.reconciler(); len(r.all()) != 0 {
+		t.Errorf("%d runs are kept for migrations that are over", len(r.all()))
+	}
+}
+
+// awaitMigrationRecord waits until the stored record is as wanted.
+func (fl *flight) awaitMigrationRecord(wanted func(migration.Migration) bool) {
+	fl.t.Helper()
+	ctx, cancel := context.WithTimeout(fl.t.Context(), patience)
+	defer cancel()
+	table := fl.server.tables.migrations
+	_, revision, err := table.All(ctx)
+	if err != nil {
+		fl.t.Fatal(err)
+	}
+	watch := table.Watch(ctx, revision)
+	if wanted(fl.record()) {
+		return
+	}
+	for event := range watch.Events() {
+		if entry, err := table.Decode(event.Record); err == nil && string(entry.Value.ID) == fl.id && wanted(entry.Value) {
+			return
+		}
+	}
+	fl.t.Fatalf("the record of %s is %+v", fl.id, fl.record())
+}
+
+func TestReportsOfStrangersDoNotMoveAMigration(t *testing.T) {
+	f := newFleet(t)
+	h1, h2, h3 := f.join("h1"), f.join("h2"), f.join("h3")
+	fl := f.fly(h1, h2, "web1", testPolicy())
+	prepare := fl.next(h2, "prepare_target")
+	wrong := &godwitv1.Command{Sequence: prepare.GetSequence() + 7}
+	fl.say(h3, prepare, usualAnswer("prepare_target"))
+	fl.say(h1, prepare, usualAnswer("prepare_target")) // the target's to say
+	fl.say(h2, wrong, usualAnswer("prepare_target"))
+	fl.say(h2, nil, sourceFails("not its own side", true))
+	for _, agent := range []*fakeAgent{h1, h2, h3} {
+		f.settled(agent)
+	}
+	if m := fl.record(); m.State != migration.Preparing || len(m.Story) != 1 {
+		t.Errorf("it is %s, story %v", m.State, m.Story)
+	}
+	fl.say(h2, prepare, usualAnswer("prepare_target"))
+	fl.next(h1, "start_copy")
+	fl.say(h2, prepare, usualAnswer("prepare_target")) // repeated
+	fl.finish(inCopy)
+	fl.atTarget(t)
+}
