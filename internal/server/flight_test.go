@@ -50,6 +50,12 @@ func (f *testFleet) reconciler() *reconciler {
 func (f *testFleet) fly(source, target *fakeAgent, vm string, policy migration.Policy) *flight {
 	f.t.Helper()
 	f.running(source, vm)
+	return f.depart(source, target, vm, policy)
+}
+
+// depart starts the migration of a VM that runs already.
+func (f *testFleet) depart(source, target *fakeAgent, vm string, policy migration.Policy) *flight {
+	f.t.Helper()
 	m, err := f.reconciler().create(f.t.Context(), migrationRequest{
 		vm: fleet.VMName(vm), target: fleet.HostName(target.name), reason: "test",
 		policy: func(fleet.Bytes) (migration.Policy, error) { return policy, policy.Validate() },

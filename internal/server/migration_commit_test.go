@@ -162,7 +162,10 @@ func TestCommitAgainstCancel(t *testing.T) {
 		false: one.asks("h2").Commit, true: two.asks("h2").Commit,
 	}
 	for i := range rounds {
-		fl := one.fly(h1, h2, fmt.Sprintf("web%d", i), testPolicy())
+		one.running(h1, fmt.Sprintf("web%d", i))
+	}
+	for i := range rounds {
+		fl := one.depart(h1, h2, fmt.Sprintf("web%d", i), testPolicy())
 		fl.to(inSwitch)
 		var answer *godwitv1.CommitResponse
 		var commitErr, cancelErr error

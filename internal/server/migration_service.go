@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"connectrpc.com/connect"
@@ -37,17 +38,27 @@ func (s *migrationService) Create(ctx context.Context, request *godwitv1.CreateM
 	return &godwitv1.CreateMigrationResponse{Migration: migrationMessage(entry)}, nil
 }
 
+// longestLimit bounds what a request may allow: what is longer is a mistake,
+// and overflows in the end.
+const longestLimit = 30 * 24 * time.Hour
+
 // policyOf fills what a request leaves open with the defaults.
 func policyOf(request *godwitv1.MigrationPolicy, memory fleet.Bytes) (migration.Policy, error) {
 	policy := migration.DefaultPolicy(memory)
 	for _, limit := range []struct {
+		name  string
 		asked int64
 		field *time.Duration
 	}{
-		{request.GetCopyLimitMs(), &policy.CopyMax},
-		{request.GetSwitchLimitMs(), &policy.SwitchMax},
-		{request.GetBlackoutMaxMs(), &policy.BlackoutMax},
+		{"the time to copy", request.GetCopyLimitMs(), &policy.CopyMax},
+		{"the time to switch", request.GetSwitchLimitMs(), &policy.SwitchMax},
+		{"the blackout", request.GetBlackoutMaxMs(), &policy.BlackoutMax},
 	} {
+		if limit.asked < 0 || limit.asked > longestLimit.Milliseconds() {
+			return policy, &fleet.Error{
+				Code: fleet.Invalid, Op: "check policy", Cause: fmt.Sprintf("%s must be between 1ms and %v", limit.name, longestLimit),
+			}
+		}
 		if limit.asked != 0 {
 			*limit.field = time.Duration(limit.asked) * time.Millisecond
 		}
@@ -84,25 +95,19 @@ func (s *migrationService) entry(ctx context.Context, id string) (store.Entry[mi
 }
 
 func (s *migrationService) List(ctx context.Context, request *godwitv1.ListMigrationsRequest) (*godwitv1.ListMigrationsResponse, error) {
-	page := pageOf(request.GetPage())
-	response := &godwitv1.ListMigrationsResponse{}
-	for {
-		entries, next, _, err := s.tables.migrations.List(ctx, page)
-		if err != nil {
-			return nil, err
-		}
-		for _, entry := range entries {
-			if vm := request.GetVm(); vm != "" && string(entry.Value.VM) != vm {
-				continue
-			}
-			response.Migrations = append(response.Migrations, migrationMessage(entry))
-		}
-		response.NextToken = next
-		if next == "" || len(response.Migrations) > 0 {
-			return response, nil
-		}
-		page.After = next // a page without any of this VM
+	var ofVM func(migration.Migration) bool
+	if vm := fleet.VMName(request.GetVm()); vm != "" {
+		ofVM = func(m migration.Migration) bool { return m.VM == vm }
 	}
+	entries, token, err := readPage(ctx, s.tables.migrations, request.GetPage(), ofVM)
+	if err != nil {
+		return nil, err
+	}
+	response := &godwitv1.ListMigrationsResponse{NextToken: token}
+	for _, entry := range entries {
+		response.Migrations = append(response.Migrations, migrationMessage(entry))
+	}
+	return response, nil
 }
 
 func (s *migrationService) Cancel(ctx context.Context, request *godwitv1.CancelMigrationRequest) (*godwitv1.CancelMigrationResponse, error) {

@@ -88,14 +88,19 @@ func (r *reconciler) adopt(entry store.Entry[migration.Migration]) {
 	one.mu.Lock()
 	one.entry = entry
 	r.arm(one)
-	r.dispatch(&entry.Value, entry.Value.Pending)
-	awaits := entry.Value.State == migration.Settling && !entry.Value.AddressesKnown
+	r.takeUp(one)
 	one.mu.Unlock()
 	if entry.Value.State == migration.Planned {
 		r.post(r.lifetime(), entry.Value.ID, migration.Event{Kind: migration.Started, From: "server"})
 	}
-	if awaits {
-		r.awaitAddresses(entry.Value.ID, entry.Version)
+}
+
+// takeUp sets going whatever a record asks for. It must be called with mu held.
+func (r *reconciler) takeUp(one *run) {
+	m := &one.entry.Value
+	r.dispatch(m, m.Pending)
+	if m.State == migration.Settling && !m.AddressesKnown {
+		r.awaitAddresses(m.ID, one.entry.Version)
 	}
 }
 
@@ -137,12 +142,25 @@ func (r *reconciler) advance(ctx context.Context, id fleet.MigrationID, event mi
 	if event.At.IsZero() {
 		event.At = time.Now()
 	}
-	for range maxConflicts {
+	for tries := range maxConflicts {
 		if err := r.load(ctx, one, id); err != nil {
 			return migration.Migration{}, "", err
 		}
+		if tries > 0 { // what was saved unseen was not acted on here
+			r.takeUp(one)
+			one.notify()
+		}
 		before := one.entry.Value
 		after, effects, verdict := migration.Step(before, event)
+		if verdict == migration.Early || verdict == migration.Refuse {
+			// Nobody is turned away by what another server has changed since.
+			if stale, err := r.stale(ctx, one); err != nil {
+				return before, "", err
+			} else if stale {
+				one.forget()
+				continue
+			}
+		}
 		if verdict != migration.Act {
 			r.dropIfOver(one)
 			return before, verdict, nil
@@ -188,12 +206,20 @@ func isNote(kind migration.EventKind, before, after migration.Migration) bool {
 func (r *reconciler) load(ctx context.Context, one *run, id fleet.MigrationID) (err error) {
 	if one.entry.Version == 0 {
 		if one.entry, err = r.tables.migrations.Get(ctx, string(id)); err != nil {
-			r.drop(id)
+			if fleet.CodeOf(err) == fleet.NotFound {
+				r.drop(id) // else somebody may wait for it
+			}
 			return err
 		}
 		r.arm(one)
 	}
 	return nil
+}
+
+// stale reports whether the store has another version of the record.
+func (r *reconciler) stale(ctx context.Context, one *run) (bool, error) {
+	entry, err := r.tables.migrations.Get(ctx, string(one.entry.Value.ID))
+	return err == nil && entry.Version != one.entry.Version, err
 }
 
 func (r *reconciler) drop(id fleet.MigrationID) {

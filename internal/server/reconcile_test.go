@@ -194,6 +194,39 @@ func TestTargetThatStaysAway(t *testing.T) {
 	}
 }
 
+// noSessions is another server's, to which no host is connected.
+type noSessions struct{}
+
+func (noSessions) Send(host fleet.HostName, _ commandMessage) error {
+	return &fleet.Error{Code: fleet.Unavailable, Op: "command", Subject: "host " + string(host)}
+}
+
+// What another server has saved, or this one in a save that seemed to fail, is
+// found when the next save conflicts, and its effects are dispatched.
+func TestSavesThatWereNotSeen(t *testing.T) {
+	f := newFleet(t)
+	h1, h2 := f.join("h1"), f.join("h2")
+	fl := f.fly(h1, h2, "web1", testPolicy())
+	other := newReconciler(f.server.tables, noSessions{}, f.server.addresses, f.server.hub.connected, f.server.log)
+	prepare := fl.next(h2, "prepare_target")
+	prepared := migration.Event{Kind: migration.TargetPrepared, From: "h2", Answers: prepare.GetSequence(), Port: testPort}
+	if _, verdict, err := other.advance(t.Context(), fleet.MigrationID(fl.id), prepared); err != nil || verdict != migration.Act {
+		t.Fatalf("the other server: %s, %v", verdict, err)
+	}
+	fl.say(h2, prepare, usualAnswer("prepare_target"))
+	fl.next(h1, "start_copy")
+	stopped := migration.Event{Kind: migration.SourceStopped, From: "h1"}
+	loaded := migration.Event{Kind: migration.TargetLoaded, From: "h2"}
+	for _, event := range []migration.Event{stopped, loaded} {
+		if _, verdict, err := other.advance(t.Context(), fleet.MigrationID(fl.id), event); err != nil || verdict != migration.Act {
+			t.Fatalf("the other server: %s, %v", verdict, err)
+		}
+	}
+	fl.mustCommit()
+	fl.finish(inRun)
+	fl.atTarget(t)
+}
+
 // The word that the source has stopped may be lost; that it has sent
 // everything says so, too, and is kept.
 func TestMeasurementInsteadOfTheStop(t *testing.T) {
