@@ -191,15 +191,24 @@ func settleTimer(m *Migration, event Event) {
 		if !m.Released {
 			m.release()
 		}
+		if m.isPending(ReleaseSource) {
+			m.want(FinishTarget, m.Target) // no longer after the source
+		}
 		m.Cause = m.leftovers()
 		m.end(Succeeded, event)
 	}
 }
 
+// release ends the forwarding. The target closes its end of the tunnel only
+// when the source has: senders on the source's own host use it to the last.
 func (m *Migration) release() {
 	m.Released = true
 	m.want(ReleaseSource, m.Source)
+}
+
+func sourceReleased(m *Migration, event Event) {
 	m.want(FinishTarget, m.Target)
+	m.setTimer(event.At, m.Policy.SettleMax, "the target did not clean up in time")
 }
 
 // leftovers says which hosts still have something to clean up.

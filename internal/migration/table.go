@@ -69,7 +69,7 @@ var table = map[State]map[EventKind]cell{
 		SourceFailed: act(noteSourceGone), TargetFailed: act(targetFailedAfterCommit),
 		CopyProgressed: late, SourceStopped: late, TargetLoaded: late, AddressesKnown: act(addressesKnown),
 		TargetPrepared: broken, SwitchMeasured: act(noteSwitch), TargetRunning: act(targetRuns), SourceRetired: act(settle),
-		SourceReleased: act(settle), TargetFinished: act(settle), SourceResumed: broken, TargetReleased: broken,
+		SourceReleased: act(sourceReleased), TargetFinished: act(settle), SourceResumed: broken, TargetReleased: broken,
 	},
 	RollingBack: {
 		Started: late, CancelAsked: late, TimerFired: act(rollbackTimer),

@@ -44,16 +44,18 @@ func testMigrate(t *testing.T, f *fleetlab.Fleet) {
 		name    string
 		guest   fleetlab.GuestConfig
 		traffic probe.UDPConfig
+		targets []string
 	}{
-		{"plain", fleetlab.GuestConfig{}, probe.UDPConfig{Rate: 500}},
-		{"fast", fleetlab.GuestConfig{}, probe.UDPConfig{Rate: 5000}},
-		{"large", fleetlab.GuestConfig{}, probe.UDPConfig{Rate: 500, Size: 1472}},
-		{"ports", fleetlab.GuestConfig{Ports: 2}, probe.UDPConfig{Rate: 500}},
-		{"queues", fleetlab.GuestConfig{CPUs: 2, Queues: 2}, probe.UDPConfig{Rate: 500}},
+		{"plain", fleetlab.GuestConfig{}, probe.UDPConfig{Rate: 500}, []string{"h2", "h1"}},
+		{"beside the client", fleetlab.GuestConfig{}, probe.UDPConfig{Rate: 500}, []string{"h3", "h2"}},
+		{"fast", fleetlab.GuestConfig{}, probe.UDPConfig{Rate: 5000}, []string{"h2", "h1"}},
+		{"large", fleetlab.GuestConfig{}, probe.UDPConfig{Rate: 500, Size: 1472}, []string{"h2", "h1"}},
+		{"ports", fleetlab.GuestConfig{Ports: 2}, probe.UDPConfig{Rate: 500}, []string{"h2", "h1"}},
+		{"queues", fleetlab.GuestConfig{CPUs: 2, Queues: 2}, probe.UDPConfig{Rate: 500}, []string{"h2", "h1"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			g := boot(t, f, test.guest)
-			for _, target := range []string{"h2", "h1"} {
+			for _, target := range test.targets {
 				// Anew each time: an emulated guest on a busy machine falls behind
 				// 5,000 packets/s, and its port's queue has room for some seconds.
 				c := call(t, f, g, test.traffic)
