@@ -16,6 +16,7 @@ import (
 )
 
 func TestCommitIsRefused(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t)
 	h1, h2 := f.join("h1", roomy), f.join("h2", roomy)
 	f.join("h3")
@@ -61,6 +62,7 @@ func TestCommitIsRefused(t *testing.T) {
 // A commit that can't be decided is not refused: a target that is refused
 // gives up.
 func TestCommitWithoutTheStore(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t)
 	fl := f.fly(f.join("h1"), f.join("h2"), "web1", testPolicy())
 	fl.to(inSwitch)
@@ -77,6 +79,7 @@ func TestCommitWithoutTheStore(t *testing.T) {
 }
 
 func TestEarlyCommitWaits(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t)
 	fl := f.fly(f.join("h1"), f.join("h2"), "web1", testPolicy())
 	fl.to(inCopy)
@@ -132,6 +135,7 @@ func awaitWatcher(t *testing.T, one *run) {
 
 // A commit that waits is refused as soon as the migration is cancelled.
 func TestEarlyCommitIsCancelled(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t)
 	fl := f.fly(f.join("h1"), f.join("h2"), "web1", testPolicy())
 	fl.to(inCopy)
@@ -153,6 +157,7 @@ func TestEarlyCommitIsCancelled(t *testing.T) {
 // Of a commit and a cancel exactly one wins, also if two servers decide, and
 // all records say the same.
 func TestCommitAgainstCancel(t *testing.T) {
+	t.Parallel()
 	const rounds = 24
 	one := newFleet(t)
 	two := &testFleet{t: t, dir: t.TempDir(), store: one.store}

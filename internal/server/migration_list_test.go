@@ -27,6 +27,7 @@ func TestNewerIDsSortFirst(t *testing.T) {
 }
 
 func TestMigrationsAreListedNewestFirst(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t)
 	var want, ofWeb2 []string
 	at := time.Now()

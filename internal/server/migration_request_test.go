@@ -14,6 +14,7 @@ import (
 )
 
 func TestMigrationsThatCantBe(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t)
 	h1 := f.join("h1")
 	f.join("h2", func(o *agentOptions) {
@@ -96,6 +97,7 @@ func TestPolicyOfARequest(t *testing.T) {
 }
 
 func TestRequestsDuringAMigration(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t)
 	h1, h2 := f.join("h1"), f.join("h2")
 	fl := f.fly(h1, h2, "web1", testPolicy())
@@ -146,6 +148,7 @@ func TestRequestsDuringAMigration(t *testing.T) {
 
 // After the commit a stop waits for the end and meets the VM at the target.
 func TestStopAfterTheCommit(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t)
 	h1, h2 := f.join("h1"), f.join("h2")
 	fl := f.fly(h1, h2, "web1", testPolicy())
@@ -165,6 +168,7 @@ func TestStopAfterTheCommit(t *testing.T) {
 }
 
 func TestTwoMigrationsForOnePlace(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t)
 	h1 := f.join("h1")
 	f.join("h2", func(o *agentOptions) {

@@ -22,6 +22,7 @@ func (f *testFleet) migrate(vm, target string) (*godwitv1.Migration, error) {
 // One migration as two agents see it, with every command and record on the
 // way.
 func TestMigration(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t)
 	h1, h2 := f.join("h1"), f.join("h2")
 	h3 := f.join("h3", func(o *agentOptions) { o.noAcks = true })
@@ -189,6 +190,7 @@ func checkSuccess(t *testing.T, m *godwitv1.Migration) {
 }
 
 func TestTunnelsAreNotGivenTwice(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t)
 	h1, h2 := f.join("h1"), f.join("h2")
 	f.network("blue", "10.20.0.0/24")
@@ -211,6 +213,7 @@ func TestTunnelsAreNotGivenTwice(t *testing.T) {
 }
 
 func TestWatchOfAMigration(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t)
 	h1, h2 := f.join("h1"), f.join("h2")
 	fl := f.fly(h1, h2, "web1", testPolicy())

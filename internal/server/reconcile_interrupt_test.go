@@ -13,6 +13,7 @@ import (
 // Whatever is interrupted, what a host has not answered is sent to it again,
 // with the same sequence, and the migration ends as it would have.
 func TestInterruptions(t *testing.T) {
+	t.Parallel()
 	interrupts := map[string]func(f *testFleet, fl *flight){
 		"agents reconnect": func(f *testFleet, fl *flight) {
 			fl.source.close()
@@ -37,6 +38,7 @@ func TestInterruptions(t *testing.T) {
 	}
 	for name, interrupt := range interrupts {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			f := newFleet(t)
 			h1, h2 := f.join("h1", roomy), f.join("h2", roomy)
 			for i, stage := range stages {

@@ -13,6 +13,7 @@ import (
 )
 
 func TestCancel(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t)
 	h1, h2 := f.join("h1", roomy), f.join("h2", roomy)
 	cases := []struct {
@@ -60,6 +61,7 @@ func TestCancel(t *testing.T) {
 }
 
 func TestFailuresBeforeTheCommit(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t)
 	h1, h2 := f.join("h1", roomy), f.join("h2", roomy)
 	cases := []struct {
@@ -123,6 +125,7 @@ func TestSourceGoneInTheSwitch(t *testing.T) {
 }
 
 func TestTargetGoneAfterTheCommit(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t)
 	h1, h2 := f.join("h1"), f.join("h2")
 	fl := f.fly(h1, h2, "web1", testPolicy())
@@ -204,6 +207,7 @@ func (noSessions) Send(host fleet.HostName, _ commandMessage) error {
 // What another server has saved, or this one in a save that seemed to fail, is
 // found when the next save conflicts, and its effects are dispatched.
 func TestSavesThatWereNotSeen(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t)
 	h1, h2 := f.join("h1"), f.join("h2")
 	fl := f.fly(h1, h2, "web1", testPolicy())
@@ -249,6 +253,7 @@ func TestMeasurementInsteadOfTheStop(t *testing.T) {
 
 // What the source measured may come after the end.
 func TestLateMeasurement(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t)
 	h1, h2 := f.join("h1"), f.join("h2")
 	fl := f.fly(h1, h2, "web1", testPolicy())
@@ -287,6 +292,7 @@ func (fl *flight) awaitMigrationRecord(wanted func(migration.Migration) bool) {
 }
 
 func TestReportsOfStrangersDoNotMoveAMigration(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t)
 	h1, h2, h3 := f.join("h1"), f.join("h2"), f.join("h3")
 	fl := f.fly(h1, h2, "web1", testPolicy())
