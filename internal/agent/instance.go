@@ -26,9 +26,13 @@ const startWithin = 30 * time.Second
 // startAlone starts a VM that runs nowhere yet.
 func (m *machine) startAlone(ctx context.Context, want *godwitv1.Instance) *godwitv1.Report {
 	m.mu.Lock()
-	running := m.instance != nil
+	instance := m.instance
 	m.mu.Unlock()
-	if running {
+	switch {
+	case instance == nil:
+	case instance.Ended():
+		return m.instanceReport("exited", instance.ExitCause())
+	default:
 		return m.instanceReport("running", "")
 	}
 	bounded, cancel := context.WithTimeout(ctx, startWithin)

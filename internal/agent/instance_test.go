@@ -136,8 +136,8 @@ func TestStartFailsCleanly(t *testing.T) {
 		{"disk missing", "disk root", func(i *godwitv1.Instance) {
 			i.Spec.Disks = []*godwitv1.Disk{{Name: "root", Kind: "file", Path: "/nowhere/disk.raw", Format: "raw"}}
 		}},
-		{"network unknown", "net0", func(i *godwitv1.Instance) { i.Networks = nil }},
-		{"second port's network unknown", "VNI", func(i *godwitv1.Instance) {
+		{"network unknown", "network blue", func(i *godwitv1.Instance) { i.Networks = nil }},
+		{"second port's network unknown", "network green", func(i *godwitv1.Instance) {
 			i.Spec.Ports = append(i.Spec.Ports, &godwitv1.Port{Name: "net1", Network: "green", Mac: "52:54:00:77:00:02", Queues: 1})
 		}},
 		{"QEMU refuses", "no-such-machine", func(i *godwitv1.Instance) { i.Spec.Machine = "no-such-machine" }},
@@ -173,5 +173,22 @@ func TestStartFailsCleanly(t *testing.T) {
 			}
 			checkContains(t, got.GetCause(), test.cause)
 		})
+	}
+}
+
+// An agent that is told to end does not wait for a server that says nothing.
+func TestEndWithSession(t *testing.T) {
+	_, hosts := newFleet(t, "h1")
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		hosts[0].stop()
+	}()
+	select {
+	case <-ended:
+	case <-time.After(patience / 4): // less than the server's silence takes to be noticed
+		t.Error("the agent does not end")
+		hosts[0].shut()
+		<-ended
 	}
 }

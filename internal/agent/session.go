@@ -99,7 +99,12 @@ func (a *Agent) runSession(ctx context.Context) error {
 	var tasks sync.WaitGroup
 	watchdog := time.AfterFunc(missedBeats*beat, func() { end(errors.New("nothing was heard of the server")) })
 	defer watchdog.Stop()
-	tasks.Go(func() { end(one.write(ctx, stream, beat)) })
+	tasks.Go(func() {
+		end(one.write(ctx, stream, beat))
+		// HTTP/2 heeds the end of ctx only after the request's: without this
+		// Receive would go on waiting for the server.
+		_ = stream.CloseRequest()
+	})
 	tasks.Go(func() {
 		for {
 			message, err := stream.Receive()

@@ -1,0 +1,41 @@
+package agent
+
+import (
+	"testing"
+	"time"
+
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/qemu"
+)
+
+func TestConverged(t *testing.T) {
+	const gigabyte = fleet.BytesPerSecond(1e9) // a megabyte takes a millisecond
+	for name, test := range map[string]struct {
+		remaining, before fleet.Bytes
+		bandwidth         fleet.BytesPerSecond
+		blackoutMax       time.Duration
+		want              bool
+	}{
+		"nothing is left":                       {remaining: 0, before: 1e6, bandwidth: gigabyte, want: true},
+		"hardly anything is left":               {remaining: 500e3, before: 1e9, bandwidth: gigabyte, want: true},
+		"little is left, and it shrinks":        {remaining: 600e3, before: 1e9, bandwidth: gigabyte, blackoutMax: time.Second},
+		"it shrinks by just enough":             {remaining: 69e6, before: 100e6, bandwidth: gigabyte, blackoutMax: time.Second},
+		"it does not shrink enough, and fits":   {remaining: 70e6, before: 100e6, bandwidth: gigabyte, blackoutMax: time.Second, want: true},
+		"it grows, and fits":                    {remaining: 200e6, before: 100e6, bandwidth: gigabyte, blackoutMax: time.Second, want: true},
+		"it just fits":                          {remaining: 100e6, before: 100e6, bandwidth: gigabyte, blackoutMax: 100 * time.Millisecond, want: true},
+		"it does not shrink, and does not fit":  {remaining: 101e6, before: 100e6, bandwidth: gigabyte, blackoutMax: 100 * time.Millisecond},
+		"no blackout is allowed":                {remaining: 1e6, before: 1e6, bandwidth: gigabyte},
+		"the first look":                        {remaining: 1e6, before: 0, bandwidth: gigabyte, blackoutMax: time.Second},
+		"the bandwidth is not known":            {remaining: 0, before: 1e6, blackoutMax: time.Hour},
+		"a slow link makes little take long":    {remaining: 4096, before: 1e6, bandwidth: 1e6, blackoutMax: time.Second},
+		"a slow link, and it no longer shrinks": {remaining: 4096, before: 4096, bandwidth: 1e6, blackoutMax: time.Second, want: true},
+	} {
+		h := &handover{
+			left: test.before, blackoutMax: test.blackoutMax,
+			progress: qemu.Progress{Remaining: test.remaining, Bandwidth: test.bandwidth},
+		}
+		if got := h.converged(); got != test.want {
+			t.Errorf("%s: converged is %v", name, got)
+		}
+	}
+}
