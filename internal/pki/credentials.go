@@ -135,6 +135,7 @@ func (c Credentials) WriteQEMUCreds(dir string) error {
 		{"ca-cert.pem", c.Authority},
 		{"server-cert.pem", c.Certificate}, {"server-key.pem", c.Key},
 		{"client-cert.pem", c.Certificate}, {"client-key.pem", c.Key},
+		{"dh-params.pem", keyExchangeGroup()},
 	}
 	for _, file := range files {
 		if err := writeFile(filepath.Join(dir, file.name), file.data); err != nil {

@@ -66,7 +66,7 @@ func TestFilesAreForTheirOwnerOnly(t *testing.T) {
 	if err := c.WriteQEMUCreds(qemu); err != nil {
 		t.Fatal(err)
 	}
-	wantModes(t, qemu, "ca-cert.pem", "client-cert.pem", "client-key.pem", "server-cert.pem", "server-key.pem")
+	wantModes(t, qemu, "ca-cert.pem", "client-cert.pem", "client-key.pem", "dh-params.pem", "server-cert.pem", "server-key.pem")
 }
 
 // A crash at any step of Save leaves credentials that fit together.
