@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"sync"
 
+	"google.golang.org/protobuf/types/known/timestamppb"
+
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/network"
@@ -142,6 +144,7 @@ func (m *machine) do(command *godwitv1.Command, task func() *godwitv1.Report) {
 // the same sequence.
 func (m *machine) answer(command *godwitv1.Command, report *godwitv1.Report) {
 	report.Subject, report.Epoch, report.Sequence = command.GetSubject(), command.GetEpoch(), command.GetSequence()
+	report.At = timestamppb.Now() // and not when a session takes it
 	m.mu.Lock()
 	if failed(report) {
 		delete(m.begun, tagOf(command))
@@ -165,7 +168,7 @@ func failed(report *godwitv1.Report) bool {
 // fact reports something that nobody asked for, and keeps it for later
 // sessions.
 func (m *machine) fact(subject string, report *godwitv1.Report) {
-	report.Subject, report.Epoch = subject, uint64(m.key.epoch)
+	report.Subject, report.Epoch, report.At = subject, uint64(m.key.epoch), timestamppb.Now()
 	m.mu.Lock()
 	m.facts = append(m.facts, report)
 	m.mu.Unlock()

@@ -1,0 +1,147 @@
+package agent
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"testing"
+
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/network"
+)
+
+// An agent that ends and one that comes after it change nothing for a VM.
+func TestAdopt(t *testing.T) {
+	f, hosts := newFleet(t, "h1")
+	h := hosts[0]
+	h.run(booting(t, f, 1, busy))
+	h.awaitGuest(1)
+	pid, tap := h.instance(testVM, 1).PID(), h.taps()[0]
+	h.stop()
+	h.start()
+	if got := h.instance(testVM, 1).PID(); got != pid {
+		t.Errorf("adopted process %d, it was %d", got, pid)
+	}
+	h.checkRunState(testVM, 1, "running")
+	if got := h.taps(); len(got) != 1 || got[0].Name != tap.Name || got[0].Gate != tap.Gate || !got[0].Open {
+		t.Errorf("taps are %+v, want %+v", got, tap)
+	}
+	if got := h.hello().GetInstances(); len(got) != 1 || got[0].GetState() != "running" || got[0].GetUid() != testUID || got[0].GetEpoch() != 1 {
+		t.Errorf("hello: %v", got)
+	}
+	// A start that comes again finds it running.
+	if got := h.do(startCommand(1, firmware(1))).GetInstance().GetState(); got != "running" {
+		t.Errorf("start: %q", got)
+	}
+	if got := h.do(stopCommand(2, 1, 0)).GetInstance().GetState(); got != "exited" {
+		t.Errorf("stop: %q", got)
+	}
+	h.checkNothingLeft()
+}
+
+// What ended while there was no agent is told at the first hello, and can be
+// removed.
+func TestAdoptEnded(t *testing.T) {
+	_, hosts := newFleet(t, "h1")
+	h := hosts[0]
+	h.run(firmware(1))
+	process, err := os.FindProcess(h.instance(testVM, 1).PID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.stop()
+	if err := process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "QEMU's end", func() bool { return len(h.processes()) == 0 })
+	h.start()
+	if got := h.hello().GetInstances(); len(got) != 1 || got[0].GetState() != "exited" {
+		t.Errorf("hello: %v", got)
+	}
+	if got := h.do(stopCommand(2, 1, 0)).GetInstance().GetState(); got != "exited" {
+		t.Errorf("stop: %q", got)
+	}
+	h.checkNothingLeft()
+}
+
+// Agents that died in the middle of a start leave folders of different kinds.
+func TestAdoptHalfMade(t *testing.T) {
+	_, hosts := newFleet(t, "h1")
+	h := hosts[0]
+	h.stop()
+	empty := h.agent.instanceDir(machineKey{"web0", 1})
+	recorded := h.agent.instanceDir(machineKey{testVM, 1})
+	broken := h.agent.instanceDir(machineKey{"web2", 1})
+	for _, dir := range []string{empty, recorded, broken} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Its tap was never made.
+	ports := []portRecord{{Name: "net0", Network: testNetwork, MAC: testMAC, Tap: tapName(machineKey{testVM, 1}, "net0"), Queues: 1, MTU: testMTU}}
+	if err := writeRecord(recorded, record{VM: testVM, UID: testUID, Epoch: 1, Role: alone, Ports: ports}); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(broken, recordFile), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h.start()
+	if _, err := os.Stat(empty); err == nil {
+		t.Error("the folder without a record is left")
+	}
+	if _, err := os.Stat(broken); err != nil {
+		t.Errorf("what is not understood must stay: %v", err)
+	}
+	if got := h.hello().GetInstances(); len(got) != 1 || got[0].GetVm() != testVM || got[0].GetState() != "exited" {
+		t.Errorf("hello: %v", got)
+	}
+	if got := h.do(stopCommand(2, 1, 0)).GetInstance().GetState(); got != "exited" {
+		t.Errorf("stop: %q", got)
+	}
+	if err := os.RemoveAll(broken); err != nil {
+		t.Fatal(err)
+	}
+	h.checkNothingLeft()
+}
+
+// The target's agent is replaced while it waits for the commit: the next one
+// asks for it, runs the target, and settles.
+func TestAdoptTargetBeforeCommit(t *testing.T) {
+	m := newMove(t)
+	m.prepare()
+	asked := make(chan struct{}, 1024)
+	m.fleet.onCommit(func(context.Context, *godwitv1.CommitRequest) (*godwitv1.CommitResponse, error) {
+		asked <- struct{}{}
+		return nil, refusal()
+	})
+	m.copyUntilSwitch()
+	receive(t, "commit", asked)
+	m.target.stop()
+	run := m.runCommand()
+	m.grant(run)
+	m.target.start()
+	if m.target.awaitReport("running target", answers(run)).GetTargetRunning() == nil {
+		t.Error("the target does not run")
+	}
+	m.target.checkGates("running", network.Settling)
+	m.target.checkRunState(testVM, 2, "running")
+	m.settle()
+}
+
+// The source's agent is replaced while the target waits: the order to resume
+// is carried out by the next one.
+func TestAdoptSourceThenAbort(t *testing.T) {
+	m := newMove(t)
+	m.prepare()
+	m.fleet.onCommit(func(context.Context, *godwitv1.CommitRequest) (*godwitv1.CommitResponse, error) {
+		return nil, refusal()
+	})
+	m.copyUntilSwitch()
+	m.source.stop()
+	m.source.start()
+	m.source.checkGates("adopted", network.Redirect)
+	if got := m.source.hello().GetInstances(); len(got) != 1 || got[0].GetState() != "paused" || got[0].GetMigration() != testMigration {
+		t.Errorf("hello: %v", got)
+	}
+	m.abort()
+}
