@@ -185,6 +185,8 @@ func settleTimer(m *Migration, event Event) {
 		m.release()
 		m.setTimer(event.At, m.Policy.SettleMax, "a host did not clean up in time")
 	case !m.TargetRuns:
+		// Once the lock is given back nobody may be told to run it.
+		m.drop(RunTarget)
 		m.needOperator(event, fmt.Sprintf("%s has committed to %s, which did not run it: %s", m.VM, m.Target, cmp.Or(m.Cause, m.Timer.What)),
 			fmt.Sprintf("godwit vm stop %s --grace 0s && godwit vm start %s", m.VM, m.VM))
 	default:

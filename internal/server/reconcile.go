@@ -22,6 +22,8 @@ type reconciler struct {
 	up        func(fleet.HostName) bool // whether its agent has a session
 	log       *slog.Logger
 
+	began time.Time // this server
+
 	// life ends with the server: what is begun by a call goes on after it.
 	life context.Context
 
@@ -53,7 +55,7 @@ type run struct {
 }
 
 func newReconciler(tables tables, hosts commander, addresses addressBook, up func(fleet.HostName) bool, log *slog.Logger) *reconciler {
-	return &reconciler{tables: tables, hosts: hosts, addresses: addresses, up: up, log: log, life: context.Background(), runs: map[fleet.MigrationID]*run{}}
+	return &reconciler{tables: tables, hosts: hosts, addresses: addresses, up: up, log: log, began: time.Now(), life: context.Background(), runs: map[fleet.MigrationID]*run{}}
 }
 
 // run takes up every migration that an earlier server left unfinished, and
@@ -100,9 +102,16 @@ func (r *reconciler) takeUp(one *run) {
 	m := &one.entry.Value
 	r.dispatch(m, m.Pending)
 	if m.State == migration.Settling && !m.AddressesKnown {
-		r.awaitAddresses(m.ID, one.entry.Version)
+		// A server that has just started must not take the hosts that have not
+		// found it yet for hosts that are gone.
+		id, revision := m.ID, one.entry.Version
+		time.AfterFunc(max(0, hostsReturnWithin-time.Since(r.began)), func() { r.awaitAddresses(id, revision) })
 	}
 }
+
+// hostsReturnWithin is how long after the start of a server the hosts that are
+// up have found it: agents try at least every five seconds.
+const hostsReturnWithin = 7 * time.Second
 
 func (r *reconciler) runOf(id fleet.MigrationID) *run {
 	r.mu.Lock()
