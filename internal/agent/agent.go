@@ -112,10 +112,14 @@ func (a *Agent) add(m *machine) bool {
 	return true
 }
 
+// remove forgets a machine; a second time does nothing.
 func (a *Agent) remove(m *machine) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	delete(a.machines, m.key)
+	if a.machines[m.key] == m {
+		delete(a.machines, m.key)
+		close(m.gone)
+	}
 }
 
 // say sends a report if there is a session. Without one nothing is lost: the

@@ -80,7 +80,7 @@ func (h *handover) run(ctx context.Context) {
 	case ctx.Err() != nil:
 	case err == nil:
 		h.answer(h.command, h.measured())
-	case h.instance.Ended(): // watchEnd says it
+	case endedWith(h.instance, err): // watchEnd says it
 	default:
 		h.fact(h.command.GetSubject(), sourceFailed(err, false))
 	}

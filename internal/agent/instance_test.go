@@ -2,6 +2,8 @@ package agent
 
 import (
 	"os"
+	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -191,4 +193,31 @@ func TestEndWithSession(t *testing.T) {
 		hosts[0].shut()
 		<-ended
 	}
+}
+
+// A machine that is no more takes nothing of the agent.
+func TestNothingRunsForWhatIsGone(t *testing.T) {
+	_, hosts := newFleet(t, "h1")
+	h := hosts[0]
+	before := goroutinesIn("(*machine)") // of agents that other tests have ended
+	h.run(firmware(1))
+	if n := goroutinesIn("(*machine)"); n <= before {
+		t.Fatal("no goroutine of a machine was found: the test looks for the wrong ones")
+	}
+	if got := h.do(stopCommand(2, 1, 0)).GetInstance().GetState(); got != "exited" {
+		t.Errorf("stop: %q", got)
+	}
+	waitFor(t, "the end of the machine's goroutines", func() bool { return goroutinesIn("(*machine)") <= before })
+}
+
+// goroutinesIn counts the goroutines with such a function on their stack.
+func goroutinesIn(function string) (n int) {
+	stacks := make([]byte, 4<<20)
+	stacks = stacks[:runtime.Stack(stacks, true)]
+	for stack := range strings.SplitSeq(string(stacks), "\n\n") {
+		if strings.Contains(stack, "agent."+function) {
+			n++
+		}
+	}
+	return n
 }

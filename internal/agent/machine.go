@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -13,6 +14,7 @@ import (
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/network"
 	"godwit.dev/godwit/internal/qemu"
+	"godwit.dev/godwit/internal/qmp"
 )
 
 // machine is one instance with all that belongs to it on this host.
@@ -20,7 +22,8 @@ type machine struct {
 	agent *Agent
 	key   machineKey
 	dir   string
-	work  chan func() // commands, one after the other
+	work  chan func()   // commands, one after the other
+	gone  chan struct{} // closed when the agent has forgotten it
 
 	mu       sync.Mutex
 	record   record                      // what a later agent needs to know
@@ -81,7 +84,7 @@ const machineQueue = 64
 
 func (a *Agent) newMachine(key machineKey, uid fleet.InstanceUID) *machine {
 	return &machine{
-		agent: a, key: key, dir: a.instanceDir(key), work: make(chan func(), machineQueue),
+		agent: a, key: key, dir: a.instanceDir(key), work: make(chan func(), machineQueue), gone: make(chan struct{}),
 		record:  record{VM: key.vm, UID: uid, Epoch: key.epoch, Role: alone},
 		answers: map[string]*godwitv1.Report{}, begun: map[string]bool{},
 		hurry: make(chan struct{}),
@@ -90,16 +93,7 @@ func (a *Agent) newMachine(key machineKey, uid fleet.InstanceUID) *machine {
 
 // start begins to carry out what is queued.
 func (a *Agent) start(ctx context.Context, m *machine) {
-	go func() {
-		for {
-			select {
-			case task := <-m.work:
-				task()
-			case <-ctx.Done():
-				return
-			}
-		}
-	}()
+	go m.carryOut(ctx)
 	m.mu.Lock()
 	instance, part := m.instance, m.record.Role
 	m.mu.Unlock()
@@ -109,6 +103,27 @@ func (a *Agent) start(ctx context.Context, m *machine) {
 	go m.watchEnd(ctx, instance)
 	if part == arriving {
 		go m.arriveAgain(ctx)
+	}
+}
+
+// carryOut carries out what is queued, until the machine is gone and nothing
+// is left. What is queued later the server asks for again.
+func (m *machine) carryOut(ctx context.Context) {
+	for {
+		select {
+		case task := <-m.work:
+			task()
+			continue
+		case <-ctx.Done():
+			return
+		case <-m.gone:
+		}
+		select {
+		case task := <-m.work:
+			task()
+		default:
+			return
+		}
 	}
 }
 
@@ -238,6 +253,25 @@ func awaitEnd(ctx context.Context, instance *qemu.Instance) (cause string, ended
 		case <-ctx.Done():
 			return "", false
 		}
+	}
+}
+
+// endWithin is how long after its monitor's end the end of a QEMU may be seen.
+const endWithin = time.Second
+
+// endedWith tells whether a failed step failed because the instance has ended.
+// The monitor closes a moment before the process can be seen to end.
+func endedWith(instance *qemu.Instance, err error) bool {
+	if !errors.Is(err, qmp.ErrGone) {
+		return instance.Ended()
+	}
+	limit := time.NewTimer(endWithin)
+	defer limit.Stop()
+	select {
+	case <-instance.Exited():
+		return true
+	case <-limit.C:
+		return false
 	}
 }
 

@@ -106,7 +106,7 @@ func (m *machine) arrive(ctx context.Context, migration string, events *qemu.Sub
 	defer events.Close()
 	loaded, err := waitLoaded(events)
 	if err != nil {
-		if m.isEnding() || m.instance.Ended() { // watchEnd says it
+		if m.isEnding() || endedWith(m.instance, err) { // watchEnd says it
 			return
 		}
 		m.fact(migration, targetFailed(err, false))

@@ -1,0 +1,80 @@
+package agent
+
+import (
+	"testing"
+
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/network"
+)
+
+// Whatever keeps a target from being prepared leaves nothing, and the source is
+// not touched.
+func TestPrepareFails(t *testing.T) {
+	m := newMove(t)
+	for name, edit := range map[string]func(*godwitv1.PrepareTarget){
+		"no such network": func(p *godwitv1.PrepareTarget) { p.Instance.Networks = nil },
+		"no tunnel":       func(p *godwitv1.PrepareTarget) { p.Instance.Networks[0].Tunnel = 0 },
+		"no such machine": func(p *godwitv1.PrepareTarget) { p.Instance.Spec.Machine = "no-such-machine" },
+		"no disk":         func(p *godwitv1.PrepareTarget) { p.Instance.Spec.Disks[0].Path = "/nowhere/disk.raw" },
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := m.prepareCommand()
+			edit(c.GetPrepareTarget())
+			before := m.target.count(isTargetFailed)
+			m.target.sendCommand(c)
+			got := m.target.awaitReports(before+1, "failure", isTargetFailed)
+			if failure := got.GetTargetFailed(); got.GetSubject() != testMigration || !failure.GetGone() || failure.GetCause() == "" {
+				t.Errorf("told as %v", got)
+			}
+			m.target.checkNothingLeft()
+		})
+	}
+	m.source.checkRunState(testVM, 1, "running")
+	m.source.checkGates("untouched", network.Pass)
+}
+
+func isTargetFailed(r *godwitv1.Report) bool { return r.GetTargetFailed() != nil }
+func isSourceFailed(r *godwitv1.Report) bool { return r.GetSourceFailed() != nil }
+
+// The target lets in nobody but the source that it was told of. The source
+// finds out, and runs on.
+func TestWrongPeer(t *testing.T) {
+	m := newMove(t)
+	prepare := m.prepareCommand()
+	prepare.GetPrepareTarget().Source = "h3"
+	m.port = m.target.do(prepare).GetTargetPrepared().GetPort()
+	m.source.sendCommand(m.copyCommand(0))
+	failed := m.source.awaitReport("failure", isSourceFailed)
+	if failed.GetSourceFailed().GetGone() {
+		t.Errorf("told as %v", failed)
+	}
+	m.abort()
+}
+
+// The target's QEMU dies while it is being filled.
+func TestTargetDies(t *testing.T) {
+	m := newMove(t)
+	m.prepare()
+	m.source.sendCommand(m.copyCommand(200 * 1000))
+	m.source.awaitReport("progress", func(r *godwitv1.Report) bool { return r.GetCopyProgress() != nil })
+	if err := m.target.instance(testVM, 2).Kill(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if failed := m.target.awaitReport("failure", isTargetFailed); !failed.GetTargetFailed().GetGone() {
+		t.Errorf("the target's end was told as %v", failed)
+	}
+	m.source.awaitReport("failure", isSourceFailed)
+	m.abort()
+}
+
+// Cancelled in the middle of the copy.
+func TestAbortDuringCopy(t *testing.T) {
+	m := newMove(t)
+	m.prepare()
+	m.source.sendCommand(m.copyCommand(200 * 1000))
+	m.source.awaitReport("progress", func(r *godwitv1.Report) bool { return r.GetCopyProgress() != nil })
+	m.abort()
+	if n := m.source.count(isSourceFailed); n != 0 {
+		t.Errorf("%d failures were told of a copy that was taken back", n)
+	}
+}
