@@ -183,7 +183,7 @@ func TestSetGateRefuses(t *testing.T) {
 		code fleet.Code
 	}{
 		{"zero", Gate{Epoch: 5}, fleet.Invalid},
-		{"unknown mode", Gate{Mode: 7, Epoch: 5}, fleet.Invalid},
+		{"unknown mode", Gate{Mode: 99, Epoch: 5}, fleet.Invalid},
 		{"old epoch", Gate{Mode: Closed, Epoch: 4}, fleet.Conflict},
 		{"no tunnel", Gate{Mode: Redirect, Epoch: 5, Remote: elsewhere}, fleet.Invalid},
 		{"tunnel too large", Gate{Mode: Redirect, Epoch: 5, Tunnel: 1 << 24, Remote: elsewhere}, fleet.Invalid},
