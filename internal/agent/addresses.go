@@ -155,6 +155,13 @@ func (m *machine) claim(name string) (tap string, claims bool) {
 	if m.leaving || m.record.Role == arriving && m.marks == nil {
 		return "", false
 	}
+	if m.unadopted != nil {
+		for _, port := range m.record.Ports {
+			if port.Name == name {
+				return port.Tap, true
+			}
+		}
+	}
 	for _, port := range m.ports {
 		if port.name == name {
 			return port.tap.Name(), true

@@ -145,3 +145,37 @@ func TestAdoptSourceThenAbort(t *testing.T) {
 	}
 	m.abort()
 }
+
+// An instance that can't be taken over may well run: it is never told to be
+// gone, and what is asked of it is done once it can be taken over.
+func TestAdoptFails(t *testing.T) {
+	_, hosts := newFleet(t, "h1")
+	h := hosts[0]
+	h.run(firmware(1))
+	monitor := filepath.Join(h.agent.instanceDir(machineKey{testVM, 1}), "qmp.sock")
+	h.stop()
+	if err := os.Rename(monitor, monitor+".away"); err != nil {
+		t.Fatal(err)
+	}
+	h.start()
+	if got := h.hello().GetInstances(); len(got) != 1 || got[0].GetState() != "running" {
+		t.Errorf("hello: %v", got)
+	}
+	h.agent.command(t.Context(), stopCommand(2, 1, 0))
+	m := h.agent.find(machineKey{testVM, 1})
+	waitFor(t, "the command to be given up", func() bool {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		return len(m.begun) == 0
+	})
+	if len(h.processes()) != 1 {
+		t.Fatalf("processes: %v", h.processes())
+	}
+	if err := os.Rename(monitor+".away", monitor); err != nil {
+		t.Fatal(err)
+	}
+	if got := h.do(stopCommand(2, 1, 0)).GetInstance().GetState(); got != "exited" {
+		t.Errorf("stop: %q", got)
+	}
+	h.checkNothingLeft()
+}

@@ -93,10 +93,13 @@ func (h *handover) copyAndSwitch(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if !before.Status.UnderWay() { // else an earlier agent has begun it
-		if err := h.instance.SendTo(ctx, h.outgoing); err != nil {
-			return err
-		}
+	if before.Status.UnderWay() {
+		err = h.takeOver(ctx, before)
+	} else {
+		err = h.instance.SendTo(ctx, h.outgoing)
+	}
+	if err != nil {
+		return err
 	}
 	reports := time.NewTicker(progressEvery)
 	defer reports.Stop()
@@ -133,6 +136,41 @@ func (h *handover) copyAndSwitch(ctx context.Context) error {
 	}
 }
 
+// takeOver goes on where an earlier agent has left the copy. Events that it
+// missed are made up from what QEMU says of itself now, with the present time.
+func (h *handover) takeOver(ctx context.Context, before qemu.Progress) error {
+	h.pass = before.Pass
+	state, err := h.instance.Status(ctx)
+	if err != nil {
+		return err
+	}
+	if state.Running() {
+		if h.leaving() {
+			return h.stopGuest(ctx)
+		}
+		return nil
+	}
+	h.stopper = "agent"
+	h.marks.Stopped = timestamppb.Now()
+	if before.Status == qemu.StatusPreSwitchover {
+		h.marks.PreSwitchover = h.marks.Stopped
+	}
+	if err := h.guestStopped(ctx); err != nil {
+		return err
+	}
+	return h.proceed(ctx)
+}
+
+// leaving: frames for the guest go to the target already.
+func (h *handover) leaving() bool {
+	for _, port := range h.ports {
+		if gate, err := port.tap.Gate(); err == nil && gate.Mode == network.Leaving {
+			return true
+		}
+	}
+	return false
+}
+
 // watchOnlyPass stops the guest shortly before the end of the first pass, on a
 // QEMU that would lose track of what the guest writes after it.
 func (h *handover) watchOnlyPass(ctx context.Context) (err error) {
@@ -159,6 +197,9 @@ func (h *handover) take(ctx context.Context, event qemu.Event) (done bool, err e
 		}
 		return false, h.passBegun(ctx)
 	case qemu.Stopped:
+		if h.marks.Stopped != nil { // known since the take-over
+			return false, nil
+		}
 		h.marks.Stopped = timestamppb.New(event.At)
 		stopped := h.guestStopped
 		if h.stopper == "" {
@@ -177,6 +218,9 @@ func (h *handover) take(ctx context.Context, event qemu.Event) (done bool, err e
 func (h *handover) statusChanged(ctx context.Context, event qemu.Event) (done bool, err error) {
 	switch event.Status {
 	case qemu.StatusPreSwitchover:
+		if h.marks.PreSwitchover != nil {
+			return false, nil
+		}
 		h.marks.PreSwitchover = timestamppb.New(event.At)
 		return false, h.proceed(ctx)
 	case qemu.StatusCompleted:

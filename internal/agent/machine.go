@@ -25,19 +25,20 @@ type machine struct {
 	work  chan func()   // commands, one after the other
 	gone  chan struct{} // closed when the agent has forgotten it
 
-	mu       sync.Mutex
-	record   record                      // what a later agent needs to know
-	instance *qemu.Instance              // nil before its start and after its end
-	ports    []*port                     // in the order of the spec
-	answers  map[string]*godwitv1.Report // by the command's tag
-	begun    map[string]bool             // commands that are being carried out
-	facts    []*godwitv1.Report          // told again when a session begins
-	endCause string                      // of an instance that has ended
-	ending   bool                        // its end is wanted: no news
-	hurry    chan struct{}               // closed when a stop must not wait for the guest
-	marks    *godwitv1.TargetMarks       // of a target that has the source's state
-	leaving  bool                        // its taps want no frames any more
-	copying  *copying                    // of a migration away from here
+	mu        sync.Mutex
+	record    record                      // what a later agent needs to know
+	instance  *qemu.Instance              // nil before its start and after its end
+	ports     []*port                     // in the order of the spec
+	answers   map[string]*godwitv1.Report // by the command's tag
+	begun     map[string]bool             // commands that are being carried out
+	facts     []*godwitv1.Report          // told again when a session begins
+	unadopted error                       // why it could not be taken over, if so
+	endCause  string                      // of an instance that has ended
+	ending    bool                        // its end is wanted: no news
+	hurry     chan struct{}               // closed when a stop must not wait for the guest
+	marks     *godwitv1.TargetMarks       // of a target that has the source's state
+	leaving   bool                        // its taps want no frames any more
+	copying   *copying                    // of a migration away from here
 }
 
 // port is a VM's network interface on this host.
@@ -94,6 +95,11 @@ func (a *Agent) newMachine(key machineKey, uid fleet.InstanceUID) *machine {
 // start begins to carry out what is queued.
 func (a *Agent) start(ctx context.Context, m *machine) {
 	go m.carryOut(ctx)
+	m.watch(ctx)
+}
+
+// watch follows what an instance does that the machine has.
+func (m *machine) watch(ctx context.Context) {
 	m.mu.Lock()
 	instance, part := m.instance, m.record.Role
 	m.mu.Unlock()
@@ -143,6 +149,13 @@ func (m *machine) do(command *godwitv1.Command, task func() *godwitv1.Report) {
 	}
 	select {
 	case m.work <- func() {
+		if err := m.adoptAgain(); err != nil {
+			m.agent.log.Error("a command waits until its instance is adopted", "vm", m.key.vm, "epoch", m.key.epoch, "error", err)
+			m.mu.Lock()
+			delete(m.begun, tag)
+			m.mu.Unlock()
+			return
+		}
 		if report := task(); report != nil {
 			m.answer(command, report)
 		}
@@ -153,6 +166,22 @@ func (m *machine) do(command *godwitv1.Command, task func() *godwitv1.Report) {
 		m.mu.Unlock()
 		m.agent.log.Error("too many commands wait", "vm", m.key.vm, "epoch", m.key.epoch)
 	}
+}
+
+// adoptAgain tries what an adoption before has failed to do.
+func (m *machine) adoptAgain() error {
+	m.mu.Lock()
+	failed := m.unadopted
+	m.mu.Unlock()
+	if failed == nil {
+		return nil
+	}
+	ctx := context.Background() // it goes on as long as the agent
+	if err := m.adopt(ctx); err != nil {
+		return err
+	}
+	m.watch(ctx)
+	return nil
 }
 
 // answer reports the end of a command. One that failed may be tried again by
@@ -287,6 +316,7 @@ func (m *machine) inventory() *godwitv1.InstanceReport {
 	defer m.mu.Unlock()
 	state := "running"
 	switch {
+	case m.unadopted != nil: // nobody can tell; the server must not think it gone
 	case m.instance == nil || m.instance.Ended():
 		state = "exited"
 	case m.record.Role == arriving:

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/network"
@@ -51,15 +52,15 @@ func (a *Agent) adoptAll(ctx context.Context) error {
 		return fmt.Errorf("look for instances: %w", err)
 	}
 	for _, entry := range entries {
-		if err := a.adopt(ctx, filepath.Join(dir, entry.Name())); err != nil {
-			// One that can't be adopted must not keep the others from it.
+		if err := a.adoptDir(ctx, filepath.Join(dir, entry.Name())); err != nil {
+			// One that can't be read must not keep the others from it.
 			a.log.Error("an instance was not adopted", "dir", entry.Name(), "error", err)
 		}
 	}
 	return nil
 }
 
-func (a *Agent) adopt(ctx context.Context, dir string) error {
+func (a *Agent) adoptDir(ctx context.Context, dir string) error {
 	data, err := os.ReadFile(filepath.Join(dir, recordFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return os.RemoveAll(dir) // a start that had not come to its first port
@@ -73,43 +74,83 @@ func (a *Agent) adopt(ctx context.Context, dir string) error {
 	}
 	m := a.newMachine(machineKey{r.VM, r.Epoch}, r.UID)
 	m.record = r
-	instance, err := qemu.Adopt(ctx, dir)
-	switch {
-	case err == nil:
-		m.instance = instance
-	case fleet.CodeOf(err) != fleet.NotFound:
+	a.add(m)
+	return m.adopt(ctx)
+}
+
+// adopt takes over what is there of a machine. If it can't, the machine stays
+// registered as one that may well run: no command for it is carried out, or
+// answered as if it were gone, before an adoption has succeeded.
+func (m *machine) adopt(ctx context.Context) error {
+	instance, ports, err := m.takeOver(ctx)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.unadopted = err
+	if err != nil {
 		return err
 	}
-	for _, one := range r.Ports {
-		if err := m.adoptPort(one); err != nil {
-			return err
-		}
-	}
-	a.add(m)
-	a.log.Info("adopted", "vm", r.VM, "epoch", r.Epoch, "role", r.Role, "runs", m.instance != nil)
+	m.instance, m.ports = instance, ports
+	m.agent.log.Info("adopted", "vm", m.key.vm, "epoch", m.key.epoch, "role", m.record.Role, "runs", instance != nil)
 	return nil
 }
 
+func (m *machine) takeOver(ctx context.Context) (instance *qemu.Instance, ports []*port, err error) {
+	ctx, cancel := context.WithTimeout(ctx, adoptWithin)
+	defer cancel()
+	instance, err = qemu.Adopt(ctx, m.dir)
+	if err != nil && fleet.CodeOf(err) != fleet.NotFound {
+		return nil, nil, err
+	}
+	if ports, err = m.adoptPorts(instance); err == nil && instance != nil && m.record.Role == alone {
+		_, err = instance.Resume(ctx) // a start may have been cut off before the guest ran
+	}
+	if err == nil {
+		return instance, ports, nil
+	}
+	for _, port := range ports {
+		err = errors.Join(err, port.tap.Close())
+	}
+	if instance != nil {
+		err = errors.Join(err, instance.Close())
+	}
+	return nil, nil, err
+}
+
+func (m *machine) adoptPorts(instance *qemu.Instance) (ports []*port, err error) {
+	for _, one := range m.record.Ports {
+		port, err := m.adoptPort(one, instance)
+		if err != nil {
+			return ports, err
+		}
+		if port != nil {
+			ports = append(ports, port)
+		}
+	}
+	return ports, nil
+}
+
+// adoptWithin bounds the adoption of one instance.
+const adoptWithin = 5 * time.Second
+
 // adoptPort takes copies of the tap's queues from QEMU; a tap whose QEMU has
 // ended is opened anew.
-func (m *machine) adoptPort(one portRecord) error {
+func (m *machine) adoptPort(one portRecord, instance *qemu.Instance) (*port, error) {
 	config, err := one.tapConfig(network.Gate{Mode: network.Closed, Epoch: m.key.epoch})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var fds []int
-	if m.instance != nil {
-		if fds, err = m.instance.TapFDs(one.Tap); err != nil {
-			return err
+	if instance != nil {
+		if fds, err = instance.TapFDs(one.Tap); err != nil {
+			return nil, fmt.Errorf("take over tap %s: %w", one.Tap, err)
 		}
 	}
 	tap, err := m.agent.config.Network.AdoptTap(config, fds)
-	if fleet.CodeOf(err) == fleet.NotFound && m.instance == nil {
-		return nil // the host was restarted, or the port never made
+	if fleet.CodeOf(err) == fleet.NotFound && instance == nil {
+		return nil, nil // the host was restarted, or the port never made
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
-	m.ports = append(m.ports, &port{name: one.Name, network: one.Network, mac: one.MAC, tunnel: one.Tunnel, tap: tap})
-	return nil
+	return &port{name: one.Name, network: one.Network, mac: one.MAC, tunnel: one.Tunnel, tap: tap}, nil
 }

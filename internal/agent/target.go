@@ -117,8 +117,20 @@ func (m *machine) arrive(ctx context.Context, migration string, events *qemu.Sub
 
 // ready has the state: it lets frames come and asks for the commit.
 func (m *machine) ready(ctx context.Context, migration string, loaded time.Time) {
-	if err := m.receive(loaded); err != nil {
-		m.fact(migration, targetFailed(err, false))
+	// In turn with the commands: a release must not meet it half-way.
+	made := make(chan error, 1)
+	select {
+	case m.work <- func() { made <- m.receive(loaded) }:
+	case <-m.gone:
+		return
+	}
+	select {
+	case err := <-made:
+		if err != nil {
+			m.fact(migration, targetFailed(err, false))
+			return
+		}
+	case <-m.gone:
 		return
 	}
 	m.askCommit(ctx, migration)
@@ -127,6 +139,9 @@ func (m *machine) ready(ctx context.Context, migration string, loaded time.Time)
 // receive makes the host's own overlays send the VM's frames into its taps:
 // as soon as it owns the VM, other hosts may send them here directly.
 func (m *machine) receive(loaded time.Time) error {
+	if m.isEnding() {
+		return &fleet.Error{Code: fleet.Conflict, Op: "take over", Subject: "vm " + string(m.key.vm), Cause: "the target is being released"}
+	}
 	m.mu.Lock()
 	m.marks = &godwitv1.TargetMarks{Loaded: timestamppb.New(loaded)}
 	m.mu.Unlock()
@@ -209,6 +224,12 @@ func (m *machine) runTarget(ctx context.Context) *godwitv1.Report {
 	answered := timestamppb.Now()
 	ctx, cancel := context.WithTimeout(ctx, runWithin)
 	defer cancel()
+	m.mu.Lock()
+	part, before := m.record.Role, m.marks
+	m.mu.Unlock()
+	if part != arriving { // it runs already
+		return &godwitv1.Report{Event: &godwitv1.Report_TargetRunning{TargetRunning: &godwitv1.TargetRunning{Marks: before}}}
+	}
 	if err := m.setMode(network.Settling); err != nil {
 		return targetFailed(err, false)
 	}

@@ -45,6 +45,9 @@ func Refusal(m Migration, event Event) error {
 	case event.Kind == TargetLoaded:
 		refusal.Op = "commit"
 		refusal.Cause = fmt.Sprintf("it is %s: the target has no right to run", m.State)
+		if m.Committed {
+			refusal.Cause = fmt.Sprintf("it is %s: it was committed before, and is not again", m.State)
+		}
 	case m.Committed && !m.State.Final():
 		refusal.Op = "cancel"
 		refusal.Cause = fmt.Sprintf("it has committed: %s runs on %s", m.VM, m.Target)
@@ -188,15 +191,16 @@ func settleTimer(m *Migration, event Event) {
 		// Once the lock is given back nobody may be told to run it.
 		m.drop(RunTarget)
 		m.needOperator(event, fmt.Sprintf("%s has committed to %s, which did not run it: %s", m.VM, m.Target, cmp.Or(m.Cause, m.Timer.What)),
-			fmt.Sprintf("godwit vm stop %s --grace 0s && godwit vm start %s", m.VM, m.VM))
+			fmt.Sprintf("godwit vm stop %s --grace 0s", m.VM),
+			fmt.Sprintf("godwit vm start %s (once it is stopped)", m.VM))
 	default:
+		m.Cause = m.leftovers()
 		if !m.Released {
 			m.release()
 		}
 		if m.isPending(ReleaseSource) {
 			m.want(FinishTarget, m.Target) // no longer after the source
 		}
-		m.Cause = m.leftovers()
 		m.end(Succeeded, event)
 	}
 }
@@ -220,6 +224,9 @@ func (m *Migration) leftovers() string {
 		if !slices.Contains(hosts, string(effect.Host)) {
 			hosts = append(hosts, string(effect.Host))
 		}
+	}
+	if len(hosts) == 0 {
+		return "not every host has said in time that it knows the new address"
 	}
 	return strings.Join(hosts, " and ") + " did not answer in time and will clean up on return"
 }

@@ -10,7 +10,7 @@ import (
 )
 
 // commit answers a target that has loaded everything. The answer is the right
-// to run; it is the same however often it is asked for. A target that is ahead
+// to run; it is the same however often it is asked for, until the target runs. A target that is ahead
 // of its source's word waits for it, at most as long as ctx.
 func (r *reconciler) commit(ctx context.Context, host fleet.HostName, request *godwitv1.CommitRequest) (*godwitv1.CommitResponse, error) {
 	id := fleet.MigrationID(request.GetMigration())
@@ -39,7 +39,7 @@ func (r *reconciler) commit(ctx context.Context, host fleet.HostName, request *g
 			case <-ctx.Done():
 				return nil, ctx.Err()
 			}
-		case !m.Committed:
+		case runSequence(m) == 0: // not committed, or it has run, or it must not any more
 			return nil, migration.Refusal(m, event)
 		}
 		return &godwitv1.CommitResponse{Epoch: uint64(m.Owner().Epoch), Sequence: runSequence(m)}, nil

@@ -67,9 +67,22 @@ func (r *reconciler) run(ctx context.Context) error {
 	if err := r.resume(ctx); err != nil {
 		return err
 	}
-	<-ctx.Done()
-	return nil
+	again := time.NewTicker(redispatchEvery)
+	defer again.Stop()
+	for {
+		select {
+		case <-again.C:
+			r.redispatch(r.up)
+		case <-ctx.Done():
+			return nil
+		}
+	}
 }
+
+// redispatchEvery is the interval at which effects without an answer are sent
+// again: a host may have tried and failed. One that is still at it, or has
+// answered, knows the effect by its sequence.
+const redispatchEvery = 2 * time.Second
 
 func (r *reconciler) resume(ctx context.Context) error {
 	entries, _, err := r.tables.migrations.All(ctx)
@@ -300,12 +313,17 @@ func (r *reconciler) awaitAddresses(id fleet.MigrationID, revision int64) {
 
 // hostConnected dispatches what waited for a host.
 func (r *reconciler) hostConnected(host fleet.HostName) {
+	r.redispatch(func(one fleet.HostName) bool { return one == host })
+}
+
+// redispatch sends what is pending at some hosts again.
+func (r *reconciler) redispatch(at func(fleet.HostName) bool) {
 	for _, one := range r.all() {
 		one.mu.Lock()
 		m := one.entry.Value
 		var waiting []migration.Effect
 		for _, effect := range m.Pending {
-			if effect.Host == host {
+			if at(effect.Host) {
 				waiting = append(waiting, effect)
 			}
 		}
