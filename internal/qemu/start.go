@@ -18,6 +18,9 @@ import (
 	"godwit.dev/godwit/internal/qmp"
 )
 
+// endsWithin is how long a QEMU whose monitor failed may take to end by itself.
+const endsWithin = time.Second
+
 // killTimeout bounds the wait for a process that was killed on a failed start.
 const killTimeout = 10 * time.Second
 
@@ -74,10 +77,13 @@ func abandon(ctx context.Context, c Config, p *process, client *qmp.Client, err 
 		client.Close()
 	}
 	defer p.release()
+	// A QEMU that gives up hangs up first, and what it says of it is in its log.
+	ends := time.NewTimer(endsWithin)
+	defer ends.Stop()
 	select {
 	case <-p.exited:
 		return startError(c, exitCause(p, c.Dir), nil)
-	default:
+	case <-ends.C:
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTimeout)
 	defer cancel()

@@ -52,7 +52,7 @@ func (f *Fleet) Inventory(ctx context.Context, host string) (i Inventory, err er
 		return i, err
 	}
 	err = home.Do(func() error {
-		links, err := netlink.LinkList()
+		links, err := listLinks()
 		for _, link := range links {
 			if name := link.Attrs().Name; strings.HasPrefix(name, tapPrefix) {
 				i.Taps = append(i.Taps, name)
@@ -102,4 +102,17 @@ func qemusIn(namespace string) (pids []int, err error) {
 	}
 	slices.Sort(pids)
 	return pids, nil
+}
+
+// listLinks lists the devices, anew when the kernel says that a change has
+// disturbed the list.
+func listLinks() (links []netlink.Link, err error) {
+	const attempts = 16
+	for range attempts {
+		links, err = netlink.LinkList()
+		if !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return links, err
 }
