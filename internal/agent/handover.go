@@ -244,7 +244,11 @@ func (h *handover) proceed(ctx context.Context) error {
 		return nil
 	}
 	h.marks.Continued = timestamppb.Now()
-	return h.instance.ContinueSwitch(ctx)
+	if err := h.instance.ContinueSwitch(ctx); err != nil {
+		return err
+	}
+	go h.drainLeft(ctx) // while QEMU sends the devices
+	return nil
 }
 
 // passBegun decides whether the next pass is to be the last.
@@ -307,14 +311,12 @@ func (h *handover) stopGuest(ctx context.Context) error {
 	return h.instance.Stop(ctx)
 }
 
-// guestStopped takes the guest's last right away and sends on what it has not
-// read.
+// guestStopped takes the guest's last right away.
 func (h *handover) guestStopped(ctx context.Context) error {
 	if err := h.redirect(network.Redirect); err != nil {
 		return err
 	}
 	h.reportStop()
-	go h.drainLeft(ctx)
 	return nil
 }
 
@@ -379,6 +381,9 @@ func (h *handover) reportStop() {
 }
 
 func (h *handover) measured() *godwitv1.Report {
+	if h.marks.Continued == nil { // an earlier agent has let QEMU go on
+		go h.drainLeft(context.Background())
+	}
 	frames := <-h.drains
 	h.marks.Drained = timestamppb.Now()
 	return &godwitv1.Report{Event: &godwitv1.Report_SwitchMeasured{SwitchMeasured: &godwitv1.SwitchMeasured{
