@@ -56,7 +56,8 @@ func (i *Instance) Subscribe() *Subscription {
 }
 
 // Events gives the queue. It is closed when the instance ends, is closed, or
-// the subscriber has left too much waiting.
+// the subscriber has left too much waiting. Of passes that began in a row while
+// the subscriber was busy it has the newest only.
 func (s *Subscription) Events() <-chan Event { return s.events }
 
 // Err says why Events was closed; see qmp.Subscription.
@@ -69,19 +70,47 @@ func (s *Subscription) Close() {
 	s.done.Wait()
 }
 
+// run hands events on in their order. While the subscriber is busy they wait
+// here; of passes that begin in a row only the newest is kept, because a QEMU
+// that is held begins thousands in a second.
 func (s *Subscription) run(stopped <-chan struct{}) {
 	defer close(s.events)
-	for raw := range s.raw.Events() {
-		event, ok := translate(raw)
-		if !ok {
-			continue
+	var waiting []Event
+	raw := s.raw.Events()
+	for raw != nil || len(waiting) > 0 {
+		var next Event
+		var out chan<- Event
+		if len(waiting) > 0 {
+			next, out = waiting[0], s.events
+		}
+		in := raw
+		if len(waiting) >= eventQueue {
+			in = nil // the queue before this one fills up, and then ends it
 		}
 		select {
-		case s.events <- event:
+		case one, open := <-in:
+			if !open {
+				raw = nil
+				continue
+			}
+			if event, ok := translate(one); ok {
+				waiting = enqueue(waiting, event)
+			}
+		case out <- next:
+			waiting = waiting[1:]
 		case <-stopped:
 			return
 		}
 	}
+}
+
+func enqueue(waiting []Event, event Event) []Event {
+	last := len(waiting) - 1
+	if last >= 0 && event.Kind == PassBegun && waiting[last].Kind == PassBegun {
+		waiting[last] = event
+		return waiting
+	}
+	return append(waiting, event)
 }
 
 // translate puts QEMU's event into our words. One whose data cannot be read is
