@@ -30,6 +30,11 @@ func (f *findings) add(path, problem string, arguments ...any) {
 	*f = append(*f, fleet.FieldError{Path: path, Problem: fmt.Sprintf(problem, arguments...)})
 }
 
+// under tells whether anything is wrong at a field or within it.
+func (f findings) under(field string) bool {
+	return slices.ContainsFunc(f, func(e fleet.FieldError) bool { return strings.HasPrefix(e.Path, field) })
+}
+
 // surroundings are what a spec is checked against besides itself.
 type surroundings struct {
 	hosts    []fleet.Host

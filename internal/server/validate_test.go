@@ -110,25 +110,60 @@ func TestSpecs(t *testing.T) {
 			Cpus: 2, MemoryBytes: uint64(256 * fleet.MiB), Boot: &godwitv1.Boot{Kernel: "/boot/vmlinuz", Initrd: "/boot/initrd"},
 		}}
 		test.edit(request.Spec)
-		_, err := newVM(request, testSurroundings())
-		var paths []string
-		for _, field := range fieldsOf(err) {
-			paths = append(paths, field.Path)
-		}
-		if !slices.Equal(paths, test.want) || (err != nil) != (len(test.want) > 0) {
-			t.Errorf("%s: %s\nwant %q", test.name, describe(err), test.want)
+		_, found := newVM(request, testSurroundings())
+		if !slices.Equal(pathsOf(found), test.want) {
+			t.Errorf("%s: %v\nwant %q", test.name, found, test.want)
 		}
 	}
 }
 
 func TestRequestsWithoutSpecOrName(t *testing.T) {
-	_, err := newVM(&godwitv1.CreateVMRequest{Name: "Web 1", Stopped: true, Host: "h1"}, testSurroundings())
-	var paths []string
-	for _, field := range fieldsOf(err) {
+	_, found := newVM(&godwitv1.CreateVMRequest{Name: "Web 1", Stopped: true, Host: "h1"}, testSurroundings())
+	if !slices.Equal(pathsOf(found), []string{"name", "host", "spec"}) {
+		t.Errorf("%v", found)
+	}
+}
+
+func pathsOf(fields []fleet.FieldError) (paths []string) {
+	for _, field := range fields {
 		paths = append(paths, field.Path)
 	}
-	if !slices.Equal(paths, []string{"name", "host", "spec"}) {
-		t.Errorf("%s", describe(err))
+	return paths
+}
+
+// What is wrong with the spec itself and the addresses that others have come
+// together.
+func TestTakenAddressesAreToldWithTheRest(t *testing.T) {
+	f := newFleet(t)
+	f.join("h1")
+	f.network("blue", "10.20.0.0/24")
+	first := f.create(&godwitv1.CreateVMRequest{Name: "web1", Spec: smallSpec("blue")})
+	spec := smallSpec("blue")
+	spec.Cpus, spec.Ports[0].Ips = 0, first.GetSpec().GetPorts()[0].GetIps()
+	_, err := f.vms.Create(t.Context(), &godwitv1.CreateVMRequest{Name: "web2", Spec: spec})
+	if fields := fieldsOf(err); !slices.Equal(pathsOf(fields), []string{"cpus", "ports[0].ips[0]"}) {
+		t.Errorf("%v", describe(err))
+	}
+}
+
+func TestValidateOnlyRecordsNothing(t *testing.T) {
+	f := newFleet(t)
+	f.join("h1")
+	f.network("blue", "10.20.0.0/24")
+	request := &godwitv1.CreateVMRequest{Name: "web1", Spec: smallSpec("blue"), ValidateOnly: true}
+	vm := f.create(request)
+	if vm.GetOwner().GetHost() != "h1" || len(vm.GetSpec().GetPorts()[0].GetIps()) != 1 || vm.GetVersion() != 0 {
+		t.Errorf("would be %v", vm)
+	}
+	if _, err := f.vms.Get(t.Context(), &godwitv1.GetVMRequest{Name: "web1"}); fleet.CodeOf(err) != fleet.NotFound {
+		t.Errorf("it was recorded: %v", err)
+	}
+	if cpus, memory := f.reserved("h1"); cpus != 0 || memory != 0 {
+		t.Errorf("reserved %d CPUs and %d bytes", cpus, memory)
+	}
+	request.Host = "h2"
+	if _, err := f.vms.Create(t.Context(), request); fleet.CodeOf(err) != fleet.NoFit && fleet.CodeOf(err) != fleet.NotFound {
+		t.Errorf("on a host that does not exist: %v", err)
 	}
 }
 

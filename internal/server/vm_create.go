@@ -14,7 +14,8 @@ import (
 )
 
 // Create records a VM and, unless told otherwise, starts it, all in one commit:
-// a VM that fits nowhere is not created.
+// a VM that fits nowhere is not created. If it is only to be validated, all is
+// decided and nothing is committed.
 func (v vmService) Create(ctx context.Context, request *godwitv1.CreateVMRequest) (*godwitv1.CreateVMResponse, error) {
 	s := v.server
 	s.admission.Lock()
@@ -34,22 +35,24 @@ func (s *Server) create(ctx context.Context, request *godwitv1.CreateVMRequest) 
 	if err != nil {
 		return nil, err
 	}
-	vm, err := newVM(request, around)
-	if err != nil {
-		return nil, err
-	}
+	vm, found := newVM(request, around)
 	name := string(vm.Name)
+	var conditions []store.Condition
+	var ops []store.Op
+	if !found.under("ports") { // else there is nothing that addresses can be taken for
+		var taken findings
+		if conditions, ops, taken, err = s.tables.admit(ctx, &vm, networks); err != nil {
+			return nil, err
+		}
+		found = append(found, taken...)
+	}
+	if len(found) > 0 {
+		return nil, invalidSpec(name, found)
+	}
 	if _, err := s.tables.vms.Get(ctx, name); err == nil {
 		return nil, &fleet.Error{Code: fleet.Exists, Op: "create", Subject: "vm " + name, Cause: "there is a VM of that name already"}
 	} else if fleet.CodeOf(err) != fleet.NotFound {
 		return nil, err
-	}
-	conditions, ops, found, err := s.tables.admit(ctx, &vm, networks)
-	if err != nil {
-		return nil, err
-	}
-	if len(found) > 0 {
-		return nil, invalidSpec(name, found)
 	}
 	if !request.GetStopped() {
 		placed, err := s.place(ctx, vm, fleet.HostName(request.GetHost()))
@@ -58,6 +61,9 @@ func (s *Server) create(ctx context.Context, request *godwitv1.CreateVMRequest) 
 		}
 		vm = placed.vm
 		conditions, ops = append(conditions, placed.conditions...), append(ops, placed.ops...)
+	}
+	if request.GetValidateOnly() {
+		return &godwitv1.CreateVMResponse{Vm: wire.EncodeVM(vm, 0)}, nil
 	}
 	conditions, ops = append(conditions, s.tables.vms.Absent(name)), append(ops, s.tables.vms.Put(name, vm))
 	revision, err := s.tables.store.Commit(ctx, conditions, ops...)
@@ -87,9 +93,8 @@ func (s *Server) surroundings(ctx context.Context) (map[fleet.NetworkName]store.
 	return byName, around, err
 }
 
-// newVM reads a request and reports everything that is wrong with it at once.
-func newVM(request *godwitv1.CreateVMRequest, around surroundings) (fleet.VM, error) {
-	var found findings
+// newVM reads a request and gives everything that is wrong with it.
+func newVM(request *godwitv1.CreateVMRequest, around surroundings) (vm fleet.VM, found findings) {
 	if err := fleet.CheckName(request.GetName()); err != nil {
 		found.add("name", "%v", err)
 	}
@@ -104,13 +109,10 @@ func newVM(request *godwitv1.CreateVMRequest, around surroundings) (fleet.VM, er
 		setDefaults(&spec)
 		found = append(found, validateSpec(spec, around)...)
 	}
-	if len(found) > 0 {
-		return fleet.VM{}, invalidSpec(request.GetName(), found)
-	}
 	return fleet.VM{
 		Name: fleet.VMName(request.GetName()), UID: newUID(), Spec: spec,
 		Phase: fleet.VMStopped, Created: time.Now(),
-	}, nil
+	}, found
 }
 
 func invalidSpec(name string, found findings) error {

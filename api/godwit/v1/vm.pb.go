@@ -28,7 +28,10 @@ type CreateVMRequest struct {
 	// Leave the VM stopped.
 	Stopped bool `protobuf:"varint,3,opt,name=stopped,proto3" json:"stopped,omitempty"`
 	// Start it on this host instead of where placement would.
-	Host          string `protobuf:"bytes,4,opt,name=host,proto3" json:"host,omitempty"`
+	Host string `protobuf:"bytes,4,opt,name=host,proto3" json:"host,omitempty"`
+	// Check everything and decide where it would start, but record nothing. The
+	// answer is the VM as it would be.
+	ValidateOnly  bool `protobuf:"varint,5,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -89,6 +92,13 @@ func (x *CreateVMRequest) GetHost() string {
 		return x.Host
 	}
 	return ""
+}
+
+func (x *CreateVMRequest) GetValidateOnly() bool {
+	if x != nil {
+		return x.ValidateOnly
+	}
+	return false
 }
 
 type CreateVMResponse struct {
@@ -728,12 +738,13 @@ var File_godwit_v1_vm_proto protoreflect.FileDescriptor
 
 const file_godwit_v1_vm_proto_rawDesc = "" +
 	"\n" +
-	"\x12godwit/v1/vm.proto\x12\tgodwit.v1\x1a\x15godwit/v1/fleet.proto\"z\n" +
+	"\x12godwit/v1/vm.proto\x12\tgodwit.v1\x1a\x15godwit/v1/fleet.proto\"\x9f\x01\n" +
 	"\x0fCreateVMRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12%\n" +
 	"\x04spec\x18\x02 \x01(\v2\x11.godwit.v1.VMSpecR\x04spec\x12\x18\n" +
 	"\astopped\x18\x03 \x01(\bR\astopped\x12\x12\n" +
-	"\x04host\x18\x04 \x01(\tR\x04host\"1\n" +
+	"\x04host\x18\x04 \x01(\tR\x04host\x12#\n" +
+	"\rvalidate_only\x18\x05 \x01(\bR\fvalidateOnly\"1\n" +
 	"\x10CreateVMResponse\x12\x1d\n" +
 	"\x02vm\x18\x01 \x01(\v2\r.godwit.v1.VMR\x02vm\"\"\n" +
 	"\fGetVMRequest\x12\x12\n" +
