@@ -39,6 +39,8 @@ var imports = map[string][]string{
 	"internal/lab/guest":    {"internal/lab/witness"},
 	"internal/lab/witness":  {},
 	"internal/lab/probe":    {"internal/lab/witness"},
+	"internal/lab/etcd":     {}, // a program
+	"internal/lab/etcdtls":  {},
 	"internal/lab/fleetlab": {"api", "internal/fleet", "internal/lab"}, // a whole fleet in a lab
 	"internal/demo":         {"api", "internal/fleet", "internal/lab"},
 	"internal/sim":          {"internal"},
@@ -73,7 +75,7 @@ var bannedCalls = map[string][]string{
 // owners says which packages alone may import an outside technology, test
 // files included.
 var owners = map[string][]string{
-	"go.etcd.io/":                {"internal/store"},
+	"go.etcd.io/":                {"internal/store", "internal/lab/etcd"},
 	"github.com/cilium/ebpf":     {"internal/network"},
 	"github.com/vishvananda/":    {"internal/network", "internal/lab"},
 	"github.com/spf13/cobra":     {"internal/cli"},

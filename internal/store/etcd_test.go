@@ -2,9 +2,11 @@ package store_test
 
 import (
 	"bufio"
+	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
 	"net/url"
 	"os"
 	"os/exec"
@@ -16,6 +18,7 @@ import (
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
 
+	"godwit.dev/godwit/internal/lab/etcdtls"
 	"godwit.dev/godwit/internal/store"
 )
 
@@ -24,6 +27,7 @@ const (
 	roleVariable = "GODWIT_STORE_TEST_ROLE" // "etcd" or "holder"
 	dirVariable  = "GODWIT_STORE_TEST_DIR"
 	addrVariable = "GODWIT_STORE_TEST_ADDRESS"
+	tlsVariable  = "GODWIT_STORE_TEST_TLS" // etcd's certificates, as JSON; empty for plain text
 )
 
 func TestMain(m *testing.M) {
@@ -62,7 +66,17 @@ func runEtcd(dir, address string) error {
 	c.InitialClusterToken = dir // the cluster's identity is derived from it
 	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
 	c.ListenPeerUrls = nil
-	c.ListenClientUrls = []url.URL{{Scheme: "http", Host: address}}
+	scheme := "http"
+	if text := os.Getenv(tlsVariable); text != "" {
+		var files etcdtls.Files
+		if err := json.Unmarshal([]byte(text), &files); err != nil {
+			return err
+		}
+		scheme = "https"
+		c.ClientTLSInfo.TrustedCAFile, c.ClientTLSInfo.ClientCertAuth = files.CA, true
+		c.ClientTLSInfo.CertFile, c.ClientTLSInfo.KeyFile = files.MemberCert, files.MemberKey
+	}
+	c.ListenClientUrls = []url.URL{{Scheme: scheme, Host: address}}
 	c.AdvertiseClientUrls = c.ListenClientUrls
 	c.TickMs, c.ElectionMs = 20, 100
 	c.QuotaBackendBytes = testQuota
@@ -72,7 +86,7 @@ func runEtcd(dir, address string) error {
 		return err
 	}
 	<-server.Server.ReadyNotify()
-	fmt.Println("http://" + server.Clients[0].Addr().String())
+	fmt.Println(scheme + "://" + server.Clients[0].Addr().String())
 	_, _ = io.Copy(io.Discard, os.Stdin)
 	server.Close()
 	return nil
@@ -87,10 +101,11 @@ type process struct {
 }
 
 // launch starts the test binary in a role and waits for its first line.
-func launch(tb testing.TB, role, dir, address string) *process {
+func launch(tb testing.TB, role, dir, address string, env ...string) *process {
 	tb.Helper()
 	p := &process{command: exec.Command(os.Args[0])}
 	p.command.Env = append(os.Environ(), roleVariable+"="+role, dirVariable+"="+dir, addrVariable+"="+address)
+	p.command.Env = append(p.command.Env, env...)
 	p.command.Stderr = os.Stderr
 	stdin, err := p.command.StdinPipe()
 	if err != nil {
@@ -125,6 +140,7 @@ func (p *process) kill() {
 type cluster struct {
 	dir     string
 	address string // host:port, the same over restarts
+	env     []string
 	process *process
 }
 
@@ -135,10 +151,26 @@ func startCluster(tb testing.TB) *cluster {
 	return c
 }
 
+// startSecureCluster is startCluster with TLS, where clients need a certificate.
+func startSecureCluster(tb testing.TB) (*cluster, etcdtls.Files) {
+	tb.Helper()
+	files, err := etcdtls.Make(tb.TempDir(), netip.MustParseAddr("127.0.0.1"))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	text, err := json.Marshal(files)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	c := &cluster{dir: tb.TempDir(), address: "127.0.0.1:0", env: []string{tlsVariable + "=" + string(text)}}
+	c.start(tb)
+	return c, files
+}
+
 func (c *cluster) start(tb testing.TB) {
 	tb.Helper()
-	c.process = launch(tb, "etcd", c.dir, c.address)
-	c.address = strings.TrimPrefix(c.process.hello, "http://")
+	c.process = launch(tb, "etcd", c.dir, c.address, c.env...)
+	_, c.address, _ = strings.Cut(c.process.hello, "://")
 }
 
 func (c *cluster) config() store.Config {

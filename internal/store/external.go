@@ -17,6 +17,9 @@ import (
 const minMajor, minMinor = 3, 5
 
 func openExternal(ctx context.Context, config Config) (*Store, error) {
+	if err := config.checkEndpoints(); err != nil {
+		return nil, err
+	}
 	where := strings.Join(config.Endpoints, ",")
 	client, err := clientv3.New(clientv3.Config{
 		Endpoints:            config.Endpoints,
@@ -27,8 +30,7 @@ func openExternal(ctx context.Context, config Config) (*Store, error) {
 		Logger:               bridgeLogger(config.Logger, nil),
 	})
 	if err != nil {
-		return nil, openFailed(fleet.Invalid, where, "these are no endpoints of an etcd cluster",
-			"write them as https://HOST:2379", err)
+		return nil, openFailed(fleet.Invalid, where, "these are no endpoints of an etcd cluster", endpointHint, err)
 	}
 	s := &Store{config: config, client: client, failed: make(chan struct{})}
 	if err := s.checkCluster(ctx, where); err != nil {
@@ -43,10 +45,11 @@ func openExternal(ctx context.Context, config Config) (*Store, error) {
 func (s *Store) checkCluster(ctx context.Context, where string) error {
 	var cluster uint64
 	var last error
+	var lastEndpoint string
 	for _, endpoint := range s.config.Endpoints {
 		status, err := s.status(ctx, endpoint)
 		if err != nil {
-			last = err
+			last, lastEndpoint = err, endpoint
 			continue
 		}
 		if !supported(status.Version) {
@@ -65,6 +68,9 @@ func (s *Store) checkCluster(ctx context.Context, where string) error {
 	}
 	if code := codeOf(last); code == fleet.Denied {
 		return translate(last, "open store", where)
+	}
+	if found := s.diagnose(ctx, lastEndpoint); found != nil {
+		last = found
 	}
 	return openFailed(fleet.Unavailable, where, "no endpoint of the etcd cluster answers",
 		"check that etcd runs, the addresses and the certificates", last)

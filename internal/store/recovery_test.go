@@ -137,7 +137,7 @@ func TestOpenFailures(t *testing.T) {
 		{"both", store.Config{Dir: "x", Endpoints: []string{"http://127.0.0.1:1"}}, fleet.Invalid, "both"},
 		{"a file", store.Config{Dir: file}, fleet.Failed, "cannot make the folder"},
 		{"damaged", store.Config{Dir: damaged}, fleet.Failed, "did not start"},
-		{"nobody listens", store.Config{Endpoints: []string{"http://" + closed.Addr().String()}}, fleet.Unavailable, "no endpoint"},
+		{"nobody listens", store.Config{Endpoints: []string{"http://" + closed.Addr().String()}}, fleet.Unavailable, "connection refused"},
 		{"nobody answers", store.Config{Endpoints: []string{"http://" + silent.Addr().String()}}, fleet.Unavailable, "no endpoint"},
 		{"two clusters", store.Config{Endpoints: []string{"http://" + one.address, "http://" + other.address}}, fleet.Invalid, "different clusters"},
 	} {

@@ -25,7 +25,8 @@ const (
 // etcd cluster; without, it is embedded and keeps its data in Dir.
 type Config struct {
 	Endpoints []string    // of an external cluster: "https://10.0.0.1:2379"
-	TLS       *tls.Config // towards the external cluster; nil for plain text
+	TLS       *tls.Config // for https endpoints (see TLSFiles); nil for the system's authorities and no certificate of ours
+	Insecure  bool        // allows http endpoints on other machines: who listens on the way reads every secret
 
 	Dir   string      // folder of the embedded server; made if it is missing
 	Quota fleet.Bytes // largest size of the embedded database; 0 for DefaultQuota

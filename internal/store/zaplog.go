@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"strings"
 
 	"go.uber.org/zap"
@@ -51,8 +52,29 @@ func (c slogCore) Check(entry zapcore.Entry, checked *zapcore.CheckedEntry) *zap
 }
 
 func (c slogCore) Write(entry zapcore.Entry, fields []zapcore.Field) error {
-	c.logger.Log(context.Background(), level(entry.Level), entry.Message, attributes(fields)...)
+	at := level(entry.Level)
+	if tooEarly(entry, fields) {
+		at = slog.LevelDebug
+	}
+	c.logger.Log(context.Background(), at, entry.Message, attributes(fields)...)
 	return nil
+}
+
+// tooEarly tells the one error that every first start on an empty folder logs.
+// etcd decides the version of the cluster as soon as it leads, and wants to
+// note it as its database's version (monitorStorageVersion in its
+// server/etcdserver/server.go). That needs the term of a first write-back of
+// the database, which may be a second away. etcd tries again some seconds
+// later, when the term is there; the version is of no use before a downgrade.
+// The same message with any other error is passed on as it is.
+func tooEarly(entry zapcore.Entry, fields []zapcore.Field) bool {
+	if entry.Message != "failed to update storage version" {
+		return false
+	}
+	return slices.ContainsFunc(fields, func(field zapcore.Field) bool {
+		err, ok := field.Interface.(error)
+		return ok && err.Error() == "cannot detect storage schema version: missing term information"
+	})
 }
 
 func (slogCore) Sync() error { return nil }

@@ -1,0 +1,61 @@
+// Command etcd is an etcd of one member for tests, built on the server of
+// etcd's own Go module, so that a test of an external store needs nothing
+// installed. It serves clients over TLS only and asks each for a certificate,
+// as an external cluster of Godwit's should. It ends with SIGTERM or SIGINT.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"net/url"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"go.etcd.io/etcd/server/v3/embed"
+)
+
+// Short ticks let a lone member elect itself at once after a start.
+const (
+	tickMillis     = 20
+	electionMillis = 100
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "etcd:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context) error {
+	c := embed.NewConfig()
+	listen := flag.String("listen", "", "`address` for clients, HOST:PORT")
+	flag.StringVar(&c.Dir, "data", "", "`folder` of the data")
+	flag.StringVar(&c.ClientTLSInfo.TrustedCAFile, "ca", "", "`file` with the authority of the clients")
+	flag.StringVar(&c.ClientTLSInfo.CertFile, "cert", "", "`file` with the member's certificate")
+	flag.StringVar(&c.ClientTLSInfo.KeyFile, "key", "", "`file` with the member's key")
+	flag.Parse()
+	c.ClientTLSInfo.ClientCertAuth = true
+	c.LogLevel = "warn"
+	c.ListenPeerUrls = nil
+	c.ListenClientUrls = []url.URL{{Scheme: "https", Host: *listen}}
+	c.AdvertiseClientUrls = c.ListenClientUrls
+	c.TickMs, c.ElectionMs = tickMillis, electionMillis
+	server, err := embed.StartEtcd(c)
+	if err != nil {
+		return err
+	}
+	defer server.Close()
+	select {
+	case err := <-server.Err():
+		return err
+	case <-server.Server.StopNotify():
+		return fmt.Errorf("it has stopped by itself")
+	case <-ctx.Done():
+		return nil
+	}
+}
