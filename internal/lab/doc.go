@@ -18,7 +18,8 @@
 // one of the lab's, also those that outlived whoever started them, and then
 // deletes the namespaces and the working folder. A process is killed by a
 // pidfd that was opened before its namespace was looked at, so never another
-// one that got its number.
+// one that got its number. Nothing but a process's end counts as its end: what
+// can't be looked at or killed is an error, and the lab stays.
 //
 // The owner of a lab holds a lock on /run/godwit-lab/NAME/lock as long as it
 // lives. A lab whose lock is free has lost its owner; New and Sweep remove

@@ -338,12 +338,14 @@ func (l *Lab) Close() error {
 		return nil // its name may be another lab's by now
 	}
 	l.closed = true
+	var held []*os.File
 	for _, namespace := range l.members {
-		namespace.file.Close()
+		held = append(held, namespace.file)
+		defer namespace.file.Close()
 	}
 	defer l.owner.release()
 	if l.info.Kept {
 		return nil
 	}
-	return l.info.remove()
+	return l.info.remove(held...)
 }

@@ -80,15 +80,28 @@ func (i Info) plausible(name string) error {
 	return nil
 }
 
-// remove removes all that the record names, and the record last.
-func (i Info) remove() error {
-	if err := killInside(i.Namespaces); err != nil {
+// remove removes all that the record names, and the record last. Held are
+// namespaces of the lab that the caller has open, whatever their names are now.
+func (i Info) remove(held ...*os.File) error {
+	inside, err := grasp(i.Namespaces)
+	if err == nil {
+		defer inside.letGo()
+		for _, file := range held {
+			err = errors.Join(err, inside.add(file))
+		}
+	}
+	if err == nil {
+		err = inside.killInside()
+	}
+	if err != nil {
 		return fmt.Errorf("lab %s: %w", i.Name, err)
 	}
 	var failed []error
 	for _, namespace := range i.Namespaces {
 		failed = append(failed, deleteNamespace(namespace))
 	}
+	// Again, for whoever has come in by a name meanwhile.
+	failed = append(failed, inside.killInside())
 	if i.Dir != "" {
 		failed = append(failed, os.RemoveAll(i.Dir))
 	}
