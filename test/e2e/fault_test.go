@@ -42,31 +42,6 @@ func during(t *testing.T, f *fleetlab.Fleet, g *fleetlab.Guest, state string, do
 	return m
 }
 
-// testCancel cancels in the middle of the copy and of the switch.
-func testCancel(t *testing.T, f *fleetlab.Fleet) {
-	for _, state := range []string{"copying", "switching"} {
-		t.Run(state, func(t *testing.T) {
-			g := boot(t, f, fleetlab.GuestConfig{})
-			c := call(t, f, g, probe.UDPConfig{})
-			var late error
-			m := during(t, f, g, state, func(m *godwitv1.Migration) {
-				_, late = f.API.Migration.Cancel(t.Context(), &godwitv1.CancelMigrationRequest{Id: m.GetId(), Reason: "a test"})
-			})
-			switch {
-			case late == nil:
-				demand(t, f, g, m, "aborted")
-			case state == "switching" && fleet.CodeOf(late) == fleet.Conflict:
-				t.Logf("the commit was faster: %v", late)
-				demand(t, f, g, m, "succeeded")
-			default:
-				t.Errorf("cancel in %s: %v", state, late)
-			}
-			t.Logf("%d frames returned", m.GetOutcome().GetFramesReturned())
-			c.end(t)
-		})
-	}
-}
-
 // explained checks that an error has the code, names what matters and says
 // what to do.
 func explained(t *testing.T, err error, code fleet.Code, words ...string) {
