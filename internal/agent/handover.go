@@ -260,7 +260,7 @@ func (h *handover) passBegun(ctx context.Context) error {
 		return &fleet.Error{
 			Code: fleet.Unsupported, Op: "copy", Subject: "vm " + string(h.key.vm),
 			Cause: "the first pass ended while the guest ran, and this QEMU's emulator does not notice all that it writes after that",
-			Hint:  "limit the bandwidth (--bandwidth), or use QEMU 8.2 or later on the source",
+			Hint:  "limit the bandwidth (--bandwidth-max), or use QEMU 8.2 or later on the source",
 		}
 	}
 	if h.pass < 2 || !h.converged() {
