@@ -1,13 +1,34 @@
-// Command bench measures hand-overs: Godwit against plain QEMU, in pairs, on
-// the same machine in one go. Both move the same guest under the same traffic,
-// seen by the same probe, between two hosts of a lab each.
+// Command bench measures migrations in a lab on this machine. The benchmarks
+// are
+//
+//	handover  Godwit against plain QEMU, in pairs
+//	client    what a client sees under different traffic, and of cancels
+//
+// and without an argument both. Each prints a line for every migration, a
+// table, and the targets with what was found, and writes everything to
+// out/bench-NAME.json. The program fails if Godwit lost or doubled anything;
+// how fast something was never makes it fail.
+//
+// # handover
+//
+// Both contestants are in one lab at once, each with a VM of its own, a client
+// of its own and a network of its own over the same hosts, and move in turns.
+// Memory, guest, traffic and what the guest writes are the same. The one that
+// waits has no traffic and its guest writes nothing.
 //
 // Plain QEMU is what one gets without anything around it: default settings, no
 // TLS, a target started with -incoming, hosts joined by VXLAN and bridges that
 // learn, and QEMU's own announcements after the move. Total time begins for
 // Godwit with the request, for plain QEMU before the target is launched, and
 // ends for both with the target's RESUME; blackout is from the source's STOP
-// to the target's RESUME. Traffic flows only to the VM that is being measured.
+// to the target's RESUME.
 //
-// It prints a table and writes every run to out/bench-handover.json.
+// # client
+//
+// Each case has a VM of its own, which moves there and back. Its client holds
+// one TCP stream over all migrations of the case, and sends UDP packets anew
+// for each: an emulated guest falls behind high rates while it is copied, and
+// has to catch up. The cancelled hand-overs are cancelled by turns when the
+// source has stopped and when the target lacks only the commit; the target's
+// agent is paused meanwhile, so that no commit can be faster.
 package main

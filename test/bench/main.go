@@ -5,119 +5,153 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io"
-	"net/netip"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
-	"godwit.dev/godwit/internal/demo"
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/lab/image"
-	"godwit.dev/godwit/internal/lab/probe"
+	"godwit.dev/godwit/internal/lab/witness"
 )
 
-// moveWithin bounds one migration with its traffic.
-const moveWithin = 3 * time.Minute
+const (
+	// moveWithin bounds one migration with its traffic.
+	moveWithin = 3 * time.Minute
+	// dirtyPart is the part of a guest's memory that it writes to.
+	dirtyPart = 4
+)
 
+// hosts are those that VMs go between.
+var hosts = [...]string{"h1", "h2"}
+
+// options are what the command line says, and the screen.
 type options struct {
-	pairs   int
-	godwit  string // program
-	out     string // folder
-	memory  fleet.Bytes
-	traffic demo.TrafficConfig
-	image   image.Image
+	screen
+	runs     int    // 0: each benchmark's own number
+	godwit   string // program
+	out      string // folder
+	memory   fleet.Bytes
+	dirtyMiB int // that a guest writes in a second
+	image    image.Image
 }
 
-// subject moves a VM between two hosts and back, once per call of move.
-type subject interface {
-	name() string
-	client() probe.Place
-	guest() []netip.Addr
-	// move fills in what the host's side of a run measures.
-	move(ctx context.Context) (run, error)
-	close() error
+// benchmark measures, prints and writes its report. It fails, too, if Godwit
+// lost or doubled anything.
+type benchmark struct {
+	name string
+	run  func(context.Context, options) error
 }
+
+var benchmarks = [...]benchmark{{"handover", runHandover}, {"client", runClient}}
 
 func main() {
-	o := options{memory: 256 * fleet.MiB}
-	flag.IntVar(&o.pairs, "pairs", 10, "how many runs of each")
-	flag.StringVar(&o.godwit, "godwit", "bin/godwit", "the godwit program")
-	flag.StringVar(&o.out, "out", "out", "folder for the figures")
-	flag.TextVar(&o.memory, "memory", o.memory, "the VM's memory")
-	flag.IntVar(&o.traffic.Rate, "rate", probe.DefaultRate, "UDP packets per second")
-	flag.IntVar(&o.traffic.Size, "size", probe.DefaultSize, "bytes of UDP payload")
-	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := o.run(ctx, os.Stdout); err != nil {
-		fmt.Fprintln(os.Stderr, "bench:", err)
-		if hint := fleet.HintOf(err); hint != "" {
-			fmt.Fprintln(os.Stderr, "hint:", hint)
-		}
-		os.Exit(1)
+	err := execute(ctx, os.Args[1:])
+	if err == nil || errors.Is(err, flag.ErrHelp) {
+		return
 	}
+	fmt.Fprintln(os.Stderr, "bench:", err)
+	if hint := fleet.HintOf(err); hint != "" {
+		fmt.Fprintln(os.Stderr, "hint:", hint)
+	}
+	os.Exit(1)
 }
 
-func (o options) run(ctx context.Context, w io.Writer) (err error) {
+func execute(ctx context.Context, args []string) error {
+	o := options{screen: screen{os.Stdout}, memory: 256 * fleet.MiB}
+	chosen, err := o.parse(args)
+	if err != nil {
+		return err
+	}
 	if o.godwit, err = filepath.Abs(o.godwit); err != nil {
 		return err
 	}
 	if o.image, err = image.Locate(); err != nil {
 		return err
 	}
-	var subjects []subject
-	defer func() {
-		for _, s := range subjects {
-			err = errors.Join(err, s.close())
+	var errs []error
+	for _, b := range chosen {
+		o.say("== %s", b.name)
+		if err := b.run(ctx, o); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", b.name, err))
 		}
-	}()
-	for _, start := range []func(context.Context, options) (subject, error){startGodwit, startPlain} {
-		s, err := start(ctx, o)
-		if err != nil {
-			return err
+		if ctx.Err() != nil {
+			break
 		}
-		subjects = append(subjects, s)
+		o.say("")
 	}
-	var runs []run
-	for pair := range o.pairs {
-		for i := range subjects {
-			// Who goes first alternates, so that neither profits from it.
-			s := subjects[(i+pair)%len(subjects)]
-			one, err := o.measure(ctx, s)
-			if err != nil {
-				return fmt.Errorf("%s, run %d: %w", s.name(), pair+1, err)
-			}
-			fmt.Fprintf(w, "%3d/%d %s\n", pair+1, o.pairs, one)
-			runs = append(runs, one)
-		}
-	}
-	report := summarize(runs)
-	report.print(w)
-	return report.write(filepath.Join(o.out, "bench-handover.json"))
+	return errors.Join(errs...)
 }
 
-// measure makes one run under traffic.
-func (o options) measure(ctx context.Context, s subject) (run, error) {
-	ctx, cancel := context.WithTimeout(ctx, moveWithin)
-	defer cancel()
-	traffic, err := demo.StartTraffic(ctx, s.client(), s.guest(), o.traffic)
-	if err != nil {
-		return run{}, err
+// parse reads the command line: flags, and names of benchmarks between them.
+func (o *options) parse(args []string) (chosen []benchmark, err error) {
+	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
+	flags.Usage = func() {
+		fmt.Fprint(flags.Output(), "usage: bench [flags] [handover] [client]\n")
+		flags.PrintDefaults()
 	}
-	before := traffic.Now()
-	one, err := s.move(ctx)
-	if err == nil {
-		err = traffic.Answered(ctx)
+	flags.IntVar(&o.runs, "runs", 0, "how many pairs, and migrations of each case; 0 is 10 pairs and 20 migrations")
+	flags.StringVar(&o.godwit, "godwit", "bin/godwit", "the godwit program")
+	flags.StringVar(&o.out, "out", "out", "folder for the figures")
+	flags.TextVar(&o.memory, "memory", o.memory, "a VM's memory")
+	flags.IntVar(&o.dirtyMiB, "dirty", 8, "MiB that a guest writes in a second while it is measured")
+	var names []string
+	for {
+		if err := flags.Parse(args); err != nil {
+			return nil, err
+		}
+		if flags.NArg() == 0 {
+			break
+		}
+		names, args = append(names, flags.Arg(0)), flags.Args()[1:]
 	}
-	if err != nil {
-		return run{}, errors.Join(err, traffic.Stop(ctx))
+	if o.runs < 0 {
+		return nil, fmt.Errorf("%d runs", o.runs)
 	}
-	seen := traffic.Between(ctx, before, traffic.Now())
-	one.Who = s.name()
-	one.UDPSent, one.UDPLost, one.UDPDuplicated = seen.UDPSent, seen.UDPLost, seen.UDPDuplicated
-	one.LongestGapMs, one.TCPBroken = seen.LongestGapMs, seen.TCPBroken
-	return one, traffic.Stop(ctx)
+	if err := o.dirty().Valid(); err != nil {
+		return nil, err
+	}
+	if len(names) == 0 {
+		return benchmarks[:], nil
+	}
+	for _, name := range names {
+		b, err := find(name)
+		if err != nil {
+			return nil, err
+		}
+		chosen = append(chosen, b)
+	}
+	return chosen, nil
+}
+
+func find(name string) (benchmark, error) {
+	var names []string
+	for _, b := range benchmarks {
+		if b.name == name {
+			return b, nil
+		}
+		names = append(names, b.name)
+	}
+	return benchmark{}, fmt.Errorf("there is no benchmark %q, only %s", name, strings.Join(names, " and "))
+}
+
+// dirty is what a guest does that is measured.
+func (o options) dirty() witness.Dirty {
+	return witness.Dirty{RateMiB: o.dirtyMiB, SetMiB: int(o.memory / fleet.MiB / dirtyPart)}
+}
+
+// idle keeps the same memory in use, and does not write to it.
+func (o options) idle() witness.Dirty {
+	d := o.dirty()
+	d.RateMiB = 0
+	return d
+}
+
+// path is where a benchmark's figures go.
+func (o options) path(benchmark string) string {
+	return filepath.Join(o.out, "bench-"+benchmark+".json")
 }

@@ -13,26 +13,20 @@ import (
 
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/lab"
+	"godwit.dev/godwit/internal/lab/fleetlab"
 	"godwit.dev/godwit/internal/lab/probe"
 	"godwit.dev/godwit/internal/lab/witness"
 	"godwit.dev/godwit/internal/qmp"
 )
 
 const (
-	clientHost    = "h3"
-	tapName       = "tap0"
 	migrationPort = "4444"
 	eventQueue    = 64
 	// bootWithin bounds the guest's boot.
 	bootWithin = 90 * time.Second
 )
 
-var (
-	plainMAC   = net.HardwareAddr{0x52, 0x54, 0, 0x91, 0, 1}
-	plainGuest = netip.MustParsePrefix("10.20.0.10/24")
-)
-
-// plain is two QEMUs and bridges that learn.
+// plain is a VM with nothing around it, in the lab of a fleet.
 type plain struct {
 	options
 	lab     *lab.Lab
@@ -48,29 +42,18 @@ type machine struct {
 	monitor *qmp.Client
 }
 
-func startPlain(ctx context.Context, o options) (_ subject, err error) {
-	p := &plain{options: o}
-	if p.lab, err = lab.New(ctx, lab.Config{Hosts: []string{hosts[0], hosts[1], clientHost}}); err != nil {
-		return nil, err
-	}
-	if err := p.start(ctx); err != nil {
+func startPlain(ctx context.Context, o options, f *fleetlab.Fleet) (contestant, error) {
+	p := &plain{options: o, lab: f.Lab}
+	err := o.step("booting plain QEMU's VM", func() error { return p.start(ctx) })
+	if err != nil {
 		return nil, errors.Join(err, p.close())
 	}
 	return p, nil
 }
 
 func (p *plain) start(ctx context.Context) (err error) {
-	p.place, err = p.lab.AddClient("client", lab.Port{
-		Host: clientHost, Device: "client0", MAC: net.HardwareAddr{2, 0, 0, 0xc1, 0, 9},
-		Addresses: []netip.Prefix{netip.MustParsePrefix("10.20.0.2/24")},
-	})
-	if err != nil {
+	if p.place, err = connectPlain(ctx, p.lab); err != nil {
 		return err
-	}
-	for _, host := range []string{hosts[0], hosts[1], clientHost} {
-		if err := p.bridge(ctx, host); err != nil {
-			return err
-		}
 	}
 	if p.running, err = p.launch(ctx, hosts[p.at], false); err != nil {
 		return err
@@ -90,40 +73,10 @@ func (*plain) name() string          { return "qemu" }
 func (p *plain) client() probe.Place { return p.place }
 func (p *plain) guest() []netip.Addr { return []netip.Addr{plainGuest.Addr()} }
 
-// bridge joins a host's tap or client to the others by a bridge and a VXLAN
-// device that learn where everybody is.
-func (p *plain) bridge(ctx context.Context, host string) error {
-	home := p.lab.Host(host)
-	commands := [][]string{
-		{"ip", "link", "add", "br0", "type", "bridge", "stp_state", "0", "mcast_snooping", "0"},
-		{"ip", "link", "add", "vx0", "type", "vxlan", "id", "42", "dstport", "4789", "local", home.Addr.String(), "learning"},
-		{"ip", "link", "set", "vx0", "master", "br0", "up"},
-	}
-	for _, other := range []string{hosts[0], hosts[1], clientHost} {
-		if other != host {
-			commands = append(commands, []string{"bridge", "fdb", "append", "00:00:00:00:00:00", "dev", "vx0", "dst", p.lab.Host(other).Addr.String()})
-		}
-	}
-	if host == clientHost {
-		commands = append(commands, []string{"ip", "link", "set", "client0", "master", "br0"})
-	} else {
-		commands = append(commands,
-			[]string{"ip", "tuntap", "add", "dev", tapName, "mode", "tap", "vnet_hdr"},
-			[]string{"ip", "link", "set", tapName, "master", "br0", "up"})
-	}
-	commands = append(commands, []string{"ip", "link", "set", "br0", "up"})
-	for _, command := range commands {
-		if text, err := home.Command(ctx, command[0], command[1:]...).CombinedOutput(); err != nil {
-			return fmt.Errorf("%s: %v: %w: %s", host, command, err, text)
-		}
-	}
-	return nil
-}
-
 // launch starts a QEMU like those that Godwit starts, apart from the network.
 func (p *plain) launch(ctx context.Context, host string, incoming bool) (*machine, error) {
 	p.started++
-	socket := filepath.Join(p.lab.Dir(), strconv.Itoa(p.started)+".sock")
+	socket := filepath.Join(p.lab.Dir(), "plain"+strconv.Itoa(p.started)+".sock")
 	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
 	if err != nil {
 		return nil, err
@@ -135,13 +88,13 @@ func (p *plain) launch(ctx context.Context, host string, incoming bool) (*machin
 		return nil, err
 	}
 	defer file.Close()
-	args := witness.Args{Ports: []witness.Port{{MAC: plainMAC, Addresses: []netip.Prefix{plainGuest}}}}
+	args := witness.Args{Ports: []witness.Port{{MAC: plainMAC, Addresses: []netip.Prefix{plainGuest}}}, Dirty: p.idle()}
 	line := []string{
 		"-nodefaults", "-no-user-config", "-display", "none", "-serial", "null",
 		"-machine", "q35", "-accel", "tcg,thread=multi,tb-size=64", "-cpu", "qemu64", "-smp", "1",
 		"-m", strconv.FormatUint(uint64(p.memory/fleet.MiB), 10),
 		"-kernel", p.image.Kernel, "-initrd", p.image.Initrd, "-append", args.CommandLine(),
-		"-netdev", "tap,id=nic,ifname=" + tapName + ",script=no,downscript=no",
+		"-netdev", "tap,id=nic,ifname=" + plainTap + ",script=no,downscript=no",
 		"-device", "virtio-net-pci,netdev=nic,romfile=,rx_queue_size=1024,mac=" + plainMAC.String(),
 		"-chardev", "socket,id=qmp,server=on,wait=off,fd=3", "-mon", "chardev=qmp,mode=control",
 	}
@@ -251,11 +204,10 @@ func next(ctx context.Context, events *qmp.Subscription) (qmp.Event, error) {
 	}
 }
 
+// close ends the QEMU; the rest ends with the lab.
 func (p *plain) close() error {
-	if p.running != nil {
-		return errors.Join(p.running.end(), p.lab.Close())
+	if p.running == nil {
+		return nil
 	}
-	return p.lab.Close()
+	return p.running.end()
 }
-
-func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

@@ -3,30 +3,31 @@ package main
 import (
 	"encoding/json"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 
 	"godwit.dev/godwit/internal/demo"
 )
 
+// What the pairs are to show.
+const (
+	ownMsMax      = 5    // ms at the median
+	totalRatioMax = 1.15 // of the medians, Godwit over QEMU
+)
+
 // run is one migration. Times are milliseconds.
 type run struct {
-	Who           string  `json:"who"` // "godwit" or "qemu"
-	UDPSent       uint64  `json:"udp_sent"`
-	UDPLost       uint64  `json:"udp_lost"`
-	UDPDuplicated uint64  `json:"udp_duplicated"`
-	TCPBroken     bool    `json:"tcp_broken"`
-	LongestGapMs  float64 `json:"longest_gap_ms"`
-	BlackoutMs    float64 `json:"blackout_ms"`
-	TotalMs       float64 `json:"total_ms"`
-	Bytes         uint64  `json:"bytes"`
-	OwnMs         float64 `json:"own_ms,omitempty"` // of Godwit: the blackout less QEMU's device phase
+	Who string `json:"who"` // "godwit" or "qemu"
+	seen
+	BlackoutMs float64 `json:"blackout_ms"`
+	TotalMs    float64 `json:"total_ms"`
+	Bytes      uint64  `json:"bytes"`
+	OwnMs      float64 `json:"own_ms,omitempty"` // of Godwit: the blackout less QEMU's device phase
 }
 
 func (r run) String() string {
-	return fmt.Sprintf("%-6s  lost %3d of %d, longest gap %6.1f ms, blackout %6.1f ms, total %7.1f ms, %.1f MiB",
-		r.Who, r.UDPLost, r.UDPSent, r.LongestGapMs, r.BlackoutMs, r.TotalMs, float64(r.Bytes)/(1<<20))
+	return fmt.Sprintf("lost %3d of %4d, longest gap %6.1f ms, blackout %6.1f ms, total %7.1f ms, %5.1f MiB",
+		r.UDPLost, r.UDPSent, r.LongestGapMs, r.BlackoutMs, r.TotalMs, float64(r.Bytes)/(1<<20))
 }
 
 // figure is one line of the table: its spread for both, and the ratio of the
@@ -38,13 +39,15 @@ type figure struct {
 	Ratio  float64     `json:"ratio"`
 }
 
-type report struct {
+type handoverReport struct {
 	Runs    []run    `json:"runs"`
 	Figures []figure `json:"figures"`
+	Targets []target `json:"targets"`
 }
 
-func summarize(runs []run) report {
-	r := report{Runs: runs}
+func summarize(runs []run) handoverReport {
+	r := handoverReport{Runs: runs}
+	figures := map[string]figure{}
 	for _, column := range []struct {
 		name string
 		of   func(run) float64
@@ -65,27 +68,47 @@ func summarize(runs []run) report {
 		if f.QEMU.Median != 0 {
 			f.Ratio = f.Godwit.Median / f.QEMU.Median
 		}
+		figures[f.Name] = f
 		r.Figures = append(r.Figures, f)
 	}
+	r.Targets = targetsOf(runs, figures)
 	return r
 }
 
+func targetsOf(runs []run, figures map[string]figure) []target {
+	var saw []seen
+	var torn uint64
+	for _, one := range runs {
+		if one.Who == "godwit" {
+			saw = append(saw, one.seen)
+			if one.TCPBroken {
+				torn++
+			}
+		}
+	}
+	return append(unharmed("Godwit", saw, torn),
+		atMost("Godwit: own_ms, median", ownMsMax, figures["own_ms"].Godwit.Median),
+		atMost("Godwit: total_ms over QEMU's", totalRatioMax, figures["total_ms"].Ratio))
+}
+
 // print prints the table: min, median and max of each, and the ratio.
-func (r report) print(w io.Writer) {
-	fmt.Fprintf(w, "\n%-16s %30s %30s %8s\n", "", "Godwit  min / median / max", "QEMU  min / median / max", "ratio")
+func (r handoverReport) print(s screen) {
+	rows := [][]string{{"", "Godwit  min / median / max", "QEMU  min / median / max", "ratio"}}
 	for _, f := range r.Figures {
 		ratio := "-"
 		if f.QEMU.Median != 0 {
 			ratio = fmt.Sprintf("%.2f", f.Ratio)
 		}
-		fmt.Fprintf(w, "%-16s %30s %30s %8s\n", f.Name, spread(f.Godwit), spread(f.QEMU), ratio)
+		rows = append(rows, []string{f.Name, spread(f.Godwit), spread(f.QEMU), ratio})
 	}
+	s.say("")
+	s.table(rows)
+	s.targets(r.Targets)
 }
 
-func spread(s demo.Spread) string { return fmt.Sprintf("%.1f / %.1f / %.1f", s.Min, s.Median, s.Max) }
-
-func (r report) write(path string) error {
-	text, err := json.MarshalIndent(r, "", "  ")
+// writeJSON writes a benchmark's figures.
+func writeJSON(path string, figures any) error {
+	text, err := json.MarshalIndent(figures, "", "  ")
 	if err != nil {
 		return err
 	}
