@@ -3,8 +3,12 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"net"
 	"path/filepath"
+	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -19,18 +23,22 @@ migrations go on when it is back.
 
 Records are kept in an etcd that is part of the server, in the data folder, or
 with --etcd in a cluster of your own. At its first start the server makes the
-fleet's certificate authority. Whoever may open its socket may do everything; a
-certificate for administrators of other machines is in the folder "admin" of
-the data folder.`
+fleet's certificate authority and keeps its key among the records: a cluster of
+your own must let in nobody else who is not to rule the fleet.
+
+Whoever may open the server's socket may do everything; a certificate for
+administrators of other machines is in the folder "admin" of the data folder.`
 
 // serverFlags are the flags of godwit server.
 type serverFlags struct {
-	data   string
-	listen string
-	socket string
-	names  []string
-	etcd   []string
-	level  string
+	data     string
+	listen   string
+	socket   string
+	names    []string
+	etcd     []string
+	etcdTLS  store.TLSFiles
+	insecure bool
+	level    string
 }
 
 func newServerCommand(app *App) *cobra.Command {
@@ -40,9 +48,15 @@ func newServerCommand(app *App) *cobra.Command {
 		Short: "Run the control plane",
 		Long:  serverHelp,
 		Example: `  godwit server --name control.example.com
-  godwit server --etcd http://10.0.0.1:2379,http://10.0.0.2:2379,http://10.0.0.3:2379`,
+  godwit server --etcd https://10.0.0.1:2379,https://10.0.0.2:2379,https://10.0.0.3:2379 \
+    --etcd-ca ca.pem --etcd-cert godwit.pem --etcd-key godwit-key.pem`,
 		Args: exactly(),
-		RunE: func(cmd *cobra.Command, _ []string) error { return app.runServer(cmd.Context(), flags) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := flags.check(cmd.Flags().Changed("etcd")); err != nil {
+				return err
+			}
+			return app.runServer(cmd.Context(), flags)
+		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&flags.data, "data", "/var/lib/godwit/server", "`folder` of the records and certificates")
@@ -50,8 +64,74 @@ func newServerCommand(app *App) *cobra.Command {
 	f.StringVar(&flags.socket, "socket", server.DefaultSocket, "`path` of the socket for clients on this machine")
 	f.StringSliceVar(&flags.names, "name", nil, "DNS `name` or address in the server's certificate; may be repeated")
 	f.StringSliceVar(&flags.etcd, "etcd", nil, "`URLs` of an etcd cluster to use instead of the built-in one")
+	f.StringVar(&flags.etcdTLS.CA, "etcd-ca", "", "`file` with the authority of that cluster (default: the system's)")
+	f.StringVar(&flags.etcdTLS.Cert, "etcd-cert", "", "`file` with the certificate to show to that cluster")
+	f.StringVar(&flags.etcdTLS.Key, "etcd-key", "", "`file` with the key of --etcd-cert")
+	f.BoolVar(&flags.insecure, "etcd-insecure", false, "allow http:// to other machines: whoever listens on the way gets the fleet's keys")
 	addLogLevel(cmd, &flags.level)
 	return cmd
+}
+
+// check finds what is wrong with the flags before anything is opened or made.
+// etcdGiven tells an --etcd that came out empty, as from an unset variable,
+// from none: it must not become an embedded store, and so a fleet of its own.
+func (f *serverFlags) check(etcdGiven bool) error {
+	if err := checkListen(f.listen); err != nil {
+		return err
+	}
+	tlsGiven := f.etcdTLS != store.TLSFiles{}
+	switch {
+	case f.data == "":
+		return invalidFlag("data", "it is empty; name a folder")
+	case f.socket == "" || len(f.socket) > maxSocketPath:
+		return invalidFlag("socket", fmt.Sprintf("the path has %d bytes; it may have 1 to %d", len(f.socket), maxSocketPath))
+	case etcdGiven && len(f.etcd) == 0:
+		return invalidFlag("etcd", "it is empty; name the members as https://HOST:2379, or leave the flag out")
+	case !etcdGiven && (tlsGiven || f.insecure):
+		return invalidFlag("etcd", "it is missing; --etcd-ca, --etcd-cert, --etcd-key and --etcd-insecure are for an external cluster")
+	case (f.etcdTLS.Cert == "") != (f.etcdTLS.Key == ""):
+		return invalidFlag("etcd-cert", "a certificate and its key go together; give both --etcd-cert and --etcd-key")
+	}
+	return nil
+}
+
+// maxSocketPath is what the kernel takes (unix(7)), less what the server adds
+// while it makes the socket.
+const maxSocketPath = 107 - len(".new")
+
+// checkListen sees to the form of the address. Whether it can be listened on
+// shows when it is.
+func checkListen(address string) error {
+	problem := ""
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		problem = "is not HOST:PORT"
+	} else if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+		problem = "has no port within 0..65535"
+	} else if strings.ContainsAny(host, " /@") {
+		problem = "names no host"
+	}
+	if problem == "" {
+		return nil
+	}
+	return &fleet.Error{
+		Code: fleet.Invalid, Op: "read --listen", Cause: fmt.Sprintf("%q %s", address, problem),
+		Hint: "give an address of this machine and a port, for example " + server.DefaultListen,
+	}
+}
+
+// storeConfig says where the records are.
+func (f *serverFlags) storeConfig(log *slog.Logger) (config store.Config, err error) {
+	config.Logger = log.With("part", "store")
+	if len(f.etcd) == 0 {
+		config.Dir = filepath.Join(f.data, "etcd")
+		return config, nil
+	}
+	config.Endpoints, config.Insecure = f.etcd, f.insecure
+	if f.etcdTLS != (store.TLSFiles{}) {
+		config.TLS, err = f.etcdTLS.Load()
+	}
+	return config, err
 }
 
 func (a *App) runServer(ctx context.Context, flags serverFlags) (err error) {
@@ -59,9 +139,9 @@ func (a *App) runServer(ctx context.Context, flags serverFlags) (err error) {
 	if err != nil {
 		return err
 	}
-	config := store.Config{Endpoints: flags.etcd, Logger: log.With("part", "store")}
-	if len(flags.etcd) == 0 {
-		config.Dir = filepath.Join(flags.data, "etcd")
+	config, err := flags.storeConfig(log)
+	if err != nil {
+		return err
 	}
 	records, err := store.Open(ctx, config)
 	if err != nil {

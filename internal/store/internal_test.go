@@ -56,6 +56,7 @@ func TestStorageVersionTooEarly(t *testing.T) {
 	const message = "failed to update storage version"
 	var out strings.Builder
 	logger := bridgeLogger(slog.New(slog.NewTextHandler(&out, nil)), nil)
+	logger.Warn("Failed to detect schema version", zap.Error(errors.New("missing term information")))
 	logger.Error(message, zap.Error(errors.New("cannot detect storage schema version: missing term information")))
 	if out.Len() != 0 {
 		t.Errorf("logged %q", out.String())

@@ -60,20 +60,26 @@ func (c slogCore) Write(entry zapcore.Entry, fields []zapcore.Field) error {
 	return nil
 }
 
-// tooEarly tells the one error that every first start on an empty folder logs.
-// etcd decides the version of the cluster as soon as it leads, and wants to
-// note it as its database's version (monitorStorageVersion in its
-// server/etcdserver/server.go). That needs the term of a first write-back of
-// the database, which may be a second away. etcd tries again some seconds
-// later, when the term is there; the version is of no use before a downgrade.
-// The same message with any other error is passed on as it is.
+// tooEarly tells the complaints that every first start on an empty folder
+// brings. etcd decides the version of the cluster as soon as it leads, and wants
+// to note it as its database's version (monitorStorageVersion in its
+// server/etcdserver/server.go). For that it looks for the term of the first
+// write-back of the database, which may be a second away. Some seconds later it
+// tries again, and finds it; the version is of no use before a downgrade.
+// These messages with any other error are passed on as they are.
 func tooEarly(entry zapcore.Entry, fields []zapcore.Field) bool {
-	if entry.Message != "failed to update storage version" {
+	missing := ""
+	switch entry.Message {
+	case "Failed to detect schema version":
+		missing = "missing term information"
+	case "failed to update storage version":
+		missing = "cannot detect storage schema version: missing term information"
+	default:
 		return false
 	}
 	return slices.ContainsFunc(fields, func(field zapcore.Field) bool {
 		err, ok := field.Interface.(error)
-		return ok && err.Error() == "cannot detect storage schema version: missing term information"
+		return ok && err.Error() == missing
 	})
 }
 
