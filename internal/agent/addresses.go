@@ -1,28 +1,84 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"time"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/network"
 )
 
-// applyAddresses makes the host's overlays be as the server says.
-func (a *Agent) applyAddresses(addresses *godwitv1.AddressMap) {
+// A map that could not be set in full is tried again so often, with pauses
+// that double from the first to the longest: longer in all than the server
+// waits for a host. After that it waits for the next map or session.
+const (
+	addressTries    = 20
+	addressPauseMin = 50 * time.Millisecond
+	addressPauseMax = 5 * time.Second
+)
+
+// followAddresses applies the maps of a session, always the newest, and
+// acknowledges those that are set in full: the server ends the forwarding on
+// it. It returns when ctx ends.
+func (a *Agent) followAddresses(ctx context.Context, s *session) {
+	again := time.NewTimer(0)
+	again.Stop()
+	defer again.Stop()
+	var newest *godwitv1.AddressMap
+	var acknowledged int64
+	var failures int
+	for {
+		select {
+		case newest = <-s.addresses:
+			failures = 0
+		case <-again.C:
+		case <-ctx.Done():
+			return
+		}
+		again.Stop()
+		known, err := a.applyAddresses(newest)
+		if known && newest.GetVersion() != acknowledged {
+			acknowledged = newest.GetVersion()
+			s.send(&godwitv1.SessionRequest{Message: &godwitv1.SessionRequest_AddressesApplied{
+				AddressesApplied: &godwitv1.AddressesApplied{Version: acknowledged},
+			}})
+		}
+		if err == nil {
+			continue
+		}
+		failures++
+		if failures == 1 || failures == addressTries {
+			a.log.Error("the addresses are not all set", "version", newest.GetVersion(), "known", known, "tries", failures, "error", err)
+		}
+		if failures < addressTries {
+			again.Reset(min(addressPauseMin<<(failures-1), addressPauseMax))
+		}
+	}
+}
+
+// applyAddresses makes the host's overlays be as the server says. Unless known,
+// frames for some address may still go where they went before. An error is
+// worth another try; if known, it is of an endpoint whose device is not there.
+func (a *Agent) applyAddresses(addresses *godwitv1.AddressMap) (known bool, err error) {
 	a.addressMu.Lock()
 	defer a.addressMu.Unlock()
 	if a.addresses != nil && addresses.GetVersion() < a.addresses.GetVersion() {
-		return
+		addresses = a.addresses // what it says is overtaken
 	}
 	before := a.addresses
 	a.addresses = addresses
+	known = true
+	var errs []error
 	for _, one := range addresses.GetNetworks() {
-		if err := a.applyNetwork(one); err != nil {
-			a.log.Error("the addresses of a network are not all set", "network", one.GetName(), "error", err)
+		missing, err := a.applyNetwork(one)
+		known = known && err == nil
+		if err := errors.Join(missing, err); err != nil {
+			errs = append(errs, fmt.Errorf("network %s: %w", one.GetName(), err))
 		}
 	}
 	for _, one := range before.GetNetworks() {
@@ -33,16 +89,22 @@ func (a *Agent) applyAddresses(addresses *godwitv1.AddressMap) {
 			}
 		}
 	}
+	return known, errors.Join(errs...)
 }
 
 // reapply does it again for one network, after a port came or went here.
 func (a *Agent) reapply(name fleet.NetworkName) error {
 	a.addressMu.Lock()
 	defer a.addressMu.Unlock()
-	if one := a.networkMap(name); one != nil {
-		return a.applyNetwork(one)
+	one := a.networkMap(name)
+	if one == nil {
+		return nil
 	}
-	return nil
+	missing, err := a.applyNetwork(one)
+	if missing != nil {
+		a.log.Warn("an endpoint is not attached", "network", name, "error", missing)
+	}
+	return err
 }
 
 func (a *Agent) networkMap(name fleet.NetworkName) *godwitv1.NetworkMap {
@@ -54,20 +116,26 @@ func (a *Agent) networkMap(name fleet.NetworkName) *godwitv1.NetworkMap {
 	return nil
 }
 
-// applyNetwork must be called with addressMu held.
-func (a *Agent) applyNetwork(one *godwitv1.NetworkMap) error {
+// applyNetwork sets the addresses of one network; missing are its endpoints on
+// this host that could not be attached. It must be called with addressMu held.
+func (a *Agent) applyNetwork(one *godwitv1.NetworkMap) (missing, err error) {
 	name := fleet.NetworkName(one.GetName())
 	host := a.config.Network
 	if err := host.EnsureNetwork(network.Network{Name: name, VNI: one.GetVni(), MTU: int(one.GetMtu())}); err != nil {
-		return err
+		return nil, err
 	}
-	var errs []error
+	devices := map[string]string{} // of endpoints that are attached, by name
+	var absent, errs []error
 	for _, endpoint := range one.GetEndpoints() {
-		errs = append(errs, host.AttachEndpoint(name, endpoint.GetDevice()))
+		if err := host.AttachEndpoint(name, endpoint.GetDevice()); err != nil {
+			absent = append(absent, err)
+			continue
+		}
+		devices[endpoint.GetName()] = endpoint.GetDevice()
 	}
 	var list []network.Address
 	for _, entry := range one.GetEntries() {
-		address, err := a.address(one, entry)
+		address, err := a.address(entry, devices)
 		if err != nil {
 			errs = append(errs, err)
 			continue
@@ -82,13 +150,13 @@ func (a *Agent) applyNetwork(one *godwitv1.NetworkMap) error {
 		errs = append(errs, err)
 		peers = append(peers, peer)
 	}
-	return errors.Join(append(errs, host.ApplyAddresses(name, list, peers...))...)
+	return errors.Join(absent...), errors.Join(append(errs, host.ApplyAddresses(name, list, peers...))...)
 }
 
 // address says where frames for an entry go on this host: to its own device if
-// the owner is here; to the tap of a source that forwards; and else to the
+// the owner is here, for endpoints one of devices, by name; to the tap of a source that forwards; and else to the
 // owner's host.
-func (a *Agent) address(one *godwitv1.NetworkMap, entry *godwitv1.AddressEntry) (network.Address, error) {
+func (a *Agent) address(entry *godwitv1.AddressEntry, devices map[string]string) (network.Address, error) {
 	mac, err := net.ParseMAC(entry.GetMac())
 	if err != nil {
 		return network.Address{}, fmt.Errorf("address map: %w", err)
@@ -110,11 +178,7 @@ func (a *Agent) address(one *godwitv1.NetworkMap, entry *godwitv1.AddressEntry) 
 	case entry.GetVm() != "":
 		address.Local, address.Hold = a.tapOf(fleet.VMName(entry.GetVm()), entry.GetPort(), here)
 	case here:
-		for _, endpoint := range one.GetEndpoints() {
-			if endpoint.GetName() == entry.GetPort() {
-				address.Local = endpoint.GetDevice()
-			}
-		}
+		address.Local = devices[entry.GetPort()]
 	}
 	return address, nil
 }

@@ -6,6 +6,7 @@ import (
 	"net"
 	"slices"
 	"testing"
+	"time"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/lab"
@@ -57,9 +58,19 @@ const (
 // apply sends a map and waits until the agent has it.
 func (h *testHost) apply(version int64, networks ...*godwitv1.NetworkMap) {
 	h.t.Helper()
+	h.sendMap(version, networks...)
+	h.awaitApplied(version)
+}
+
+func (h *testHost) sendMap(version int64, networks ...*godwitv1.NetworkMap) {
+	h.t.Helper()
 	h.send(&godwitv1.SessionResponse{Message: &godwitv1.SessionResponse_Addresses{
 		Addresses: &godwitv1.AddressMap{Version: version, Networks: networks},
 	}})
+}
+
+func (h *testHost) awaitApplied(version int64) {
+	h.t.Helper()
 	h.await("applied map", func() bool { return slices.Contains(h.applied, version) })
 }
 
@@ -118,6 +129,71 @@ func TestAddresses(t *testing.T) {
 	}
 	if !devices["lan0"] {
 		t.Error("the endpoint's device went with the network")
+	}
+}
+
+// A map is acknowledged when frames can't go where they went before any more,
+// and not when it has come.
+func TestOnlyWhatIsSetIsAcknowledged(t *testing.T) {
+	f, hosts := newFleet(t, "h1", "h2")
+	h1, h2 := hosts[0], hosts[1]
+	other := func(host string) *godwitv1.AddressEntry {
+		return &godwitv1.AddressEntry{Mac: otherMAC, Host: "h2", Address: host, Vm: "web2", Port: "net0"}
+	}
+	const old, now = "10.77.0.98", "10.77.0.99"
+
+	// A stranger has the name of the network's device, until it is removed.
+	h1.command("ip", "link", "add", "gwb-100", "type", "veth", "peer", "name", "stranger")
+	h1.sendMap(5, blue(h2, other(old)))
+	h1.sendMap(6, blue(h2, other(old)))
+	h1.sendMap(7)
+	h1.awaitApplied(7)
+	h1.sendMap(8, blue(h2, other(old)))
+	h1.command("ip", "link", "del", "gwb-100")
+	h1.awaitApplied(8)
+	h1.checkWay("the name is free", otherMAC, vxlanDevice, old)
+
+	// What can be set is set, even if another entry can't.
+	broken := blue(h2, other(now), &godwitv1.AddressEntry{Mac: testMAC, Host: "h9", Address: "nowhere", Vm: "web9", Port: "net0"})
+	h1.sendMap(9, broken)
+	h1.awaitWay(otherMAC, now)
+	h1.apply(10, blue(h2, other(now)))
+
+	// An endpoint that is not there keeps nobody waiting, and is attached when
+	// it comes.
+	withEndpoint := blue(h2, other(now), &godwitv1.AddressEntry{Mac: "02:00:00:00:00:07", Host: "h1", Address: h1.space.Addr.String(), Port: "lan"})
+	withEndpoint.Endpoints = []*godwitv1.Endpoint{{Name: "lan", Host: "h1", Device: "lan0"}}
+	h1.apply(11, withEndpoint)
+	if _, err := f.lab.AddClient("client", lab.Port{Host: "h1", Device: "lan0", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 7}}); err != nil {
+		t.Fatal(err)
+	}
+	h1.awaitDevice("02:00:00:00:00:07", "lan0")
+
+	h1.mu.Lock()
+	defer h1.mu.Unlock()
+	if want := []int64{7, 8, 10, 11}; !slices.Equal(h1.applied, want) {
+		t.Errorf("acknowledged %v, want %v", h1.applied, want)
+	}
+}
+
+// awaitWay waits until frames for an address go to a remote host. The kernel
+// offers events of it, but not to this test's namespace.
+func (h *testHost) awaitWay(mac, remote string) {
+	h.t.Helper()
+	h.poll(mac+" at "+remote, func() bool { _, at := h.way(mac); return at == remote })
+}
+
+func (h *testHost) awaitDevice(mac, device string) {
+	h.t.Helper()
+	h.poll(mac+" at "+device, func() bool { at, _ := h.way(mac); return at == device })
+}
+
+func (h *testHost) poll(what string, holds func() bool) {
+	h.t.Helper()
+	for deadline := time.Now().Add(patience); !holds(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			h.t.Fatalf("%s: no %s", h.name, what)
+		}
 	}
 }
 

@@ -38,6 +38,7 @@ type peer struct {
 	mu      sync.Mutex
 	changed chan struct{} // closed with every change of what follows
 	closed  bool          // to new sessions
+	mute    bool          // new sessions are left without an answer
 	hellos  []*godwitv1.Hello
 	reports []*godwitv1.Report
 	applied []int64
@@ -157,6 +158,9 @@ func (p *peer) open(hello *godwitv1.Hello, cut context.CancelFunc) (chan *godwit
 	out <- &godwitv1.SessionResponse{Message: &godwitv1.SessionResponse_Welcome{Welcome: &godwitv1.Welcome{HeartbeatMs: patience.Milliseconds()}}}
 	closed := false
 	p.change(func() {
+		if p.mute {
+			<-out
+		}
 		if closed = p.closed; !closed {
 			p.hellos, p.out, p.cut = append(p.hellos, hello), out, cut
 		}

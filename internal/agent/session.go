@@ -23,6 +23,7 @@ const (
 	retryMin      = 100 * time.Millisecond
 	retryMax      = 5 * time.Second
 	missedBeats   = 3
+	welcomeWithin = 10 * time.Second // of a server that takes the session
 	bootIDFile    = "/proc/sys/kernel/random/boot_id"
 	defaultBeatMs = 2000
 )
@@ -32,8 +33,9 @@ type stream = connect.BidiStreamForClientSimple[godwitv1.SessionRequest, godwitv
 
 // session is one stream to the server.
 type session struct {
-	queue chan *godwitv1.SessionRequest
-	end   context.CancelCauseFunc
+	queue     chan *godwitv1.SessionRequest
+	addresses chan *godwitv1.AddressMap // the newest only
+	end       context.CancelCauseFunc
 }
 
 func (s *session) say(report *godwitv1.Report) {
@@ -85,12 +87,14 @@ func (a *Agent) runSession(ctx context.Context) error {
 		return err
 	}
 	defer stream.CloseResponse()
-	beat, err := a.greet(stream)
+	beat, err := a.greetWithin(ctx, end, stream, welcomeWithin)
 	if err != nil {
 		return err
 	}
 	a.log.Info("session open", "host", a.config.Name)
-	one := &session{queue: make(chan *godwitv1.SessionRequest, sessionQueue), end: end}
+	one := &session{
+		queue: make(chan *godwitv1.SessionRequest, sessionQueue), addresses: make(chan *godwitv1.AddressMap, 1), end: end,
+	}
 	a.setSession(one)
 	defer a.setSession(nil)
 	for _, m := range a.all() {
@@ -101,10 +105,9 @@ func (a *Agent) runSession(ctx context.Context) error {
 	defer watchdog.Stop()
 	tasks.Go(func() {
 		end(one.write(ctx, stream, beat))
-		// HTTP/2 heeds the end of ctx only after the request's: without this
-		// Receive would go on waiting for the server.
-		_ = stream.CloseRequest()
+		_ = stream.CloseRequest() // see greetWithin
 	})
+	tasks.Go(func() { a.followAddresses(ctx, one) })
 	tasks.Go(func() {
 		for {
 			message, err := stream.Receive()
@@ -142,6 +145,21 @@ func (s *session) write(ctx context.Context, stream *stream, beat time.Duration)
 			return err
 		}
 	}
+}
+
+// greetWithin greets, and gives up after the limit or with ctx, which end ends.
+func (a *Agent) greetWithin(ctx context.Context, end context.CancelCauseFunc, stream *stream, limit time.Duration) (time.Duration, error) {
+	silence := time.AfterFunc(limit, func() { end(errors.New("the server does not answer Hello")) })
+	defer silence.Stop()
+	// HTTP/2 heeds the end of ctx only after the request's: without this
+	// Receive would go on waiting for the server.
+	stop := context.AfterFunc(ctx, func() { _ = stream.CloseRequest() })
+	defer stop()
+	beat, err := a.greet(stream)
+	if ctx.Err() != nil {
+		return 0, context.Cause(ctx)
+	}
+	return beat, err
 }
 
 // greet says hello and gives the interval of heartbeats.
@@ -193,9 +211,10 @@ func (a *Agent) hear(ctx context.Context, s *session, message *godwitv1.SessionR
 	case *godwitv1.SessionResponse_Command:
 		a.command(context.WithoutCancel(ctx), said.Command)
 	case *godwitv1.SessionResponse_Addresses:
-		a.applyAddresses(said.Addresses)
-		s.send(&godwitv1.SessionRequest{Message: &godwitv1.SessionRequest_AddressesApplied{
-			AddressesApplied: &godwitv1.AddressesApplied{Version: said.Addresses.GetVersion()},
-		}})
+		select {
+		case <-s.addresses: // overtaken before it was applied
+		default:
+		}
+		s.addresses <- said.Addresses
 	}
 }

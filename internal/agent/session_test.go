@@ -1,0 +1,53 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+
+	"godwit.dev/godwit/api/client"
+	"godwit.dev/godwit/internal/pki"
+)
+
+// A server that takes the session and then says nothing keeps neither the
+// agent from trying again nor its end waiting.
+func TestSilentServer(t *testing.T) {
+	s := newFakeServer(t)
+	keeper := s.keeper(pki.Identity{Kind: pki.Host, Name: "h1"})
+	c, err := client.Dial(client.Config{Server: s.url, TLS: keeper.ClientConfig(pki.Expect{Kind: pki.Server})})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	a := &Agent{config: Config{Name: "h1", Client: c}, log: slog.New(slog.DiscardHandler)}
+	peer := s.peer("h1")
+	peer.mute = true
+
+	ctx, end := context.WithCancelCause(t.Context())
+	defer end(nil)
+	stream, err := c.Agent.Session(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.greetWithin(ctx, end, stream, 20*time.Millisecond); err == nil || !strings.Contains(err.Error(), "does not answer") {
+		t.Errorf("greeted: %v", err)
+	}
+
+	ctx, end = context.WithCancelCause(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- a.runSession(ctx) }()
+	peer.await("second session", func() bool { return len(peer.hellos) == 2 })
+	enough := errors.New("enough")
+	end(enough)
+	select {
+	case err := <-ended:
+		if !errors.Is(err, enough) {
+			t.Errorf("ended with %v", err)
+		}
+	case <-time.After(patience):
+		t.Fatal("the agent waits for the server for ever")
+	}
+}
