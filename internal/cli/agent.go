@@ -2,7 +2,9 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -33,9 +35,16 @@ type agentFlags struct {
 	dir     string
 	qemu    string
 	cpus    int
-	memory  string
+	memory  fleet.Bytes
 	level   string
 }
+
+// Bounds of what a host may give away, far beyond any host.
+const (
+	maxHostCPUs   = 1 << 16
+	minHostMemory = 16 * fleet.MiB // the smallest VM
+	maxHostMemory = fleet.Bytes(1) << 50
+)
 
 func newAgentCommand(app *App) *cobra.Command {
 	var flags agentFlags
@@ -54,8 +63,9 @@ func newAgentCommand(app *App) *cobra.Command {
 	f.StringVar(&flags.token, "token", app.env("GODWIT_TOKEN", ""), "one-time `token` of the first start (GODWIT_TOKEN)")
 	f.StringVar(&flags.dir, "dir", "/var/lib/godwit/agent", "`folder` of certificates and instances")
 	f.StringVar(&flags.qemu, "qemu", "qemu-system-x86_64", "QEMU's `program`")
-	f.IntVar(&flags.cpus, "cpus", 4*runtime.NumCPU(), "vCPUs that all VMs together may have")
-	f.StringVar(&flags.memory, "memory", "", "`amount` of memory that all VMs together may have (default: nine tenths of the host's)")
+	flags.cpus = 4 * runtime.NumCPU()
+	intFlag(cmd, &flags.cpus, "cpus", 1, maxHostCPUs, "`number` of vCPUs that all VMs together may have")
+	bytesFlag(cmd, &flags.memory, "memory", minHostMemory, maxHostMemory, "`bytes` of memory that all VMs together may have, such as 64GiB (default: nine tenths of the host's)")
 	addLogLevel(cmd, &flags.level)
 	return cmd
 }
@@ -82,8 +92,11 @@ func (a *App) agentConfig(ctx context.Context, flags agentFlags) (config agent.C
 	if err := fleet.CheckName(flags.name); err != nil {
 		return config, invalidFlag("name", err.Error())
 	}
-	if config.Address, err = netip.ParseAddr(flags.address); err != nil {
-		return config, invalidFlag("address", "give the IP address at which other hosts reach this one")
+	if config.Address, err = hostAddress(flags.address); err != nil {
+		return config, err
+	}
+	if err := os.MkdirAll(flags.dir, 0o700); err != nil {
+		return config, badFolder("dir", flags.dir, err)
 	}
 	if config.Memory, err = hostMemory(flags.memory); err != nil {
 		return config, err
@@ -93,6 +106,38 @@ func (a *App) agentConfig(ctx context.Context, flags agentFlags) (config agent.C
 	}
 	config.Network, err = network.Open(network.Config{Underlay: config.Address})
 	return config, err
+}
+
+// hostAddress reads the flag, which has no default: a host may have several
+// addresses, and only its operator knows which network is private.
+func hostAddress(flag string) (netip.Addr, error) {
+	address, err := netip.ParseAddr(flag)
+	problem := ""
+	switch {
+	case flag == "":
+		problem = "it is missing"
+	case err != nil:
+		problem = fmt.Sprintf("%q is not an IP address", flag)
+	case address.IsUnspecified() || address.IsMulticast():
+		problem = flag + " is not the address of one host"
+	default:
+		return address, nil
+	}
+	return address, &fleet.Error{
+		Code: fleet.Invalid, Op: "read --address", Cause: problem,
+		Hint: "give the IP address at which other hosts reach this one, such as --address 10.0.0.21",
+	}
+}
+
+// badFolder says why a folder that a flag names cannot be used.
+func badFolder(flag, folder string, err error) error {
+	if named, ok := errors.AsType[*fs.PathError](err); ok {
+		err = named.Err // the folder is the subject already
+	}
+	return &fleet.Error{
+		Code: fleet.Invalid, Op: "use folder", Subject: folder, Err: err,
+		Hint: "give one that can be written to: --" + flag,
+	}
 }
 
 // agentIdentity gives the host's certificate, after enrolling if there is none
@@ -124,13 +169,9 @@ func (a *App) agentIdentity(ctx context.Context, config agent.Config, flags agen
 }
 
 // hostMemory reads the flag, or takes nine tenths of what the host has.
-func hostMemory(flag string) (fleet.Bytes, error) {
-	if flag != "" {
-		memory, err := fleet.ParseBytes(flag)
-		if err != nil {
-			return 0, invalidFlag("memory", err.Error())
-		}
-		return memory, nil
+func hostMemory(flag fleet.Bytes) (fleet.Bytes, error) {
+	if flag != 0 {
+		return flag, nil
 	}
 	text, err := os.ReadFile("/proc/meminfo")
 	if err != nil {
@@ -143,8 +184,4 @@ func hostMemory(flag string) (fleet.Bytes, error) {
 		}
 	}
 	return 0, invalidFlag("memory", "the host's memory can't be read: give it")
-}
-
-func invalidFlag(name, problem string) error {
-	return &fleet.Error{Code: fleet.Invalid, Op: "read --" + name, Cause: problem}
 }

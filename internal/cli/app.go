@@ -42,7 +42,7 @@ func (a *App) env(name, fallback string) string {
 func (a *App) call(ctx context.Context, limit time.Duration, do func(context.Context, *client.Client) error) error {
 	c, err := client.Dial(a.server)
 	if err != nil {
-		return err
+		return hinted(err, "see to --server, --ca, --cert and --key, or to their GODWIT_ variables; the folder \"admin\" of the server's data has all three files")
 	}
 	defer c.Close()
 	if limit > 0 {

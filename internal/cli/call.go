@@ -15,10 +15,14 @@ import (
 
 // callLimit is how long a command waits for an answer unless --timeout says
 // otherwise.
-const callLimit = time.Minute
+const (
+	callLimit    = time.Minute
+	maxCallLimit = 24 * time.Hour
+)
 
 func addTimeout(cmd *cobra.Command, limit *time.Duration) {
-	cmd.Flags().DurationVar(limit, "timeout", callLimit, "how `long` to wait for the server's answer")
+	*limit = callLimit
+	durationFlag(cmd, limit, "timeout", time.Millisecond, maxCallLimit, "how `long` to wait for the server's answer")
 }
 
 // names lists what can be named, for the shell to complete.

@@ -82,7 +82,7 @@ there runs on.`
 }
 
 func newHostToken(app *App) *cobra.Command {
-	var valid time.Duration
+	valid := time.Hour
 	cmd := app.callCommand("token HOST", "Make a token that enrols one agent",
 		`Token prints a secret with which the agent of one new host, of that name, gets
 its certificate. It can be used once and until it expires.`,
@@ -101,7 +101,7 @@ its certificate. It can be used once and until it expires.`,
 				response.GetExpires().AsTime().Local().Format("2006-01-02 15:04:05 MST"))
 			return err
 		})
-	cmd.Flags().DurationVar(&valid, "valid", time.Hour, "how `long` it can be used")
+	durationFlag(cmd, &valid, "valid", time.Second, 720*time.Hour, "how `long` it can be used")
 	return cmd
 }
 

@@ -24,11 +24,21 @@ measured; Ctrl-C ends the showing, never the migration. With --wait it is silent
 until the end. Exit codes 6 and 7 tell that the migration ended badly, see
 godwit help exit-codes.`
 
+// Bounds of what a migration may take. Those of times are the server's.
+const (
+	minBandwidth = fleet.MiB // a second; with less no copy ends
+	maxBandwidth = fleet.TiB
+	minLimit     = time.Millisecond
+	maxLimit     = 720 * time.Hour
+)
+
 type migrateFlags struct {
-	target, reason         string
-	watch, wait            bool
-	bandwidth              fleet.Bytes
-	blackoutMax, copyLimit time.Duration
+	target, reason string
+	watch, wait    bool
+	answer         time.Duration
+
+	bandwidthMax                    fleet.Bytes
+	blackoutMax, copyMax, switchMax time.Duration
 }
 
 func newMigrateCommand(app *App) *cobra.Command {
@@ -39,7 +49,7 @@ func newMigrateCommand(app *App) *cobra.Command {
 		Long:  migrateHelp,
 		Example: `  godwit migrate web1
   godwit migrate web1 --to host-b --watch
-  godwit migrate web1 --bandwidth 100MiB --blackout-max 300ms --timeout 10m --wait
+  godwit migrate web1 --bandwidth-max 100MiB --blackout-max 200ms --copy-max 10m --wait
   godwit migrate web1 --json | jq -r .id`,
 		Args:              exactly("VM"),
 		ValidArgsFunction: app.completeFirst(vmNames),
@@ -57,9 +67,11 @@ func newMigrateCommand(app *App) *cobra.Command {
 	flags.StringVar(&chosen.reason, "reason", "", "`why`, for the record")
 	flags.BoolVar(&chosen.watch, "watch", false, "show the progress until the end")
 	flags.BoolVar(&chosen.wait, "wait", false, "wait silently for the end")
-	flags.TextVar(&chosen.bandwidth, "bandwidth", fleet.Bytes(0), "most `bytes` to send in a second, such as 100MiB; 0B means no limit")
-	flags.DurationVar(&chosen.blackoutMax, "blackout-max", 0, "longest expected `pause` of the VM; 0s means 300ms")
-	flags.DurationVar(&chosen.copyLimit, "timeout", 0, "longest `time` to copy; 0s goes by the VM's memory")
+	bytesFlag(cmd, &chosen.bandwidthMax, "bandwidth-max", minBandwidth, maxBandwidth, "most `bytes` to send in a second, such as 100MiB (default: no limit)")
+	durationFlag(cmd, &chosen.blackoutMax, "blackout-max", minLimit, maxLimit, "longest expected `pause` of the VM, such as 200ms (default: 300ms)")
+	durationFlag(cmd, &chosen.copyMax, "copy-max", minLimit, maxLimit, "longest `time` to copy, such as 10m, before it is aborted (default: 150s for each GiB of memory, at least 5m)")
+	durationFlag(cmd, &chosen.switchMax, "switch-max", minLimit, maxLimit, "longest `time` of the hand-over before it is aborted (default: 3s)")
+	addTimeout(cmd, &chosen.answer)
 	app.completeFlag(cmd, "to", hostNames)
 	return cmd
 }
@@ -68,12 +80,13 @@ func (a *App) migrate(ctx context.Context, c *client.Client, vm string, chosen m
 	request := &godwitv1.CreateMigrationRequest{
 		Vm: vm, Target: chosen.target, Reason: chosen.reason,
 		Policy: &godwitv1.MigrationPolicy{
-			CopyLimitMs:   chosen.copyLimit.Milliseconds(),
-			BandwidthMax:  uint64(chosen.bandwidth),
+			CopyLimitMs:   chosen.copyMax.Milliseconds(),
+			SwitchLimitMs: chosen.switchMax.Milliseconds(),
+			BandwidthMax:  uint64(chosen.bandwidthMax),
 			BlackoutMaxMs: chosen.blackoutMax.Milliseconds(),
 		},
 	}
-	limited, cancel := context.WithTimeout(ctx, callLimit)
+	limited, cancel := context.WithTimeout(ctx, chosen.answer)
 	defer cancel()
 	response, err := c.Migration.Create(limited, request)
 	if errors.Is(err, context.Canceled) {

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"io"
+	"math"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -20,7 +21,7 @@ measured and how it ended. godwit migrate begins one.`,
 
 func newMigrationList(app *App) *cobra.Command {
 	var vm string
-	var most int
+	most := 50
 	var limit time.Duration
 	cmd := &cobra.Command{
 		Use:     "list",
@@ -32,9 +33,6 @@ func newMigrationList(app *App) *cobra.Command {
   godwit migration list --json | jq '.migrations[] | select(.state == "aborted") | {vm, cause}'`,
 		Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if most < 0 {
-				return misused(cmd, "--most cannot be negative")
-			}
 			return app.call(cmd.Context(), limit, func(ctx context.Context, c *client.Client) error {
 				var migrations []*godwitv1.Migration
 				for migration, err := range c.Migrations(ctx, vm) {
@@ -51,7 +49,7 @@ func newMigrationList(app *App) *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&vm, "vm", "", "only migrations of this `vm`")
-	cmd.Flags().IntVar(&most, "most", 50, "`number` of migrations to list at most; 0 lists all")
+	intFlag(cmd, &most, "most", 0, math.MaxInt32, "`number` of migrations to list at most; 0 lists all")
 	addTimeout(cmd, &limit)
 	app.completeFlag(cmd, "vm", vmNames)
 	return cmd

@@ -39,8 +39,8 @@ network identifier unless --vni gives one.`,
 				fmt.Fprintf(w, "network %s created: VNI %d, MTU %d\n", created.GetName(), created.GetVni(), created.GetMtu())
 			})
 		})
-	cmd.Flags().Uint32Var(&network.Vni, "vni", 0, "VXLAN network `identifier`; 0 lets the server choose")
-	cmd.Flags().Int32Var(&network.Mtu, "mtu", 0, "largest packet in `bytes`; 0 means 1500")
+	cmd.Flags().Uint32Var(&network.Vni, "vni", 0, "VXLAN network `identifier` (default: the server chooses one)")
+	cmd.Flags().Int32Var(&network.Mtu, "mtu", 0, "largest packet in `bytes` (default: 1500)")
 	cmd.Flags().StringSliceVar(&network.Subnets, "subnet", nil, "`prefix` of the addresses in it; can be given again")
 	return cmd
 }
@@ -111,6 +111,7 @@ name of its own and with the addresses given.`,
 					endpoint.GetDevice(), endpoint.GetHost(), network, endpoint.GetName())
 			})
 		})
+	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error { return demand(cmd, "name", "host", "device", "mac") }
 	flags := cmd.Flags()
 	flags.StringVar(&endpoint.Name, "name", "", "`name` of the endpoint in the network")
 	flags.StringVar(&endpoint.Host, "host", "", "`host` that has the interface")

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"strings"
 
 	"godwit.dev/godwit/internal/fleet"
@@ -16,7 +17,7 @@ func report(w io.Writer, err error) {
 	if err == nil || errors.Is(err, context.Canceled) {
 		return // who pressed Ctrl-C was told by the command
 	}
-	first, rest, _ := strings.Cut(err.Error(), "\n")
+	first, rest, _ := strings.Cut(plainWords(err), "\n")
 	fmt.Fprintf(w, "godwit: %s\n", first)
 	for line := range strings.Lines(rest) {
 		fmt.Fprintf(w, "  %s\n", strings.TrimSpace(line))
@@ -27,6 +28,22 @@ func report(w io.Writer, err error) {
 	if hint := fleet.HintOf(err); hint != "" {
 		fmt.Fprintf(w, "hint: %s\n", hint)
 	}
+}
+
+// rpcStatus is how gRPC begins the text of an error of etcd.
+var rpcStatus = regexp.MustCompile(`rpc error: code = \w+ desc = `)
+
+// plainWords gives the text of an error without what libraries say in the
+// words of their code.
+func plainWords(err error) string {
+	text := rpcStatus.ReplaceAllString(err.Error(), "")
+	late := context.DeadlineExceeded.Error()
+	switch fleet.CodeOf(err) {
+	case fleet.Deadline, fleet.Unavailable: // whose cause says so already
+		text = strings.TrimSuffix(text, ": "+late)
+	}
+	text = strings.ReplaceAll(text, late, "it took too long")
+	return strings.ReplaceAll(text, context.Canceled.Error(), "it was interrupted")
 }
 
 // fieldsOf gives the fields of every *fleet.Error in the chain.
@@ -40,6 +57,14 @@ func fieldsOf(err error) []fleet.FieldError {
 		fields = append(fields, e.Fields...)
 		err = e.Err
 	}
+}
+
+// hinted adds a hint to an error that has none.
+func hinted(err error, hint string) error {
+	if e, ok := errors.AsType[*fleet.Error](err); ok && fleet.HintOf(err) == "" {
+		return &fleet.Error{Code: e.Code, Hint: hint, Err: err}
+	}
+	return err
 }
 
 // named adds what was attempted on what to an error that does not say it

@@ -65,12 +65,18 @@ func newRoot(app *App) *cobra.Command {
 		SilenceUsage:  true,
 		RunE:          helpOrUnknown,
 		Args:          cobra.ArbitraryArgs,
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			if cmd.Name() == "server" {
+				return nil // it says for each flag what is to be in it
+			}
+			return checkNoneEmpty(cmd)
+		},
 	}
 	root.SetIn(app.In)
 	root.SetOut(app.Out)
 	root.SetErr(app.Err)
 	root.CompletionOptions.DisableDefaultCmd = true
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return misused(cmd, err.Error()) })
+	root.SetFlagErrorFunc(badFlag)
 
 	flags := root.PersistentFlags()
 	flags.StringVar(&app.server.Server, "server", app.env("GODWIT_SERVER", client.DefaultServer),
@@ -131,6 +137,11 @@ func exactly(names ...string) cobra.PositionalArgs {
 			return misused(cmd, "the argument "+names[len(args)]+" is missing")
 		case len(args) > len(names):
 			return misused(cmd, "there is an argument too many: "+args[len(names)])
+		}
+		for i, name := range names {
+			if args[i] == "" {
+				return misused(cmd, "the argument "+name+" is empty")
+			}
 		}
 		return nil
 	}

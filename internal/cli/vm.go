@@ -132,7 +132,7 @@ no host fits, it says for each why not.`,
 }
 
 func newVMStop(app *App) *cobra.Command {
-	var grace time.Duration
+	grace := 30 * time.Second
 	cmd := app.vmCommand("stop VM", "Stop a running VM",
 		`Stop asks the guest to power off and ends the instance when it does not within
 --grace. A migration that has not committed is cancelled first.`,
@@ -144,7 +144,7 @@ func newVMStop(app *App) *cobra.Command {
 			}
 			return app.printOne(response.GetVm(), vmLine(response.GetVm()))
 		})
-	cmd.Flags().DurationVar(&grace, "grace", 30*time.Second, "how `long` the guest may take to power off")
+	durationFlag(cmd, &grace, "grace", 0, time.Hour, "how `long` the guest may take to power off; 0s ends it at once")
 	return cmd
 }
 
