@@ -4,7 +4,10 @@
 //
 //	control      h1          h2          h3
 //	server       agent       agent       agent ═ client eth0 (network blue)
-//	             QEMU        QEMU              ═        eth1 (network green)
+//	(etcd)       QEMU        QEMU              ═        eth1 (network green)
+//
+// The store is part of the server, or with Config.Etcd an etcd beside it, with
+// TLS and certificates of its own.
 //
 // Start returns when every host is up. Each of the processes can be killed and
 // started again; their output goes to files in the lab's working folder, and

@@ -46,6 +46,7 @@ type Host struct {
 type Config struct {
 	Name     string // of the lab; made up
 	Binary   string // the godwit program
+	Etcd     string // program of internal/lab/etcd, to run the store outside of the server; embedded if empty
 	Image    image.Image
 	Hosts    []Host   // h1, h2 and h3
 	Client   string   // host that the client is plugged into; the last
@@ -73,6 +74,7 @@ type Fleet struct {
 	Client *lab.Namespace // eth0 is in the first network, eth1 in the second
 
 	config Config
+	etcd   *Process // nil if it is embedded
 	server *Process
 	agents map[string]*Process
 	guests atomic.Int32
@@ -161,6 +163,12 @@ func (f *Fleet) Hosts() (names []string) {
 }
 
 func (f *Fleet) startServer(ctx context.Context) (err error) {
+	var etcd []string
+	if f.config.Etcd != "" {
+		if etcd, err = f.startEtcd(ctx); err != nil {
+			return err
+		}
+	}
 	home := f.Lab.Host(control)
 	f.server = &Process{
 		name: "the server", home: home.Namespace, log: filepath.Join(f.logDir(), "server.log"),
@@ -168,6 +176,7 @@ func (f *Fleet) startServer(ctx context.Context) (err error) {
 			"--data", f.ServerDir(), "--socket", f.SocketPath(),
 			"--listen", net.JoinHostPort("0.0.0.0", serverPort), "--name", home.Addr.String()),
 	}
+	f.server.args = append(f.server.args, etcd...)
 	if err := f.server.Start(); err != nil {
 		return err
 	}

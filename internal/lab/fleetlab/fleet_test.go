@@ -23,19 +23,28 @@ func needRoot(t *testing.T) {
 	}
 }
 
-func TestServerThatDiesIsReportedAndNothingIsLeft(t *testing.T) {
+func TestProgramThatDiesIsReportedAndNothingIsLeft(t *testing.T) {
 	needRoot(t)
-	program := filepath.Join(t.TempDir(), "godwit")
+	program := filepath.Join(t.TempDir(), "program")
 	if err := os.WriteFile(program, []byte("#!/bin/sh\necho cannot do \"$1\" >&2\nexit 3\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	_, err := Start(t.Context(), Config{Name: "dies", Binary: program, Hosts: []Host{{Name: "h1"}}})
-	if fleet.CodeOf(err) != fleet.Failed || !strings.Contains(err.Error(), "cannot do server") {
-		t.Errorf("got %v", err)
-	}
-	infos, err := lab.List()
-	if err != nil || slices.ContainsFunc(infos, func(i lab.Info) bool { return i.Name == "dies" }) {
-		t.Errorf("the lab is left: %v %v", infos, err)
+	for _, test := range []struct {
+		config Config
+		says   string
+	}{
+		{Config{Binary: program}, "run the server: it has ended: cannot do server"},
+		{Config{Binary: program, Etcd: program}, "run etcd: it has ended: cannot do --listen"},
+	} {
+		test.config.Name, test.config.Hosts = "dies", []Host{{Name: "h1"}}
+		_, err := Start(t.Context(), test.config)
+		if fleet.CodeOf(err) != fleet.Failed || !strings.Contains(err.Error(), test.says) {
+			t.Errorf("got %v, want %q", err, test.says)
+		}
+		infos, err := lab.List()
+		if err != nil || slices.ContainsFunc(infos, func(i lab.Info) bool { return i.Name == "dies" }) {
+			t.Errorf("the lab is left: %v %v", infos, err)
+		}
 	}
 }
 

@@ -17,7 +17,7 @@ import (
 // logTail is how much of a log is quoted when its process has died, in lines.
 const logTail = 5
 
-// Process is the server or an agent. It can be started again after its end.
+// Process is the server, its etcd or an agent. It can be started again after its end.
 type Process struct {
 	name string
 	home *lab.Namespace
