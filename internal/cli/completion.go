@@ -51,9 +51,14 @@ func (a *App) completeFirst(known names) cobra.CompletionFunc {
 
 // completeFlag completes the values of a flag that the command has.
 func (a *App) completeFlag(cmd *cobra.Command, flag string, known names) {
+	a.completeFlagFor(cmd, flag, func([]string) names { return known })
+}
+
+// completeFlagFor completes a flag whose values depend on the arguments.
+func (a *App) completeFlagFor(cmd *cobra.Command, flag string, known func(args []string) names) {
 	err := cmd.RegisterFlagCompletionFunc(flag,
-		func(cmd *cobra.Command, _ []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
-			return a.ask(cmd.Context(), known)
+		func(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+			return a.ask(cmd.Context(), known(args))
 		})
 	if err != nil {
 		panic(err) // the command has no such flag, or this is its second call
@@ -80,6 +85,35 @@ func vmNames(ctx context.Context, c *client.Client) ([]string, error) {
 
 func hostNames(ctx context.Context, c *client.Client) ([]string, error) {
 	return each(c.Hosts(ctx), (*godwitv1.Host).GetName)
+}
+
+// readyHosts leaves out the hosts that take no VM at present.
+func readyHosts(ctx context.Context, c *client.Client) ([]string, error) {
+	hosts, err := collect(c.Hosts(ctx))
+	return readyBut("", hosts), err
+}
+
+// targetsFor lists where the VM that is named can go: nowhere it is already.
+func targetsFor(args []string) names {
+	return func(ctx context.Context, c *client.Client) ([]string, error) {
+		host := ""
+		if len(args) > 0 {
+			if response, err := c.VM.Get(ctx, &godwitv1.GetVMRequest{Name: args[0]}); err == nil {
+				host = response.GetVm().GetOwner().GetHost()
+			}
+		}
+		hosts, err := collect(c.Hosts(ctx))
+		return readyBut(host, hosts), err
+	}
+}
+
+func readyBut(host string, hosts []*godwitv1.Host) (names []string) {
+	for _, h := range hosts {
+		if h.GetState() == "up" && h.GetName() != host {
+			names = append(names, h.GetName())
+		}
+	}
+	return names
 }
 
 func networkNames(ctx context.Context, c *client.Client) ([]string, error) {

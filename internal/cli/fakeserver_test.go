@@ -34,7 +34,7 @@ func before(d time.Duration) *timestamppb.Timestamp { return timestamppb.New(pre
 type fakeServer struct {
 	godwitv1connect.UnimplementedVMServiceHandler
 	asked   string
-	watches atomic.Int32 // of the migration "flaky"
+	watches atomic.Int32 // of the migration "flaky" and the VM "cut"
 }
 
 // serveFake starts the server of one script and names it in the script's
@@ -152,7 +152,10 @@ func (f *fakeServer) Create(_ context.Context, request *godwitv1.CreateVMRequest
 			},
 		}
 	}
-	vm := &godwitv1.VM{Name: request.GetName(), Phase: "starting", Owner: &godwitv1.Owner{Host: "host-a", Epoch: 1}}
+	vm := inPhase(request.GetName(), "starting", "")
+	if request.GetStopped() {
+		vm.Phase, vm.Owner = "stopped", nil
+	}
 	return &godwitv1.CreateVMResponse{Vm: vm}, f.note(request)
 }
 
@@ -174,13 +177,16 @@ func (f *fakeServer) Start(_ context.Context, request *godwitv1.StartVMRequest) 
 	case "slow":
 		return nil, &fleet.Error{Code: fleet.Deadline, Op: "start", Subject: "vm slow", Cause: "it took longer than 10s"}
 	}
-	return &godwitv1.StartVMResponse{Vm: web1}, f.note(request)
+	if request.GetName() == "batch" {
+		return &godwitv1.StartVMResponse{Vm: web1}, f.note(request) // it runs at once
+	}
+	return &godwitv1.StartVMResponse{Vm: inPhase(request.GetName(), "starting", "")}, f.note(request)
 }
 
 var errDied = errors.New("qemu: first line\nqemu: second line")
 
 func (f *fakeServer) Stop(_ context.Context, request *godwitv1.StopVMRequest) (*godwitv1.StopVMResponse, error) {
-	return &godwitv1.StopVMResponse{Vm: &godwitv1.VM{Name: request.GetName(), Phase: "stopping", Owner: web1.GetOwner()}}, f.note(request)
+	return &godwitv1.StopVMResponse{Vm: inPhase(request.GetName(), "stopping", "")}, f.note(request)
 }
 
 func (f *fakeServer) Delete(_ context.Context, request *godwitv1.DeleteVMRequest) (*godwitv1.DeleteVMResponse, error) {
@@ -190,18 +196,58 @@ func (f *fakeServer) Delete(_ context.Context, request *godwitv1.DeleteVMRequest
 	return &godwitv1.DeleteVMResponse{}, f.note(request)
 }
 
+// inPhase gives a VM of version 5 on host-a.
+func inPhase(name, phase, cause string) *godwitv1.VM {
+	return &godwitv1.VM{Name: name, Phase: phase, Cause: cause, Version: 5, Owner: &godwitv1.Owner{Host: "host-a", Epoch: 1}}
+}
+
+// orders is what becomes of VMs that were told to start or stop.
+func (f *fakeServer) orders(name string) []*godwitv1.WatchVMsResponse {
+	stale := inPhase(name, "running", "")
+	stale.Version = 4
+	changes := []*godwitv1.WatchVMsResponse{{Vm: stale}}
+	add := func(phases ...string) []*godwitv1.WatchVMsResponse {
+		for _, phase := range phases {
+			changes = append(changes, &godwitv1.WatchVMsResponse{Vm: inPhase(name, phase, "")})
+		}
+		return changes
+	}
+	switch name {
+	case "rise", "new", "web7":
+		return add("starting", "running")
+	case "fall":
+		return add("stopping", "stopped")
+	case "sick":
+		return []*godwitv1.WatchVMsResponse{{Vm: inPhase(name, "failed", "no such kernel")}}
+	case "again":
+		return add("stopping", "running")
+	case "lost":
+		return []*godwitv1.WatchVMsResponse{{Vm: stale, Deleted: true}}
+	case "cut":
+		if f.watches.Add(1) == 1 {
+			return add("stopping") // and then the server goes away
+		}
+		return add("stopping", "stopped")
+	case "endless":
+		return add("stopping")
+	}
+	return nil
+}
+
 func (f *fakeServer) Watch(ctx context.Context, request *godwitv1.WatchVMsRequest, stream *connect.ServerStream[godwitv1.WatchVMsResponse]) error {
 	if request.GetName() == "gone" {
 		return missing("watch", "vm gone")
 	}
-	for _, change := range []*godwitv1.WatchVMsResponse{
-		{Vm: web1}, {Vm: db1}, {Vm: &godwitv1.VM{Name: "batch"}, Deleted: true},
-	} {
+	changes := f.orders(request.GetName())
+	if changes == nil {
+		changes = []*godwitv1.WatchVMsResponse{{Vm: web1}, {Vm: db1}, {Vm: &godwitv1.VM{Name: "batch"}, Deleted: true}}
+	}
+	for _, change := range changes {
 		if err := stream.Send(change); err != nil {
 			return err
 		}
 	}
-	if request.GetName() == "" {
+	if request.GetName() == "" || request.GetName() == "endless" {
 		<-ctx.Done()
 	}
 	return ctx.Err()

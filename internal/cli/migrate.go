@@ -72,7 +72,7 @@ func newMigrateCommand(app *App) *cobra.Command {
 	durationFlag(cmd, &chosen.copyMax, "copy-max", minLimit, maxLimit, "longest `time` to copy, such as 10m, before it is aborted (default: 150s for each GiB of memory, at least 5m)")
 	durationFlag(cmd, &chosen.switchMax, "switch-max", minLimit, maxLimit, "longest `time` of the hand-over before it is aborted (default: 3s)")
 	addTimeout(cmd, &chosen.answer)
-	app.completeFlag(cmd, "to", hostNames)
+	app.completeFlagFor(cmd, "to", targetsFor)
 	return cmd
 }
 

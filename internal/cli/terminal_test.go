@@ -131,6 +131,34 @@ func TestColoursCanBeTurnedOff(t *testing.T) {
 	}
 }
 
+// The first line of a wait comes after two seconds, and Ctrl-C ends the waiting
+// alone.
+func TestInterruptEndsAWaitButNotTheOrder(t *testing.T) {
+	cmd := command(t, "vm", "stop", "endless", "--grace", "1h")
+	errs, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewReader(errs)
+	line, err := lines.ReadString('\n')
+	if want := "vm endless is stopping on host-a for 2s; Ctrl-C ends the waiting, not the VM's stop\n"; err != nil || line != want {
+		t.Errorf("said %q, %v", line, err)
+	}
+	if err := cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	rest, err := io.ReadAll(lines)
+	if want := "vm endless is still stopping, and goes on; follow it with `godwit vm watch endless`\n"; err != nil || string(rest) != want {
+		t.Errorf("at last said %q, %v", rest, err)
+	}
+	if got := codeOf(cmd.Wait()); got != "130" {
+		t.Errorf("exit code %s", got)
+	}
+}
+
 func TestInterruptEndsAWatchButNotTheMigration(t *testing.T) {
 	tests := []struct {
 		args []string

@@ -23,7 +23,7 @@ phase. It keeps its name, its disks and its addresses through every move.`,
 
 func newVMCreate(app *App) *cobra.Command {
 	var file, host string
-	var stopped, example bool
+	var stopped, example, noWait bool
 	var limit time.Duration
 	cmd := &cobra.Command{
 		Use:   "create -f FILE",
@@ -32,7 +32,7 @@ func newVMCreate(app *App) *cobra.Command {
 starts it: on the host that --host names, or else where it fits best.
 
 Paths in the file that are not absolute count from the file's folder. Unknown
-fields are errors; everything that is wrong is reported at once.`,
+fields are errors; everything that is wrong is reported at once.` + waitHelp,
 		Example: `  godwit vm create --example > web1.yaml
   godwit vm create -f web1.yaml
   godwit vm create -f web1.yaml --host host-a
@@ -51,12 +51,12 @@ fields are errors; everything that is wrong is reported at once.`,
 				return err
 			}
 			request.Host, request.Stopped = host, stopped
-			return app.call(cmd.Context(), limit, func(ctx context.Context, c *client.Client) error {
+			create := order{op: "create", done: runs, told: func(ctx context.Context, c *client.Client) (*godwitv1.VM, error) {
 				response, err := c.VM.Create(ctx, request)
-				if err != nil {
-					return named("create", "vm "+request.GetName(), err)
-				}
-				return app.printOne(response.GetVm(), vmLine(response.GetVm()))
+				return response.GetVm(), err
+			}}
+			return app.call(cmd.Context(), limit, func(ctx context.Context, c *client.Client) error {
+				return app.give(ctx, c, create, request.GetName(), noWait || stopped)
 			})
 		},
 	}
@@ -66,7 +66,8 @@ fields are errors; everything that is wrong is reported at once.`,
 	flags.BoolVar(&stopped, "stopped", false, "leave it stopped")
 	flags.BoolVar(&example, "example", false, "print a spec with comments and do nothing")
 	addTimeout(cmd, &limit)
-	app.completeFlag(cmd, "host", hostNames)
+	addNoWait(cmd, &noWait)
+	app.completeFlag(cmd, "host", readyHosts)
 	return cmd
 }
 
@@ -115,36 +116,50 @@ func newVMShow(app *App) *cobra.Command {
 
 func newVMStart(app *App) *cobra.Command {
 	var host string
+	var noWait bool
 	cmd := app.vmCommand("start VM", "Start a stopped VM",
 		`Start runs the VM on the host that --host names, or else where it fits best. If
-no host fits, it says for each why not.`,
-		"  godwit vm start web1\n  godwit vm start web1 --host host-b",
+no host fits, it says for each why not.`+waitHelp,
+		"  godwit vm start web1\n  godwit vm start web1 --host host-b --no-wait",
 		func(ctx context.Context, c *client.Client, name string) error {
-			response, err := c.VM.Start(ctx, &godwitv1.StartVMRequest{Name: name, Host: host})
-			if err != nil {
-				return named("start", "vm "+name, err)
-			}
-			return app.printOne(response.GetVm(), vmLine(response.GetVm()))
+			start := order{op: "start", done: runs, told: func(ctx context.Context, c *client.Client) (*godwitv1.VM, error) {
+				response, err := c.VM.Start(ctx, &godwitv1.StartVMRequest{Name: name, Host: host})
+				return response.GetVm(), err
+			}}
+			return app.give(ctx, c, start, name, noWait)
 		})
 	cmd.Flags().StringVar(&host, "host", "", "start it on this `host`")
-	app.completeFlag(cmd, "host", hostNames)
+	addNoWait(cmd, &noWait)
+	app.completeFlag(cmd, "host", readyHosts)
 	return cmd
 }
 
 func newVMStop(app *App) *cobra.Command {
+	var noWait bool
+	var limit time.Duration
 	grace := 30 * time.Second
-	cmd := app.vmCommand("stop VM", "Stop a running VM",
-		`Stop asks the guest to power off and ends the instance when it does not within
---grace. A migration that has not committed is cancelled first.`,
-		"  godwit vm stop web1\n  godwit vm stop web1 --grace 0s   # at once, like pulling the plug",
-		func(ctx context.Context, c *client.Client, name string) error {
-			response, err := c.VM.Stop(ctx, &godwitv1.StopVMRequest{Name: name, GraceMs: grace.Milliseconds()})
-			if err != nil {
-				return named("stop", "vm "+name, err)
-			}
-			return app.printOne(response.GetVm(), vmLine(response.GetVm()))
-		})
+	cmd := &cobra.Command{
+		Use:   "stop VM",
+		Short: "Stop a running VM",
+		Long: `Stop asks the guest to power off and ends the instance when it does not within
+--grace. A migration that has not committed is cancelled first.` + waitHelp,
+		Example:           "  godwit vm stop web1\n  godwit vm stop web1 --grace 0s   # at once, like pulling the plug",
+		Args:              exactly("VM"),
+		ValidArgsFunction: app.completeFirst(vmNames),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			stop := order{op: "stop", done: stands, told: func(ctx context.Context, c *client.Client) (*godwitv1.VM, error) {
+				response, err := c.VM.Stop(ctx, &godwitv1.StopVMRequest{Name: args[0], GraceMs: grace.Milliseconds()})
+				return response.GetVm(), err
+			}}
+			return app.call(cmd.Context(), limit+grace, func(ctx context.Context, c *client.Client) error {
+				return app.give(ctx, c, stop, args[0], noWait)
+			})
+		},
+	}
 	durationFlag(cmd, &grace, "grace", 0, time.Hour, "how `long` the guest may take to power off; 0s ends it at once")
+	addTimeout(cmd, &limit)
+	addNoWait(cmd, &noWait)
+	cmd.Flags().Lookup("timeout").Usage += ", beyond --grace"
 	return cmd
 }
 

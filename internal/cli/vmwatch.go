@@ -41,6 +41,11 @@ object with the VM, and "deleted" if it is gone.`,
 }
 
 func (a *App) watchVMs(ctx context.Context, c *client.Client, request *godwitv1.WatchVMsRequest) error {
+	if name := request.GetName(); name != "" { // the watch of a name that does not exist would wait for it
+		if _, err := c.VM.Get(ctx, &godwitv1.GetVMRequest{Name: name}); err != nil {
+			return err
+		}
+	}
 	stream, err := c.VM.Watch(ctx, request)
 	if err != nil {
 		return err

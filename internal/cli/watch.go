@@ -40,24 +40,36 @@ func (a *App) watchToEnd(ctx context.Context, c *client.Client, id string, view 
 // follow feeds the view until the migration is final and gives its last state.
 // A server that was reached once may go away for a while.
 func follow(ctx context.Context, c *client.Client, id string, view view, reached bool) (*godwitv1.Migration, error) {
+	var last *godwitv1.Migration
+	err := keepWatching(ctx, reached, func() (done, seen bool, err error) {
+		last, seen, err = stream(ctx, c, id, view)
+		return final(last), seen, err
+	})
+	return last, err
+}
+
+// keepWatching begins a watch again that the server has ended before it was
+// done. Reached tells that the server has answered before, seen that the watch
+// has shown something.
+func keepWatching(ctx context.Context, reached bool, watch func() (done, seen bool, err error)) error {
 	for retries := 0; ; retries++ {
-		last, seen, err := stream(ctx, c, id, view)
-		if err == nil && final(last) {
-			return last, nil
+		done, seen, err := watch()
+		if err == nil && done {
+			return nil
 		}
 		if err == nil {
-			err = &fleet.Error{Code: fleet.Unavailable, Cause: "the server ended the watch before the migration did"}
+			err = &fleet.Error{Code: fleet.Unavailable, Cause: "the server ended the watch too early"}
 		}
 		if seen {
 			reached, retries = true, 0
 		}
 		if fleet.CodeOf(err) != fleet.Unavailable || !reached || retries == watchRetries {
-			return nil, err
+			return err
 		}
 		select {
 		case <-time.After(watchPause): // nothing tells when a server is back
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return ctx.Err()
 		}
 	}
 }
