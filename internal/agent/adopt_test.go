@@ -166,7 +166,7 @@ func TestAdoptFails(t *testing.T) {
 	waitFor(t, "the command to be given up", func() bool {
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		return len(m.begun) == 0
+		return len(m.told.subjects[0].answers) == 0
 	})
 	if len(h.processes()) != 1 {
 		t.Fatalf("processes: %v", h.processes())

@@ -27,7 +27,12 @@ func (a *Agent) command(ctx context.Context, command *godwitv1.Command) {
 		})
 	case *godwitv1.Command_PrepareTarget:
 		m := a.machineFor(ctx, op.PrepareTarget.GetInstance())
-		m.do(command, func() *godwitv1.Report { return m.prepareTarget(ctx, command.GetSubject(), op.PrepareTarget) })
+		m.do(command, func() *godwitv1.Report {
+			if !m.isOf(command.GetSubject()) {
+				return targetFailed(errOtherMigration(m), false)
+			}
+			return m.prepareTarget(ctx, command.GetSubject(), op.PrepareTarget)
+		})
 	default:
 		a.migrationCommand(ctx, command)
 	}
@@ -60,10 +65,16 @@ func (a *Agent) migrationCommand(ctx context.Context, command *godwitv1.Command)
 		})
 	case *godwitv1.Command_FinishTarget:
 		a.with(command, op.FinishTarget.GetVm(), target, targetFinished(), func(m *machine) *godwitv1.Report {
+			if !m.isOf(command.GetSubject()) { // finished, and perhaps the next one's source
+				return targetFinished()
+			}
 			return m.finishTarget()
 		})
 	case *godwitv1.Command_ReleaseTarget:
 		a.with(command, op.ReleaseTarget.GetVm(), target, targetReleased(0), func(m *machine) *godwitv1.Report {
+			if !m.isOf(command.GetSubject()) { // released, and another one's target
+				return targetReleased(0)
+			}
 			return m.releaseTarget(ctx, op.ReleaseTarget)
 		})
 	default:
@@ -104,6 +115,14 @@ func (a *Agent) absentInstance(command *godwitv1.Command, vm string) *godwitv1.R
 	return &godwitv1.Report{Event: &godwitv1.Report_Instance{Instance: &godwitv1.InstanceReport{
 		Vm: vm, Epoch: command.GetEpoch(), State: "absent",
 	}}}
+}
+
+func errOtherMigration(m *machine) error {
+	return &fleet.Error{
+		Code: fleet.Conflict, Op: "prepare", Subject: "vm " + string(m.key.vm),
+		Cause: fmt.Sprintf("what migration %s left on %s is not removed yet", m.record.Migration, m.agent.config.Name),
+		Hint:  "try again; the agent's log says what keeps it",
+	}
 }
 
 func sourceFailed(err error, gone bool) *godwitv1.Report {

@@ -250,16 +250,18 @@ func (m *machine) discard(ctx context.Context) error {
 	if err := m.kill(ctx); err != nil {
 		return err
 	}
+	m.endCopy()                  // it uses the taps
 	errs := []error{m.unclaim()} // before the taps go, or frames would get lost
-	for _, port := range m.ports {
+	m.mu.Lock()
+	ports := m.ports
+	m.ports = nil
+	m.mu.Unlock()
+	for _, port := range ports {
 		if port.tunnel != 0 {
 			errs = append(errs, m.agent.config.Network.CloseTunnel(port.tunnel))
 		}
 		errs = append(errs, port.tap.Remove())
 	}
-	m.mu.Lock()
-	m.ports = nil
-	m.mu.Unlock()
 	m.agent.remove(m)
 	return errors.Join(append(errs, os.RemoveAll(m.dir))...)
 }

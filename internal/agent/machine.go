@@ -4,7 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -25,23 +25,27 @@ type machine struct {
 	work  chan func()   // commands, one after the other
 	gone  chan struct{} // closed when the agent has forgotten it
 
+	// The worker, which is carryOut's goroutine, changes what follows with mu
+	// held. It may read record, instance and ports without; so may what it has
+	// started since, such as a copy, of the instance, which is set once. All
+	// others take mu, and allPorts for the ports.
 	mu        sync.Mutex
-	record    record                      // what a later agent needs to know
-	instance  *qemu.Instance              // nil before its start and after its end
-	ports     []*port                     // in the order of the spec
-	answers   map[string]*godwitv1.Report // by the command's tag
-	begun     map[string]bool             // commands that are being carried out
-	facts     []*godwitv1.Report          // told again when a session begins
-	unadopted error                       // why it could not be taken over, if so
-	endCause  string                      // of an instance that has ended
-	ending    bool                        // its end is wanted: no news
-	hurry     chan struct{}               // closed when a stop must not wait for the guest
-	marks     *godwitv1.TargetMarks       // of a target that has the source's state
-	leaving   bool                        // its taps want no frames any more
-	copying   *copying                    // of a migration away from here
+	record    record                // what a later agent needs to know
+	instance  *qemu.Instance        // nil before its start
+	ports     []*port               // in the order of the spec
+	told      commandLog            // what it was told to do
+	facts     []*godwitv1.Report    // told again when a session begins
+	unadopted error                 // why it could not be taken over, if so
+	endCause  string                // of an instance that has ended
+	ending    bool                  // its end is wanted: no news
+	hurry     chan struct{}         // closed when a stop must not wait for the guest
+	marks     *godwitv1.TargetMarks // of a target that has the source's state
+	leaving   bool                  // its taps want no frames any more
+	copying   *copying              // of a migration away from here
 }
 
-// port is a VM's network interface on this host.
+// port is a VM's network interface on this host. Nothing but tunnel changes,
+// and that by the worker while no copy is under way.
 type port struct {
 	name    string
 	network fleet.NetworkName
@@ -86,9 +90,8 @@ const machineQueue = 64
 func (a *Agent) newMachine(key machineKey, uid fleet.InstanceUID) *machine {
 	return &machine{
 		agent: a, key: key, dir: a.instanceDir(key), work: make(chan func(), machineQueue), gone: make(chan struct{}),
-		record:  record{VM: key.vm, UID: uid, Epoch: key.epoch, Role: alone},
-		answers: map[string]*godwitv1.Report{}, begun: map[string]bool{},
-		hurry: make(chan struct{}),
+		record: record{VM: key.vm, UID: uid, Epoch: key.epoch, Role: alone},
+		hurry:  make(chan struct{}),
 	}
 }
 
@@ -110,103 +113,6 @@ func (m *machine) watch(ctx context.Context) {
 	if part == arriving {
 		go m.arriveAgain(ctx)
 	}
-}
-
-// carryOut carries out what is queued, until the machine is gone and nothing
-// is left. What is queued later the server asks for again.
-func (m *machine) carryOut(ctx context.Context) {
-	for {
-		select {
-		case task := <-m.work:
-			task()
-			continue
-		case <-ctx.Done():
-			return
-		case <-m.gone:
-		}
-		select {
-		case task := <-m.work:
-			task()
-		default:
-			return
-		}
-	}
-}
-
-// do queues a command, unless it has been answered or begun before.
-func (m *machine) do(command *godwitv1.Command, task func() *godwitv1.Report) {
-	tag := tagOf(command)
-	m.mu.Lock()
-	answer, begun := m.answers[tag], m.begun[tag]
-	m.begun[tag] = true
-	m.mu.Unlock()
-	switch {
-	case answer != nil:
-		m.agent.say(answer)
-		return
-	case begun:
-		return
-	}
-	select {
-	case m.work <- func() {
-		if err := m.adoptAgain(); err != nil {
-			m.agent.log.Error("a command waits until its instance is adopted", "vm", m.key.vm, "epoch", m.key.epoch, "error", err)
-			m.mu.Lock()
-			delete(m.begun, tag)
-			m.mu.Unlock()
-			return
-		}
-		if report := task(); report != nil {
-			m.answer(command, report)
-		}
-	}:
-	default:
-		m.mu.Lock()
-		delete(m.begun, tag)
-		m.mu.Unlock()
-		m.agent.log.Error("too many commands wait", "vm", m.key.vm, "epoch", m.key.epoch)
-	}
-}
-
-// adoptAgain tries what an adoption before has failed to do.
-func (m *machine) adoptAgain() error {
-	m.mu.Lock()
-	failed := m.unadopted
-	m.mu.Unlock()
-	if failed == nil {
-		return nil
-	}
-	ctx := context.Background() // it goes on as long as the agent
-	if err := m.adopt(ctx); err != nil {
-		return err
-	}
-	m.watch(ctx)
-	return nil
-}
-
-// answer reports the end of a command. One that failed may be tried again by
-// the same sequence.
-func (m *machine) answer(command *godwitv1.Command, report *godwitv1.Report) {
-	report.Subject, report.Epoch, report.Sequence = command.GetSubject(), command.GetEpoch(), command.GetSequence()
-	report.At = timestamppb.Now() // and not when a session takes it
-	m.mu.Lock()
-	if failed(report) {
-		delete(m.begun, tagOf(command))
-		report.Sequence = 0
-	} else {
-		m.answers[tagOf(command)] = report
-	}
-	m.mu.Unlock()
-	m.agent.say(report)
-}
-
-// tagOf tells commands apart: sequences count within a subject.
-func tagOf(command *godwitv1.Command) string {
-	return fmt.Sprintf("%s/%d/%T", command.GetSubject(), command.GetSequence(), command.GetOp())
-}
-
-func failed(report *godwitv1.Report) bool {
-	return report.GetSourceFailed() != nil || report.GetTargetFailed() != nil
 }
 
 // fact reports something that nobody asked for, and keeps it for later
@@ -359,10 +265,25 @@ func (m *machine) letGo() error {
 	return errors.Join(errs...)
 }
 
+// allPorts gives the ports as they are now, to any goroutine.
+func (m *machine) allPorts() []*port {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.ports)
+}
+
+// isOf tells whether what is here belongs to that migration; where there is
+// nothing yet, it may come to.
+func (m *machine) isOf(migration string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.record.Migration == migration || m.record.Migration == "" && m.instance == nil
+}
+
 // setGates sets the gate of every port; rule gives it.
 func (m *machine) setGates(rule func(*port) network.Gate) error {
 	var errs []error
-	for _, port := range m.ports {
+	for _, port := range m.allPorts() {
 		gate := rule(port)
 		gate.Epoch = m.key.epoch
 		errs = append(errs, port.tap.SetGate(gate))

@@ -1,0 +1,102 @@
+package agent
+
+import (
+	"context"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+)
+
+// carryOut carries out what is queued, until the machine is gone and nothing
+// is left. What is queued later the server asks for again.
+func (m *machine) carryOut(ctx context.Context) {
+	for {
+		select {
+		case task := <-m.work:
+			task()
+			continue
+		case <-ctx.Done():
+			return
+		case <-m.gone:
+		}
+		select {
+		case task := <-m.work:
+			task()
+		default:
+			return
+		}
+	}
+}
+
+// do queues a command, unless it has been answered or begun before.
+func (m *machine) do(command *godwitv1.Command, task func() *godwitv1.Report) {
+	m.mu.Lock()
+	answer, known := m.told.begin(command, m.record.Migration)
+	m.mu.Unlock()
+	switch {
+	case answer != nil:
+		m.agent.say(answer)
+		return
+	case known:
+		return
+	}
+	select {
+	case m.work <- func() {
+		if err := m.adoptAgain(); err != nil {
+			m.agent.log.Error("a command waits until its instance is adopted", "vm", m.key.vm, "epoch", m.key.epoch, "error", err)
+			m.untold(command)
+			return
+		}
+		if report := task(); report != nil {
+			m.answer(command, report)
+		}
+	}:
+	default:
+		m.untold(command)
+		m.agent.log.Error("too many commands wait", "vm", m.key.vm, "epoch", m.key.epoch)
+	}
+}
+
+// untold lets a command that was not carried out come again.
+func (m *machine) untold(command *godwitv1.Command) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.told.forget(command)
+}
+
+// adoptAgain tries what an adoption before has failed to do.
+func (m *machine) adoptAgain() error {
+	m.mu.Lock()
+	failed := m.unadopted
+	m.mu.Unlock()
+	if failed == nil {
+		return nil
+	}
+	ctx := context.Background() // it goes on as long as the agent
+	if err := m.adopt(ctx); err != nil {
+		return err
+	}
+	m.watch(ctx)
+	return nil
+}
+
+// answer reports the end of a command. One that failed may be tried again by
+// the same sequence.
+func (m *machine) answer(command *godwitv1.Command, report *godwitv1.Report) {
+	report.Subject, report.Epoch, report.Sequence = command.GetSubject(), command.GetEpoch(), command.GetSequence()
+	report.At = timestamppb.Now() // and not when a session takes it
+	m.mu.Lock()
+	if failed(report) {
+		m.told.forget(command)
+		report.Sequence = 0
+	} else {
+		m.told.end(command, report)
+	}
+	m.mu.Unlock()
+	m.agent.say(report)
+}
+
+func failed(report *godwitv1.Report) bool {
+	return report.GetSourceFailed() != nil || report.GetTargetFailed() != nil
+}
