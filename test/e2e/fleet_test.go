@@ -33,12 +33,7 @@ func newFleet(t *testing.T, change func(*fleetlab.Config)) *fleetlab.Fleet {
 	if err != nil {
 		t.Skipf("%v; 'make setup' builds it", err)
 	}
-	binary := filepath.Join(t.TempDir(), "godwit")
-	build := exec.CommandContext(t.Context(), "go", "build", "-o", binary, "godwit.dev/godwit/cmd/godwit")
-	if text, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build godwit: %v\n%s", err, text)
-	}
-	config := fleetlab.Config{Binary: binary, Image: img, Networks: 2}
+	config := fleetlab.Config{Binary: build(t, "cmd/godwit"), Image: img, Networks: 2}
 	if change != nil {
 		change(&config)
 	}
@@ -57,9 +52,23 @@ func newFleet(t *testing.T, change func(*fleetlab.Config)) *fleetlab.Fleet {
 	return f
 }
 
+// build makes a program of this module and gives its path.
+func build(t *testing.T, pkg string) string {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), filepath.Base(pkg))
+	command := exec.CommandContext(t.Context(), "go", "build", "-o", program, "godwit.dev/godwit/"+pkg)
+	if text, err := command.CombinedOutput(); err != nil {
+		t.Fatalf("build %s: %v\n%s", pkg, err, text)
+	}
+	return program
+}
+
 // showLogs prints what the programs said.
 func showLogs(t *testing.T, f *fleetlab.Fleet) {
 	processes := []*fleetlab.Process{f.Server()}
+	if f.Etcd() != nil {
+		processes = append(processes, f.Etcd())
+	}
 	for _, host := range f.Hosts() {
 		processes = append(processes, f.Agent(host))
 	}
