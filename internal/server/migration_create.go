@@ -62,11 +62,11 @@ func (r *reconciler) tryCreate(ctx context.Context, request migrationRequest) (s
 	if err != nil {
 		return none, err
 	}
-	snapshot, ledgers, err := r.tables.snapshot(ctx, r.up)
+	on, err := r.tables.grounds(ctx, r.up)
 	if err != nil {
 		return none, err
 	}
-	chosen, err := placement.Choose(snapshot, placement.Request{VM: vm.Value, Source: vm.Value.Owner.Host, Want: request.target})
+	chosen, err := placement.Choose(on.snapshot, placement.Request{VM: vm.Value, Source: vm.Value.Owner.Host, Want: request.target})
 	if err != nil {
 		return none, err
 	}
@@ -80,7 +80,7 @@ func (r *reconciler) tryCreate(ctx context.Context, request migrationRequest) (s
 	for _, refused := range chosen.Refused {
 		m.Refused = append(m.Refused, migration.RefusedHost{Host: refused.Host, Why: refused.Why})
 	}
-	return r.record(ctx, m, vm, ledgers[chosen.Host], counter)
+	return r.record(ctx, m, vm, on, counter)
 }
 
 // movable refuses VMs that can't be migrated as they are.
@@ -109,24 +109,21 @@ func describeMissingVM(err error, name fleet.VMName) error {
 	}
 }
 
-// record stores a planned migration with all it takes.
-func (r *reconciler) record(ctx context.Context, m migration.Migration, vm store.Entry[fleet.VM], ledger store.Entry[fleet.Ledger], counter store.Entry[uint32]) (store.Entry[migration.Migration], error) {
+// record stores a planned migration with all it takes, if what it was decided
+// on still stands: a target that is cordoned meanwhile takes nothing more.
+func (r *reconciler) record(ctx context.Context, m migration.Migration, vm store.Entry[fleet.VM], on grounds, counter store.Entry[uint32]) (store.Entry[migration.Migration], error) {
 	vm.Value.Migration = m.ID
-	if ledger.Value.Claims == nil {
-		ledger.Value = fleet.Ledger{Host: m.Target, Claims: map[fleet.InstanceUID]fleet.Claim{}}
-	}
-	ledger.Value.Claims[m.UID] = vm.Value.Spec.Claim()
 	t := r.tables
+	conditions := store.If(
+		t.migrations.Absent(string(m.ID)),
+		t.vms.At(vm.Name, vm.Version),
+		t.counters.At(tunnelCounter, counter.Version),
+	)
 	revision, err := t.store.Commit(ctx,
-		store.If(
-			t.migrations.Absent(string(m.ID)),
-			t.vms.At(vm.Name, vm.Version),
-			t.ledgers.At(string(m.Target), ledger.Version),
-			t.counters.At(tunnelCounter, counter.Version),
-		),
+		append(conditions, on.stand(t, m.Target)...),
 		t.migrations.Put(string(m.ID), m),
 		t.vms.Put(vm.Name, vm.Value),
-		t.ledgers.Put(string(m.Target), ledger.Value),
+		t.ledgers.Put(string(m.Target), claimed(on.ledgers[m.Target].Value, m.Target, vm.Value)),
 		t.counters.Put(tunnelCounter, counter.Value),
 	)
 	return store.Entry[migration.Migration]{Name: string(m.ID), Value: m, Version: revision}, err

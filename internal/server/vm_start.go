@@ -79,27 +79,18 @@ type placed struct {
 	ops        []store.Op
 }
 
-// place decides where a VM starts. The host's record and ledger are conditions,
-// so that neither a cordon nor another VM can come in between.
+// place decides where a VM starts. What it decides on are conditions, so that
+// neither a cordon nor another VM can come in between.
 func (s *Server) place(ctx context.Context, vm fleet.VM, want fleet.HostName) (placed, error) {
-	snapshot, ledgers, err := s.tables.snapshot(ctx, s.hub.connected)
+	on, err := s.tables.grounds(ctx, s.hub.connected)
 	if err != nil {
 		return placed{}, err
 	}
-	result, err := placement.Choose(snapshot, placement.Request{VM: vm, Want: want})
+	result, err := placement.Choose(on.snapshot, placement.Request{VM: vm, Want: want})
 	if err != nil {
 		return placed{}, err
 	}
-	name := string(result.Host)
-	host, err := s.getHost(ctx, "start on", name)
-	if err != nil {
-		return placed{}, err
-	}
-	ledger := ledgers[result.Host]
-	if host.Value.Cordoned {
-		return placed{}, changedMeanwhile("start on", "host "+name, &fleet.Error{Code: fleet.Conflict, Cause: "it was cordoned"})
-	}
-	qemu := host.Value.QEMU
+	name, qemu := string(result.Host), on.hosts[result.Host].Value.QEMU
 	vm.Owner = fleet.Owner{Host: result.Host, Epoch: vm.Owner.Epoch + 1}
 	vm.Phase, vm.Cause = fleet.VMStarting, ""
 	vm.Spec.CPUModel, vm.Accel = placement.CPUModel(vm.Spec, qemu), qemu.Accel
@@ -108,8 +99,8 @@ func (s *Server) place(ctx context.Context, vm fleet.VM, want fleet.HostName) (p
 	}
 	return placed{
 		vm: vm, why: result.Why,
-		conditions: store.If(s.tables.hosts.At(name, host.Version), s.tables.ledgers.At(name, ledger.Version)),
-		ops:        []store.Op{s.tables.ledgers.Put(name, claimed(ledger.Value, result.Host, vm))},
+		conditions: on.stand(s.tables, result.Host),
+		ops:        []store.Op{s.tables.ledgers.Put(name, claimed(on.ledgers[result.Host].Value, result.Host, vm))},
 	}, nil
 }
 
@@ -121,28 +112,38 @@ func claimed(ledger fleet.Ledger, host fleet.HostName, vm fleet.VM) fleet.Ledger
 	return with
 }
 
-// snapshot reads what a placement decides on. The ledgers have the versions on
-// which a reservation is conditioned; a host that has none yet has version 0.
-// up tells whether a host's agent has a session.
-func (t tables) snapshot(ctx context.Context, up func(fleet.HostName) bool) (placement.Snapshot, map[fleet.HostName]store.Entry[fleet.Ledger], error) {
-	// The ledgers are read last: a claim that is missing in them is caught by
-	// their version, a host that is missing is not caught by anything.
+// grounds is what a placement decides on, with the versions on which the
+// decision is conditioned; a host that has no ledger yet has version 0.
+type grounds struct {
+	snapshot placement.Snapshot
+	hosts    map[fleet.HostName]store.Entry[fleet.Host]
+	ledgers  map[fleet.HostName]store.Entry[fleet.Ledger]
+}
+
+// stand holds as long as what was decided on the host does.
+func (g grounds) stand(t tables, host fleet.HostName) []store.Condition {
+	name := string(host)
+	return store.If(t.hosts.At(name, g.hosts[host].Version), t.ledgers.At(name, g.ledgers[host].Version))
+}
+
+// grounds reads them. up tells whether a host's agent has a session.
+func (t tables) grounds(ctx context.Context, up func(fleet.HostName) bool) (grounds, error) {
+	g := grounds{hosts: map[fleet.HostName]store.Entry[fleet.Host]{}, ledgers: map[fleet.HostName]store.Entry[fleet.Ledger]{}}
 	hosts, _, err := t.hosts.All(ctx)
 	if err != nil {
-		return placement.Snapshot{}, nil, err
+		return g, err
 	}
-	entries, _, err := t.ledgers.All(ctx)
+	ledgers, _, err := t.ledgers.All(ctx)
 	if err != nil {
-		return placement.Snapshot{}, nil, err
+		return g, err
 	}
-	ledgers := map[fleet.HostName]store.Entry[fleet.Ledger]{}
-	for _, entry := range entries {
-		ledgers[fleet.HostName(entry.Name)] = entry
+	for _, entry := range ledgers {
+		g.ledgers[fleet.HostName(entry.Name)] = entry
 	}
-	var snapshot placement.Snapshot
-	for _, host := range hosts {
-		name := host.Value.Name
-		snapshot.Hosts = append(snapshot.Hosts, placement.Candidate{Host: host.Value, Ledger: ledgers[name].Value, Up: up(name)})
+	for _, entry := range hosts {
+		name := entry.Value.Name
+		g.hosts[name] = entry
+		g.snapshot.Hosts = append(g.snapshot.Hosts, placement.Candidate{Host: entry.Value, Ledger: g.ledgers[name].Value, Up: up(name)})
 	}
-	return snapshot, ledgers, nil
+	return g, nil
 }

@@ -1,0 +1,55 @@
+package server
+
+import (
+	"log/slog"
+	"strings"
+	"testing"
+
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/migration"
+)
+
+// A cordon in the moment between the choice of a target and its record wins.
+func TestCordonWhileChoosing(t *testing.T) {
+	f := newFleet(t)
+	h1 := f.join("h1")
+	f.join("h2")
+	f.running(h1, "web1")
+	cordoned := 0
+	cordon := func(fleet.HostName) bool { // asked after the hosts were read
+		if cordoned++; cordoned == 1 {
+			if _, err := f.hosts.Cordon(t.Context(), &godwitv1.CordonHostRequest{Name: "h2", Cordoned: true}); err != nil {
+				t.Error(err)
+			}
+		}
+		return true
+	}
+	r := newReconciler(f.server.tables, f.server.hub, f.server.addresses, cordon, slog.New(slog.DiscardHandler))
+	m, err := r.create(t.Context(), migrationRequest{
+		vm: "web1", policy: func(memory fleet.Bytes) (migration.Policy, error) { return migration.DefaultPolicy(memory), nil },
+	})
+	if fleet.CodeOf(err) != fleet.NoFit || !strings.Contains(describe(err), "it is cordoned") {
+		t.Errorf("migrated to %q: %s", m.Target, describe(err))
+	}
+	if vm := f.vm("web1"); vm.GetMigration() != "" {
+		t.Errorf("the VM is locked by %s", vm.GetMigration())
+	}
+	if cpus, _ := f.reserved("h2"); cpus != 0 {
+		t.Errorf("%d CPUs are reserved on h2", cpus)
+	}
+
+	// A VM's start decides on the same.
+	on, err := f.server.tables.grounds(t.Context(), f.server.hub.connected)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.hosts.Cordon(t.Context(), &godwitv1.CordonHostRequest{Name: "h1", Cordoned: true}); err != nil {
+		t.Fatal(err)
+	}
+	tables := f.server.tables
+	_, err = tables.store.Commit(t.Context(), on.stand(tables, "h1"), tables.counters.Put("test", 1))
+	if fleet.CodeOf(err) != fleet.Conflict {
+		t.Errorf("what was decided before the cordon stands: %v", err)
+	}
+}
