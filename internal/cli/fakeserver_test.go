@@ -152,11 +152,36 @@ func (f *fakeServer) Create(_ context.Context, request *godwitv1.CreateVMRequest
 			},
 		}
 	}
+	if err := judge(request); err != nil {
+		return nil, err
+	}
 	vm := inPhase(request.GetName(), "starting", "")
 	if request.GetStopped() {
 		vm.Phase, vm.Owner = "stopped", nil
 	}
 	return &godwitv1.CreateVMResponse{Vm: vm}, f.note(request)
+}
+
+// judge finds little of what the real server would, but in its words.
+func judge(request *godwitv1.CreateVMRequest) error {
+	var fields []fleet.FieldError
+	add := func(wrong bool, path, problem string) {
+		if wrong {
+			fields = append(fields, fleet.FieldError{Path: path, Problem: problem})
+		}
+	}
+	spec := request.GetSpec()
+	add(request.GetName() == "", "name", "is missing")
+	add(spec.GetMemoryBytes() == 0, "memory_bytes", "is 0B, must be between 16MiB and 16TiB")
+	add(spec.GetCpuModel() == "host", "cpu_model", `no host can run CPU model "host"`)
+	add(spec.GetBoot() != nil && spec.GetBoot().GetKernel() == "", "boot.kernel", "is missing")
+	for i, port := range spec.GetPorts() {
+		add(port.GetNetwork() != "blue", fmt.Sprintf("ports[%d].network", i), fmt.Sprintf("there is no network %q", port.GetNetwork()))
+	}
+	if len(fields) == 0 {
+		return nil
+	}
+	return &fleet.Error{Code: fleet.Invalid, Op: "create", Subject: "vm " + request.GetName(), Cause: "the spec is not valid", Fields: fields}
 }
 
 func (f *fakeServer) Start(_ context.Context, request *godwitv1.StartVMRequest) (*godwitv1.StartVMResponse, error) {

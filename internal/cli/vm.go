@@ -21,56 +21,6 @@ phase. It keeps its name, its disks and its addresses through every move.`,
 		newVMStop(app), newVMDelete(app), newVMWatch(app))
 }
 
-func newVMCreate(app *App) *cobra.Command {
-	var file, host string
-	var stopped, example, noWait bool
-	var limit time.Duration
-	cmd := &cobra.Command{
-		Use:   "create -f FILE",
-		Short: "Create a VM from a spec and start it",
-		Long: `Create records the VM that a YAML file describes and, unless --stopped is given,
-starts it: on the host that --host names, or else where it fits best.
-
-Paths in the file that are not absolute count from the file's folder. Unknown
-fields are errors; everything that is wrong is reported at once.` + waitHelp,
-		Example: `  godwit vm create --example > web1.yaml
-  godwit vm create -f web1.yaml
-  godwit vm create -f web1.yaml --host host-a
-  godwit vm create -f - --stopped < web1.yaml`,
-		Args: exactly(),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if example {
-				_, err := io.WriteString(app.Out, specExample)
-				return err
-			}
-			if file == "" {
-				return misused(cmd, "no spec is given")
-			}
-			request, err := app.readSpecFile(file)
-			if err != nil {
-				return err
-			}
-			request.Host, request.Stopped = host, stopped
-			create := order{op: "create", done: runs, told: func(ctx context.Context, c *client.Client) (*godwitv1.VM, error) {
-				response, err := c.VM.Create(ctx, request)
-				return response.GetVm(), err
-			}}
-			return app.call(cmd.Context(), limit, func(ctx context.Context, c *client.Client) error {
-				return app.give(ctx, c, create, request.GetName(), noWait || stopped)
-			})
-		},
-	}
-	flags := cmd.Flags()
-	flags.StringVarP(&file, "file", "f", "", "the spec's `file`; - reads standard input")
-	flags.StringVar(&host, "host", "", "start it on this `host`")
-	flags.BoolVar(&stopped, "stopped", false, "leave it stopped")
-	flags.BoolVar(&example, "example", false, "print a spec with comments and do nothing")
-	addTimeout(cmd, &limit)
-	addNoWait(cmd, &noWait)
-	app.completeFlag(cmd, "host", readyHosts)
-	return cmd
-}
-
 func newVMList(app *App) *cobra.Command {
 	var host string
 	var limit time.Duration

@@ -1,12 +1,15 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
+	"godwit.dev/godwit/api/client"
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
 )
@@ -43,11 +46,19 @@ ports:
     queues: 1
 `
 
+// specFile is a spec as it was read, as far as it could be.
+type specFile struct {
+	name     string
+	document *document
+	request  *godwitv1.CreateVMRequest
+	notes    []fleet.FieldError // that are about no field of it
+}
+
 // readSpecFile reads the spec of a VM from a file, or from standard input for
 // "-". Relative paths in it become absolute: they count from the file's
-// folder, or from the present one for standard input. Only its form is checked
-// here; what it means is for the server to judge.
-func (a *App) readSpecFile(file string) (*godwitv1.CreateVMRequest, error) {
+// folder, or from the present one for standard input. What is wrong with its
+// form is left in the document; what it means is for the server to judge.
+func (a *App) readSpecFile(file string) (*specFile, error) {
 	source, folder := a.In, "."
 	if file != "-" {
 		opened, err := os.Open(file)
@@ -62,27 +73,62 @@ func (a *App) readSpecFile(file string) (*godwitv1.CreateVMRequest, error) {
 		return nil, unreadableSpec(file, err)
 	}
 	if len(data) > maxSpecBytes {
-		return nil, &fleet.Error{Code: fleet.Invalid, Op: "read spec", Subject: file, Cause: "it is larger than 1MiB"}
+		return nil, &fleet.Error{Code: fleet.Invalid, Op: "read spec", Subject: file, Cause: "it is larger than 1MiB", Hint: "is it a spec?"}
 	}
 	if folder, err = filepath.Abs(folder); err != nil {
 		return nil, unreadableSpec(file, err)
 	}
-	request, fields := parseSpec(data)
-	if len(fields) > 0 {
-		return nil, &fleet.Error{
-			Code: fleet.Invalid, Op: "read spec", Subject: file, Cause: "it is not valid", Fields: fields,
-			Hint: "`godwit vm create --example` prints a valid one",
-		}
-	}
+	request, document := parseSpec(data)
 	resolvePaths(request.GetSpec(), folder)
-	return request, nil
+	return &specFile{name: file, document: document, request: request}, nil
+}
+
+// create asks the server for the VM. If the form of the spec is wrong the
+// server is asked only what it has to say about the rest, so that everything
+// that is wrong is told together.
+func (s *specFile) create(ctx context.Context, c *client.Client) (*godwitv1.VM, error) {
+	malformed := len(s.document.faults) > 0
+	s.request.ValidateOnly = s.request.ValidateOnly || malformed
+	response, err := c.VM.Create(ctx, s.request)
+	e, ok := errors.AsType[*fleet.Error](err)
+	switch {
+	case ok && e.Code == fleet.Invalid && len(e.Fields) > 0:
+		for _, field := range e.Fields {
+			s.document.blame(yamlPath(field.Path), field.Problem)
+		}
+	case !malformed || errors.Is(err, context.Canceled):
+		return response.GetVm(), err
+	case ok && (e.Code == fleet.Unavailable || e.Code == fleet.Denied || e.Code == fleet.Deadline):
+		s.notes = append(s.notes, fleet.FieldError{Path: "the rest", Problem: "was not checked: " + plainWords(err)})
+	case ok && e.Code == fleet.Exists:
+		s.document.blame("name", e.Cause)
+	case err != nil: // no host fits, or there is none of that name
+		s.notes = append([]fleet.FieldError{{Path: "besides", Problem: plainWords(err)}}, fieldsOf(err)...)
+	}
+	return nil, s.invalid()
+}
+
+// invalid tells everything that is known to be wrong.
+func (s *specFile) invalid() error {
+	return &fleet.Error{
+		Code: fleet.Invalid, Op: "read spec", Subject: s.name, Cause: "it is not valid", Fields: append(s.document.fieldErrors(), s.notes...),
+		Hint: "`godwit vm create --example` prints a valid one",
+	}
+}
+
+// yamlPath gives the path in a spec file of a field of the API.
+func yamlPath(path string) string {
+	return strings.NewReplacer("memory_bytes", "memory", "cpu_model", "cpuModel", "read_only", "readOnly").Replace(path)
 }
 
 func unreadableSpec(file string, err error) error {
 	if named, ok := errors.AsType[*fs.PathError](err); ok {
 		err = named.Err // the file is the subject already
 	}
-	return &fleet.Error{Code: fleet.Invalid, Op: "read spec", Subject: file, Err: err}
+	return &fleet.Error{
+		Code: fleet.Invalid, Op: "read spec", Subject: file, Err: err,
+		Hint: "`godwit vm create --example > web1.yaml` writes one to begin with",
+	}
 }
 
 func resolvePaths(spec *godwitv1.VMSpec, folder string) {
@@ -100,8 +146,9 @@ func resolvePaths(spec *godwitv1.VMSpec, folder string) {
 	}
 }
 
-// parseSpec reads a spec and gives everything that is wrong with its form.
-func parseSpec(data []byte) (*godwitv1.CreateVMRequest, []fleet.FieldError) {
+// parseSpec reads a spec; the document has everything that is wrong with its
+// form.
+func parseSpec(data []byte) (*godwitv1.CreateVMRequest, *document) {
 	spec := &godwitv1.VMSpec{Machine: "q35"}
 	request := &godwitv1.CreateVMRequest{Spec: spec}
 	document := parseDocument(data)
@@ -115,7 +162,7 @@ func parseSpec(data []byte) (*godwitv1.CreateVMRequest, []fleet.FieldError) {
 		{"disks", document.disks(spec)},
 		{"ports", document.ports(spec)},
 	})
-	return request, document.faults
+	return request, document
 }
 
 func (d *document) boot(spec *godwitv1.VMSpec) read {

@@ -1,8 +1,10 @@
 package cli
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -17,7 +19,14 @@ import (
 // at the first fault but gathers all of them, each with its line and path.
 type document struct {
 	root   node
-	faults []fleet.FieldError
+	faults []fault
+	lines  map[string]int // of the fields that were read, by path
+}
+
+// fault is one thing that is wrong at a path. Line is zero for what has none.
+type fault struct {
+	line          int
+	path, problem string
 }
 
 type node = ast.Node
@@ -34,7 +43,7 @@ type fields []struct {
 // parseDocument records a syntax error as a fault and leaves root nil, which
 // the methods below accept.
 func parseDocument(data []byte) *document {
-	d := &document{}
+	d := &document{lines: map[string]int{}}
 	file, err := parser.ParseBytes(data, 0)
 	if syntax, ok := errors.AsType[yaml.Error](err); ok {
 		d.fault(syntax.GetToken().Position.Line, "", syntax.GetMessage())
@@ -42,11 +51,11 @@ func parseDocument(data []byte) *document {
 	}
 	switch {
 	case err != nil:
-		d.faults = append(d.faults, fleet.FieldError{Path: "document", Problem: err.Error()})
+		d.fault(0, "document", err.Error())
 	case len(file.Docs) > 1:
-		d.faults = append(d.faults, fleet.FieldError{Path: "document", Problem: "there is more than one in the file"})
+		d.fault(0, "document", "there is more than one in the file")
 	case len(file.Docs) == 0 || file.Docs[0].Body == nil:
-		d.faults = append(d.faults, fleet.FieldError{Path: "document", Problem: "it is empty"})
+		d.fault(0, "document", "it is empty")
 	default:
 		d.root = file.Docs[0].Body
 	}
@@ -54,11 +63,54 @@ func parseDocument(data []byte) *document {
 }
 
 func (d *document) fault(line int, path, problem string) {
-	where := "line " + strconv.Itoa(line)
-	if path != "" {
-		where += ": " + path
+	d.faults = append(d.faults, fault{line, path, problem})
+}
+
+// unreadable tells that nothing of the document could be read as fields.
+func (d *document) unreadable() bool {
+	return d.root == nil || slices.ContainsFunc(d.faults, func(f fault) bool { return f.path == "" })
+}
+
+// blame adds what somebody else found wrong at a path, unless that follows
+// from what is known to be wrong at the path or above it.
+func (d *document) blame(path, problem string) {
+	for _, known := range d.faults {
+		below, within := strings.CutPrefix(path, known.path)
+		if within && (below == "" || below[0] == '.' || below[0] == '[') {
+			return
+		}
 	}
-	d.faults = append(d.faults, fleet.FieldError{Path: where, Problem: problem})
+	d.fault(d.lineOf(path), path, problem)
+}
+
+// lineOf gives the line of a field, or of the nearest one around it.
+func (d *document) lineOf(path string) int {
+	for {
+		if line, found := d.lines[path]; found {
+			return line
+		}
+		end := strings.LastIndexAny(path, ".[")
+		if end < 0 {
+			return 0
+		}
+		path = path[:end]
+	}
+}
+
+// fieldErrors gives the faults in the order of the document.
+func (d *document) fieldErrors() (fields []fleet.FieldError) {
+	inOrder := slices.SortedStableFunc(slices.Values(d.faults), func(a, b fault) int { return cmp.Compare(a.line, b.line) })
+	for _, f := range inOrder {
+		var where []string
+		if f.line > 0 {
+			where = append(where, "line "+strconv.Itoa(f.line))
+		}
+		if f.path != "" {
+			where = append(where, f.path)
+		}
+		fields = append(fields, fleet.FieldError{Path: strings.Join(where, ": "), Problem: f.problem})
+	}
+	return fields
 }
 
 func (d *document) faultAt(at node, path, problem string) {
@@ -87,6 +139,7 @@ func (d *document) mapping(at node, path string, known fields) {
 			full = path + "." + name
 		}
 		if take := known.find(name); take != nil {
+			d.lines[full] = entry.Key.GetToken().Position.Line
 			take(entry.Value, full)
 			continue
 		}
@@ -120,7 +173,9 @@ func (d *document) list(item read) read {
 			return
 		}
 		for i, value := range sequence.Values {
-			item(value, fmt.Sprintf("%s[%d]", path, i))
+			full := fmt.Sprintf("%s[%d]", path, i)
+			d.lines[full] = value.GetToken().Position.Line
+			item(value, full)
 		}
 	}
 }
