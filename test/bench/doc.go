@@ -14,7 +14,9 @@
 // Both contestants are in one lab at once, each with a VM of its own, a client
 // of its own and a network of its own over the same hosts, and move in turns.
 // Memory, guest, traffic and what the guest writes are the same. The one that
-// waits has no traffic and its guest writes nothing.
+// waits has no traffic, and its QEMU is stopped by a signal: even an idle guest
+// costs an emulator a sixth of a processor. The first move of each is not
+// measured.
 //
 // Plain QEMU is what one gets without anything around it: default settings, no
 // TLS, a target started with -incoming, hosts joined by VXLAN and bridges that

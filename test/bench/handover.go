@@ -5,6 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/lab/fleetlab"
@@ -20,7 +25,26 @@ type contestant interface {
 	guest() []netip.Addr
 	// move fills in what the hosts' side of a run measures.
 	move(ctx context.Context) (run, error)
+	// pid is that of the QEMU that the VM runs in.
+	pid() (int, error)
 	close() error
+}
+
+// pause holds a contestant's QEMU, so that it takes no time from the other.
+func pause(c contestant) error { return send(c, syscall.SIGSTOP) }
+
+// proceed lets it go on.
+func proceed(c contestant) error { return send(c, syscall.SIGCONT) }
+
+func send(c contestant, signal syscall.Signal) error {
+	pid, err := c.pid()
+	if err == nil {
+		err = syscall.Kill(pid, signal)
+	}
+	if err != nil {
+		return fmt.Errorf("send %s to the QEMU of %s: %w", signal, c.name(), err)
+	}
+	return nil
 }
 
 // runHandover measures pairs of Godwit and plain QEMU by turns.
@@ -46,6 +70,9 @@ func runHandover(ctx context.Context, o options) (err error) {
 			return err
 		}
 		contestants = append(contestants, c)
+		if err := o.warmUp(ctx, c); err != nil {
+			return err
+		}
 	}
 	runs, err := o.runPairs(ctx, contestants)
 	if len(runs) == 0 {
@@ -54,6 +81,19 @@ func runHandover(ctx context.Context, o options) (err error) {
 	report := summarize(runs)
 	report.print(o.screen)
 	return errors.Join(err, writeJSON(o.path("handover"), report), broken(report.Targets))
+}
+
+// warmUp moves a VM that has just booted for the first time, unmeasured: its
+// guest has still this and that to do.
+func (o options) warmUp(ctx context.Context, c contestant) error {
+	ctx, cancel := context.WithTimeout(ctx, moveWithin)
+	defer cancel()
+	return o.step("warming "+c.name()+" up", func() error {
+		if _, err := c.move(ctx); err != nil {
+			return err
+		}
+		return pause(c)
+	})
 }
 
 // runPairs gives what was measured until an error, too.
@@ -82,8 +122,7 @@ func (o options) runPairs(ctx context.Context, contestants []contestant) (runs [
 func (o options) measure(ctx context.Context, c contestant) (one run, err error) {
 	ctx, cancel := context.WithTimeout(ctx, moveWithin)
 	defer cancel()
-	guest := probe.Guest{Place: c.client(), Addr: c.guest()[0]}
-	if err := guest.SetDirty(ctx, o.dirty()); err != nil {
+	if err := proceed(c); err != nil {
 		return one, err
 	}
 	caller, err := dial(ctx, c.client(), c.guest(), traffic{Straggle: straggle})
@@ -100,7 +139,7 @@ func (o options) measure(ctx context.Context, c contestant) (one run, err error)
 	}
 	one.Who, one.seen = c.name(), saw
 	one.TCPBroken, one.TCPReason = stream.Broken, stream.Reason
-	return one, guest.SetDirty(ctx, o.idle())
+	return one, pause(c)
 }
 
 // godwit is a VM of the fleet.
@@ -113,7 +152,7 @@ type godwit struct {
 func startGodwit(ctx context.Context, o options, f *fleetlab.Fleet) (contestant, error) {
 	g := &godwit{fleet: f}
 	err := o.step("booting Godwit's VM", func() (err error) {
-		g.vm, err = f.Boot(ctx, fleetlab.GuestConfig{Name: "bench", Host: hosts[0], Memory: o.memory, Dirty: o.idle()})
+		g.vm, err = f.Boot(ctx, fleetlab.GuestConfig{Name: "bench", Host: hosts[0], Memory: o.memory, Dirty: o.dirty()})
 		return err
 	})
 	return g, err
@@ -123,6 +162,22 @@ func (*godwit) name() string          { return "godwit" }
 func (g *godwit) client() probe.Place { return g.fleet.Client }
 func (g *godwit) guest() []netip.Addr { return g.vm.Addrs }
 func (g *godwit) close() error        { return nil } // with the fleet
+
+// pid reads what QEMU has written into the instance's folder.
+func (g *godwit) pid() (int, error) {
+	paths, err := filepath.Glob(filepath.Join(g.fleet.AgentDir(hosts[g.at]), "instances", g.vm.Name+".*", "qemu.pid"))
+	if err != nil {
+		return 0, err
+	}
+	if len(paths) != 1 {
+		return 0, fmt.Errorf("%s has %d instances of %s", hosts[g.at], len(paths), g.vm.Name)
+	}
+	text, err := os.ReadFile(paths[0])
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(strings.TrimSpace(string(text)))
+}
 
 func (g *godwit) move(ctx context.Context) (run, error) {
 	target := 1 - g.at

@@ -98,7 +98,7 @@ func (o *options) parse(args []string) (chosen []benchmark, err error) {
 	flags.StringVar(&o.godwit, "godwit", "bin/godwit", "the godwit program")
 	flags.StringVar(&o.out, "out", "out", "folder for the figures")
 	flags.TextVar(&o.memory, "memory", o.memory, "a VM's memory")
-	flags.IntVar(&o.dirtyMiB, "dirty", 8, "MiB that a guest writes in a second while it is measured")
+	flags.IntVar(&o.dirtyMiB, "dirty", 0, "MiB that a guest writes in a second")
 	var names []string
 	for {
 		if err := flags.Parse(args); err != nil {
@@ -139,16 +139,10 @@ func find(name string) (benchmark, error) {
 	return benchmark{}, fmt.Errorf("there is no benchmark %q, only %s", name, strings.Join(names, " and "))
 }
 
-// dirty is what a guest does that is measured.
+// dirty is what guests do to their memory. What they write to is in use, and
+// copied, also if they do not write.
 func (o options) dirty() witness.Dirty {
 	return witness.Dirty{RateMiB: o.dirtyMiB, SetMiB: int(o.memory / fleet.MiB / dirtyPart)}
-}
-
-// idle keeps the same memory in use, and does not write to it.
-func (o options) idle() witness.Dirty {
-	d := o.dirty()
-	d.RateMiB = 0
-	return d
 }
 
 // path is where a benchmark's figures go.

@@ -72,6 +72,7 @@ func (p *plain) start(ctx context.Context) (err error) {
 func (*plain) name() string          { return "qemu" }
 func (p *plain) client() probe.Place { return p.place }
 func (p *plain) guest() []netip.Addr { return []netip.Addr{plainGuest.Addr()} }
+func (p *plain) pid() (int, error)   { return p.running.cmd.Process.Pid, nil }
 
 // launch starts a QEMU like those that Godwit starts, apart from the network.
 func (p *plain) launch(ctx context.Context, host string, incoming bool) (*machine, error) {
@@ -88,7 +89,7 @@ func (p *plain) launch(ctx context.Context, host string, incoming bool) (*machin
 		return nil, err
 	}
 	defer file.Close()
-	args := witness.Args{Ports: []witness.Port{{MAC: plainMAC, Addresses: []netip.Prefix{plainGuest}}}, Dirty: p.idle()}
+	args := witness.Args{Ports: []witness.Port{{MAC: plainMAC, Addresses: []netip.Prefix{plainGuest}}}, Dirty: p.dirty()}
 	line := []string{
 		"-nodefaults", "-no-user-config", "-display", "none", "-serial", "null",
 		"-machine", "q35", "-accel", "tcg,thread=multi,tb-size=64", "-cpu", "qemu64", "-smp", "1",

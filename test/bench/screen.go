@@ -20,7 +20,7 @@ func (s screen) say(format string, args ...any) { fmt.Fprintf(s, format+"\n", ar
 // during begins a line with what goes on, adds a dot whenever it goes on for
 // two more seconds, and ends the line with what came of it.
 func (s screen) during(what string, do func() (string, error)) error {
-	fmt.Fprint(s, what, " ")
+	fmt.Fprint(s, what, "  ")
 	type result struct {
 		text string
 		err  error
@@ -30,7 +30,7 @@ func (s screen) during(what string, do func() (string, error)) error {
 		text, err := do()
 		done <- result{text, err}
 	}()
-	beat := time.NewTicker(patience)
+	beat, after := time.NewTicker(patience), ""
 	defer beat.Stop()
 	for {
 		select {
@@ -38,10 +38,11 @@ func (s screen) during(what string, do func() (string, error)) error {
 			if r.err != nil {
 				r.text = "failed"
 			}
-			s.say("%s", r.text)
+			s.say("%s%s", after, r.text)
 			return r.err
 		case <-beat.C:
 			fmt.Fprint(s, ".")
+			after = " "
 		}
 	}
 }
