@@ -23,7 +23,7 @@ const (
 	SwitchMeasured EventKind = "switch-measured" // answers StartCopy: the source sent everything; Source is set
 	TargetRunning  EventKind = "target-running"  // answers RunTarget; Target is set
 	SourceRetired  EventKind = "source-retired"  // answers RetireSource
-	AddressesKnown EventKind = "addresses-known" // every host sends to the target directly
+	AddressesKnown EventKind = "addresses-known" // every host sends to the target directly; Detail: but those
 	SourceReleased EventKind = "source-released" // answers ReleaseSource
 	TargetFinished EventKind = "target-finished" // answers FinishTarget
 	SourceResumed  EventKind = "source-resumed"  // answers ResumeSource

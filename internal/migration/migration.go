@@ -36,7 +36,8 @@ type Migration struct {
 	CopyStarted    bool   `json:"copyStarted,omitempty"`    // the source may have closed its gate
 	SourceGone     bool   `json:"sourceGone,omitempty"`     // the source's instance has ended
 	TargetRuns     bool   `json:"targetRuns,omitempty"`     // it has run its first instruction
-	AddressesKnown bool   `json:"addressesKnown,omitempty"` // by every connected host
+	AddressesKnown bool   `json:"addressesKnown,omitempty"` // by every host that is not gone
+	Unaware        string `json:"unaware,omitempty"`        // which ones are, one sentence
 	Released       bool   `json:"released,omitempty"`       // the forwarding was told to end
 
 	Progress       Progress     `json:"progress,omitzero"`

@@ -162,7 +162,9 @@ func targetRuns(m *Migration, event Event) {
 }
 
 func addressesKnown(m *Migration, event Event) {
-	m.AddressesKnown = true
+	if !m.AddressesKnown { // once known is enough
+		m.AddressesKnown, m.Unaware = true, event.Detail
+	}
 	settle(m, event)
 }
 
@@ -174,6 +176,7 @@ func settle(m *Migration, event Event) {
 	case m.Timer != nil && m.Timer.What == graceOver:
 	case m.isPending(ReleaseSource) || m.isPending(FinishTarget):
 	case m.Released:
+		m.Cause = cmp.Or(m.Cause, m.Unaware)
 		m.end(Succeeded, event)
 	default:
 		m.setTimer(event.At, m.Policy.Grace, graceOver)

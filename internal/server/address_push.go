@@ -4,12 +4,19 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
 )
+
+// goneAfter is how long after the end of its session, or the start of this
+// server, a host counts as gone. Until then it is waited for: its kernel sends
+// on by the map that it has, whether its agent runs or not. It is more than an
+// agent takes to come back, and no more than a migration may take to settle.
+const goneAfter = time.Minute
 
 // addressPusher keeps every connected host informed of the addresses that
 // concern it, and knows which of them have applied what. A host whose part of
@@ -18,6 +25,7 @@ type addressPusher struct {
 	mirror *mirror
 	hub    *hub
 	wake   chan struct{}
+	began  time.Time
 
 	mu       sync.Mutex
 	revision int64 // of the store, as of which the maps were last made
@@ -25,8 +33,13 @@ type addressPusher struct {
 	waiters  []waiter
 }
 
-// informed is what a connected host was sent.
+// informed is what a host was sent that is connected, or that takes part in a
+// network and is not.
 type informed struct {
+	connected bool
+	gone      bool        // not connected for so long that nobody waits for it
+	giveUp    *time.Timer // makes it so, if it is not connected
+
 	networks []*godwitv1.NetworkMap
 	version  int64 // of the message that carried them; 0 before the first
 	revision int64 // of the store; networks are still right as of it
@@ -34,13 +47,17 @@ type informed struct {
 	acked    int64 // the newest version that it has applied
 }
 
+// waiter wants to know when the hosts have the addresses as of a revision; done
+// is given those that have not and are gone.
 type waiter struct {
 	revision int64
-	done     func()
+	done     func(without []fleet.HostName)
 }
 
 func newAddressPusher(m *mirror, h *hub) *addressPusher {
-	return &addressPusher{mirror: m, hub: h, wake: make(chan struct{}, 1), hosts: map[fleet.HostName]*informed{}}
+	return &addressPusher{
+		mirror: m, hub: h, wake: make(chan struct{}, 1), began: time.Now(), hosts: map[fleet.HostName]*informed{},
+	}
 }
 
 // Changed says that the mirror has changed; any number of calls may lead to
@@ -69,8 +86,23 @@ func (p *addressPusher) push() {
 	defer p.mu.Unlock()
 	maps, at := p.mirror.addressMaps()
 	p.revision = at.revision
+	for host := range maps {
+		if p.hosts[host] == nil { // what it has, an earlier server has sent it
+			p.hosts[host] = &informed{}
+			p.lose(host, goneAfter-time.Since(p.began))
+		}
+	}
 	for host, state := range p.hosts {
-		if state.version == 0 || !sameNetworks(state.networks, maps[host]) {
+		if !state.connected && len(maps[host]) == 0 {
+			state.giveUp.Stop()
+			delete(p.hosts, host) // nobody there has a frame to send
+			continue
+		}
+		changed := state.version == 0 || !sameNetworks(state.networks, maps[host])
+		if changed && !state.connected {
+			continue
+		}
+		if changed {
 			state.networks, state.version = maps[host], at.version()
 			p.hub.sendAddresses(host, &godwitv1.AddressMap{Version: state.version, Networks: state.networks})
 		}
@@ -89,18 +121,36 @@ func sameNetworks(a, b []*godwitv1.NetworkMap) bool {
 // connected sends a new session everything.
 func (p *addressPusher) connected(host fleet.HostName) {
 	p.mu.Lock()
-	p.hosts[host] = &informed{}
+	if before := p.hosts[host]; before != nil && before.giveUp != nil {
+		before.giveUp.Stop()
+	}
+	p.hosts[host] = &informed{connected: true}
 	p.mu.Unlock()
 	p.push()
 }
 
-// disconnected lets nobody wait for the host any longer: it is sent everything
-// when it returns.
+// disconnected lets the host be waited for until it counts as gone. When it
+// returns it is sent everything.
 func (p *addressPusher) disconnected(host fleet.HostName) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	delete(p.hosts, host)
-	p.release()
+	p.lose(host, goneAfter)
+	p.mu.Unlock()
+	p.push() // one that takes part in nothing is not waited for
+}
+
+// lose notes that a host has no session, and will be gone after that time. It
+// must be called with mu held.
+func (p *addressPusher) lose(host fleet.HostName, after time.Duration) {
+	state := p.hosts[host]
+	state.connected, state.gone = false, after <= 0
+	state.giveUp = time.AfterFunc(after, func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.hosts[host] == state {
+			state.gone = true
+			p.release()
+		}
+	})
 }
 
 // ack notes that a host has applied a version.
@@ -108,7 +158,7 @@ func (p *addressPusher) ack(host fleet.HostName, version int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	state := p.hosts[host]
-	if state == nil {
+	if state == nil || !state.connected {
 		return
 	}
 	state.acked = max(state.acked, version)
@@ -118,10 +168,11 @@ func (p *addressPusher) ack(host fleet.HostName, version int64) {
 	p.release()
 }
 
-// WhenApplied calls done, in a goroutine of its own, once every connected host
-// has the addresses as of that revision of the store, or of a later one. The
+// WhenApplied calls done, in a goroutine of its own, once every host that takes
+// part in a network has the addresses as of that revision of the store, or of a
+// later one, or is gone; done is given those that are and have not. The
 // revision must be that of a commit that changed a migration or a VM.
-func (p *addressPusher) WhenApplied(revision int64, done func()) {
+func (p *addressPusher) WhenApplied(revision int64, done func(without []fleet.HostName)) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.waiters = append(p.waiters, waiter{revision: revision, done: done})
@@ -135,13 +186,27 @@ func (p *addressPusher) release() {
 	}
 	reached := p.revision
 	for _, state := range p.hosts {
-		reached = min(reached, state.applied)
+		if !state.gone {
+			reached = min(reached, state.applied)
+		}
 	}
 	p.waiters = slices.DeleteFunc(p.waiters, func(w waiter) bool {
 		if w.revision > reached {
 			return false
 		}
-		go w.done()
+		go w.done(p.behind(w.revision))
 		return true
 	})
+}
+
+// behind lists, by name, the hosts that do not have the addresses as of a
+// revision. It must be called with mu held.
+func (p *addressPusher) behind(revision int64) (hosts []fleet.HostName) {
+	for host, state := range p.hosts {
+		if state.applied < revision {
+			hosts = append(hosts, host)
+		}
+	}
+	slices.Sort(hosts)
+	return hosts
 }

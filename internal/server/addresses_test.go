@@ -177,7 +177,7 @@ func (f *testFleet) move(vm string, target fleet.HostName, id fleet.MigrationID)
 
 func (f *testFleet) whenApplied(revision int64) <-chan struct{} {
 	done := make(chan struct{})
-	f.server.addresses.WhenApplied(revision, func() { close(done) })
+	f.server.addresses.WhenApplied(revision, func([]fleet.HostName) { close(done) })
 	return done
 }
 
@@ -212,11 +212,19 @@ func TestWhenApplied(t *testing.T) {
 	revision = f.move("web2", "h2", "m-2")
 	waitFor(t, f.whenApplied(revision), "nobody is concerned")
 
-	// One that leaves is not waited for.
+	// One that leaves is waited for: its kernel sends on.
 	revision = f.move("web1", "h1", "m-3")
 	done = f.whenApplied(revision)
 	slow.close()
-	waitFor(t, done, "h3 has left")
+	again := f.join("h3", func(o *agentOptions) { o.noAcks = true })
+	back := again.awaitMap("everything", func(m *godwitv1.AddressMap) bool { return entryOf(m, "web1").GetHost() == "h1" })
+	select {
+	case <-done:
+		t.Error("called while h3 has the old map")
+	default:
+	}
+	again.ack(back.GetVersion())
+	waitFor(t, done, "h3 is back and has applied it")
 }
 
 // TestPushIsFast keeps the way from a commit to the hosts free of anything that

@@ -32,6 +32,14 @@
 // own powering off; with any other cause it is a failure. "absent" is a host's
 // word that it has no such instance.
 //
+// # Addresses and forwarding
+//
+// The source of a migration forwards until every host that takes part in a
+// network has acknowledged the new address. A host without a session is waited
+// for, since its kernel sends on, for at most goneAfter since its session, or
+// the start of this server; the migration's record then names it. Whatever is
+// missing, the forwarding ends with the migration's time to settle.
+//
 // # Locks
 //
 // hub.mu, mirror.mu, addressPusher.mu and lifecycle.mu are never held while

@@ -3,7 +3,9 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -22,8 +24,6 @@ type reconciler struct {
 	up        func(fleet.HostName) bool // whether its agent has a session
 	log       *slog.Logger
 
-	began time.Time // this server
-
 	// life ends with the server: what is begun by a call goes on after it.
 	life context.Context
 
@@ -37,10 +37,10 @@ type commander interface {
 	Send(host fleet.HostName, command commandMessage) error
 }
 
-// addressBook tells when every connected host has applied the addresses as of
-// a store revision, or newer ones.
+// addressBook tells when every host has applied the addresses as of a store
+// revision, or newer ones, but those that are gone.
 type addressBook interface {
-	WhenApplied(revision int64, done func())
+	WhenApplied(revision int64, done func(without []fleet.HostName))
 	Changed() // makes it look again
 }
 
@@ -55,7 +55,7 @@ type run struct {
 }
 
 func newReconciler(tables tables, hosts commander, addresses addressBook, up func(fleet.HostName) bool, log *slog.Logger) *reconciler {
-	return &reconciler{tables: tables, hosts: hosts, addresses: addresses, up: up, log: log, began: time.Now(), life: context.Background(), runs: map[fleet.MigrationID]*run{}}
+	return &reconciler{tables: tables, hosts: hosts, addresses: addresses, up: up, log: log, life: context.Background(), runs: map[fleet.MigrationID]*run{}}
 }
 
 // run takes up every migration that an earlier server left unfinished, and
@@ -115,16 +115,9 @@ func (r *reconciler) takeUp(one *run) {
 	m := &one.entry.Value
 	r.dispatch(m, m.Pending)
 	if m.State == migration.Settling && !m.AddressesKnown {
-		// A server that has just started must not take the hosts that have not
-		// found it yet for hosts that are gone.
-		id, revision := m.ID, one.entry.Version
-		time.AfterFunc(max(0, hostsReturnWithin-time.Since(r.began)), func() { r.awaitAddresses(id, revision) })
+		r.awaitAddresses(m.ID, one.entry.Version)
 	}
 }
-
-// hostsReturnWithin is how long after the start of a server the hosts that are
-// up have found it: agents try at least every five seconds.
-const hostsReturnWithin = 7 * time.Second
 
 func (r *reconciler) runOf(id fleet.MigrationID) *run {
 	r.mu.Lock()
@@ -306,9 +299,22 @@ func (r *reconciler) lifetime() context.Context {
 // awaitAddresses posts AddressesKnown when the hosts have what the store had
 // at the revision of the commit.
 func (r *reconciler) awaitAddresses(id fleet.MigrationID, revision int64) {
-	r.addresses.WhenApplied(revision, func() {
-		r.post(r.lifetime(), id, migration.Event{Kind: migration.AddressesKnown, From: "server"})
+	r.addresses.WhenApplied(revision, func(without []fleet.HostName) {
+		r.post(r.lifetime(), id, migration.Event{Kind: migration.AddressesKnown, From: "server", Detail: unaware(without)})
 	})
+}
+
+// unaware says which hosts were not waited for any longer.
+func unaware(hosts []fleet.HostName) string {
+	if len(hosts) == 0 {
+		return ""
+	}
+	names := make([]string, len(hosts))
+	for i, host := range hosts {
+		names[i] = string(host)
+	}
+	return fmt.Sprintf("without word of the new address from %s, whose agent has had no session for %v; what is sent there is lost until it returns",
+		strings.Join(names, " and "), goneAfter)
 }
 
 // hostConnected dispatches what waited for a host.
