@@ -146,6 +146,38 @@ func TestAdoptSourceThenAbort(t *testing.T) {
 	m.abort()
 }
 
+// The source's agent is replaced when its QEMU has sent everything: the next
+// one, asked for the copy again, says that it is done.
+func TestAdoptSourceThatHasSent(t *testing.T) {
+	m := newMove(t)
+	m.prepare()
+	decide := make(chan struct{})
+	run := m.runCommand()
+	m.fleet.onCommit(func(ctx context.Context, _ *godwitv1.CommitRequest) (*godwitv1.CommitResponse, error) {
+		select {
+		case <-decide:
+			return &godwitv1.CommitResponse{Epoch: 2, Sequence: run.GetSequence()}, nil
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	})
+	start := m.copyCommand(0)
+	m.source.sendCommand(start)
+	m.source.awaitReport("stop", isStop)
+	waitFor(t, "the source to have sent everything", func() bool { return m.source.runState(testVM, 1).Sent() })
+	m.source.stop()
+	m.source.start()
+	before := m.source.count(answers(start)) // the first agent may have said it, too
+	m.source.sendCommand(start)
+	measured := m.source.awaitReports(before+1, "measurement", answers(start)).GetSwitchMeasured()
+	if measured.GetMarks().GetStopped() == nil || measured.GetSentBytes() == 0 {
+		t.Errorf("measured %v", measured)
+	}
+	close(decide)
+	m.target.awaitReport("running target", answers(run))
+	m.settle()
+}
+
 // An instance that can't be taken over may well run: it is never told to be
 // gone, and what is asked of it is done once it can be taken over.
 func TestAdoptFails(t *testing.T) {

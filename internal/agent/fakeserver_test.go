@@ -98,15 +98,28 @@ func (s *fakeServer) onCommit(answer func(context.Context, *godwitv1.CommitReque
 	s.commit = answer
 }
 
-func (s *fakeServer) Commit(ctx context.Context, request *godwitv1.CommitRequest) (*godwitv1.CommitResponse, error) {
-	s.mu.Lock()
-	answer := s.commit
-	s.mu.Unlock()
-	if answer == nil {
-		s.t.Errorf("nobody expected %v", request)
-		return nil, connect.NewError(connect.CodeUnimplemented, nil)
+func (s *fakeServer) Commit(ctx context.Context, stream *connect.BidiStream[godwitv1.CommitRequest, godwitv1.CommitResponse]) error {
+	for {
+		request, err := stream.Receive()
+		if err != nil {
+			return err
+		}
+		if !request.GetLoaded() {
+			continue
+		}
+		s.mu.Lock()
+		answer := s.commit
+		s.mu.Unlock()
+		if answer == nil {
+			s.t.Errorf("nobody expected %v", request)
+			return connect.NewError(connect.CodeUnimplemented, nil)
+		}
+		response, err := answer(ctx, request)
+		if err != nil {
+			return err
+		}
+		return stream.Send(response)
 	}
-	return answer(ctx, request)
 }
 
 func (s *fakeServer) peer(name string) *peer {

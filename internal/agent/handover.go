@@ -36,6 +36,9 @@ const (
 	// shrinkLeast is by how much a pass must leave less than the one before to
 	// be worth another.
 	shrinkLeast = 0.7
+	// measureWithin is how long the measurement may wait for the source's end.
+	// It would compete with the commit for processors, and nobody waits for it.
+	measureWithin = 200 * time.Millisecond
 	// progressEvery is the interval between reports of the copy.
 	progressEvery = 200 * time.Millisecond
 	// lookEvery is the interval between looks at the only pass of a QEMU that
@@ -67,8 +70,9 @@ type handover struct {
 	pass     int
 	left     fleet.Bytes // by the pass before
 	marks    godwitv1.SourceMarks
-	stopper  string   // who stopped the guest: "agent", "qemu", "" while it runs
-	drains   chan int // frames, when the taps have been drained
+	stopper  string          // who stopped the guest: "agent", "qemu", "" while it runs
+	drains   chan int        // frames, when the taps have been drained
+	retires  <-chan struct{} // closed when the source is to end
 	progress qemu.Progress
 }
 
@@ -79,7 +83,7 @@ func (h *handover) run(ctx context.Context) {
 	switch {
 	case ctx.Err() != nil:
 	case err == nil:
-		h.answer(h.command, h.measured())
+		h.measure(ctx)
 	case endedWith(h.instance, err): // watchEnd says it
 	default:
 		h.fact(h.command.GetSubject(), sourceFailed(err, false))
@@ -89,16 +93,7 @@ func (h *handover) run(ctx context.Context) {
 func (h *handover) copyAndSwitch(ctx context.Context) error {
 	events := h.instance.Subscribe()
 	defer events.Close()
-	before, err := h.instance.Progress(ctx)
-	if err != nil {
-		return err
-	}
-	if before.Status.UnderWay() {
-		err = h.takeOver(ctx, before)
-	} else {
-		err = h.instance.SendTo(ctx, h.outgoing)
-	}
-	if err != nil {
+	if done, err := h.begin(ctx); done || err != nil {
 		return err
 	}
 	reports := time.NewTicker(progressEvery)
@@ -136,29 +131,48 @@ func (h *handover) copyAndSwitch(ctx context.Context) error {
 	}
 }
 
-// takeOver goes on where an earlier agent has left the copy. Events that it
-// missed are made up from what QEMU says of itself now, with the present time.
-func (h *handover) takeOver(ctx context.Context, before qemu.Progress) error {
-	h.pass = before.Pass
+// begin starts the copy, or takes one over that an earlier agent has started;
+// done when the target has everything already.
+func (h *handover) begin(ctx context.Context) (done bool, err error) {
+	before, err := h.instance.Progress(ctx)
+	if err != nil {
+		return false, err
+	}
 	state, err := h.instance.Status(ctx)
 	if err != nil {
-		return err
+		return false, err
 	}
+	if !before.Status.UnderWay() && !state.Sent() {
+		return false, h.instance.SendTo(ctx, h.outgoing)
+	}
+	return state.Sent(), h.takeOver(ctx, before, state)
+}
+
+// takeOver goes on where an earlier agent has left the copy. Events that it
+// missed are made up from what QEMU says of itself now, with the present time.
+func (h *handover) takeOver(ctx context.Context, before qemu.Progress, state qemu.RunState) error {
+	h.pass = before.Pass
 	if state.Running() {
 		if h.leaving() {
 			return h.stopGuest(ctx)
 		}
 		return nil
 	}
+	now := timestamppb.Now()
 	h.stopper = "agent"
-	h.marks.Stopped = timestamppb.Now()
-	if before.Status == qemu.StatusPreSwitchover {
-		h.marks.PreSwitchover = h.marks.Stopped
-	}
+	h.marks.Stopped = now
 	if err := h.guestStopped(ctx); err != nil {
 		return err
 	}
-	return h.proceed(ctx)
+	switch {
+	case before.Status == qemu.StatusPreSwitchover:
+		h.marks.PreSwitchover = now
+		return h.proceed(ctx)
+	case before.Status == qemu.StatusDevice || state.Sent():
+		h.marks.PreSwitchover, h.marks.Continued, h.marks.Completed = now, now, now
+		go h.drainLeft(ctx)
+	}
+	return nil
 }
 
 // leaving: frames for the guest go to the target already.
@@ -225,8 +239,7 @@ func (h *handover) statusChanged(ctx context.Context, event qemu.Event) (done bo
 		return false, h.proceed(ctx)
 	case qemu.StatusCompleted:
 		h.marks.Completed = timestamppb.New(event.At)
-		h.progress, err = h.instance.Progress(ctx)
-		return true, err
+		return true, nil
 	case qemu.StatusFailed, qemu.StatusCancelled:
 		cause := "the copy was " + string(event.Status)
 		if now, err := h.instance.Progress(ctx); err == nil && now.Error != "" {
@@ -380,14 +393,25 @@ func (h *handover) reportStop() {
 	}}})
 }
 
-func (h *handover) measured() *godwitv1.Report {
-	if h.marks.Continued == nil { // an earlier agent has let QEMU go on
-		go h.drainLeft(context.Background())
+// measure reports how the switch went.
+func (h *handover) measure(ctx context.Context) {
+	late := time.NewTimer(measureWithin)
+	defer late.Stop()
+	select {
+	case <-h.retires:
+	case <-late.C:
+	case <-ctx.Done():
+		return
+	}
+	progress, err := h.instance.Progress(ctx)
+	if err != nil { // what was last seen of the copy has to do
+		h.agent.log.Warn("the copy's measurements are not complete", "vm", h.key.vm, "error", err)
+		progress = h.progress
 	}
 	frames := <-h.drains
 	h.marks.Drained = timestamppb.Now()
-	return &godwitv1.Report{Event: &godwitv1.Report_SwitchMeasured{SwitchMeasured: &godwitv1.SwitchMeasured{
-		Marks: &h.marks, SentBytes: uint64(h.progress.Transferred), Passes: int32(h.pass),
+	h.answer(h.command, &godwitv1.Report{Event: &godwitv1.Report_SwitchMeasured{SwitchMeasured: &godwitv1.SwitchMeasured{
+		Marks: &h.marks, SentBytes: uint64(progress.Transferred), Passes: int32(h.pass),
 		FramesDrained: int64(frames), StoppedBy: h.stopper,
-	}}}
+	}}})
 }

@@ -40,6 +40,7 @@ type machine struct {
 	ending    bool                  // its end is wanted: no news
 	hurry     chan struct{}         // closed when a stop must not wait for the guest
 	marks     *godwitv1.TargetMarks // of a target that has the source's state
+	receives  bool                  // a target whose taps take the VM's frames
 	leaving   bool                  // its taps want no frames any more
 	copying   *copying              // of a migration away from here
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"sync"
 	"time"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
@@ -23,6 +24,7 @@ const (
 // copying is a migration away from this host that is under way.
 type copying struct {
 	cancel context.CancelFunc
+	retire func() // the source is to end
 	done   chan struct{}
 }
 
@@ -53,8 +55,9 @@ func (m *machine) beginCopy(ctx context.Context, command *godwitv1.Command, want
 		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)
+	retires := make(chan struct{})
 	one := &handover{
-		machine: m, command: command, remote: remote, drains: make(chan int, 1),
+		machine: m, command: command, remote: remote, drains: make(chan int, 1), retires: retires,
 		blackoutMax: time.Duration(want.GetBlackoutMaxMs()) * time.Millisecond,
 	}
 	one.outgoing = qemu.Outgoing{
@@ -62,7 +65,7 @@ func (m *machine) beginCopy(ctx context.Context, command *godwitv1.Command, want
 		BandwidthMax: fleet.BytesPerSecond(want.GetBandwidthMax()),
 	}
 	limits(&one.outgoing, m.agent.features.CanHold)
-	running := &copying{cancel: cancel, done: make(chan struct{})}
+	running := &copying{cancel: cancel, retire: sync.OnceFunc(func() { close(retires) }), done: make(chan struct{})}
 	m.mu.Lock()
 	m.copying = running
 	m.mu.Unlock()
@@ -152,6 +155,7 @@ func (m *machine) awaitCopy(ctx context.Context) {
 	if running == nil {
 		return
 	}
+	running.retire()
 	timeout := time.NewTimer(cancelWithin)
 	defer timeout.Stop()
 	select {

@@ -17,14 +17,8 @@ import (
 	"godwit.dev/godwit/internal/qemu"
 )
 
-const (
-	// commitWithin bounds one call for the commit; it is tried again until the
-	// server has decided or the target is released.
-	commitWithin = 2 * time.Second
-	commitRetry  = 20 * time.Millisecond
-	// runWithin bounds the start of a target's vCPUs.
-	runWithin = 10 * time.Second
-)
+// runWithin bounds the start of a target's vCPUs.
+const runWithin = 10 * time.Second
 
 // prepareTarget makes the ports, starts the instance that waits for state, and
 // arms its taps: frames that the source will send are kept from then on, and
@@ -71,7 +65,7 @@ func (m *machine) arriveAgain(ctx context.Context) {
 	now, err := m.instance.Progress(ctx)
 	if err == nil && now.Status == qemu.StatusCompleted {
 		events.Close()
-		m.ready(ctx, m.record.Migration, time.Now())
+		m.ready(ctx, m.record.Migration, time.Now(), m.openCommit(ctx, m.record.Migration))
 		return
 	}
 	m.arrive(ctx, m.record.Migration, events)
@@ -104,52 +98,77 @@ func (m *machine) credentials() (string, error) {
 // arrive waits until the state has been loaded, asks for the commit and runs.
 func (m *machine) arrive(ctx context.Context, migration string, events *qemu.Subscription) {
 	defer events.Close()
+	line := m.openCommit(ctx, migration)
 	loaded, err := waitLoaded(events)
 	if err != nil {
+		line.close()
 		if m.isEnding() || endedWith(m.instance, err) { // watchEnd says it
 			return
 		}
 		m.fact(migration, targetFailed(err, false))
 		return
 	}
-	m.ready(ctx, migration, loaded)
+	m.instance.NoteLoaded()
+	m.ready(ctx, migration, loaded, line)
 }
 
-// ready has the state: it lets frames come and asks for the commit.
-func (m *machine) ready(ctx context.Context, migration string, loaded time.Time) {
-	// In turn with the commands: a release must not meet it half-way.
+// ready has the state: it lets frames come, unless that was done when the
+// source stopped, and asks for the commit.
+func (m *machine) ready(ctx context.Context, migration string, loaded time.Time, line *commitLine) {
+	m.mu.Lock()
+	m.marks = &godwitv1.TargetMarks{Loaded: timestamppb.New(loaded)}
+	m.mu.Unlock()
+	if err := m.receiveInTurn(); err != nil {
+		line.close()
+		if !errors.Is(err, errGone) {
+			m.fact(migration, targetFailed(err, false))
+		}
+		return
+	}
+	m.askCommit(ctx, migration, line)
+}
+
+// errGone: the agent has forgotten the machine.
+var errGone = errors.New("the machine is gone")
+
+// receiveInTurn lets frames come, in turn with the commands: a release must not
+// meet it half-way.
+func (m *machine) receiveInTurn() error {
+	m.mu.Lock()
+	done := m.receives && !m.ending
+	m.mu.Unlock()
+	if done {
+		return nil
+	}
 	made := make(chan error, 1)
 	select {
-	case m.work <- func() { made <- m.receive(loaded) }:
+	case m.work <- func() { made <- m.receive() }:
 	case <-m.gone:
-		return
+		return errGone
 	}
 	select {
 	case err := <-made:
-		if err != nil {
-			m.fact(migration, targetFailed(err, false))
-			return
-		}
+		return err
 	case <-m.gone:
-		return
+		return errGone
 	}
-	m.askCommit(ctx, migration)
 }
 
 // receive makes the host's own overlays send the VM's frames into its taps:
 // as soon as it owns the VM, other hosts may send them here directly.
-func (m *machine) receive(loaded time.Time) error {
+func (m *machine) receive() error {
 	if m.isEnding() {
 		return &fleet.Error{Code: fleet.Conflict, Op: "take over", Subject: "vm " + string(m.key.vm), Cause: "the target is being released"}
 	}
-	m.mu.Lock()
-	m.marks = &godwitv1.TargetMarks{Loaded: timestamppb.New(loaded)}
-	m.mu.Unlock()
 	errs := []error{m.setMode(network.Arriving)}
 	for _, port := range m.ports {
 		errs = append(errs, port.tap.Claim())
 	}
-	return errors.Join(errs...)
+	err := errors.Join(errs...)
+	m.mu.Lock()
+	m.receives = err == nil
+	m.mu.Unlock()
+	return err
 }
 
 func waitLoaded(events *qemu.Subscription) (time.Time, error) {
@@ -171,51 +190,6 @@ func (m *machine) isEnding() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.ending
-}
-
-// askCommit asks any server for the right to run until it is given or refused.
-func (m *machine) askCommit(ctx context.Context, migration string) {
-	m.mu.Lock()
-	m.marks.Asked = timestamppb.Now()
-	m.mu.Unlock()
-	go func() {
-		if err := m.instance.ReadyToResume(ctx); err != nil { // runTarget will meet it, too
-			m.agent.log.Warn("the target is not ready to run", "migration", migration, "error", err)
-		}
-	}()
-	for !m.isEnding() {
-		once, cancel := context.WithTimeout(ctx, commitWithin)
-		answer, err := m.agent.config.Client.Agent.Commit(once, &godwitv1.CommitRequest{
-			Migration: migration, Epoch: uint64(m.key.epoch - 1),
-		})
-		cancel()
-		switch code := fleet.CodeOf(err); {
-		case err == nil && fleet.Epoch(answer.GetEpoch()) == m.key.epoch:
-			m.granted(ctx, migration, answer.GetSequence())
-			return
-		case code == fleet.Conflict || code == fleet.Denied:
-			m.agent.log.Info("the commit was refused", "migration", migration, "error", err)
-			return // the server releases this target
-		}
-		m.agent.log.Warn("no answer to the commit", "migration", migration, "error", err)
-		pause := time.NewTimer(commitRetry)
-		select {
-		case <-pause.C:
-		case <-m.instance.Exited():
-			pause.Stop()
-			return
-		}
-	}
-}
-
-// granted runs the target as the command RunTarget would that the answer
-// stands for. That command is on its way, too; whichever comes first does it.
-func (m *machine) granted(ctx context.Context, migration string, sequence uint64) {
-	command := &godwitv1.Command{
-		Subject: migration, Epoch: uint64(m.key.epoch - 1), Sequence: sequence,
-		Op: &godwitv1.Command_RunTarget{},
-	}
-	m.do(command, func() *godwitv1.Report { return m.runTarget(ctx) })
 }
 
 // runTarget opens the gate and starts the vCPUs. It is called only with the

@@ -78,6 +78,9 @@ func (s RunState) Switching() bool { return qmp.RunState(s) == qmp.RunStateFinis
 // Running: the vCPUs run.
 func (s RunState) Running() bool { return qmp.RunState(s) == qmp.RunStateRunning }
 
+// Sent: stopped, and a target has taken all of it.
+func (s RunState) Sent() bool { return qmp.RunState(s) == qmp.RunStatePostmigrate }
+
 // Status asks for the state of the vCPUs.
 func (i *Instance) Status(ctx context.Context) (RunState, error) {
 	status, err := qmp.QueryStatus(ctx, i.monitor)
@@ -111,9 +114,10 @@ func (i *Instance) Resume(ctx context.Context) (time.Time, error) {
 	}
 }
 
-// ReadyToResume makes sure of what Resume would have to ask for, so that a
-// target whose state has been loaded runs with a single command.
-func (i *Instance) ReadyToResume(ctx context.Context) error { return i.mayResume(ctx) }
+// NoteLoaded says that a target has told by an event that its state is loaded:
+// QEMU does so when it is ready to run. Then Resume is a single command, which
+// otherwise asks first.
+func (i *Instance) NoteLoaded() { i.loaded.Store(true) }
 
 func (i *Instance) mayResume(ctx context.Context) error {
 	if i.loaded.Load() {

@@ -59,7 +59,7 @@ var calls = []struct {
 		return err
 	}},
 	{"commit", func(ctx context.Context, c *http.Client, url string, o connect.ClientOption) error {
-		_, err := godwitv1connect.NewAgentServiceClient(c, url, o).Commit(ctx, &godwitv1.CommitRequest{Migration: "m-none"})
+		_, err := askCommit(ctx, godwitv1connect.NewAgentServiceClient(c, url, o), &godwitv1.CommitRequest{Migration: "m-none"})
 		if err != nil && strings.Contains(err.Error(), "m-none") {
 			return nil // admitted, and refused as a commit
 		}

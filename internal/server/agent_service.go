@@ -24,8 +24,10 @@ const (
 type agentService struct{ server *Server }
 
 // Commit gives the right to run to a migration's target.
-func (a agentService) Commit(ctx context.Context, request *godwitv1.CommitRequest) (*godwitv1.CommitResponse, error) {
-	return a.server.migrations.commit(ctx, hostOf(ctx), request)
+func (a agentService) Commit(ctx context.Context, stream *connect.BidiStream[godwitv1.CommitRequest, godwitv1.CommitResponse]) error {
+	deadlines := callerOf(ctx).deadlines
+	stop := func() { _ = deadlines.SetReadDeadline(time.Now()) }
+	return a.server.migrations.commit(ctx, hostOf(ctx), stream, stop)
 }
 
 // hostOf is the host that makes a call of AgentService.

@@ -239,7 +239,46 @@ func (f *testFleet) asks(host string) godwitv1connect.AgentServiceClient {
 func (fl *flight) commit(host string, epoch uint64) (*godwitv1.CommitResponse, error) {
 	ctx, cancel := context.WithTimeout(fl.t.Context(), patience)
 	defer cancel()
-	return fl.asks(host).Commit(ctx, &godwitv1.CommitRequest{Migration: fl.id, Epoch: epoch})
+	return askCommit(ctx, fl.asks(host), &godwitv1.CommitRequest{Migration: fl.id, Epoch: epoch})
+}
+
+// line opens a target's line to the commit, long before it has loaded.
+func (fl *flight) line(host string) *connect.BidiStreamForClientSimple[godwitv1.CommitRequest, godwitv1.CommitResponse] {
+	fl.t.Helper()
+	ctx, cancel := context.WithTimeout(fl.t.Context(), patience)
+	line, err := fl.asks(host).Commit(ctx)
+	if err == nil {
+		err = line.Send(&godwitv1.CommitRequest{Migration: fl.id, Epoch: 1})
+	}
+	if err != nil {
+		fl.t.Fatal(err)
+	}
+	fl.t.Cleanup(func() {
+		cancel()
+		_, _ = line.CloseRequest(), line.CloseResponse()
+	})
+	return line
+}
+
+// askCommit opens a line as an agent does whose target has loaded already.
+func askCommit(ctx context.Context, agent godwitv1connect.AgentServiceClient, request *godwitv1.CommitRequest) (*godwitv1.CommitResponse, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	line, err := agent.Commit(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _, _ = line.CloseRequest(), line.CloseResponse() }()
+	asks := &godwitv1.CommitRequest{Migration: request.GetMigration(), Epoch: request.GetEpoch(), Loaded: true}
+	for _, one := range []*godwitv1.CommitRequest{request, asks} {
+		_ = line.Send(one) // Receive tells why not
+	}
+	for {
+		answer, err := line.Receive()
+		if err != nil || !answer.GetSourceStopped() {
+			return answer, err
+		}
+	}
 }
 
 func (fl *flight) mustCommit() {

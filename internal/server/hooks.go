@@ -17,8 +17,9 @@ type reportHandler func(ctx context.Context, host fleet.HostName, report *godwit
 type migrationHooks struct {
 	// service is the API.
 	service godwitv1connect.MigrationServiceHandler
-	// commit answers a target that asks to run; host is the caller.
-	commit func(ctx context.Context, host fleet.HostName, request *godwitv1.CommitRequest) (*godwitv1.CommitResponse, error)
+	// commit serves a target's line to the commit; host is the caller, and stop
+	// unblocks the stream's Receive.
+	commit func(ctx context.Context, host fleet.HostName, line commitStream, stop func()) error
 	// report takes reports whose subject is a migration.
 	report reportHandler
 	// cancel asks a migration to end at the source. Conflict when it has
@@ -34,7 +35,7 @@ type migrationHooks struct {
 func migrationsOf(r *reconciler) migrationHooks {
 	return migrationHooks{
 		service: &migrationService{tables: r.tables, runs: r},
-		commit:  r.commit,
+		commit:  r.serveCommit,
 		report:  r.report,
 		cancel: func(ctx context.Context, id fleet.MigrationID, reason string) error {
 			return r.cancel(ctx, id, "server", reason)

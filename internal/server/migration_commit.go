@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
@@ -9,22 +10,101 @@ import (
 	"godwit.dev/godwit/internal/migration"
 )
 
-// commit answers a target that has loaded everything. The answer is the right
-// to run; it is the same however often it is asked for, until the target runs. A target that is ahead
-// of its source's word waits for it, at most as long as ctx.
-func (r *reconciler) commit(ctx context.Context, host fleet.HostName, request *godwitv1.CommitRequest) (*godwitv1.CommitResponse, error) {
-	id := fleet.MigrationID(request.GetMigration())
-	moves, err := r.heard(ctx, id, host, migration.TargetLoaded)
+// commitStream is a target's line to the commit.
+type commitStream interface {
+	Receive() (*godwitv1.CommitRequest, error)
+	Send(*godwitv1.CommitResponse) error
+}
+
+// serveCommit keeps the line of a target that is to be: it says when the source
+// has stopped, and answers when the target has loaded. stop unblocks Receive.
+func (r *reconciler) serveCommit(ctx context.Context, host fleet.HostName, line commitStream, stop func()) error {
+	request, err := line.Receive()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if epoch := fleet.Epoch(request.GetEpoch()); epoch != moves.Epoch {
-		return nil, &fleet.Error{
-			Code: fleet.Conflict, Op: "commit", Subject: "migration " + string(id),
-			Cause: fmt.Sprintf("it moves %s on from epoch %d, not from epoch %d", moves.VM, moves.Epoch, epoch),
+	if !request.GetLoaded() {
+		if err := r.awaitLoaded(ctx, host, request, line, stop); err != nil {
+			return err
 		}
 	}
-	event := migration.Event{Kind: migration.TargetLoaded, From: string(host), Target: targetMarksOf(request.GetMarks())}
+	answer, err := r.commit(ctx, host, request)
+	if err != nil {
+		return err
+	}
+	return line.Send(answer)
+}
+
+// awaitLoaded returns when the target says that it has loaded.
+func (r *reconciler) awaitLoaded(ctx context.Context, host fleet.HostName, request *godwitv1.CommitRequest, line commitStream, stop func()) error {
+	id := fleet.MigrationID(request.GetMigration())
+	m, err := r.moves(ctx, host, request)
+	if err != nil {
+		return err
+	}
+	changed, unwatch := r.runOf(id).watch()
+	defer unwatch()
+	loaded := make(chan error, 1)
+	go func() {
+		_, err := line.Receive()
+		loaded <- err
+	}()
+	said := false
+	for {
+		if m.State == migration.Switching && !said {
+			said = true
+			if err := line.Send(&godwitv1.CommitResponse{SourceStopped: true}); err != nil {
+				stop()
+				return errors.Join(err, <-loaded)
+			}
+		}
+		select {
+		case <-changed:
+			if m, err = r.moves(ctx, host, request); err == nil && !m.State.Final() {
+				continue
+			}
+			if err == nil {
+				err = migration.Refusal(m, migration.Event{Kind: migration.TargetLoaded, From: string(host)})
+			}
+			stop()
+			<-loaded
+			return err
+		case err := <-loaded:
+			return err
+		case <-ctx.Done():
+			stop()
+			<-loaded
+			return ctx.Err()
+		}
+	}
+}
+
+// moves gives the migration that a target asks for.
+func (r *reconciler) moves(ctx context.Context, host fleet.HostName, request *godwitv1.CommitRequest) (migration.Migration, error) {
+	id := fleet.MigrationID(request.GetMigration())
+	m, err := r.heard(ctx, id, host, migration.TargetLoaded)
+	if err != nil {
+		return m, err
+	}
+	if epoch := fleet.Epoch(request.GetEpoch()); epoch != m.Epoch {
+		return m, &fleet.Error{
+			Code: fleet.Conflict, Op: "commit", Subject: "migration " + string(id),
+			Cause: fmt.Sprintf("it moves %s on from epoch %d, not from epoch %d", m.VM, m.Epoch, epoch),
+		}
+	}
+	return m, nil
+}
+
+// commit answers a target that has loaded everything. The answer is the right
+// to run; it is the same however often it is asked for, until the target runs.
+// A target that is ahead of its source's word waits for it, at most as long as
+// ctx.
+func (r *reconciler) commit(ctx context.Context, host fleet.HostName, request *godwitv1.CommitRequest) (*godwitv1.CommitResponse, error) {
+	id := fleet.MigrationID(request.GetMigration())
+	if _, err := r.moves(ctx, host, request); err != nil {
+		return nil, err
+	}
+	event := migration.Event{Kind: migration.TargetLoaded, From: string(host)}
 	changed, stop := r.runOf(id).watch()
 	defer stop()
 	for {

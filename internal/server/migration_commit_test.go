@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/api/godwit/v1/godwitv1connect"
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/migration"
 )
@@ -163,9 +164,7 @@ func TestCommitAgainstCancel(t *testing.T) {
 	two := &testFleet{t: t, dir: t.TempDir(), store: one.store}
 	two.start(func(c *Config) { c.Socket = filepath.Join(one.dir, "two.sock") })
 	h1, h2 := one.join("h1", roomy), one.join("h2", roomy)
-	asks := map[bool]func(context.Context, *godwitv1.CommitRequest) (*godwitv1.CommitResponse, error){
-		false: one.asks("h2").Commit, true: two.asks("h2").Commit,
-	}
+	asks := map[bool]godwitv1connect.AgentServiceClient{false: one.asks("h2"), true: two.asks("h2")}
 	for i := range rounds {
 		one.running(h1, fmt.Sprintf("web%d", i))
 	}
@@ -178,7 +177,7 @@ func TestCommitAgainstCancel(t *testing.T) {
 		start := make(chan struct{})
 		group.Go(func() error {
 			<-start
-			answer, commitErr = asks[i%2 == 0](t.Context(), &godwitv1.CommitRequest{Migration: fl.id, Epoch: 1})
+			answer, commitErr = askCommit(t.Context(), asks[i%2 == 0], &godwitv1.CommitRequest{Migration: fl.id, Epoch: 1})
 			return nil
 		})
 		group.Go(func() error {
@@ -206,4 +205,54 @@ func TestCommitAgainstCancel(t *testing.T) {
 			t.Fatalf("round %d: commit %v, cancel %v", i, commitErr, cancelErr)
 		}
 	}
+}
+
+// A target that opens its line early is told when the source has stopped, and
+// gets its answer when it has loaded.
+func TestLineToTheCommit(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t)
+	fl := f.fly(f.join("h1"), f.join("h2"), "web1", testPolicy())
+	fl.to(inCopy)
+	line := fl.line("h2")
+	stopped := make(chan error, 1)
+	go func() {
+		first, err := line.Receive()
+		if err == nil && !first.GetSourceStopped() {
+			err = fmt.Errorf("the first answer is %v", first)
+		}
+		stopped <- err
+	}()
+	awaitWatcher(t, f.reconciler().runOf(fleet.MigrationID(fl.id)))
+	fl.stopSource()
+	if err := <-stopped; err != nil {
+		t.Fatal(err)
+	}
+	if state := fl.record().State; state != migration.Switching {
+		t.Errorf("it is %s before the target has loaded", state)
+	}
+	if err := line.Send(&godwitv1.CommitRequest{Migration: fl.id, Epoch: 1, Loaded: true}); err != nil {
+		t.Fatal(err)
+	}
+	if answer, err := line.Receive(); err != nil || answer.GetEpoch() != 2 {
+		t.Fatalf("commit: %v, %v", answer, err)
+	}
+	fl.finish(inSwitch)
+	fl.atTarget(t)
+}
+
+// The line of a target that is not needed any more ends by itself.
+func TestLineEndsWithTheMigration(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t)
+	fl := f.fly(f.join("h1"), f.join("h2"), "web1", testPolicy())
+	fl.to(inCopy)
+	line := fl.line("h2")
+	awaitWatcher(t, f.reconciler().runOf(fleet.MigrationID(fl.id)))
+	fl.mustCancel()
+	fl.finish(inResume)
+	if answer, err := line.Receive(); fleet.CodeOf(err) != fleet.Conflict {
+		t.Errorf("the line of an aborted migration ended with %v, %v", answer, err)
+	}
+	fl.atSource(t)
 }

@@ -482,7 +482,7 @@ type CommitRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Migration     string                 `protobuf:"bytes,1,opt,name=migration,proto3" json:"migration,omitempty"`
 	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	Marks         *TargetMarks           `protobuf:"bytes,3,opt,name=marks,proto3" json:"marks,omitempty"`
+	Loaded        bool                   `protobuf:"varint,3,opt,name=loaded,proto3" json:"loaded,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -531,19 +531,21 @@ func (x *CommitRequest) GetEpoch() uint64 {
 	return 0
 }
 
-func (x *CommitRequest) GetMarks() *TargetMarks {
+func (x *CommitRequest) GetLoaded() bool {
 	if x != nil {
-		return x.Marks
+		return x.Loaded
 	}
-	return nil
+	return false
 }
 
 type CommitResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
+	// No answer yet, but the source has stopped.
+	SourceStopped bool `protobuf:"varint,1,opt,name=source_stopped,json=sourceStopped,proto3" json:"source_stopped,omitempty"`
 	// The epoch that the target now owns.
-	Epoch uint64 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Epoch uint64 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	// The sequence of the RunTarget that this answer stands for.
-	Sequence      uint64 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	Sequence      uint64 `protobuf:"varint,3,opt,name=sequence,proto3" json:"sequence,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -576,6 +578,13 @@ func (x *CommitResponse) ProtoReflect() protoreflect.Message {
 // Deprecated: Use CommitResponse.ProtoReflect.Descriptor instead.
 func (*CommitResponse) Descriptor() ([]byte, []int) {
 	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *CommitResponse) GetSourceStopped() bool {
+	if x != nil {
+		return x.SourceStopped
+	}
+	return false
 }
 
 func (x *CommitResponse) GetEpoch() uint64 {
@@ -2954,14 +2963,15 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12\x14\n" +
 	"\x05state\x18\x04 \x01(\tR\x05state\x12\x1c\n" +
 	"\tmigration\x18\x05 \x01(\tR\tmigration\x12\x14\n" +
-	"\x05cause\x18\x06 \x01(\tR\x05cause\"q\n" +
+	"\x05cause\x18\x06 \x01(\tR\x05cause\"[\n" +
 	"\rCommitRequest\x12\x1c\n" +
 	"\tmigration\x18\x01 \x01(\tR\tmigration\x12\x14\n" +
-	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12,\n" +
-	"\x05marks\x18\x03 \x01(\v2\x16.godwit.v1.TargetMarksR\x05marks\"B\n" +
-	"\x0eCommitResponse\x12\x14\n" +
-	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x1a\n" +
-	"\bsequence\x18\x02 \x01(\x04R\bsequence\"\x9d\x01\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x16\n" +
+	"\x06loaded\x18\x03 \x01(\bR\x06loaded\"i\n" +
+	"\x0eCommitResponse\x12%\n" +
+	"\x0esource_stopped\x18\x01 \x01(\bR\rsourceStopped\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1a\n" +
+	"\bsequence\x18\x03 \x01(\x04R\bsequence\"\x9d\x01\n" +
 	"\bInstance\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12\x14\n" +
@@ -3122,10 +3132,10 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\x02vm\x18\x05 \x01(\tR\x02vm\x12\x12\n" +
 	"\x04port\x18\x06 \x01(\tR\x04port\",\n" +
 	"\x10AddressesApplied\x12\x18\n" +
-	"\aversion\x18\x01 \x01(\x03R\aversion2\x93\x01\n" +
+	"\aversion\x18\x01 \x01(\x03R\aversion2\x97\x01\n" +
 	"\fAgentService\x12D\n" +
-	"\aSession\x12\x19.godwit.v1.SessionRequest\x1a\x1a.godwit.v1.SessionResponse(\x010\x01\x12=\n" +
-	"\x06Commit\x12\x18.godwit.v1.CommitRequest\x1a\x19.godwit.v1.CommitResponseB*Z(godwit.dev/godwit/api/godwit/v1;godwitv1b\x06proto3"
+	"\aSession\x12\x19.godwit.v1.SessionRequest\x1a\x1a.godwit.v1.SessionResponse(\x010\x01\x12A\n" +
+	"\x06Commit\x12\x18.godwit.v1.CommitRequest\x1a\x19.godwit.v1.CommitResponse(\x010\x01B*Z(godwit.dev/godwit/api/godwit/v1;godwitv1b\x06proto3"
 
 var (
 	file_godwit_v1_agent_proto_rawDescOnce sync.Once
@@ -3198,62 +3208,61 @@ var file_godwit_v1_agent_proto_depIdxs = []int32{
 	2,  // 7: godwit.v1.SessionResponse.heartbeat:type_name -> godwit.v1.Heartbeat
 	41, // 8: godwit.v1.Hello.host:type_name -> godwit.v1.Host
 	5,  // 9: godwit.v1.Hello.instances:type_name -> godwit.v1.InstanceReport
-	28, // 10: godwit.v1.CommitRequest.marks:type_name -> godwit.v1.TargetMarks
-	42, // 11: godwit.v1.Instance.spec:type_name -> godwit.v1.VMSpec
-	9,  // 12: godwit.v1.Instance.networks:type_name -> godwit.v1.PortNetwork
-	11, // 13: godwit.v1.Command.start_instance:type_name -> godwit.v1.StartInstance
-	12, // 14: godwit.v1.Command.stop_instance:type_name -> godwit.v1.StopInstance
-	14, // 15: godwit.v1.Command.prepare_target:type_name -> godwit.v1.PrepareTarget
-	15, // 16: godwit.v1.Command.start_copy:type_name -> godwit.v1.StartCopy
-	16, // 17: godwit.v1.Command.resume_source:type_name -> godwit.v1.ResumeSource
-	17, // 18: godwit.v1.Command.release_target:type_name -> godwit.v1.ReleaseTarget
-	18, // 19: godwit.v1.Command.run_target:type_name -> godwit.v1.RunTarget
-	19, // 20: godwit.v1.Command.retire_source:type_name -> godwit.v1.RetireSource
-	20, // 21: godwit.v1.Command.release_source:type_name -> godwit.v1.ReleaseSource
-	21, // 22: godwit.v1.Command.finish_target:type_name -> godwit.v1.FinishTarget
-	13, // 23: godwit.v1.Command.forget_instance:type_name -> godwit.v1.ForgetInstance
-	8,  // 24: godwit.v1.StartInstance.instance:type_name -> godwit.v1.Instance
-	8,  // 25: godwit.v1.PrepareTarget.instance:type_name -> godwit.v1.Instance
-	9,  // 26: godwit.v1.StartCopy.networks:type_name -> godwit.v1.PortNetwork
-	43, // 27: godwit.v1.Report.at:type_name -> google.protobuf.Timestamp
-	5,  // 28: godwit.v1.Report.instance:type_name -> godwit.v1.InstanceReport
-	23, // 29: godwit.v1.Report.target_prepared:type_name -> godwit.v1.TargetPrepared
-	24, // 30: godwit.v1.Report.copy_progress:type_name -> godwit.v1.CopyProgress
-	25, // 31: godwit.v1.Report.source_stopped:type_name -> godwit.v1.SourceStopped
-	29, // 32: godwit.v1.Report.source_resumed:type_name -> godwit.v1.SourceResumed
-	30, // 33: godwit.v1.Report.target_released:type_name -> godwit.v1.TargetReleased
-	31, // 34: godwit.v1.Report.target_running:type_name -> godwit.v1.TargetRunning
-	32, // 35: godwit.v1.Report.source_retired:type_name -> godwit.v1.SourceRetired
-	33, // 36: godwit.v1.Report.source_released:type_name -> godwit.v1.SourceReleased
-	34, // 37: godwit.v1.Report.target_finished:type_name -> godwit.v1.TargetFinished
-	35, // 38: godwit.v1.Report.source_failed:type_name -> godwit.v1.SourceFailed
-	36, // 39: godwit.v1.Report.target_failed:type_name -> godwit.v1.TargetFailed
-	26, // 40: godwit.v1.Report.switch_measured:type_name -> godwit.v1.SwitchMeasured
-	43, // 41: godwit.v1.SourceStopped.stopped:type_name -> google.protobuf.Timestamp
-	27, // 42: godwit.v1.SwitchMeasured.marks:type_name -> godwit.v1.SourceMarks
-	43, // 43: godwit.v1.SourceMarks.gate_flipped:type_name -> google.protobuf.Timestamp
-	43, // 44: godwit.v1.SourceMarks.stopped:type_name -> google.protobuf.Timestamp
-	43, // 45: godwit.v1.SourceMarks.pre_switchover:type_name -> google.protobuf.Timestamp
-	43, // 46: godwit.v1.SourceMarks.continued:type_name -> google.protobuf.Timestamp
-	43, // 47: godwit.v1.SourceMarks.drained:type_name -> google.protobuf.Timestamp
-	43, // 48: godwit.v1.SourceMarks.completed:type_name -> google.protobuf.Timestamp
-	43, // 49: godwit.v1.TargetMarks.loaded:type_name -> google.protobuf.Timestamp
-	43, // 50: godwit.v1.TargetMarks.asked:type_name -> google.protobuf.Timestamp
-	43, // 51: godwit.v1.TargetMarks.answered:type_name -> google.protobuf.Timestamp
-	43, // 52: godwit.v1.TargetMarks.resumed:type_name -> google.protobuf.Timestamp
-	28, // 53: godwit.v1.TargetRunning.marks:type_name -> godwit.v1.TargetMarks
-	38, // 54: godwit.v1.AddressMap.networks:type_name -> godwit.v1.NetworkMap
-	39, // 55: godwit.v1.NetworkMap.entries:type_name -> godwit.v1.AddressEntry
-	44, // 56: godwit.v1.NetworkMap.endpoints:type_name -> godwit.v1.Endpoint
-	0,  // 57: godwit.v1.AgentService.Session:input_type -> godwit.v1.SessionRequest
-	6,  // 58: godwit.v1.AgentService.Commit:input_type -> godwit.v1.CommitRequest
-	1,  // 59: godwit.v1.AgentService.Session:output_type -> godwit.v1.SessionResponse
-	7,  // 60: godwit.v1.AgentService.Commit:output_type -> godwit.v1.CommitResponse
-	59, // [59:61] is the sub-list for method output_type
-	57, // [57:59] is the sub-list for method input_type
-	57, // [57:57] is the sub-list for extension type_name
-	57, // [57:57] is the sub-list for extension extendee
-	0,  // [0:57] is the sub-list for field type_name
+	42, // 10: godwit.v1.Instance.spec:type_name -> godwit.v1.VMSpec
+	9,  // 11: godwit.v1.Instance.networks:type_name -> godwit.v1.PortNetwork
+	11, // 12: godwit.v1.Command.start_instance:type_name -> godwit.v1.StartInstance
+	12, // 13: godwit.v1.Command.stop_instance:type_name -> godwit.v1.StopInstance
+	14, // 14: godwit.v1.Command.prepare_target:type_name -> godwit.v1.PrepareTarget
+	15, // 15: godwit.v1.Command.start_copy:type_name -> godwit.v1.StartCopy
+	16, // 16: godwit.v1.Command.resume_source:type_name -> godwit.v1.ResumeSource
+	17, // 17: godwit.v1.Command.release_target:type_name -> godwit.v1.ReleaseTarget
+	18, // 18: godwit.v1.Command.run_target:type_name -> godwit.v1.RunTarget
+	19, // 19: godwit.v1.Command.retire_source:type_name -> godwit.v1.RetireSource
+	20, // 20: godwit.v1.Command.release_source:type_name -> godwit.v1.ReleaseSource
+	21, // 21: godwit.v1.Command.finish_target:type_name -> godwit.v1.FinishTarget
+	13, // 22: godwit.v1.Command.forget_instance:type_name -> godwit.v1.ForgetInstance
+	8,  // 23: godwit.v1.StartInstance.instance:type_name -> godwit.v1.Instance
+	8,  // 24: godwit.v1.PrepareTarget.instance:type_name -> godwit.v1.Instance
+	9,  // 25: godwit.v1.StartCopy.networks:type_name -> godwit.v1.PortNetwork
+	43, // 26: godwit.v1.Report.at:type_name -> google.protobuf.Timestamp
+	5,  // 27: godwit.v1.Report.instance:type_name -> godwit.v1.InstanceReport
+	23, // 28: godwit.v1.Report.target_prepared:type_name -> godwit.v1.TargetPrepared
+	24, // 29: godwit.v1.Report.copy_progress:type_name -> godwit.v1.CopyProgress
+	25, // 30: godwit.v1.Report.source_stopped:type_name -> godwit.v1.SourceStopped
+	29, // 31: godwit.v1.Report.source_resumed:type_name -> godwit.v1.SourceResumed
+	30, // 32: godwit.v1.Report.target_released:type_name -> godwit.v1.TargetReleased
+	31, // 33: godwit.v1.Report.target_running:type_name -> godwit.v1.TargetRunning
+	32, // 34: godwit.v1.Report.source_retired:type_name -> godwit.v1.SourceRetired
+	33, // 35: godwit.v1.Report.source_released:type_name -> godwit.v1.SourceReleased
+	34, // 36: godwit.v1.Report.target_finished:type_name -> godwit.v1.TargetFinished
+	35, // 37: godwit.v1.Report.source_failed:type_name -> godwit.v1.SourceFailed
+	36, // 38: godwit.v1.Report.target_failed:type_name -> godwit.v1.TargetFailed
+	26, // 39: godwit.v1.Report.switch_measured:type_name -> godwit.v1.SwitchMeasured
+	43, // 40: godwit.v1.SourceStopped.stopped:type_name -> google.protobuf.Timestamp
+	27, // 41: godwit.v1.SwitchMeasured.marks:type_name -> godwit.v1.SourceMarks
+	43, // 42: godwit.v1.SourceMarks.gate_flipped:type_name -> google.protobuf.Timestamp
+	43, // 43: godwit.v1.SourceMarks.stopped:type_name -> google.protobuf.Timestamp
+	43, // 44: godwit.v1.SourceMarks.pre_switchover:type_name -> google.protobuf.Timestamp
+	43, // 45: godwit.v1.SourceMarks.continued:type_name -> google.protobuf.Timestamp
+	43, // 46: godwit.v1.SourceMarks.drained:type_name -> google.protobuf.Timestamp
+	43, // 47: godwit.v1.SourceMarks.completed:type_name -> google.protobuf.Timestamp
+	43, // 48: godwit.v1.TargetMarks.loaded:type_name -> google.protobuf.Timestamp
+	43, // 49: godwit.v1.TargetMarks.asked:type_name -> google.protobuf.Timestamp
+	43, // 50: godwit.v1.TargetMarks.answered:type_name -> google.protobuf.Timestamp
+	43, // 51: godwit.v1.TargetMarks.resumed:type_name -> google.protobuf.Timestamp
+	28, // 52: godwit.v1.TargetRunning.marks:type_name -> godwit.v1.TargetMarks
+	38, // 53: godwit.v1.AddressMap.networks:type_name -> godwit.v1.NetworkMap
+	39, // 54: godwit.v1.NetworkMap.entries:type_name -> godwit.v1.AddressEntry
+	44, // 55: godwit.v1.NetworkMap.endpoints:type_name -> godwit.v1.Endpoint
+	0,  // 56: godwit.v1.AgentService.Session:input_type -> godwit.v1.SessionRequest
+	6,  // 57: godwit.v1.AgentService.Commit:input_type -> godwit.v1.CommitRequest
+	1,  // 58: godwit.v1.AgentService.Session:output_type -> godwit.v1.SessionResponse
+	7,  // 59: godwit.v1.AgentService.Commit:output_type -> godwit.v1.CommitResponse
+	58, // [58:60] is the sub-list for method output_type
+	56, // [56:58] is the sub-list for method input_type
+	56, // [56:56] is the sub-list for extension type_name
+	56, // [56:56] is the sub-list for extension extendee
+	0,  // [0:56] is the sub-list for field type_name
 }
 
 func init() { file_godwit_v1_agent_proto_init() }

@@ -44,9 +44,13 @@ type AgentServiceClient interface {
 	// Session is the agent's one long stream: it says hello with what it has,
 	// takes commands and reports events.
 	Session(context.Context) (*connect.BidiStreamForClientSimple[v1.SessionRequest, v1.SessionResponse], error)
-	// Commit asks for the right to run the target; any replica answers. An
-	// answer is the right itself.
-	Commit(context.Context, *v1.CommitRequest) (*v1.CommitResponse, error)
+	// Commit asks for the right to run the target; any replica answers. A target
+	// opens it ahead of time, with a first request that names the migration, so
+	// that only the decision is left to do while the guest stands still. The
+	// server says when the source has stopped. When the target has loaded the
+	// state it sends a second request, "loaded"; the answer to that is the right
+	// itself, and the last message.
+	Commit(context.Context) (*connect.BidiStreamForClientSimple[v1.CommitRequest, v1.CommitResponse], error)
 }
 
 // NewAgentServiceClient constructs a client for the godwit.v1.AgentService service. By default, it
@@ -87,12 +91,8 @@ func (c *agentServiceClient) Session(ctx context.Context) (*connect.BidiStreamFo
 }
 
 // Commit calls godwit.v1.AgentService.Commit.
-func (c *agentServiceClient) Commit(ctx context.Context, req *v1.CommitRequest) (*v1.CommitResponse, error) {
-	response, err := c.commit.CallUnary(ctx, connect.NewRequest(req))
-	if response != nil {
-		return response.Msg, err
-	}
-	return nil, err
+func (c *agentServiceClient) Commit(ctx context.Context) (*connect.BidiStreamForClientSimple[v1.CommitRequest, v1.CommitResponse], error) {
+	return c.commit.CallBidiStreamSimple(ctx)
 }
 
 // AgentServiceHandler is an implementation of the godwit.v1.AgentService service.
@@ -100,9 +100,13 @@ type AgentServiceHandler interface {
 	// Session is the agent's one long stream: it says hello with what it has,
 	// takes commands and reports events.
 	Session(context.Context, *connect.BidiStream[v1.SessionRequest, v1.SessionResponse]) error
-	// Commit asks for the right to run the target; any replica answers. An
-	// answer is the right itself.
-	Commit(context.Context, *v1.CommitRequest) (*v1.CommitResponse, error)
+	// Commit asks for the right to run the target; any replica answers. A target
+	// opens it ahead of time, with a first request that names the migration, so
+	// that only the decision is left to do while the guest stands still. The
+	// server says when the source has stopped. When the target has loaded the
+	// state it sends a second request, "loaded"; the answer to that is the right
+	// itself, and the last message.
+	Commit(context.Context, *connect.BidiStream[v1.CommitRequest, v1.CommitResponse]) error
 }
 
 // NewAgentServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -118,7 +122,7 @@ func NewAgentServiceHandler(svc AgentServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(agentServiceMethods.ByName("Session")),
 		connect.WithHandlerOptions(opts...),
 	)
-	agentServiceCommitHandler := connect.NewUnaryHandlerSimple(
+	agentServiceCommitHandler := connect.NewBidiStreamHandler(
 		AgentServiceCommitProcedure,
 		svc.Commit,
 		connect.WithSchema(agentServiceMethods.ByName("Commit")),
@@ -143,6 +147,6 @@ func (UnimplementedAgentServiceHandler) Session(context.Context, *connect.BidiSt
 	return connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.AgentService.Session is not implemented"))
 }
 
-func (UnimplementedAgentServiceHandler) Commit(context.Context, *v1.CommitRequest) (*v1.CommitResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.AgentService.Commit is not implemented"))
+func (UnimplementedAgentServiceHandler) Commit(context.Context, *connect.BidiStream[v1.CommitRequest, v1.CommitResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.AgentService.Commit is not implemented"))
 }

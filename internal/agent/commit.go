@@ -1,0 +1,153 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/api/godwit/v1/godwitv1connect"
+	"godwit.dev/godwit/internal/fleet"
+)
+
+const (
+	// commitWithin bounds the wait for one answer; it is asked again until the
+	// server has decided or the target is released.
+	commitWithin = 2 * time.Second
+	commitRetry  = 20 * time.Millisecond
+)
+
+// commitLine is a call of Commit that was opened before the state has been
+// loaded, so that what is left to do then is a message each way. It may break
+// at any time, as when its server ends: then asking fails, and another is
+// opened.
+type commitLine struct {
+	migration string
+	epoch     uint64
+	cancel    context.CancelFunc
+	opened    chan struct{} // stream is set, or nil for good
+	stream    *connect.BidiStreamForClientSimple[godwitv1.CommitRequest, godwitv1.CommitResponse]
+	answer    chan commitAnswer
+}
+
+type commitAnswer struct {
+	response *godwitv1.CommitResponse
+	err      error
+}
+
+// openCommit opens a line and does not wait for it. What fails is its answer.
+func (m *machine) openCommit(ctx context.Context, migration string) *commitLine {
+	ctx, cancel := context.WithCancel(ctx)
+	line := &commitLine{
+		migration: migration, epoch: uint64(m.key.epoch - 1), cancel: cancel,
+		opened: make(chan struct{}), answer: make(chan commitAnswer, 1),
+	}
+	go func() {
+		response, err := line.serve(ctx, m.agent.config.Client.Agent, func() {
+			if err := m.receiveInTurn(); err != nil { // it is tried again when the state has been loaded
+				m.agent.log.Warn("the target does not receive yet", "vm", m.key.vm, "migration", migration, "error", err)
+			}
+		})
+		line.answer <- commitAnswer{response, err}
+	}()
+	return line
+}
+
+// serve opens the call and takes what the server says, to the answer.
+func (l *commitLine) serve(ctx context.Context, server godwitv1connect.AgentServiceClient, sourceStopped func()) (*godwitv1.CommitResponse, error) {
+	stream, err := server.Commit(ctx)
+	if err != nil {
+		close(l.opened)
+		return nil, err
+	}
+	defer func() { _ = stream.CloseResponse() }()
+	l.stream = stream
+	l.say(false)
+	close(l.opened)
+	for {
+		response, err := stream.Receive()
+		if err != nil || !response.GetSourceStopped() {
+			return response, err
+		}
+		sourceStopped()
+	}
+}
+
+// say sends a request. If that fails, Receive tells the cause.
+func (l *commitLine) say(loaded bool) {
+	_ = l.stream.Send(&godwitv1.CommitRequest{Migration: l.migration, Epoch: l.epoch, Loaded: loaded})
+}
+
+// decide asks for the decision, waits for it and closes the line.
+func (l *commitLine) decide(ended <-chan struct{}) (*godwitv1.CommitResponse, error) {
+	defer l.close()
+	limit := time.NewTimer(commitWithin)
+	defer limit.Stop()
+	opened := l.opened
+	for {
+		select {
+		case <-opened:
+			if opened = nil; l.stream != nil {
+				l.say(true)
+			}
+		case answer := <-l.answer:
+			return answer.response, answer.err
+		case <-limit.C:
+			return nil, context.DeadlineExceeded
+		case <-ended:
+			return nil, errors.New("the instance has ended")
+		}
+	}
+}
+
+// close ends the call.
+func (l *commitLine) close() {
+	l.cancel()
+	// HTTP/2 heeds the end of the context only after the request's.
+	if <-l.opened; l.stream != nil {
+		_ = l.stream.CloseRequest()
+	}
+}
+
+// askCommit asks any server for the right to run until it is given or refused.
+func (m *machine) askCommit(ctx context.Context, migration string, line *commitLine) {
+	m.mu.Lock()
+	m.marks.Asked = timestamppb.Now()
+	m.mu.Unlock()
+	for first := true; !m.isEnding(); first = false {
+		answer, err := line.decide(m.instance.Exited())
+		switch code := fleet.CodeOf(err); {
+		case err == nil && fleet.Epoch(answer.GetEpoch()) == m.key.epoch:
+			m.granted(ctx, migration, answer.GetSequence())
+			return
+		case code == fleet.Conflict || code == fleet.Denied:
+			m.agent.log.Info("the commit was refused", "migration", migration, "error", err)
+			return // the server releases this target
+		}
+		m.agent.log.Warn("no answer to the commit", "migration", migration, "error", err)
+		if !first { // the line was old, and may have broken long ago
+			pause := time.NewTimer(commitRetry)
+			select {
+			case <-pause.C:
+			case <-m.instance.Exited():
+				pause.Stop()
+				return
+			}
+		}
+		line = m.openCommit(ctx, migration)
+	}
+	line.close()
+}
+
+// granted runs the target as the command RunTarget would that the answer
+// stands for. That command is on its way, too; whichever comes first does it.
+func (m *machine) granted(ctx context.Context, migration string, sequence uint64) {
+	command := &godwitv1.Command{
+		Subject: migration, Epoch: uint64(m.key.epoch - 1), Sequence: sequence,
+		Op: &godwitv1.Command_RunTarget{},
+	}
+	m.do(command, func() *godwitv1.Report { return m.runTarget(ctx) })
+}
