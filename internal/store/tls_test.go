@@ -2,12 +2,17 @@ package store_test
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
+	"errors"
 	"net/netip"
 	"os"
 	"strings"
 	"testing"
 	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
 
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/lab/etcdtls"
@@ -121,5 +126,64 @@ func TestRenewedCertificateIsUsed(t *testing.T) {
 	after := shown(config)
 	if bytes.Equal(after, before) || !bytes.Equal(after, shown(load(t, store.TLSFiles{Cert: files.ClientCert, Key: files.ClientKey}))) {
 		t.Error("the renewed certificate is not shown")
+	}
+}
+
+// A cluster that others use, too: with etcd's own authentication the
+// certificate's common name is a user, who has a role on our prefix only.
+func TestSharedCluster(t *testing.T) {
+	t.Parallel()
+	c, files := startSecureCluster(t)
+	config := store.Config{Endpoints: []string{"https://" + c.address}, LeaderTTL: leaderTTL}
+	config.TLS = load(t, store.TLSFiles{CA: files.CA, Cert: files.ClientCert, Key: files.ClientKey})
+	authenticate(t, config, "godwit") // the name in files.ClientCert
+
+	s := open(t, config)
+	leader := campaign(t, s, "us")
+	version := commit(t, s, store.If(leader.Held()), store.Put("a", nil))
+	watching, stop := context.WithCancel(t.Context())
+	defer stop()
+	if e := next(t, s.Watch(watching, "a", version-1)); e.Version != version {
+		t.Errorf("got version %d, want %d", e.Version, version)
+	}
+	if _, _, err := s.All(t.Context(), ""); err != nil {
+		t.Error(err)
+	}
+	leader.Resign()
+
+	config.Prefix = "/others/"
+	_, err := open(t, config).Commit(t.Context(), nil, store.Put("a", nil))
+	if fleet.CodeOf(err) != fleet.Denied || errors.Is(err, store.ErrOutcomeUnknown) || fleet.HintOf(err) == "" {
+		t.Errorf("another's prefix: %v", err)
+	}
+}
+
+// authenticate gives a user our prefix and turns etcd's authentication on.
+func authenticate(t *testing.T, config store.Config, user string) {
+	t.Helper()
+	root, err := clientv3.New(clientv3.Config{Endpoints: config.Endpoints, TLS: config.TLS, Logger: zap.NewNop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	ctx := t.Context()
+	byCertificate := &clientv3.UserAddOptions{NoPassword: true}
+	for _, step := range []func() error{
+		func() error { _, err := root.UserAddWithOptions(ctx, "root", "", byCertificate); return err },
+		func() error { _, err := root.RoleAdd(ctx, "root"); return err },
+		func() error { _, err := root.UserGrantRole(ctx, "root", "root"); return err },
+		func() error { _, err := root.UserAddWithOptions(ctx, user, "", byCertificate); return err },
+		func() error { _, err := root.RoleAdd(ctx, "fleet"); return err },
+		func() error {
+			end := clientv3.GetPrefixRangeEnd(store.DefaultPrefix)
+			_, err := root.RoleGrantPermission(ctx, "fleet", store.DefaultPrefix, end, clientv3.PermissionType(clientv3.PermReadWrite))
+			return err
+		},
+		func() error { _, err := root.UserGrantRole(ctx, user, "fleet"); return err },
+		func() error { _, err := root.AuthEnable(ctx); return err },
+	} {
+		if err := step(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
