@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 
 	"github.com/spf13/cobra"
 
@@ -15,6 +17,7 @@ import (
 	"godwit.dev/godwit/internal/lab"
 	"godwit.dev/godwit/internal/lab/image"
 	"godwit.dev/godwit/internal/lab/probe"
+	"godwit.dev/godwit/internal/lab/witness"
 )
 
 const demoHelp = `Demo runs a whole fleet on this machine, as root: a server, three agents and a
@@ -23,7 +26,19 @@ the client talk to it without a pause, migrates it there and back, and shows for
 each hand-over where the time went and what the client noticed of it. At the end
 everything is removed, also after Ctrl-C.
 
+It fails, with exit code 1, if a migration does not end as it should or if the
+client loses or gets twice a single packet. With --json it prints one object at
+the end, also when it fails: then with "error" in it.
+
 It needs QEMU and the guest image that "make setup" builds in the source tree.`
+
+// Bounds of what the demo's hosts and guest can do.
+const (
+	minDemoMemory = 96 * fleet.MiB
+	maxDemoMemory = 8 * fleet.GiB
+	maxMigrations = 1000
+	fullFrame     = 1472 // bytes of UDP payload
+)
 
 // demoFlags are the flags of godwit demo.
 type demoFlags struct {
@@ -43,25 +58,27 @@ func newDemoCommand(app *App) *cobra.Command {
 		Example: `  godwit demo
   godwit demo --migrations 20 --rate 5000
   godwit demo --ports 2 --size 1472 --cancel
+  godwit demo --json | jq '.migrations[].blackout_ms'
   godwit demo --keep`,
 		Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if flags.remove != "" {
-				return lab.Remove(cmd.Context(), flags.remove)
+				return app.removeLab(cmd.Context(), flags.remove)
 			}
 			return app.demo(cmd.Context(), flags)
 		},
 	}
 	f := cmd.Flags()
-	f.IntVar(&c.Migrations, "migrations", 2, "how `many` migrations")
-	f.IntVar(&c.Traffic.Rate, "rate", probe.DefaultRate, "UDP `packets` that the client sends in a second, to each port")
-	f.IntVar(&c.Traffic.Size, "size", probe.DefaultSize, "`bytes` of payload in each; 1472 fills a frame")
-	f.IntVar(&c.Ports, "ports", 1, "`ports` of the VM, 1 or 2")
-	f.TextVar(&c.Memory, "memory", c.Memory, "`amount` of memory of the VM")
-	f.IntVar(&c.DirtyMiB, "dirty", 0, "`MiB` of memory that the guest writes in a second")
-	f.BoolVar(&c.Cancel, "cancel", false, "cancel one more hand-over while the VM is paused")
-	f.BoolVar(&c.Keep, "keep", false, "leave the fleet running and say how to use it")
-	f.StringVar(&c.Name, "name", "", "`name` of the lab (default: made up)")
+	c.Migrations, c.Ports, c.Traffic.Rate, c.Traffic.Size = 2, 1, probe.DefaultRate, probe.DefaultSize
+	intFlag(cmd, &c.Migrations, "migrations", 0, maxMigrations, "how `many` times the VM is moved, to h2 and back to h1 in turn")
+	intFlag(cmd, &c.Traffic.Rate, "rate", 1, probe.MaxRate, "UDP `packets` that the client sends in a second, to each port")
+	intFlag(cmd, &c.Traffic.Size, "size", probe.MinSize, fullFrame, "`bytes` of payload in each; 1472 fills a frame")
+	intFlag(cmd, &c.Ports, "ports", 1, 2, "`ports` of the VM, 1 or 2")
+	bytesFlag(cmd, &c.Memory, "memory", minDemoMemory, maxDemoMemory, "`bytes` of memory of the VM")
+	intFlag(cmd, &c.DirtyMiB, "dirty", 0, witness.MaxDirtyRateMiB, "`MiB` of memory that the guest writes in a second (default: next to none)")
+	f.BoolVar(&c.Cancel, "cancel", false, "after them, begin one more and cancel it in its hand-over, while the VM is paused")
+	f.BoolVar(&c.Keep, "keep", false, "leave the fleet running at the end, and say how to use it and how to remove it")
+	f.StringVar(&c.Name, "name", "", "`name` of the lab, 1 to 16 small letters and digits (default: made up)")
 	f.StringVar(&flags.remove, "remove", "", "only remove the lab of this `name`, left by --keep")
 	f.StringVar(&flags.image, "image", "", "`folder` made by make setup, normally .cache of the source tree ("+image.CacheEnv+")")
 	f.StringVar(&flags.out, "out", "", "also write the JSON to this `file`")
@@ -69,64 +86,106 @@ func newDemoCommand(app *App) *cobra.Command {
 }
 
 func (f *demoFlags) check() error {
-	c := f.config
-	switch {
-	case c.Migrations < 0 || c.Migrations > 1000:
-		return invalidFlag("migrations", fmt.Sprintf("%d is not within 0..1000", c.Migrations))
-	case c.Ports < 1 || c.Ports > 2:
-		return invalidFlag("ports", fmt.Sprintf("%d is not 1 or 2", c.Ports))
-	case c.Traffic.Rate < 1 || c.Traffic.Rate > probe.MaxRate:
-		return invalidFlag("rate", fmt.Sprintf("%d is not within 1..%d", c.Traffic.Rate, probe.MaxRate))
-	case c.Traffic.Size < probe.MinSize || c.Traffic.Size > 1472:
-		return invalidFlag("size", fmt.Sprintf("%d is not within %d..1472", c.Traffic.Size, probe.MinSize))
-	case c.Memory < 96*fleet.MiB || c.Memory%fleet.MiB != 0:
-		return invalidFlag("memory", "the guest needs a whole number of MiB, at least 96MiB")
+	if f.config.Memory%fleet.MiB != 0 {
+		return invalidFlag("memory", "the guest needs a whole number of MiB")
+	}
+	if !labName.MatchString(f.config.Name) {
+		return invalidFlag("name", fmt.Sprintf("%q is not 1 to 16 small letters and digits", f.config.Name))
 	}
 	return nil
 }
 
-func (a *App) demo(ctx context.Context, flags demoFlags) (err error) {
+var labName = regexp.MustCompile(`^[a-z0-9]{0,16}$`) // none: it is made up
+
+// demo runs the demo and prints or writes its report, whatever comes of it.
+func (a *App) demo(ctx context.Context, flags demoFlags) error {
+	out, err := createOut(flags.out)
+	if err != nil {
+		return errors.Join(err, a.printReport(nil, demo.Report{Migrations: []demo.Migration{}}, err))
+	}
+	report, err := a.runDemo(ctx, flags)
+	if ctx.Err() != nil {
+		err = context.Canceled
+	}
+	if printErr := a.printReport(out, report, err); err == nil {
+		err = printErr
+	}
+	return err
+}
+
+// createOut makes the file that the report is to go to, nil for "".
+func createOut(path string) (io.WriteCloser, error) {
+	if path == "" {
+		return nil, nil
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, badFolder("out", filepath.Dir(path), err)
+	}
+	file, err := os.Create(path)
+	if err != nil {
+		return nil, badFolder("out", path, err)
+	}
+	return file, nil
+}
+
+func (a *App) runDemo(ctx context.Context, flags demoFlags) (report demo.Report, err error) {
+	report.Migrations = []demo.Migration{}
 	if err := flags.check(); err != nil {
-		return err
+		return report, err
 	}
 	c := flags.config
-	if flags.image != "" {
-		c.Image, err = image.Load(flags.image)
-	} else {
-		c.Image, err = image.Locate()
-	}
-	if err != nil {
-		return err
+	if c.Image, err = guestImage(flags.image); err != nil {
+		return report, err
 	}
 	if c.Binary, err = os.Executable(); err != nil {
-		return fmt.Errorf("find this program: %w", err)
+		return report, fmt.Errorf("find this program: %w", err)
 	}
 	c.Progress, c.Paint = a.Out, a.style().paint
 	if a.json {
 		c.Progress, c.Paint = a.Err, nil
 	}
-	report, err := demo.Run(ctx, c)
-	if errors.Is(err, context.Canceled) || ctx.Err() != nil {
-		return context.Canceled
+	return demo.Run(ctx, c)
+}
+
+// guestImage finds the guest where the flag says, or else where make setup puts
+// it.
+func guestImage(flag string) (image.Image, error) {
+	if flag == "" {
+		found, err := image.Locate()
+		return found, recoded(fleet.Unsupported, err)
 	}
-	if err != nil {
-		return err
+	found, err := image.Load(flag)
+	return found, recoded(fleet.Invalid, err)
+}
+
+// printReport writes the report to the file, if there is one, and prints it
+// with --json.
+func (a *App) printReport(out io.WriteCloser, report demo.Report, failed error) error {
+	if failed != nil {
+		report.Error = sentence(failed)
 	}
 	text, err := json.Marshal(report)
 	if err != nil {
 		return err
 	}
 	text = append(text, '\n')
-	if flags.out != "" {
-		if err := os.MkdirAll(filepath.Dir(flags.out), 0o755); err != nil {
-			return err
-		}
-		if err := os.WriteFile(flags.out, text, 0o644); err != nil {
-			return err
-		}
+	if out != nil {
+		_, err = out.Write(text)
+		err = errors.Join(err, out.Close())
 	}
 	if a.json {
-		_, err = a.Out.Write(text)
+		_, printErr := a.Out.Write(text)
+		err = errors.Join(err, printErr)
 	}
 	return err
+}
+
+func (a *App) removeLab(ctx context.Context, name string) error {
+	if err := lab.Remove(ctx, name); err != nil {
+		return err
+	}
+	if a.json {
+		return a.printJSON(map[string]string{"removed": name})
+	}
+	return a.printText(func(w io.Writer) { fmt.Fprintf(w, "lab %s removed\n", name) })
 }

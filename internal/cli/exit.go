@@ -26,9 +26,10 @@ const (
 const exitCodesHelp = `Every command ends with one of these exit codes:
 
     0  it was done
-    1  it failed: an outside program, a limit, or a fault in Godwit itself
+    1  it failed: an outside program, a limit, what this machine lacks, or a
+       fault in Godwit itself
     2  the command line or the spec is invalid: it can never succeed as it is
-    3  the named VM, host, network or migration does not exist
+    3  the named VM, host, network, migration or lab does not exist
     4  refused: the present state forbids it, it exists already, no host fits,
        or the caller may not do it
     5  the server cannot be reached or did not answer in time: try again

@@ -59,6 +59,30 @@ func fieldsOf(err error) []fleet.FieldError {
 	}
 }
 
+// sentence gives an error with all its fields in one line.
+func sentence(err error) string {
+	if errors.Is(err, context.Canceled) {
+		return "interrupted"
+	}
+	text := strings.ReplaceAll(plainWords(err), "\n", "; ")
+	for i, field := range fieldsOf(err) {
+		separator := "; "
+		if i == 0 {
+			separator = ": "
+		}
+		text += separator + field.Path + ": " + field.Problem
+	}
+	return text
+}
+
+// recoded gives an error another code.
+func recoded(code fleet.Code, err error) error {
+	if e, ok := errors.AsType[*fleet.Error](err); ok {
+		return &fleet.Error{Code: code, Hint: e.Hint, Err: err}
+	}
+	return err
+}
+
 // hinted adds a hint to an error that has none.
 func hinted(err error, hint string) error {
 	if e, ok := errors.AsType[*fleet.Error](err); ok && fleet.HintOf(err) == "" {

@@ -45,12 +45,13 @@ type Config struct {
 	Paint    func(code, text string) string // colours by an SGR code; may be nil
 }
 
-// Run shows it all. The report has what was done until an error.
+// Run shows it all. The report has what was done until an error. It is an error
+// too if a migration did not end as it should, or the client lost anything.
 func Run(ctx context.Context, config Config) (report Report, err error) {
 	report.Migrations = []Migration{}
 	if _, err := exec.LookPath(qemu); err != nil {
 		return report, &fleet.Error{
-			Code: fleet.NotFound, Op: "start the demo", Cause: "there is no program " + qemu,
+			Code: fleet.Unsupported, Op: "start the demo", Cause: "there is no program " + qemu,
 			Hint: "run `make setup` in the source tree, or install QEMU 7.2 or newer (Debian: qemu-system-x86)",
 		}
 	}
@@ -58,7 +59,8 @@ func Run(ctx context.Context, config Config) (report Report, err error) {
 		config.Paint = func(_, text string) string { return text }
 	}
 	d := &show{config: config, screen: screen{config.Progress, config.Paint}}
-	d.say("%s\n", config.Paint(bold, "A fleet on this machine: a server, three hosts, and a client of a VM. Nothing outside of it is touched."))
+	d.say("%s", config.Paint(bold, "A fleet on this machine: a server, three hosts, and a client of a VM."))
+	d.say("Nothing outside of it is touched.\n")
 	err = d.during("starting the server, and the agents of h1, h2 and h3", func() (err error) {
 		d.fleet, err = fleetlab.Start(ctx, fleetlab.Config{
 			Name: config.Name, Binary: config.Binary, Image: config.Image, Networks: config.Ports,
@@ -68,8 +70,9 @@ func Run(ctx context.Context, config Config) (report Report, err error) {
 	if err != nil {
 		return report, err
 	}
+	kept := false
 	defer func() {
-		if err != nil || !config.Keep {
+		if !kept {
 			d.say("%s", config.Paint(faint, "· removing everything"))
 		}
 		err = errors.Join(err, d.fleet.Close())
@@ -78,9 +81,12 @@ func Run(ctx context.Context, config Config) (report Report, err error) {
 		return report, err
 	}
 	if config.Keep {
-		return report, d.keep()
+		if err := d.keep(); err != nil {
+			return report, err
+		}
+		kept = true
 	}
-	return report, nil
+	return report, report.verdict()
 }
 
 // show is one run of the demo.
@@ -120,17 +126,22 @@ func (d *show) run(ctx context.Context, report *Report) (err error) {
 			err = stopErr
 		}
 	}()
+	at := 0 // the stop where the VM is
 	for i := range c.Migrations {
-		from, to := stops[i%2], stops[(i+1)%2]
+		from, to := stops[at], stops[1-at]
 		d.say("%s", c.Paint(bold, fmt.Sprintf("Migration %d of %d: %s → %s", i+1, c.Migrations, from, to)))
-		if err := d.migrate(ctx, to, d.follow(), report); err != nil {
+		one, err := d.migrate(ctx, to, d.follow(), report)
+		if err != nil {
 			return err
+		}
+		one.want = succeeded
+		if one.State == succeeded {
+			at = 1 - at
 		}
 	}
 	if c.Cancel {
-		to := stops[(c.Migrations+1)%2]
-		d.say("%s", c.Paint(bold, "One more to "+to+", cancelled when the source has stopped"))
-		if err := d.migrate(ctx, to, d.canceller(ctx), report); err != nil {
+		d.say("%s", c.Paint(bold, "One more to "+stops[1-at]+", cancelled when the source has stopped"))
+		if err := d.cancelled(ctx, stops[1-at], report); err != nil {
 			return err
 		}
 	}
@@ -146,28 +157,30 @@ func dirtySet(c Config) int {
 	return int(c.Memory / fleet.MiB / 2)
 }
 
-func (d *show) migrate(ctx context.Context, target string, each func(*godwitv1.Migration), report *Report) error {
+// migrate gives the migration's place in the report.
+func (d *show) migrate(ctx context.Context, target string, each func(*godwitv1.Migration), report *Report) (*Migration, error) {
 	ctx, cancel := context.WithTimeout(ctx, migrateWithin)
 	defer cancel()
 	before := d.traffic.Now()
 	m, err := d.fleet.Migrate(ctx, &godwitv1.CreateMigrationRequest{Vm: vmName, Target: target, Reason: "demo"}, each)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	client := d.traffic.Between(ctx, before, d.traffic.Now())
 	d.migration(m, client)
 	report.Migrations = append(report.Migrations, describe(m, client))
 	if err := d.traffic.Refresh(ctx); err != nil {
-		return fmt.Errorf("the VM does not answer after migration %s (%s): %w", m.GetId(), m.GetState(), err)
+		return nil, fmt.Errorf("the VM does not answer after migration %s (%s): %w", m.GetId(), m.GetState(), err)
 	}
-	return nil
+	return &report.Migrations[len(report.Migrations)-1], nil
 }
 
-// canceller cancels the migration in the middle of its hand-over.
-func (d *show) canceller(ctx context.Context) func(*godwitv1.Migration) {
-	asked := false
+// cancelled begins a migration and cancels it in the middle of its hand-over,
+// which may have been committed by then.
+func (d *show) cancelled(ctx context.Context, target string, report *Report) error {
+	asked, want := false, aborted
 	follow := d.follow()
-	return func(m *godwitv1.Migration) {
+	one, err := d.migrate(ctx, target, func(m *godwitv1.Migration) {
 		follow(m)
 		if asked || m.GetState() != "switching" {
 			return
@@ -175,9 +188,19 @@ func (d *show) canceller(ctx context.Context) func(*godwitv1.Migration) {
 		asked = true
 		_, err := d.fleet.API.Migration.Cancel(ctx, &godwitv1.CancelMigrationRequest{Id: m.GetId(), Reason: "demo of a cancelled hand-over"})
 		if err != nil {
+			want = succeeded
 			d.say("  the cancel came too late: %v", err)
 		}
+	}, report)
+	if err != nil {
+		return err
 	}
+	if !asked && one.State == succeeded {
+		want = succeeded
+		d.say("  the hand-over was over before it could be cancelled")
+	}
+	one.want = want
+	return nil
 }
 
 // keep leaves everything in place and says what can be done with it.

@@ -14,6 +14,9 @@ import (
 const (
 	// patience is how long nothing may be said while something goes on.
 	patience = 2 * time.Second
+	// remindEvery is the time between two reminders after that.
+	remindEvery = 10 * time.Second
+
 	labelled = 12 // columns of a row's label
 	barWidth = 32 // columns of the longest phase
 )
@@ -50,7 +53,7 @@ func (s screen) during(what string, do func() error) error {
 	begun := time.Now()
 	done := make(chan error, 1)
 	go func() { done <- do() }()
-	beat := time.NewTicker(patience)
+	beat := time.NewTimer(patience)
 	defer beat.Stop()
 	for {
 		select {
@@ -58,6 +61,7 @@ func (s screen) during(what string, do func() error) error {
 			return err
 		case <-beat.C:
 			s.say("  %s", s.paint(faint, fmt.Sprintf("… %.0f s", time.Since(begun).Seconds())))
+			beat.Reset(remindEvery)
 		}
 	}
 }
@@ -93,10 +97,10 @@ func (s screen) migration(m *godwitv1.Migration, client Client) {
 	s.row("result", "%s", ended)
 	prepared, stopped := began(m, "copying"), began(m, "switching")
 	if prepared > 0 {
-		s.row("prepare", "%10s   the target's QEMU is started, ports and tunnels are made", millis(prepared))
+		s.row("prepare", "%10s   QEMU, ports and tunnels are made on the target", millis(prepared))
 	}
 	if copied := stopped - prepared; stopped > 0 {
-		s.row("copy", "%10s   %v of memory are sent in %s, while the VM runs", millis(copied), fleet.Bytes(outcome.GetBytes()), passes(outcome.GetPasses()))
+		s.row("copy", "%10s   %v sent in %s, while the VM runs", millis(copied), fleet.Bytes(outcome.GetBytes()), passes(outcome.GetPasses()))
 	}
 	if outcome.GetBlackoutMs() > 0 {
 		s.blackout(outcome)
@@ -132,7 +136,7 @@ func passes(n int32) string {
 }
 
 func (s screen) blackout(outcome *godwitv1.Outcome) {
-	s.row("blackout", "%10s   the VM runs nowhere; %s of it are Godwit's own, the rest is QEMU's",
+	s.row("blackout", "%10s   no vCPU runs; %s are Godwit's, the rest QEMU's",
 		millis(outcome.GetBlackoutMs()), millis(outcome.GetOwnMs()))
 	longest := 0.0
 	for _, phase := range outcome.GetPhases() {
@@ -164,7 +168,8 @@ func (s screen) client(c Client) {
 	if c.UDPLost+c.UDPDuplicated > 0 {
 		lost = s.paint(red, fmt.Sprintf("%d lost, %d duplicated", c.UDPLost, c.UDPDuplicated))
 	}
-	s.row("client", "%10d   packets sent: %s; longest gap %s", c.UDPSent, lost, millis(c.LongestGapMs))
+	s.row("client", "%10d   packets sent: %s", c.UDPSent, lost)
+	s.row("", "%10s   was the longest time without an answer", millis(c.LongestGapMs))
 	stream := s.paint(green, "unbroken")
 	if c.TCPBroken {
 		stream = s.paint(red, "broken")
@@ -201,7 +206,7 @@ func (s screen) summary(report Report) {
 		total, blackout = append(total, m.TotalMs), append(blackout, m.BlackoutMs)
 		own, gap = append(own, m.OwnMs), append(gap, m.Client.LongestGapMs)
 	}
-	s.say("%s", s.paint(bold, fmt.Sprintf("In all: migrations %d, succeeded %d; the client sent %d packets, %d were lost, %d duplicated.",
+	s.say("%s", s.paint(bold, fmt.Sprintf("In all: migrations %d, succeeded %d; packets sent %d, lost %d, duplicated %d.",
 		len(report.Migrations), len(total), sent, lost, duplicated)))
 	if len(total) < fewest {
 		return
