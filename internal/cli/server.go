@@ -52,6 +52,9 @@ func newServerCommand(app *App) *cobra.Command {
     --etcd-ca ca.pem --etcd-cert godwit.pem --etcd-key godwit-key.pem`,
 		Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := checkNoneEmpty(cmd); err != nil {
+				return err
+			}
 			if err := flags.check(cmd.Flags().Changed("etcd")); err != nil {
 				return err
 			}
@@ -81,10 +84,8 @@ func (f *serverFlags) check(etcdGiven bool) error {
 	}
 	tlsGiven := f.etcdTLS != store.TLSFiles{}
 	switch {
-	case f.data == "":
-		return invalidFlag("data", "it is empty; name a folder")
-	case f.socket == "" || len(f.socket) > maxSocketPath:
-		return invalidFlag("socket", fmt.Sprintf("the path has %d bytes; it may have 1 to %d", len(f.socket), maxSocketPath))
+	case len(f.socket) > maxSocketPath:
+		return invalidFlag("socket", fmt.Sprintf("the path has %d bytes; it may have %d", len(f.socket), maxSocketPath))
 	case etcdGiven && len(f.etcd) == 0:
 		return invalidFlag("etcd", "it is empty; name the members as https://HOST:2379, or leave the flag out")
 	case !etcdGiven && (tlsGiven || f.insecure):
