@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"io"
 	"iter"
 	"time"
 
@@ -13,6 +14,30 @@ import (
 
 // completeLimit is how long a Tab may take; a slow server completes nothing.
 const completeLimit = 2 * time.Second
+
+// bashWords stands in for a function of the package bash-completion, which the
+// script needs and not every machine has: it gives the words up to the cursor,
+// where = and : do not part them.
+const bashWords = `if ! declare -F _get_comp_words_by_ref >/dev/null; then
+    _get_comp_words_by_ref() {
+        local i glue=
+        words=()
+        for ((i = 0; i <= COMP_CWORD; i++)); do
+            if [[ $i -gt 0 && ( -n $glue || ${COMP_WORDS[i]} == [=:]* ) ]]; then
+                words[${#words[@]}-1]+=${COMP_WORDS[i]}
+            else
+                words+=("${COMP_WORDS[i]}")
+            fi
+            glue=
+            [[ ${COMP_WORDS[i]} == *[=:] ]] && glue=1
+        done
+        cword=$((${#words[@]} - 1))
+        cur=${words[cword]}
+        prev=
+        ((cword == 0)) || prev=${words[cword-1]}
+    }
+fi
+`
 
 func newCompletionCommand(app *App) *cobra.Command {
 	return &cobra.Command{
@@ -28,6 +53,9 @@ and the names of VMs, hosts, networks and migrations by asking the server.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			switch args[0] {
 			case "bash":
+				if _, err := io.WriteString(app.Out, bashWords); err != nil {
+					return err
+				}
 				return cmd.Root().GenBashCompletionV2(app.Out, true)
 			case "zsh":
 				return cmd.Root().GenZshCompletion(app.Out)

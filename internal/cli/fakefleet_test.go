@@ -21,7 +21,7 @@ type fakeHosts struct {
 
 var hostA = &godwitv1.Host{
 	Name: "host-a", Address: "192.0.2.1", State: "up", Cpus: 32, CpusReserved: 18, MemoryBytes: 64 << 30,
-	MemoryReservedBytes: 20 << 30, QemuVersion: "10.0.2", Accel: "kvm", AgentVersion: "v0.1.0", Seen: before(4 * time.Second),
+	MemoryReservedBytes: 20 << 30, QemuVersion: "10.0.2 (Debian 1:10.0.2+ds-2)", Accel: "kvm", AgentVersion: "v0.1.0", Seen: before(4 * time.Second),
 	Machines: []string{"pc-q35-10.0", "pc-q35-9.2"}, MachineAliases: map[string]string{"q35": "pc-q35-10.0", "pc": "pc-i440fx-10.0"},
 	CpuModels: []string{"qemu64", "Nehalem", "Haswell", "Broadwell", "Cascadelake-Server"}, Version: 9,
 }
@@ -29,10 +29,13 @@ var hostA = &godwitv1.Host{
 var hostB = &godwitv1.Host{Name: "host-b", Address: "192.0.2.2", State: "down", Cpus: 8, MemoryBytes: 16 << 30, QemuVersion: "7.2.17", Accel: "tcg", Seen: before(26 * time.Hour)}
 
 func (fakeHosts) Get(_ context.Context, request *godwitv1.GetHostRequest) (*godwitv1.GetHostResponse, error) {
-	if request.GetName() != "host-a" {
-		return nil, missing("show", "host "+request.GetName())
+	switch request.GetName() {
+	case "host-a":
+		return &godwitv1.GetHostResponse{Host: hostA}, nil
+	case "host-b":
+		return &godwitv1.GetHostResponse{Host: hostB}, nil
 	}
-	return &godwitv1.GetHostResponse{Host: hostA}, nil
+	return nil, missing("show", "host "+request.GetName())
 }
 
 func (fakeHosts) List(context.Context, *godwitv1.ListHostsRequest) (*godwitv1.ListHostsResponse, error) {

@@ -132,7 +132,7 @@ func (f *fakeServer) Get(_ context.Context, request *godwitv1.GetVMRequest) (*go
 // List gives two pages.
 func (f *fakeServer) List(_ context.Context, request *godwitv1.ListVMsRequest) (*godwitv1.ListVMsResponse, error) {
 	switch {
-	case request.GetHost() == "host-z":
+	case request.GetHost() == "host-b", request.GetHost() == "host-z":
 		return &godwitv1.ListVMsResponse{}, nil
 	case request.GetPage().GetToken() == "":
 		return &godwitv1.ListVMsResponse{Vms: []*godwitv1.VM{web1, db1}, NextToken: "more"}, nil

@@ -112,9 +112,15 @@ func (a *App) hostTable(hosts []*godwitv1.Host) table {
 		t.add(host.GetName(), host.GetState(), host.GetAddress(),
 			fmt.Sprintf("%d/%d", host.GetCpusReserved(), host.GetCpus()),
 			size(host.GetMemoryReservedBytes())+"/"+size(host.GetMemoryBytes()),
-			host.GetQemuVersion(), host.GetAccel(), a.age(host.GetSeen()))
+			release(host), host.GetAccel(), a.age(host.GetSeen()))
 	}
 	return t
+}
+
+// release gives QEMU's version without the name of its package.
+func release(host *godwitv1.Host) string {
+	version, _, _ := strings.Cut(host.GetQemuVersion(), " ")
+	return version
 }
 
 func (a *App) showHost(w io.Writer, host *godwitv1.Host) {

@@ -44,6 +44,11 @@ func newMigrationList(app *App) *cobra.Command {
 						break
 					}
 				}
+				if len(migrations) == 0 && vm != "" { // is there a VM of that name at all?
+					if _, err := c.VM.Get(ctx, &godwitv1.GetVMRequest{Name: vm}); err != nil {
+						return named("list", "migrations", err)
+					}
+				}
 				return printList(app, "migrations", migrations, app.migrationTable)
 			})
 		},

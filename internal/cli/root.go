@@ -93,6 +93,7 @@ func newRoot(app *App) *cobra.Command {
 	for _, construct := range constructors() {
 		root.AddCommand(construct(app))
 	}
+	root.SetHelpCommand(newHelpCommand())
 	return root
 }
 
@@ -101,6 +102,33 @@ func group(use, short, long string, children ...*cobra.Command) *cobra.Command {
 	cmd := &cobra.Command{Use: use, Short: short, Long: long, RunE: helpOrUnknown, Args: cobra.ArbitraryArgs}
 	cmd.AddCommand(children...)
 	return cmd
+}
+
+// newHelpCommand is like cobra's own, except that it refuses a command that
+// does not exist.
+func newHelpCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:     "help [COMMAND]",
+		Short:   "Explain a command",
+		Long:    "Help prints what a command does, its flags and examples.",
+		Example: "  godwit help vm create\n  godwit help exit-codes",
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, _ string) (names []string, _ cobra.ShellCompDirective) {
+			if about, rest, err := cmd.Root().Find(args); err == nil && len(rest) == 0 {
+				for _, child := range about.Commands() {
+					names = append(names, cobra.CompletionWithDesc(child.Name(), child.Short))
+				}
+			}
+			return names, cobra.ShellCompDirectiveNoFileComp
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			about, rest, err := cmd.Root().Find(args)
+			if err != nil || len(rest) > 0 {
+				return helpOrUnknown(about, rest)
+			}
+			about.InitDefaultHelpFlag()
+			return about.Help()
+		},
+	}
 }
 
 func helpOrUnknown(cmd *cobra.Command, args []string) error {

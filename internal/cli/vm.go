@@ -37,6 +37,9 @@ that holds it, if any.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return app.call(cmd.Context(), limit, func(ctx context.Context, c *client.Client) error {
 				vms, err := collect(c.VMs(ctx, host))
+				if err == nil && len(vms) == 0 && host != "" { // does it have none, or is there none of that name?
+					_, err = c.Host.Get(ctx, &godwitv1.GetHostRequest{Name: host})
+				}
 				if err != nil {
 					return named("list", "vms", err)
 				}
