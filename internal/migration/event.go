@@ -20,14 +20,14 @@ const (
 	SourceStopped  EventKind = "source-stopped"  // the source is paused behind its redirecting gate; Detail: by whom
 	SourceFailed   EventKind = "source-failed"   // the source can't copy; Detail and Gone are set
 	TargetLoaded   EventKind = "target-loaded"   // the target has everything and asks for the commit; Target is set
-	SwitchMeasured EventKind = "switch-measured" // answers StartCopy: the source sent everything; Source is set
+	SwitchMeasured EventKind = "switch-measured" // answers StartCopy: the source sent everything; Source is set; Detail: but some frames
 	TargetRunning  EventKind = "target-running"  // answers RunTarget; Target is set
 	SourceRetired  EventKind = "source-retired"  // answers RetireSource
 	AddressesKnown EventKind = "addresses-known" // every host sends to the target directly; Detail: but those
 	SourceReleased EventKind = "source-released" // answers ReleaseSource
 	TargetFinished EventKind = "target-finished" // answers FinishTarget
 	SourceResumed  EventKind = "source-resumed"  // answers ResumeSource
-	TargetReleased EventKind = "target-released" // answers ReleaseTarget; Frames is set
+	TargetReleased EventKind = "target-released" // answers ReleaseTarget; Frames is set; Detail: why not all returned
 )
 
 // Events lists all kinds of events.
@@ -98,7 +98,8 @@ type SourceMarks struct {
 	Drained       time.Time   `json:"drained"`       // the frames left in the source's taps were sent on
 	Completed     time.Time   `json:"completed"`     // QEMU has the target's word that it loaded
 	FramesDrained int         `json:"framesDrained"`
-	StoppedBy     string      `json:"stoppedBy"` // "agent" or "qemu"
+	DrainError    string      `json:"drainError,omitempty"` // why others were not
+	StoppedBy     string      `json:"stoppedBy"`            // "agent" or "qemu"
 	Sent          fleet.Bytes `json:"sent"`
 	Passes        int         `json:"passes"`
 }

@@ -45,6 +45,7 @@ type Migration struct {
 	SourceMarks    *SourceMarks `json:"sourceMarks,omitempty"`
 	TargetMarks    *TargetMarks `json:"targetMarks,omitempty"`
 	FramesReturned int          `json:"framesReturned,omitempty"`
+	ReturnError    string       `json:"returnError,omitempty"` // why others were not
 	Story          []Entry      `json:"story"`
 }
 

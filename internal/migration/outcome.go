@@ -19,6 +19,8 @@ type Outcome struct {
 	Own            time.Duration // Blackout less QEMU's device phase
 	FramesDrained  int
 	FramesReturned int
+	DrainError     string // why frames are lost that were not drained, or returned; else ""
+	ReturnError    string
 	StoppedBy      string
 }
 
@@ -34,14 +36,14 @@ const DevicePhase = "device"
 
 // Outcome gives what is known so far; what is not is zero.
 func (m *Migration) Outcome() Outcome {
-	out := Outcome{FramesReturned: m.FramesReturned, Passes: m.Progress.Pass, Bytes: m.Progress.Sent}
+	out := Outcome{FramesReturned: m.FramesReturned, ReturnError: m.ReturnError, Passes: m.Progress.Pass, Bytes: m.Progress.Sent}
 	if !m.Ended.IsZero() {
 		out.Settled = m.Ended.Sub(m.Created)
 	}
 	source, target := m.SourceMarks, m.TargetMarks
 	if source != nil {
 		out.Passes, out.Bytes = source.Passes, source.Sent
-		out.FramesDrained, out.StoppedBy = source.FramesDrained, source.StoppedBy
+		out.FramesDrained, out.DrainError, out.StoppedBy = source.FramesDrained, source.DrainError, source.StoppedBy
 	}
 	if target == nil || target.Resumed.IsZero() {
 		return out

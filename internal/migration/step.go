@@ -292,8 +292,12 @@ func sourceFailedInRollback(m *Migration, event Event) {
 }
 
 func finishRollback(m *Migration, event Event) {
-	m.FramesReturned = event.Frames
+	noteReturned(m, event)
 	m.end(Aborted, event)
+}
+
+func noteReturned(m *Migration, event Event) {
+	m.FramesReturned, m.ReturnError = event.Frames, event.Detail
 }
 
 func rollbackTimer(m *Migration, event Event) {

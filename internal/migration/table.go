@@ -90,7 +90,7 @@ var table = map[State]map[EventKind]cell{
 		SourceFailed: late, TargetFailed: late,
 		CopyProgressed: late, SourceStopped: late, TargetLoaded: refuse, AddressesKnown: late,
 		TargetPrepared: broken, SwitchMeasured: broken, TargetRunning: broken, SourceRetired: broken,
-		SourceReleased: broken, TargetFinished: broken, SourceResumed: broken, TargetReleased: act(note),
+		SourceReleased: broken, TargetFinished: broken, SourceResumed: broken, TargetReleased: act(noteReturned),
 	},
 	NeedsOperator: {
 		Started: late, CancelAsked: refuse, TimerFired: late,

@@ -69,6 +69,12 @@ func outcomeMessage(out migration.Outcome) *godwitv1.Outcome {
 		BlackoutMs: milliseconds(out.Blackout), OwnMs: milliseconds(out.Own),
 		FramesDrained: int64(out.FramesDrained), FramesReturned: int64(out.FramesReturned), StoppedBy: out.StoppedBy,
 	}
+	if out.DrainError != "" {
+		message.DrainError = &out.DrainError
+	}
+	if out.ReturnError != "" {
+		message.ReturnError = &out.ReturnError
+	}
 	for _, phase := range out.Phases {
 		message.Phases = append(message.Phases, &godwitv1.BlackoutPhase{Name: phase.Name, Ms: milliseconds(phase.Time)})
 	}

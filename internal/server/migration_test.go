@@ -142,7 +142,7 @@ func millis(from time.Time, n int) *timestamppb.Timestamp {
 
 func switchMeasured(begin time.Time) *godwitv1.Report {
 	return &godwitv1.Report{Event: &godwitv1.Report_SwitchMeasured{SwitchMeasured: &godwitv1.SwitchMeasured{
-		SentBytes: 1 << 20, Passes: 3, FramesDrained: 2, StoppedBy: "agent",
+		SentBytes: 1 << 20, Passes: 3, FramesDrained: 2, DrainError: "tap net0: no room", StoppedBy: "agent",
 		Marks: &godwitv1.SourceMarks{
 			GateFlipped: millis(begin, -1), Stopped: millis(begin, 0), PreSwitchover: millis(begin, 5),
 			Continued: millis(begin, 6), Drained: millis(begin, 7), Completed: millis(begin, 17),
@@ -181,7 +181,7 @@ func checkSuccess(t *testing.T, m *godwitv1.Migration) {
 		t.Errorf("phases: %s", got)
 	}
 	if out.GetBlackoutMs() != 20 || out.GetOwnMs() != 10 || out.GetPasses() != 3 || out.GetBytes() != 1<<20 ||
-		out.GetFramesDrained() != 2 || out.GetStoppedBy() != "agent" || out.GetTotalMs() <= 0 || out.GetSettledMs() < out.GetTotalMs() {
+		out.GetFramesDrained() != 2 || out.GetDrainError() != "tap net0: no room" || out.GetReturnError() != "" || out.GetStoppedBy() != "agent" || out.GetTotalMs() <= 0 || out.GetSettledMs() < out.GetTotalMs() {
 		t.Errorf("outcome %v", out)
 	}
 	if m.GetEnded() == nil || m.GetDeadline() != nil {

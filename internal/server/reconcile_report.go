@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -78,10 +79,12 @@ func eventOf(report *godwitv1.Report) (event migration.Event, known bool) {
 		event.Kind, event.Detail = migration.SourceStopped, "stopped by "+said.SourceStopped.GetStoppedBy()
 	case *godwitv1.Report_SwitchMeasured:
 		event.Kind, event.Source = migration.SwitchMeasured, sourceMarksOf(said.SwitchMeasured)
+		event.Detail = event.Source.DrainError
 	case *godwitv1.Report_SourceResumed:
 		event.Kind = migration.SourceResumed
 	case *godwitv1.Report_TargetReleased:
 		event.Kind, event.Frames = migration.TargetReleased, int(said.TargetReleased.GetFramesReturned())
+		event.Detail = bounded(said.TargetReleased.GetReturnError())
 	case *godwitv1.Report_TargetRunning:
 		event.Kind, event.Target = migration.TargetRunning, targetMarksOf(said.TargetRunning.GetMarks())
 	case *godwitv1.Report_SourceRetired:
@@ -91,9 +94,9 @@ func eventOf(report *godwitv1.Report) (event migration.Event, known bool) {
 	case *godwitv1.Report_TargetFinished:
 		event.Kind = migration.TargetFinished
 	case *godwitv1.Report_SourceFailed:
-		event.Kind, event.Detail, event.Gone = migration.SourceFailed, said.SourceFailed.GetCause(), said.SourceFailed.GetGone()
+		event.Kind, event.Detail, event.Gone = migration.SourceFailed, bounded(said.SourceFailed.GetCause()), said.SourceFailed.GetGone()
 	case *godwitv1.Report_TargetFailed:
-		event.Kind, event.Detail, event.Gone = migration.TargetFailed, said.TargetFailed.GetCause(), said.TargetFailed.GetGone()
+		event.Kind, event.Detail, event.Gone = migration.TargetFailed, bounded(said.TargetFailed.GetCause()), said.TargetFailed.GetGone()
 	default:
 		return event, false
 	}
@@ -114,9 +117,19 @@ func sourceMarksOf(said *godwitv1.SwitchMeasured) migration.SourceMarks {
 		GateFlipped: timeOf(marks.GetGateFlipped()), Stopped: timeOf(marks.GetStopped()),
 		PreSwitchover: timeOf(marks.GetPreSwitchover()), Continued: timeOf(marks.GetContinued()),
 		Drained: timeOf(marks.GetDrained()), Completed: timeOf(marks.GetCompleted()),
-		FramesDrained: int(said.GetFramesDrained()), StoppedBy: said.GetStoppedBy(),
+		FramesDrained: int(said.GetFramesDrained()), DrainError: bounded(said.GetDrainError()), StoppedBy: said.GetStoppedBy(),
 		Sent: fleet.Bytes(said.GetSentBytes()), Passes: int(said.GetPasses()),
 	}
+}
+
+// errorMax bounds what a host's error takes of a record, in bytes.
+const errorMax = 1000
+
+func bounded(text string) string {
+	if len(text) > errorMax {
+		return strings.ToValidUTF8(text[:errorMax], "") + "…"
+	}
+	return text
 }
 
 func targetMarksOf(marks *godwitv1.TargetMarks) migration.TargetMarks {

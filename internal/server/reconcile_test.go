@@ -39,9 +39,9 @@ func TestCancel(t *testing.T) {
 			if r := release.GetReleaseTarget(); r.GetVm() != fl.vm || r.GetSourceAddress() != "10.9.0.1" || r.GetReturnFrames() != test.resume {
 				t.Errorf("release: %v", release)
 			}
-			fl.say(h2, release, &godwitv1.Report{Event: &godwitv1.Report_TargetReleased{TargetReleased: &godwitv1.TargetReleased{FramesReturned: 7}}})
+			fl.say(h2, release, &godwitv1.Report{Event: &godwitv1.Report_TargetReleased{TargetReleased: &godwitv1.TargetReleased{FramesReturned: 7, ReturnError: "no way back"}}})
 			m := fl.await(migration.Aborted)
-			if m.GetCause() != "cancelled by operator: changed my mind" || m.GetOutcome().GetFramesReturned() != 7 || m.GetEnded() == nil {
+			if m.GetCause() != "cancelled by operator: changed my mind" || m.GetOutcome().GetFramesReturned() != 7 || m.GetOutcome().GetReturnError() != "no way back" || m.GetEnded() == nil {
 				t.Errorf("it ended with %v", m)
 			}
 			fl.atSource(t)

@@ -2072,7 +2072,9 @@ type SwitchMeasured struct {
 	Passes        int32                  `protobuf:"varint,3,opt,name=passes,proto3" json:"passes,omitempty"`
 	FramesDrained int64                  `protobuf:"varint,4,opt,name=frames_drained,json=framesDrained,proto3" json:"frames_drained,omitempty"`
 	// "agent" or "qemu".
-	StoppedBy     string `protobuf:"bytes,5,opt,name=stopped_by,json=stoppedBy,proto3" json:"stopped_by,omitempty"`
+	StoppedBy string `protobuf:"bytes,5,opt,name=stopped_by,json=stoppedBy,proto3" json:"stopped_by,omitempty"`
+	// Why frames that were left could not all be sent on, or "".
+	DrainError    string `protobuf:"bytes,6,opt,name=drain_error,json=drainError,proto3" json:"drain_error,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2138,6 +2140,13 @@ func (x *SwitchMeasured) GetFramesDrained() int64 {
 func (x *SwitchMeasured) GetStoppedBy() string {
 	if x != nil {
 		return x.StoppedBy
+	}
+	return ""
+}
+
+func (x *SwitchMeasured) GetDrainError() string {
+	if x != nil {
+		return x.DrainError
 	}
 	return ""
 }
@@ -2335,8 +2344,10 @@ func (*SourceResumed) Descriptor() ([]byte, []int) {
 type TargetReleased struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	FramesReturned int64                  `protobuf:"varint,1,opt,name=frames_returned,json=framesReturned,proto3" json:"frames_returned,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Why frames that waited could not all be returned, or "".
+	ReturnError   string `protobuf:"bytes,2,opt,name=return_error,json=returnError,proto3" json:"return_error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TargetReleased) Reset() {
@@ -2374,6 +2385,13 @@ func (x *TargetReleased) GetFramesReturned() int64 {
 		return x.FramesReturned
 	}
 	return 0
+}
+
+func (x *TargetReleased) GetReturnError() string {
+	if x != nil {
+		return x.ReturnError
+	}
+	return ""
 }
 
 type TargetRunning struct {
@@ -3073,7 +3091,7 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\rSourceStopped\x12\x1d\n" +
 	"\n" +
 	"stopped_by\x18\x01 \x01(\tR\tstoppedBy\x124\n" +
-	"\astopped\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\astopped\"\xbb\x01\n" +
+	"\astopped\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\astopped\"\xdc\x01\n" +
 	"\x0eSwitchMeasured\x12,\n" +
 	"\x05marks\x18\x01 \x01(\v2\x16.godwit.v1.SourceMarksR\x05marks\x12\x1d\n" +
 	"\n" +
@@ -3081,7 +3099,9 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\x06passes\x18\x03 \x01(\x05R\x06passes\x12%\n" +
 	"\x0eframes_drained\x18\x04 \x01(\x03R\rframesDrained\x12\x1d\n" +
 	"\n" +
-	"stopped_by\x18\x05 \x01(\tR\tstoppedBy\"\xef\x02\n" +
+	"stopped_by\x18\x05 \x01(\tR\tstoppedBy\x12\x1f\n" +
+	"\vdrain_error\x18\x06 \x01(\tR\n" +
+	"drainError\"\xef\x02\n" +
 	"\vSourceMarks\x12=\n" +
 	"\fgate_flipped\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\vgateFlipped\x124\n" +
 	"\astopped\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\astopped\x12A\n" +
@@ -3094,9 +3114,10 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\x05asked\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05asked\x126\n" +
 	"\banswered\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\banswered\x124\n" +
 	"\aresumed\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\aresumed\"\x0f\n" +
-	"\rSourceResumed\"9\n" +
+	"\rSourceResumed\"\\\n" +
 	"\x0eTargetReleased\x12'\n" +
-	"\x0fframes_returned\x18\x01 \x01(\x03R\x0eframesReturned\"=\n" +
+	"\x0fframes_returned\x18\x01 \x01(\x03R\x0eframesReturned\x12!\n" +
+	"\freturn_error\x18\x02 \x01(\tR\vreturnError\"=\n" +
 	"\rTargetRunning\x12,\n" +
 	"\x05marks\x18\x01 \x01(\v2\x16.godwit.v1.TargetMarksR\x05marks\"\x0f\n" +
 	"\rSourceRetired\"\x10\n" +

@@ -966,7 +966,11 @@ type Outcome struct {
 	// Frames that were buffered at the target and came back after an abort.
 	FramesReturned int64 `protobuf:"varint,9,opt,name=frames_returned,json=framesReturned,proto3" json:"frames_returned,omitempty"`
 	// Who stopped the source: "agent" after the gate was flipped, or "qemu".
-	StoppedBy     string `protobuf:"bytes,10,opt,name=stopped_by,json=stoppedBy,proto3" json:"stopped_by,omitempty"`
+	StoppedBy string `protobuf:"bytes,10,opt,name=stopped_by,json=stoppedBy,proto3" json:"stopped_by,omitempty"`
+	// Why not all frames could be sent on, or returned, if so; those that were
+	// not are lost.
+	DrainError    *string `protobuf:"bytes,11,opt,name=drain_error,json=drainError,proto3,oneof" json:"drain_error,omitempty"`
+	ReturnError   *string `protobuf:"bytes,12,opt,name=return_error,json=returnError,proto3,oneof" json:"return_error,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1067,6 +1071,20 @@ func (x *Outcome) GetFramesReturned() int64 {
 func (x *Outcome) GetStoppedBy() string {
 	if x != nil {
 		return x.StoppedBy
+	}
+	return ""
+}
+
+func (x *Outcome) GetDrainError() string {
+	if x != nil && x.DrainError != nil {
+		return *x.DrainError
+	}
+	return ""
+}
+
+func (x *Outcome) GetReturnError() string {
+	if x != nil && x.ReturnError != nil {
+		return *x.ReturnError
 	}
 	return ""
 }
@@ -1327,7 +1345,7 @@ const file_godwit_v1_migration_proto_rawDesc = "" +
 	"\x02at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x1d\n" +
 	"\n" +
 	"sent_bytes\x18\x03 \x01(\x04R\tsentBytes\x12'\n" +
-	"\x0fremaining_bytes\x18\x04 \x01(\x04R\x0eremainingBytes\"\xca\x02\n" +
+	"\x0fremaining_bytes\x18\x04 \x01(\x04R\x0eremainingBytes\"\xb9\x03\n" +
 	"\aOutcome\x12\x19\n" +
 	"\btotal_ms\x18\x01 \x01(\x01R\atotalMs\x12\x1d\n" +
 	"\n" +
@@ -1342,7 +1360,12 @@ const file_godwit_v1_migration_proto_rawDesc = "" +
 	"\x0fframes_returned\x18\t \x01(\x03R\x0eframesReturned\x12\x1d\n" +
 	"\n" +
 	"stopped_by\x18\n" +
-	" \x01(\tR\tstoppedBy\"3\n" +
+	" \x01(\tR\tstoppedBy\x12$\n" +
+	"\vdrain_error\x18\v \x01(\tH\x00R\n" +
+	"drainError\x88\x01\x01\x12&\n" +
+	"\freturn_error\x18\f \x01(\tH\x01R\vreturnError\x88\x01\x01B\x0e\n" +
+	"\f_drain_errorB\x0f\n" +
+	"\r_return_error\"3\n" +
 	"\rBlackoutPhase\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02ms\x18\x02 \x01(\x01R\x02ms\"\x8e\x01\n" +
@@ -1442,6 +1465,7 @@ func file_godwit_v1_migration_proto_init() {
 		return
 	}
 	file_godwit_v1_fleet_proto_init()
+	file_godwit_v1_migration_proto_msgTypes[14].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
