@@ -87,7 +87,7 @@ func (a *App) awaitVM(ctx context.Context, c *client.Client, o order, vm *godwit
 		return last.Load(), nil
 	case errors.Is(err, context.Canceled):
 		fmt.Fprintf(a.Err, "vm %[1]s is still %[2]s, and goes on; follow it with `godwit vm watch %[1]s`\n", vm.GetName(), last.Load().GetPhase())
-	case ctx.Err() != nil:
+	case ctx.Err() != nil || fleet.CodeOf(err) == fleet.Deadline: // the server knows the deadline and may be first
 		return nil, &fleet.Error{
 			Code: fleet.Deadline, Op: o.op, Subject: subject,
 			Cause: fmt.Sprintf("it is still %s on %s after %v", last.Load().GetPhase(), last.Load().GetOwner().GetHost(), time.Since(begun).Round(time.Second)),
