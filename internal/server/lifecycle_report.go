@@ -70,10 +70,14 @@ func (l *lifecycle) move(ctx context.Context, host fleet.HostName, entry store.E
 	}
 	switch said.GetState() {
 	case instanceRunning:
-		if vm.Phase != fleet.VMStarting {
+		switch {
+		case vm.Phase == fleet.VMStarting:
+			vm.Phase, vm.Cause = fleet.VMRunning, ""
+		case vm.Phase == fleet.VMStopping && answers >= sequenceFirstStop && said.GetCause() != "" && said.GetCause() != vm.Cause:
+			vm.Cause = bounded(said.GetCause()) // why it could not be stopped; another Stop tries again
+		default:
 			return nil
 		}
-		vm.Phase, vm.Cause = fleet.VMRunning, ""
 		_, err := l.tables.store.Commit(ctx, store.If(l.tables.vms.At(entry.Name, entry.Version)), l.tables.vms.Put(entry.Name, vm))
 		return err
 	case instanceExited, instanceAbsent:

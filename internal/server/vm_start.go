@@ -61,7 +61,8 @@ func checkStart(vm fleet.VM, want fleet.HostName) (done bool, err error) {
 	case fleet.VMStopped, fleet.VMFailed:
 		return false, nil
 	case fleet.VMStopping:
-		return false, conflict("it is being stopped on host "+string(vm.Owner.Host), "wait until it is stopped")
+		return false, conflict("it is still stopping on host "+string(vm.Owner.Host),
+			"try again when it is stopped; godwit vm stop "+string(vm.Name)+" waits for that, and with --grace 0s ends it at once")
 	}
 	if want != "" && want != vm.Owner.Host {
 		return false, conflict("it is "+string(vm.Phase)+" on host "+string(vm.Owner.Host),

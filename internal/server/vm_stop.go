@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
@@ -14,7 +15,8 @@ import (
 const graceMax = time.Hour
 
 // Stop orders a VM to stop. It answers when the order is recorded; the VM's
-// phase tells when it has stopped. A migration that has not committed is
+// phase, which can be watched, tells when it has stopped, and its cause what
+// keeps it from that. A migration that has not committed is
 // cancelled for it, one that has is waited for; ctx bounds that wait.
 func (v vmService) Stop(ctx context.Context, request *godwitv1.StopVMRequest) (*godwitv1.StopVMResponse, error) {
 	grace := time.Duration(request.GetGraceMs()) * time.Millisecond
@@ -60,6 +62,9 @@ func (s *Server) orderStop(ctx context.Context, entry store.Entry[fleet.VM], gra
 	order := stopOrder{Grace: grace, Sequence: max(sequenceFirstStop, before.Value.Sequence+1)}
 	vm := entry.Value
 	vm.Phase, vm.Cause = fleet.VMStopping, ""
+	if !s.hub.connected(vm.Owner.Host) {
+		vm.Cause = fmt.Sprintf("host %s had no session when it was to be stopped; it is told when it returns", vm.Owner.Host)
+	}
 	revision, err := s.tables.store.Commit(ctx, store.If(s.tables.vms.At(entry.Name, entry.Version)),
 		s.tables.vms.Put(entry.Name, vm), s.tables.stops.Put(entry.Name, order))
 	if err != nil {

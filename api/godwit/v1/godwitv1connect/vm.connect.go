@@ -58,7 +58,9 @@ type VMServiceClient interface {
 	List(context.Context, *v1.ListVMsRequest) (*v1.ListVMsResponse, error)
 	Start(context.Context, *v1.StartVMRequest) (*v1.StartVMResponse, error)
 	// Stop asks the guest to power off and, when it does not within the given
-	// time, ends the instance. It cancels a migration that has not committed.
+	// time, ends the instance. It cancels a migration that has not committed. The
+	// answer comes when the order is recorded: phase "stopping" becomes "stopped"
+	// when the instance has ended, and the cause says what keeps it from that.
 	Stop(context.Context, *v1.StopVMRequest) (*v1.StopVMResponse, error)
 	// Delete removes the record of a VM that is stopped; its disks stay.
 	Delete(context.Context, *v1.DeleteVMRequest) (*v1.DeleteVMResponse, error)
@@ -201,7 +203,9 @@ type VMServiceHandler interface {
 	List(context.Context, *v1.ListVMsRequest) (*v1.ListVMsResponse, error)
 	Start(context.Context, *v1.StartVMRequest) (*v1.StartVMResponse, error)
 	// Stop asks the guest to power off and, when it does not within the given
-	// time, ends the instance. It cancels a migration that has not committed.
+	// time, ends the instance. It cancels a migration that has not committed. The
+	// answer comes when the order is recorded: phase "stopping" becomes "stopped"
+	// when the instance has ended, and the cause says what keeps it from that.
 	Stop(context.Context, *v1.StopVMRequest) (*v1.StopVMResponse, error)
 	// Delete removes the record of a VM that is stopped; its disks stay.
 	Delete(context.Context, *v1.DeleteVMRequest) (*v1.DeleteVMResponse, error)
