@@ -90,10 +90,10 @@ func disturb(t *testing.T, f *fleetlab.Fleet, g *fleetlab.Guest, state string, d
 	if vm.GetOwner().GetHost() == "h1" {
 		request.Target = "h2"
 	}
-	target, held, done := f.Agent(request.Target), state != "switching", false
+	target, held, done := f.Agent(request.Target), false, false
 	m, err := f.Migrate(ctx, request, func(m *godwitv1.Migration) {
 		switch {
-		case !held && m.GetState() == "copying":
+		case !held && state == "switching" && m.GetState() == "copying":
 			held = true
 			if err := target.Pause(); err != nil {
 				t.Error(err)
@@ -103,6 +103,9 @@ func disturb(t *testing.T, f *fleetlab.Fleet, g *fleetlab.Guest, state string, d
 			do(t, target)
 		}
 	})
+	if held && !done {
+		resume(t, target) // nobody else would
+	}
 	if err != nil || !done {
 		t.Fatalf("%v; disturbed: %v; the migration is %s\n%s", err, done, m.GetState(), story(m))
 	}
