@@ -25,6 +25,10 @@ build: ## build bin/godwit, static
 demo: setup build ## a fleet on this machine: migrate a VM there and back
 	bin/godwit demo $(DEMOFLAGS)
 
+# The limit is for each package: go test has none for all of them together. It is
+# there to end a test that hangs, with a trace of where. All of them are meant to
+# take less than 15 minutes on two cores; nothing but looking at the time sees to
+# that.
 test: setup ## vet and run all tests, on real kernels and QEMUs
 	@scripts/setup qemu72-if-debian12
 	go vet $(PACKAGES)
