@@ -101,9 +101,9 @@ func (t *TCP) write() {
 	bytes := sequence{noise: witness.Noise(t.config.Seed)}
 	share := max(1, t.config.Rate*int(writeEvery)/int(time.Second))
 	buffer := make([]byte, 4*share)
+	owed, last := 0.0, time.Now() // before the ticker, or its first tick may be earlier
 	ticks := time.NewTicker(writeEvery)
 	defer ticks.Stop()
-	owed, last := 0.0, time.Now()
 	for {
 		select {
 		case <-t.halt:
