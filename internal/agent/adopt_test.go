@@ -64,6 +64,32 @@ func TestAdoptEnded(t *testing.T) {
 	h.checkNothingLeft()
 }
 
+// A start that is asked for again, because an agent's end cut it off, makes use
+// of nothing that it left.
+func TestStartAfterHalfAStart(t *testing.T) {
+	_, hosts := newFleet(t, "h1")
+	h := hosts[0]
+	h.run(firmware(1))
+	process, err := os.FindProcess(h.instance(testVM, 1).PID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.stop()
+	if err := process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "QEMU's end", func() bool { return len(h.processes()) == 0 })
+	h.start()
+	if got := h.do(startCommand(7, firmware(1))).GetInstance(); got.GetState() != "running" {
+		t.Errorf("start: %v", got)
+	}
+	h.checkGates("after the second start", network.Pass)
+	if got := h.do(stopCommand(8, 1, 0)).GetInstance().GetState(); got != "exited" {
+		t.Errorf("stop: %q", got)
+	}
+	h.checkNothingLeft()
+}
+
 // Agents that died in the middle of a start leave folders of different kinds.
 func TestAdoptHalfMade(t *testing.T) {
 	_, hosts := newFleet(t, "h1")

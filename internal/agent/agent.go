@@ -41,7 +41,8 @@ type Agent struct {
 
 	mu       sync.Mutex
 	machines map[machineKey]*machine
-	session  *session // nil while there is none
+	session  *session       // nil while there is none
+	workers  sync.WaitGroup // of the machines
 
 	addressMu sync.Mutex
 	addresses *godwitv1.AddressMap // the newest that was applied
@@ -67,7 +68,9 @@ func New(ctx context.Context, config Config) (*Agent, error) {
 // QEMUVersion is that of the host's QEMU, as it says it.
 func (a *Agent) QEMUVersion() string { return a.features.Version }
 
-// Run serves the server until ctx ends. Instances run on after it.
+// Run serves the server until ctx ends. Commands that are being carried out
+// then are cut off, for the next agent to take up, and nothing acts on the host
+// any more when Run returns. Instances run on after it.
 func (a *Agent) Run(ctx context.Context) error {
 	var tasks sync.WaitGroup
 	tasks.Go(func() { _ = a.config.Keeper.Run(ctx) })
@@ -77,6 +80,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	<-ctx.Done()
 	tasks.Wait()
+	a.workers.Wait()
 	return a.close()
 }
 

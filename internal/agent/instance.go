@@ -43,7 +43,7 @@ func (m *machine) startAlone(ctx context.Context, want *godwitv1.Instance) *godw
 	}
 	if err != nil {
 		m.agent.log.Warn("an instance did not start", "vm", m.key.vm, "error", err)
-		return m.instanceReport("exited", errors.Join(err, m.discard(ctx)).Error())
+		return m.instanceReport("exited", errors.Join(err, m.discard(context.WithoutCancel(ctx))).Error())
 	}
 	return m.instanceReport("running", "")
 }
@@ -60,6 +60,9 @@ func (m *machine) launch(ctx context.Context, want *godwitv1.Instance, gate netw
 	}
 	if err := os.MkdirAll(m.dir, 0o700); err != nil {
 		return fmt.Errorf("make the instance's folder: %w", err)
+	}
+	if err := m.removePorts(); err != nil { // of a start that an agent's end cut off
+		return err
 	}
 	if err := m.makePorts(spec, want.GetNetworks(), gate); err != nil {
 		return err
@@ -216,6 +219,9 @@ func (m *machine) stop(ctx context.Context, graceMs int64) *godwitv1.Report {
 		case <-instance.Exited():
 		case <-grace.C:
 		case <-m.hurry:
+		case <-ctx.Done(): // the next agent is told again
+			grace.Stop()
+			return nil
 		}
 		grace.Stop()
 	}
@@ -245,25 +251,37 @@ func (m *machine) forget(ctx context.Context) *godwitv1.Report {
 	return nil
 }
 
-// discard ends the instance and removes all that belongs to it here.
+// discard ends the instance and removes all that belongs to it here. When ctx
+// has ended it removes nothing: what a step that was cut off has left, such as
+// frames in a tap, is for the next agent.
 func (m *machine) discard(ctx context.Context) error {
 	if err := m.kill(ctx); err != nil {
 		return err
 	}
-	m.endCopy()                  // it uses the taps
-	errs := []error{m.unclaim()} // before the taps go, or frames would get lost
+	m.endCopy() // it uses the taps
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	err := m.unclaim() // before the taps go, or frames would get lost
+	err = errors.Join(err, m.removePorts())
+	m.agent.remove(m)
+	return errors.Join(err, os.RemoveAll(m.dir))
+}
+
+// removePorts removes the taps, and the tunnels to them.
+func (m *machine) removePorts() error {
 	m.mu.Lock()
 	ports := m.ports
 	m.ports = nil
 	m.mu.Unlock()
+	var errs []error
 	for _, port := range ports {
 		if port.tunnel != 0 {
 			errs = append(errs, m.agent.config.Network.CloseTunnel(port.tunnel))
 		}
 		errs = append(errs, port.tap.Remove())
 	}
-	m.agent.remove(m)
-	return errors.Join(append(errs, os.RemoveAll(m.dir))...)
+	return errors.Join(errs...)
 }
 
 func (m *machine) networks() (names []fleet.NetworkName) {

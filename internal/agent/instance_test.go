@@ -195,6 +195,29 @@ func TestEndWithSession(t *testing.T) {
 	}
 }
 
+// When the agent has ended nothing acts for it any more, also no command that
+// would take an hour; the next agent is told again.
+func TestEndDuringCommand(t *testing.T) {
+	_, hosts := newFleet(t, "h1")
+	h := hosts[0]
+	h.run(firmware(1))
+	h.sendCommand(stopCommand(2, 1, time.Hour))
+	waitFor(t, "the stop", h.agent.find(machineKey{testVM, 1}).isEnding)
+	h.stop()
+	if n := goroutinesIn("(*machine).carryOut"); n != 0 {
+		t.Errorf("%d machines are at work after their agents have ended", n)
+	}
+	if n := len(h.processes()); n != 1 {
+		t.Errorf("%d instances run, want the one that had an hour", n)
+	}
+	h.start()
+	h.checkRunState(testVM, 1, "running")
+	if got := h.do(stopCommand(2, 1, 0)).GetInstance().GetState(); got != "exited" {
+		t.Errorf("stop: %q", got)
+	}
+	h.checkNothingLeft()
+}
+
 // A machine that is no more takes nothing of the agent.
 func TestNothingRunsForWhatIsGone(t *testing.T) {
 	_, hosts := newFleet(t, "h1")

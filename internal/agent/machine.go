@@ -98,7 +98,7 @@ func (a *Agent) newMachine(key machineKey, uid fleet.InstanceUID) *machine {
 
 // start begins to carry out what is queued.
 func (a *Agent) start(ctx context.Context, m *machine) {
-	go m.carryOut(ctx)
+	a.workers.Go(func() { m.carryOut(ctx) })
 	m.watch(ctx)
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"strings"
@@ -78,9 +79,9 @@ func (a *Agent) keepSession(ctx context.Context) {
 	}
 }
 
-// runSession opens one session and serves it to its end.
-func (a *Agent) runSession(ctx context.Context) error {
-	ctx, end := context.WithCancelCause(ctx)
+// runSession opens one session and serves it to its end, or until life ends.
+func (a *Agent) runSession(life context.Context) error {
+	ctx, end := context.WithCancelCause(life)
 	defer end(nil)
 	stream, err := a.config.Client.Agent.Session(ctx)
 	if err != nil {
@@ -116,7 +117,7 @@ func (a *Agent) runSession(ctx context.Context) error {
 				return
 			}
 			watchdog.Reset(missedBeats * beat)
-			a.hear(ctx, one, message)
+			a.hear(life, one, message)
 		}
 	})
 	tasks.Wait()
@@ -168,7 +169,8 @@ func (a *Agent) greet(stream *stream) (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
-	if err := stream.Send(&godwitv1.SessionRequest{Message: &godwitv1.SessionRequest_Hello{Hello: hello}}); err != nil {
+	err = stream.Send(&godwitv1.SessionRequest{Message: &godwitv1.SessionRequest_Hello{Hello: hello}})
+	if err != nil && !errors.Is(err, io.EOF) { // which means that Receive says why
 		return 0, err
 	}
 	first, err := stream.Receive()
@@ -205,11 +207,11 @@ func (a *Agent) hello() (*godwitv1.Hello, error) {
 }
 
 // hear takes one message of the server. It does not block: commands go to the
-// queues of their machines.
-func (a *Agent) hear(ctx context.Context, s *session, message *godwitv1.SessionResponse) {
+// queues of their machines, and are carried out as long as the agent lives.
+func (a *Agent) hear(life context.Context, s *session, message *godwitv1.SessionResponse) {
 	switch said := message.GetMessage().(type) {
 	case *godwitv1.SessionResponse_Command:
-		a.command(context.WithoutCancel(ctx), said.Command)
+		a.command(life, said.Command)
 	case *godwitv1.SessionResponse_Addresses:
 		select {
 		case <-s.addresses: // overtaken before it was applied
