@@ -68,7 +68,7 @@ func policyOf(request *godwitv1.MigrationPolicy, memory fleet.Bytes) (migration.
 }
 
 func (s *migrationService) Get(ctx context.Context, request *godwitv1.GetMigrationRequest) (*godwitv1.GetMigrationResponse, error) {
-	entry, err := s.entry(ctx, request.GetId())
+	entry, err := s.entry(ctx, "show", request.GetId())
 	if err != nil {
 		return nil, err
 	}
@@ -77,11 +77,11 @@ func (s *migrationService) Get(ctx context.Context, request *godwitv1.GetMigrati
 
 // entry gives the newest that is known of a migration, with the progress that
 // is not stored yet.
-func (s *migrationService) entry(ctx context.Context, id string) (store.Entry[migration.Migration], error) {
+func (s *migrationService) entry(ctx context.Context, op, id string) (store.Entry[migration.Migration], error) {
 	entry, err := s.tables.migrations.Get(ctx, id)
 	if fleet.CodeOf(err) == fleet.NotFound {
 		return entry, &fleet.Error{
-			Code: fleet.NotFound, Op: "show", Subject: "migration " + id,
+			Code: fleet.NotFound, Op: op, Subject: "migration " + id,
 			Cause: "there is no migration of this id", Hint: "godwit migration list shows all",
 		}
 	}
@@ -115,13 +115,13 @@ func (s *migrationService) Cancel(ctx context.Context, request *godwitv1.CancelM
 	if reason == "" {
 		reason = "no reason given"
 	}
-	if _, err := s.entry(ctx, request.GetId()); err != nil {
+	if _, err := s.entry(ctx, "cancel", request.GetId()); err != nil {
 		return nil, err
 	}
 	if err := s.runs.cancel(ctx, fleet.MigrationID(request.GetId()), "operator", reason); err != nil {
 		return nil, err
 	}
-	entry, err := s.entry(ctx, request.GetId())
+	entry, err := s.entry(ctx, "cancel", request.GetId())
 	if err != nil {
 		return nil, err
 	}
@@ -129,7 +129,7 @@ func (s *migrationService) Cancel(ctx context.Context, request *godwitv1.CancelM
 }
 
 func (s *migrationService) Watch(ctx context.Context, request *godwitv1.WatchMigrationRequest, stream *connect.ServerStream[godwitv1.WatchMigrationResponse]) error {
-	entry, err := s.entry(ctx, request.GetId())
+	entry, err := s.entry(ctx, "watch", request.GetId())
 	if err != nil {
 		return err
 	}
@@ -139,7 +139,7 @@ func (s *migrationService) Watch(ctx context.Context, request *godwitv1.WatchMig
 	changed, stop := s.runs.runOf(entry.Value.ID).watch()
 	defer stop()
 	for {
-		if entry, err = s.entry(ctx, request.GetId()); err != nil {
+		if entry, err = s.entry(ctx, "watch", request.GetId()); err != nil {
 			return err
 		}
 		if err := stream.Send(&godwitv1.WatchMigrationResponse{Migration: migrationMessage(entry)}); err != nil {
