@@ -1,10 +1,12 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -72,6 +74,9 @@ func newAgentCommand(app *App) *cobra.Command {
 
 func (a *App) runAgent(ctx context.Context, flags agentFlags) error {
 	config, err := a.agentConfig(ctx, flags)
+	if err != nil && os.Geteuid() != 0 {
+		return hinted(err, "an agent runs as root")
+	}
 	if err != nil {
 		return err
 	}
@@ -91,6 +96,12 @@ func (a *App) agentConfig(ctx context.Context, flags agentFlags) (config agent.C
 	config.Version, _ = build()
 	if err := fleet.CheckName(flags.name); err != nil {
 		return config, invalidFlag("name", err.Error())
+	}
+	if strings.HasPrefix(a.server.Server, "unix:") {
+		return config, &fleet.Error{
+			Code: fleet.Invalid, Op: "use server", Subject: a.server.Server, Cause: "the socket is for operators, not for agents",
+			Hint: "give the address for agents, also on the server's own machine: --server https://HOST:" + client.DefaultPort,
+		}
 	}
 	if config.Address, err = hostAddress(flags.address); err != nil {
 		return config, err
@@ -121,11 +132,35 @@ func hostAddress(flag string) (netip.Addr, error) {
 	case address.IsUnspecified() || address.IsMulticast():
 		problem = flag + " is not the address of one host"
 	default:
-		return address, nil
+		return address, checkOwn(address)
 	}
 	return address, &fleet.Error{
 		Code: fleet.Invalid, Op: "read --address", Cause: problem,
 		Hint: "give the IP address at which other hosts reach this one, such as --address 10.0.0.21",
+	}
+}
+
+// checkOwn demands an address of this host: tunnels begin at it.
+func checkOwn(address netip.Addr) error {
+	own, err := net.InterfaceAddrs()
+	if err != nil {
+		return fmt.Errorf("list the addresses of this host: %w", err)
+	}
+	var others []string
+	for _, one := range own {
+		prefix, err := netip.ParsePrefix(one.String())
+		switch {
+		case err != nil:
+			continue
+		case prefix.Addr() == address.WithZone(""):
+			return nil
+		case prefix.Addr().IsGlobalUnicast():
+			others = append(others, prefix.Addr().String())
+		}
+	}
+	return &fleet.Error{
+		Code: fleet.Invalid, Op: "read --address", Cause: "this host does not have the address " + address.String(),
+		Hint: "it has " + cmp.Or(strings.Join(others, ", "), "none but loopback") + ": give the one at which other hosts reach it",
 	}
 }
 
