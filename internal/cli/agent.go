@@ -66,8 +66,8 @@ func newAgentCommand(app *App) *cobra.Command {
 	f.StringVar(&flags.dir, "dir", "/var/lib/godwit/agent", "`folder` of certificates and instances")
 	f.StringVar(&flags.qemu, "qemu", "qemu-system-x86_64", "QEMU's `program`")
 	flags.cpus = 4 * runtime.NumCPU()
-	intFlag(cmd, &flags.cpus, "cpus", 1, maxHostCPUs, "`number` of vCPUs that all VMs together may have")
-	bytesFlag(cmd, &flags.memory, "memory", minHostMemory, maxHostMemory, "`bytes` of memory that all VMs together may have, such as 64GiB (default: nine tenths of the host's)")
+	intFlag(cmd, &flags.cpus, "cpus", 1, maxHostCPUs, "vCPUs that all VMs together may have")
+	bytesFlag(cmd, &flags.memory, "memory", minHostMemory, maxHostMemory, "memory that all VMs together may have, such as 64GiB (default: nine tenths of the host's)")
 	addLogLevel(cmd, &flags.level)
 	return cmd
 }

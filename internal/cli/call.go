@@ -22,7 +22,7 @@ const (
 
 func addTimeout(cmd *cobra.Command, limit *time.Duration) {
 	*limit = callLimit
-	durationFlag(cmd, limit, "timeout", time.Millisecond, maxCallLimit, "how `long` to wait for the server's answer")
+	durationFlag(cmd, limit, "timeout", time.Millisecond, maxCallLimit, "how long to wait for the server's answer")
 }
 
 // names lists what can be named, for the shell to complete.

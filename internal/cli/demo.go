@@ -70,12 +70,12 @@ func newDemoCommand(app *App) *cobra.Command {
 	}
 	f := cmd.Flags()
 	c.Migrations, c.Ports, c.Traffic.Rate, c.Traffic.Size = 2, 1, probe.DefaultRate, probe.DefaultSize
-	intFlag(cmd, &c.Migrations, "migrations", 0, maxMigrations, "how `many` times the VM is moved, to h2 and back to h1 in turn")
-	intFlag(cmd, &c.Traffic.Rate, "rate", 1, probe.MaxRate, "UDP `packets` that the client sends in a second, to each port")
-	intFlag(cmd, &c.Traffic.Size, "size", probe.MinSize, fullFrame, "`bytes` of payload in each; 1472 fills a frame")
-	intFlag(cmd, &c.Ports, "ports", 1, 2, "`ports` of the VM, 1 or 2")
-	bytesFlag(cmd, &c.Memory, "memory", minDemoMemory, maxDemoMemory, "`bytes` of memory of the VM")
-	intFlag(cmd, &c.DirtyMiB, "dirty", 0, witness.MaxDirtyRateMiB, "`MiB` of memory that the guest writes in a second (default: next to none)")
+	intFlag(cmd, &c.Migrations, "migrations", 0, maxMigrations, "how many times the VM is moved, to h2 and back to h1 in turn")
+	intFlag(cmd, &c.Traffic.Rate, "rate", 1, probe.MaxRate, "UDP packets that the client sends in a second, to each port")
+	intFlag(cmd, &c.Traffic.Size, "size", probe.MinSize, fullFrame, "bytes of payload in each; 1472 fills a frame")
+	intFlag(cmd, &c.Ports, "ports", 1, 2, "ports of the VM, 1 or 2")
+	bytesFlag(cmd, &c.Memory, "memory", minDemoMemory, maxDemoMemory, "memory of the VM, such as 512MiB")
+	intFlag(cmd, &c.DirtyMiB, "dirty", 0, witness.MaxDirtyRateMiB, "MiB of memory that the guest writes in a second (default 0)")
 	f.BoolVar(&c.Cancel, "cancel", false, "after them, begin one more and cancel it in its hand-over, while the VM is paused")
 	f.BoolVar(&c.Keep, "keep", false, "leave the fleet running at the end, and say how to use it and how to remove it")
 	f.StringVar(&c.Name, "name", "", "`name` of the lab, 1 to 16 small letters and digits (default: made up)")

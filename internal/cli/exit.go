@@ -3,6 +3,8 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -23,27 +25,55 @@ const (
 	exitInterrupted   = 130 // 128 + SIGINT, as shells have it
 )
 
-const exitCodesHelp = `Every command ends with one of these exit codes:
+// exitMeanings is what the help topic and its JSON say.
+var exitMeanings = [...]struct {
+	Code    int    `json:"code"`
+	Meaning string `json:"meaning"`
+}{
+	{exitOK, "it was done"},
+	{exitFailed, "it failed: an outside program, a limit, what this machine lacks, or a fault in Godwit itself"},
+	{exitInvalid, "the command line or the spec is invalid: it can never succeed as it is"},
+	{exitNotFound, "the named VM, host, network, migration or lab does not exist"},
+	{exitRefused, "refused: the present state forbids it, it exists already, no host fits, or the caller may not do it"},
+	{exitUnavailable, "the server cannot be reached or did not answer in time, or the VM did not get there in time: try again"},
+	{exitAborted, "the migration ended aborted; the VM runs on at its source (godwit migrate --watch or --wait, godwit migration watch)"},
+	{exitNeedsOperator, "the migration needs an operator; the commands that help were printed (as with 6)"},
+	{exitInterrupted, "interrupted by Ctrl-C; what the server was asked to do goes on"},
+}
 
-    0  it was done
-    1  it failed: an outside program, a limit, what this machine lacks, or a
-       fault in Godwit itself
-    2  the command line or the spec is invalid: it can never succeed as it is
-    3  the named VM, host, network, migration or lab does not exist
-    4  refused: the present state forbids it, it exists already, no host fits,
-       or the caller may not do it
-    5  the server cannot be reached or did not answer in time: try again
-    6  the migration ended aborted; the VM runs on at its source
-       (godwit migrate --watch or --wait, godwit migration watch)
-    7  the migration needs an operator; the commands that help were printed
-       (godwit migrate --watch or --wait, godwit migration watch)
-  130  interrupted by Ctrl-C; what the server was asked to do goes on`
+func exitCodesHelp() string {
+	const columns, indent = 78, "       "
+	text := "Every command ends with one of these exit codes:\n"
+	for _, one := range exitMeanings {
+		line := fmt.Sprintf("\n  %3d  ", one.Code)
+		for i, word := range strings.Fields(one.Meaning) {
+			if len(line)+len(word) > columns {
+				text, line = text+strings.TrimRight(line, " "), "\n"+indent
+			} else if i > 0 {
+				line += " "
+			}
+			line += word
+		}
+		text += line
+	}
+	return text
+}
 
-func newExitCodesTopic(*App) *cobra.Command {
+// newExitCodesTopic is a help topic that programs can read with --json.
+func newExitCodesTopic(app *App) *cobra.Command {
 	return &cobra.Command{
-		Use:   "exit-codes",
-		Short: "The exit codes that scripts can rely on",
-		Long:  exitCodesHelp,
+		Use:     "exit-codes",
+		Short:   "The exit codes that scripts can rely on",
+		Long:    exitCodesHelp(),
+		Example: "  godwit exit-codes --json | jq '.exitCodes[].code'",
+		Args:    exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if app.json {
+				return app.printJSON(map[string]any{"exitCodes": exitMeanings})
+			}
+			_, err := fmt.Fprintln(app.Out, exitCodesHelp())
+			return err
+		},
 	}
 }
 

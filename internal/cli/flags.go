@@ -21,6 +21,7 @@ type bounded[T cmp.Ordered] struct {
 	min, max T
 	parse    func(string) (T, error)
 	show     func(T) string
+	kind     string // for the help text, unless the usage has a name in backquotes
 }
 
 func (b *bounded[T]) Set(text string) error {
@@ -44,21 +45,21 @@ func (b *bounded[T]) String() string {
 	return b.show(*b.to)
 }
 
-func (*bounded[T]) Type() string { return "value" }
+func (b *bounded[T]) Type() string { return b.kind }
 
 // durationFlag adds a flag for a time. What *to holds is its default.
 func durationFlag(cmd *cobra.Command, to *time.Duration, name string, least, most time.Duration, usage string) {
-	cmd.Flags().Var(&bounded[time.Duration]{to, least, most, parseDuration, shortDuration}, name, usage)
+	cmd.Flags().Var(&bounded[time.Duration]{to, least, most, parseDuration, shortDuration, "duration"}, name, usage)
 }
 
 // bytesFlag adds a flag for an amount of bytes. What *to holds is its default.
 func bytesFlag(cmd *cobra.Command, to *fleet.Bytes, name string, least, most fleet.Bytes, usage string) {
-	cmd.Flags().Var(&bounded[fleet.Bytes]{to, least, most, fleet.ParseBytes, fleet.Bytes.String}, name, usage)
+	cmd.Flags().Var(&bounded[fleet.Bytes]{to, least, most, fleet.ParseBytes, fleet.Bytes.String, "bytes"}, name, usage)
 }
 
 // intFlag adds a flag for a whole number. What *to holds is its default.
 func intFlag(cmd *cobra.Command, to *int, name string, least, most int, usage string) {
-	cmd.Flags().Var(&bounded[int]{to, least, most, parseInt, strconv.Itoa}, name, usage)
+	cmd.Flags().Var(&bounded[int]{to, least, most, parseInt, strconv.Itoa, "number"}, name, usage)
 }
 
 func parseDuration(text string) (time.Duration, error) {

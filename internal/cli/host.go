@@ -19,6 +19,7 @@ func newHostCommand(app *App) *cobra.Command {
 	return group("host", "Look at hosts, keep VMs away from them, enrol new ones",
 		`A host is a machine whose agent is connected to the server. A new one joins
 with a token that is good for one enrolment.`,
+		"  godwit host list\n  godwit host token host-c",
 		newHostList(app), newHostShow(app),
 		newHostCordon(app, true), newHostCordon(app, false), newHostToken(app))
 }
@@ -101,7 +102,7 @@ its certificate. It can be used once and until it expires.`,
 				response.GetExpires().AsTime().Local().Format("2006-01-02 15:04:05 MST"))
 			return err
 		})
-	durationFlag(cmd, &valid, "valid", time.Second, 720*time.Hour, "how `long` it can be used")
+	durationFlag(cmd, &valid, "valid", time.Second, 720*time.Hour, "how long it can be used")
 	return cmd
 }
 

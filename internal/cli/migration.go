@@ -16,6 +16,7 @@ func newMigrationCommand(app *App) *cobra.Command {
 	return group("migration", "Look at migrations, follow and cancel them",
 		`A migration is one move of one VM. Its record keeps what was decided, what was
 measured and how it ended. godwit migrate begins one.`,
+		"  godwit migration list --vm web1",
 		newMigrationList(app), newMigrationShow(app), newMigrationWatch(app), newMigrationCancel(app))
 }
 
@@ -27,7 +28,7 @@ func newMigrationList(app *App) *cobra.Command {
 		Use:     "list",
 		Aliases: []string{"ls"},
 		Short:   "List migrations, the newest first",
-		Long:    "List shows migrations with their state, total time and blackout, the newest first.",
+		Long:    "List shows migrations with state, total time and blackout, the newest first.",
 		Example: `  godwit migration list
   godwit migration list --vm web1 --most 0
   godwit migration list --json | jq '.migrations[] | select(.state == "aborted") | {vm, cause}'`,
@@ -54,7 +55,7 @@ func newMigrationList(app *App) *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&vm, "vm", "", "only migrations of this `vm`")
-	intFlag(cmd, &most, "most", 0, math.MaxInt32, "`number` of migrations to list at most; 0 lists all")
+	intFlag(cmd, &most, "most", 0, math.MaxInt32, "how many migrations to list at most; 0 lists all")
 	addTimeout(cmd, &limit)
 	app.completeFlag(cmd, "vm", vmNames)
 	return cmd
@@ -62,7 +63,7 @@ func newMigrationList(app *App) *cobra.Command {
 
 func newMigrationShow(app *App) *cobra.Command {
 	return app.callCommand("show MIGRATION", "Show one migration with its whole story",
-		`Show prints what a migration was to do, how it ended, the blackout by its phases,
+		`Show prints what a migration was to do, how it ended, the blackout by phases,
 the passes over the memory, the hosts that were refused, and the timeline.`,
 		"  godwit migration show 7f3k9\n  godwit migration show 7f3k9 --json | jq .outcome", migrationIDs,
 		func(ctx context.Context, c *client.Client, id string) error {
@@ -79,9 +80,9 @@ func newMigrationWatch(app *App) *cobra.Command {
 	return &cobra.Command{
 		Use:   "watch MIGRATION",
 		Short: "Follow a migration until its end",
-		Long: `Watch shows the progress of a migration and then what was measured. On a terminal
-it draws in place; elsewhere it prints a line for each change, at most one a
-second; with --json one object a line. Ctrl-C ends the showing, never the
+		Long: `Watch shows the progress of a migration and then what was measured. On a
+terminal it draws in place; elsewhere it prints a line for each change, at most
+one a second; with --json one object a line. Ctrl-C ends the showing, never the
 migration. It ends with code 6 or 7 if the migration does not succeed.`,
 		Example:           "  godwit migration watch 7f3k9",
 		Args:              exactly("MIGRATION"),

@@ -17,6 +17,7 @@ func newNetworkCommand(app *App) *cobra.Command {
 	return group("network", "Create overlay networks and attach interfaces to them",
 		`A network is an overlay between hosts. The ports of VMs are in it, and so can be
 interfaces of hosts: a gateway, a bare-metal machine, a client.`,
+		"  godwit network create blue --subnet 10.20.0.0/24",
 		newNetworkCreate(app), newNetworkList(app), newNetworkShow(app),
 		newNetworkDelete(app), newNetworkAttach(app), newNetworkDetach(app))
 }

@@ -58,9 +58,12 @@ func Main(ctx context.Context, app *App, args []string) int {
 
 func newRoot(app *App) *cobra.Command {
 	root := &cobra.Command{
-		Use:           "godwit",
-		Short:         "Managed live migration of QEMU virtual machines",
-		Long:          rootHelp,
+		Use:   "godwit",
+		Short: "Managed live migration of QEMU virtual machines",
+		Long:  rootHelp,
+		Example: `  godwit server --name control.example.com
+  godwit vm create -f web1.yaml
+  godwit migrate web1 --watch`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		RunE:          helpOrUnknown,
@@ -98,8 +101,8 @@ func newRoot(app *App) *cobra.Command {
 }
 
 // group builds a command that only holds others.
-func group(use, short, long string, children ...*cobra.Command) *cobra.Command {
-	cmd := &cobra.Command{Use: use, Short: short, Long: long, RunE: helpOrUnknown, Args: cobra.ArbitraryArgs}
+func group(use, short, long, example string, children ...*cobra.Command) *cobra.Command {
+	cmd := &cobra.Command{Use: use, Short: short, Long: long, Example: example, RunE: helpOrUnknown, Args: cobra.ArbitraryArgs}
 	cmd.AddCommand(children...)
 	return cmd
 }

@@ -17,6 +17,7 @@ func newVMCommand(app *App) *cobra.Command {
 	return group("vm", "Create, start, stop and look at VMs",
 		`A VM is a record: its spec, its owner (the host whose instance counts) and its
 phase. It keeps its name, its disks and its addresses through every move.`,
+		"  godwit vm list\n  godwit vm create -f web1.yaml",
 		newVMCreate(app), newVMList(app), newVMShow(app), newVMStart(app),
 		newVMStop(app), newVMDelete(app), newVMWatch(app))
 }
@@ -109,7 +110,7 @@ func newVMStop(app *App) *cobra.Command {
 			})
 		},
 	}
-	durationFlag(cmd, &grace, "grace", 0, time.Hour, "how `long` the guest may take to power off; 0s ends it at once")
+	durationFlag(cmd, &grace, "grace", 0, time.Hour, "how long the guest may take to power off; 0s ends it at once")
 	addTimeout(cmd, &limit)
 	addNoWait(cmd, &noWait)
 	cmd.Flags().Lookup("timeout").Usage += ", beyond --grace"

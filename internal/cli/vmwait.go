@@ -39,7 +39,7 @@ type order struct {
 
 // addNoWait is called after addTimeout, whose limit is on the waiting too.
 func addNoWait(cmd *cobra.Command, noWait *bool) {
-	cmd.Flags().Lookup("timeout").Usage = "how `long` to wait for the server and for the VM"
+	cmd.Flags().Lookup("timeout").Usage = "how long to wait for the server and for the VM"
 	cmd.Flags().BoolVar(noWait, "no-wait", false, "end when the server has answered")
 }
 
