@@ -45,7 +45,13 @@ func addNoWait(cmd *cobra.Command, noWait *bool) {
 
 // give makes a VM carry an order out and prints what it then is.
 func (a *App) give(ctx context.Context, c *client.Client, o order, name string, noWait bool) error {
+	// The answer itself can take long: a stop ends a migration first.
+	begun := time.Now()
+	quiet := a.remind(func(w io.Writer) {
+		fmt.Fprintf(w, "the server has not answered for %v\n", time.Since(begun).Round(time.Second))
+	})
 	vm, err := o.told(ctx, c)
+	quiet()
 	if errors.Is(err, context.Canceled) {
 		fmt.Fprintf(a.Err, "interrupted before the server answered; `godwit vm show %s` tells what it did\n", name)
 	}
