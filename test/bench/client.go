@@ -50,6 +50,8 @@ type flight struct {
 	Bytes            uint64             `json:"bytes"`
 	FramesDrained    int64              `json:"frames_drained"`
 	FramesReturned   int64              `json:"frames_returned"`
+	DrainError       string             `json:"drain_error,omitempty"` // why frames were lost
+	ReturnError      string             `json:"return_error,omitempty"`
 }
 
 func (f flight) String() string {
@@ -174,6 +176,7 @@ func describe(c clientCase, m *godwitv1.Migration, saw seen) flight {
 		seen: saw, TotalMs: outcome.GetTotalMs(), BlackoutMs: outcome.GetBlackoutMs(), OwnMs: outcome.GetOwnMs(),
 		Passes: outcome.GetPasses(), Bytes: outcome.GetBytes(),
 		FramesDrained: outcome.GetFramesDrained(), FramesReturned: outcome.GetFramesReturned(),
+		DrainError: outcome.GetDrainError(), ReturnError: outcome.GetReturnError(),
 		BlackoutPhasesMs: map[string]float64{},
 	}
 	if c.cancel {

@@ -75,6 +75,9 @@ func cancelSwitch(t *testing.T, f *fleetlab.Fleet, g *fleetlab.Guest, at string)
 	if before != "switching" {
 		t.Errorf("it was cancelled while it was %q\n%s", before, story(m))
 	}
+	if why := m.GetOutcome().GetReturnError(); why != "" {
+		t.Errorf("not all frames returned: %s", why)
+	}
 	frames := m.GetOutcome().GetFramesReturned()
 	if at == fleetlab.AllSent && frames == 0 {
 		t.Errorf("no frame returned from the target\n%s", story(m))
