@@ -101,14 +101,15 @@ func (t *TCP) write() {
 	bytes := sequence{noise: witness.Noise(t.config.Seed)}
 	share := max(1, t.config.Rate*int(writeEvery)/int(time.Second))
 	buffer := make([]byte, 4*share)
-	owed, last := 0.0, time.Now() // before the ticker, or its first tick may be earlier
+	owed, last := 0.0, time.Now()
 	ticks := time.NewTicker(writeEvery)
 	defer ticks.Stop()
 	for {
 		select {
 		case <-t.halt:
 			return
-		case now := <-ticks.C:
+		case <-ticks.C:
+			now := time.Now() // a tick's own time may be before that of the tick before
 			owed = min(owed+now.Sub(last).Seconds()*float64(t.config.Rate), float64(len(buffer)))
 			last = now
 		}
