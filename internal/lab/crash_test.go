@@ -11,18 +11,28 @@ import (
 	"testing"
 )
 
-// ownerEnv has this test program act as the owner of a lab that will be
-// killed.
-const ownerEnv = "GODWIT_TEST_LAB_OWNER"
+// ownerEnv has this test program act as the owner of a lab: of one that will be
+// killed, or of one whose first thread is inside when it closes the lab.
+const (
+	ownerEnv       = "GODWIT_TEST_LAB_OWNER"
+	ownerKilled    = "killed"
+	ownerElsewhere = "elsewhere"
+)
 
 func TestMain(m *testing.M) {
-	if os.Getenv(ownerEnv) != "" {
-		if err := own(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
+	var err error
+	switch os.Getenv(ownerEnv) {
+	case ownerKilled:
+		err = own()
+	case ownerElsewhere:
+		err = ownFromInside()
+	default:
+		os.Exit(m.Run())
 	}
-	os.Exit(m.Run())
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 }
 
 // own makes a lab with a process in it that leaves its parent, says what it
@@ -55,7 +65,7 @@ func TestSweepAfterOwnerWasKilled(t *testing.T) {
 	alive := newLab(t, "a")
 
 	owner := exec.CommandContext(t.Context(), os.Args[0])
-	owner.Env = append(os.Environ(), ownerEnv+"=1")
+	owner.Env = append(os.Environ(), ownerEnv+"="+ownerKilled)
 	owner.Stderr = os.Stderr
 	if _, err := owner.StdinPipe(); err != nil {
 		t.Fatal(err)

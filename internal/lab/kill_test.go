@@ -1,7 +1,9 @@
 package lab
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"runtime"
@@ -30,63 +32,64 @@ func leave(t *testing.T, host *Host) (pid string) {
 	return pid
 }
 
-// onFirstThread runs what on the process's first thread, whose namespace is
-// what /proc/PID/ns/net says, and returns when what has said that it is ready.
-// release ends it all.
-func onFirstThread(t *testing.T, what func(ready func(), release <-chan struct{})) (release func()) {
-	t.Helper()
+// ownFromInside closes a lab with a process in it while this process's first
+// thread, whose namespace is what /proc/self/ns/net says, is inside, and says
+// which process that was.
+func ownFromInside() error {
+	ctx := context.Background()
+	l, err := New(ctx, Config{Hosts: []string{"a"}})
+	if err != nil {
+		return err
+	}
+	out, err := l.Host("a").Command(ctx, "sh", "-c", "setsid sleep 1000 >/dev/null 2>&1 & echo $!").Output()
+	if err != nil {
+		return errors.Join(err, l.Close())
+	}
+	fmt.Print(string(out))
+	if err := firstThreadInside(l.Host("a").Namespace); err != nil {
+		return errors.Join(err, l.Close())
+	}
+	return l.Close()
+}
+
+// firstThreadInside moves the first thread into a namespace, for good.
+func firstThreadInside(namespace *Namespace) error {
 	const most = 1000 // threads until the first one must have been among them
-	ready, end := make(chan bool), make(chan struct{})
-	ended := make(chan struct{}, most)
-	started := 0
-	stop := func() {
-		close(end)
-		for range started {
-			<-ended
-		}
-	}
-	for started < most {
-		started++
+	took := make(chan error)
+	for range most {
 		go func() {
-			defer func() { ended <- struct{}{} }()
-			runtime.LockOSThread()
-			defer runtime.UnlockOSThread()
+			runtime.LockOSThread() // and never unlocked, so that the next one gets another
 			if unix.Gettid() != os.Getpid() {
-				ready <- false
-				<-end // so that the next one gets another thread
-				return
+				took <- errEnded
+				select {}
 			}
-			what(func() { ready <- true }, end)
+			took <- unix.Setns(int(namespace.file.Fd()), unix.CLONE_NEWNET)
+			select {}
 		}()
-		if <-ready {
-			return stop
+		if err := <-took; !errors.Is(err, errEnded) {
+			return err
 		}
 	}
-	stop()
-	t.Fatal("the first thread runs nothing")
-	return nil
+	return errors.New("the first thread runs nothing")
 }
 
 // Where the owner's first thread happens to be must not spare whoever is there.
 func TestCloseWhileFirstThreadIsInside(t *testing.T) {
-	l := newLab(t, "a")
-	pid := leave(t, l.Host("a"))
-	var failed error
-	release := onFirstThread(t, func(ready func(), release <-chan struct{}) {
-		failed = l.Host("a").Do(func() error {
-			ready()
-			<-release
-			return nil
-		})
-	})
-	err := l.Close()
-	left := running(pid)
-	release()
-	if err != nil || failed != nil {
-		t.Fatal(err, failed)
+	needRoot(t)
+	owner := exec.CommandContext(t.Context(), os.Args[0])
+	owner.Env = append(os.Environ(), ownerEnv+"="+ownerElsewhere)
+	owner.Stderr = os.Stderr
+	out, err := owner.Output()
+	if err != nil {
+		t.Fatal(err)
 	}
-	if left {
-		t.Errorf("process %s is left, and Close said nothing", pid)
+	pid := strings.TrimSpace(string(out))
+	if _, err := strconv.Atoi(pid); err != nil {
+		t.Fatal(err)
+	}
+	if running(pid) {
+		_ = exec.Command("kill", "-9", pid).Run()
+		t.Errorf("process %s was left, and Close said nothing", pid)
 	}
 }
 
