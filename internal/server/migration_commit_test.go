@@ -14,6 +14,7 @@ import (
 	"godwit.dev/godwit/api/godwit/v1/godwitv1connect"
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/migration"
+	"godwit.dev/godwit/internal/store"
 )
 
 func TestCommitIsRefused(t *testing.T) {
@@ -69,6 +70,7 @@ func TestCommitWithoutTheStore(t *testing.T) {
 	fl.to(inSwitch)
 	// Another server, which has not read the record yet.
 	other := newReconciler(f.server.tables, f.server.hub, f.server.addresses, f.server.hub.connected, f.server.log)
+	other.life = t.Context() // or its timers would outlive the test
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	_, err := other.commit(ctx, "h2", &godwitv1.CommitRequest{Migration: fl.id, Epoch: 1})
@@ -204,6 +206,32 @@ func TestCommitAgainstCancel(t *testing.T) {
 		default:
 			t.Fatalf("round %d: commit %v, cancel %v", i, commitErr, cancelErr)
 		}
+	}
+}
+
+// A commit changes nothing but the owner of a VM that somebody else has written
+// since the server last read it.
+func TestCommitKeepsWhatOthersWrote(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t)
+	fl := f.fly(f.join("h1"), f.join("h2"), "web1", testPolicy())
+	fl.to(inSwitch)
+	entry, err := f.server.tables.vms.Get(t.Context(), fl.vm)
+	if err != nil {
+		t.Fatal(err)
+	}
+	entry.Value.Cause = "written by another server"
+	_, err = f.store.Commit(t.Context(), store.If(f.server.tables.vms.At(fl.vm, entry.Version)), f.server.tables.vms.Put(fl.vm, entry.Value))
+	if err != nil {
+		t.Fatal(err)
+	}
+	fl.mustCommit()
+	after, err := f.server.tables.vms.Get(t.Context(), fl.vm)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := (fleet.Owner{Host: "h2", Epoch: 2}); after.Value.Owner != want || after.Value.Cause != entry.Value.Cause {
+		t.Errorf("the record has owner %v and cause %q", after.Value.Owner, after.Value.Cause)
 	}
 }
 

@@ -130,17 +130,6 @@ func (r *reconciler) runOf(id fleet.MigrationID) *run {
 	return one
 }
 
-// post lets an event happen whose sender does not wait for the verdict.
-func (r *reconciler) post(ctx context.Context, id fleet.MigrationID, event migration.Event) {
-	_, verdict, err := r.advance(ctx, id, event)
-	switch {
-	case err != nil && ctx.Err() == nil:
-		r.log.Warn("an event of a migration was not taken", "migration", id, "event", event.Kind, "error", err)
-	case verdict == migration.Broken:
-		r.log.Error("an event of a migration can't be", "migration", id, "event", event.Kind, "from", event.From)
-	}
-}
-
 // maxConflicts bounds how often a step is tried anew because somebody else
 // changed a record of it.
 const maxConflicts = 10

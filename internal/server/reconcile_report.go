@@ -24,12 +24,8 @@ func (r *reconciler) report(ctx context.Context, host fleet.HostName, report *go
 		return
 	}
 	id := fleet.MigrationID(report.GetSubject())
-	event.From, event.Answers = string(host), report.GetSequence()
-	if _, err := r.heard(ctx, id, host, event.Kind); err != nil {
-		r.log.Warn("a report of a migration was not taken", "migration", id, "host", host, "event", event.Kind, "error", err)
-		return
-	}
-	r.post(ctx, id, event)
+	event.Answers, event.At = report.GetSequence(), time.Now()
+	r.postFrom(ctx, host, id, event)
 }
 
 // heard gives the migration that a host speaks of. Denied when an event of the

@@ -55,6 +55,14 @@ func testLoseStore(t *testing.T, f *fleetlab.Fleet) {
 		{"etcd until it is missed", "copying", func(t *testing.T, _ *fleetlab.Process) {
 			revive(t, f.Etcd(), func() { storeIsMissed(t, g) })
 		}},
+		// What hosts say meanwhile, they say once.
+		{"etcd while preparing", "preparing", func(t *testing.T, _ *fleetlab.Process) {
+			revive(t, f.Etcd(), func() { storeIsMissed(t, g); storeIsMissed(t, g) })
+		}},
+		// The target does not ask, and the deadline passes once.
+		{"etcd at the deadline of the switch", "switching", func(t *testing.T, _ *fleetlab.Process) {
+			revive(t, f.Etcd(), func() { storeIsMissed(t, g); storeIsMissed(t, g) })
+		}},
 		{"etcd at the commit", "switching", func(t *testing.T, target *fleetlab.Process) {
 			revive(t, f.Etcd(), func() {
 				resume(t, target)
@@ -63,7 +71,8 @@ func testLoseStore(t *testing.T, f *fleetlab.Fleet) {
 		}},
 	} {
 		fine := t.Run(test.name, func(t *testing.T) {
-			c := call(t, f, g, probe.UDPConfig{})
+			// So slow that the target's tap can keep what comes while the store is away.
+			c := call(t, f, g, probe.UDPConfig{Rate: 100})
 			m := disturb(t, f, g, test.state, test.do)
 			endedWell(t, f, g, m)
 			c.end(t)
@@ -77,7 +86,8 @@ func testLoseStore(t *testing.T, f *fleetlab.Fleet) {
 // disturb begins a slow migration, does something once while it is in a state,
 // and gives it in its final state. If the state is that of the hand-over, the
 // target's agent is paused before, and waits to be resumed to ask for the
-// commit: so it cannot be faster.
+// commit: so it cannot be faster. At the latest it is resumed when the hand-over
+// has ended without it.
 func disturb(t *testing.T, f *fleetlab.Fleet, g *fleetlab.Guest, state string, do func(*testing.T, *fleetlab.Process)) *godwitv1.Migration {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), migrateWithin)
@@ -98,9 +108,11 @@ func disturb(t *testing.T, f *fleetlab.Fleet, g *fleetlab.Guest, state string, d
 			if err := target.Pause(); err != nil {
 				t.Error(err)
 			}
-		case !done && m.GetState() == state && m.GetProgress().GetSentBytes() > 0:
+		case !done && m.GetState() == state && (state == "preparing" || m.GetProgress().GetSentBytes() > 0):
 			done = true
 			do(t, target)
+		case held && done && m.GetState() != state:
+			resume(t, target)
 		}
 	})
 	if held && !done {

@@ -1,0 +1,78 @@
+package server
+
+import (
+	"context"
+	"time"
+
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/migration"
+)
+
+// postAgainEvery is the pause between tries of an event that the store does not
+// take, beside the time that the store itself takes to say so.
+const postAgainEvery = 500 * time.Millisecond
+
+// post lets an event happen whose sender does not wait for the verdict.
+func (r *reconciler) post(ctx context.Context, id fleet.MigrationID, event migration.Event) {
+	r.insist(ctx, id, event, func(ctx context.Context) error { return r.take(ctx, id, event) })
+}
+
+// postFrom is post for an event that a host tells of.
+func (r *reconciler) postFrom(ctx context.Context, host fleet.HostName, id fleet.MigrationID, event migration.Event) {
+	event.From = string(host)
+	r.insist(ctx, id, event, func(ctx context.Context) error {
+		if _, err := r.heard(ctx, id, host, event.Kind); err != nil {
+			return err
+		}
+		return r.take(ctx, id, event)
+	})
+}
+
+// insist tries take until the store has answered it. Nobody says an event
+// twice, and a deadline passes once: what is lost here holds the migration up
+// until a later deadline, or for ever. The core knows events that come late.
+func (r *reconciler) insist(ctx context.Context, id fleet.MigrationID, event migration.Event, take func(context.Context) error) {
+	err := take(ctx)
+	if err == nil {
+		return
+	}
+	again := passes(err) && event.Kind != migration.CopyProgressed // the next one says more
+	life := r.lifetime()
+	if life.Err() == nil {
+		r.log.Warn("an event of a migration was not taken", "migration", id, "event", event.Kind, "from", event.From, "again", again, "error", err)
+	}
+	if !again {
+		return
+	}
+	go func() {
+		pause := time.NewTicker(postAgainEvery)
+		defer pause.Stop()
+		for passes(err) {
+			select {
+			case <-pause.C:
+				err = take(life)
+			case <-life.Done():
+				return
+			}
+		}
+		r.log.Info("an event of a migration was taken late", "migration", id, "event", event.Kind, "from", event.From, "error", err)
+	}()
+}
+
+// take lets an event happen, and tells of those that can't be.
+func (r *reconciler) take(ctx context.Context, id fleet.MigrationID, event migration.Event) error {
+	_, verdict, err := r.advance(ctx, id, event)
+	if err == nil && verdict == migration.Broken {
+		r.log.Error("an event of a migration can't be", "migration", id, "event", event.Kind, "from", event.From)
+	}
+	return err
+}
+
+// passes: the store may answer otherwise later.
+func passes(err error) bool {
+	switch fleet.CodeOf(err) {
+	case fleet.Unavailable, fleet.Deadline, fleet.Exhausted, fleet.Conflict:
+		return true
+	}
+	return false
+}
