@@ -27,9 +27,10 @@ const (
 	leastSwitchover = fleet.BytesPerSecond(1000)
 
 	// ringWithin is how long QEMU may take to read what came before the gate
-	// was closed, while the guest still runs. Usually it takes well below a
-	// millisecond; of what it leaves, one frame is at risk.
-	ringWithin = 50 * time.Millisecond
+	// was closed, while the guest still runs and frames wait at the target.
+	// Usually it takes well below a millisecond, on a host that is overloaded
+	// many; of what it leaves, one frame is at risk.
+	ringWithin = time.Second
 	// switchCost is the time for the last pages that is good enough: it is
 	// small beside QEMU's own part of the blackout.
 	switchCost = 500 * time.Microsecond
