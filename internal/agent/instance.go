@@ -219,11 +219,12 @@ func (m *machine) stop(ctx context.Context, graceMs int64) *godwitv1.Report {
 		case <-instance.Exited():
 		case <-grace.C:
 		case <-m.hurry:
-		case <-ctx.Done(): // the next agent is told again
-			grace.Stop()
-			return nil
+		case <-ctx.Done():
 		}
 		grace.Stop()
+	}
+	if ctx.Err() != nil { // the guest keeps its time: the next agent is told again
+		return nil
 	}
 	if err := m.discard(ctx); err != nil {
 		return m.instanceReport("running", err.Error())
