@@ -9,6 +9,8 @@ TESTFLAGS =
 PACKAGES  = ./...
 # For example: make demo DEMOFLAGS='--json'
 DEMOFLAGS =
+# For example: make bench BENCHFLAGS='client --runs 4'
+BENCHFLAGS =
 
 .DEFAULT_GOAL = help
 .PHONY: help setup build demo test bench lint generate qemu72 clean distclean
@@ -35,7 +37,7 @@ test: setup ## vet and run all tests, on real kernels and QEMUs
 	GODWIT_QEMU72=$$(ls $(QEMU72) 2>/dev/null) go test -race -timeout 14m $(TESTFLAGS) $(PACKAGES)
 
 bench: setup build ## measure; prints tables and writes out/*.json
-	go run ./test/bench
+	go run ./test/bench $(BENCHFLAGS)
 
 lint: ## gofmt, go vet, staticcheck
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "not gofmt'ed: $$unformatted"; exit 1; }
