@@ -71,9 +71,9 @@ func (a *Agent) migrationCommand(ctx context.Context, command *godwitv1.Command)
 			return m.finishTarget()
 		})
 	case *godwitv1.Command_ReleaseTarget:
-		a.with(command, op.ReleaseTarget.GetVm(), target, targetReleased(0), func(m *machine) *godwitv1.Report {
+		a.with(command, op.ReleaseTarget.GetVm(), target, targetReleased(0, nil), func(m *machine) *godwitv1.Report {
 			if !m.isOf(command.GetSubject()) { // released, and another one's target
-				return targetReleased(0)
+				return targetReleased(0, nil)
 			}
 			return m.releaseTarget(ctx, op.ReleaseTarget)
 		})
@@ -149,6 +149,16 @@ func targetFinished() *godwitv1.Report {
 	return &godwitv1.Report{Event: &godwitv1.Report_TargetFinished{TargetFinished: &godwitv1.TargetFinished{}}}
 }
 
-func targetReleased(frames int) *godwitv1.Report {
-	return &godwitv1.Report{Event: &godwitv1.Report_TargetReleased{TargetReleased: &godwitv1.TargetReleased{FramesReturned: int64(frames)}}}
+func targetReleased(frames int, failed error) *godwitv1.Report {
+	return &godwitv1.Report{Event: &godwitv1.Report_TargetReleased{TargetReleased: &godwitv1.TargetReleased{
+		FramesReturned: int64(frames), ReturnError: textOf(failed),
+	}}}
+}
+
+// textOf is an error for a record, "" for none.
+func textOf(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
 }

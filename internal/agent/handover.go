@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"sync"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -37,6 +38,10 @@ const (
 	// shrinkLeast is by how much a pass must leave less than the one before to
 	// be worth another.
 	shrinkLeast = 0.7
+	// tellWithin is how long the report of the stop may wait for QEMU to have
+	// sent the last pages: the server's work would compete with that for
+	// processors, and the report is wanted for the commit only.
+	tellWithin = 10 * time.Millisecond
 	// measureWithin is how long the measurement may wait for the source's end.
 	// It would compete with the commit for processors, and nobody waits for it.
 	measureWithin = 200 * time.Millisecond
@@ -72,8 +77,9 @@ type handover struct {
 	left     fleet.Bytes // by the pass before
 	marks    godwitv1.SourceMarks
 	stopper  string          // who stopped the guest: "agent", "qemu", "" while it runs
-	drains   chan int        // frames, when the taps have been drained
+	drains   chan drained    // when the taps have been drained
 	retires  <-chan struct{} // closed when the source is to end
+	tellStop func()          // reports the stop, once
 	progress qemu.Progress
 }
 
@@ -171,6 +177,7 @@ func (h *handover) takeOver(ctx context.Context, before qemu.Progress, state qem
 		return h.proceed(ctx)
 	case before.Status == qemu.StatusDevice || state.Sent():
 		h.marks.PreSwitchover, h.marks.Continued, h.marks.Completed = now, now, now
+		h.tellStop()
 		go h.drainLeft(ctx)
 	}
 	return nil
@@ -178,7 +185,7 @@ func (h *handover) takeOver(ctx context.Context, before qemu.Progress, state qem
 
 // leaving: frames for the guest go to the target already.
 func (h *handover) leaving() bool {
-	for _, port := range h.ports {
+	for _, port := range h.allPorts() {
 		if gate, err := port.tap.Gate(); err == nil && gate.Mode == network.Leaving {
 			return true
 		}
@@ -261,6 +268,7 @@ func (h *handover) proceed(ctx context.Context) error {
 	if err := h.instance.ContinueSwitch(ctx); err != nil {
 		return err
 	}
+	h.tellStop()
 	go h.drainLeft(ctx) // while QEMU sends the devices
 	return nil
 }
@@ -330,7 +338,13 @@ func (h *handover) guestStopped(ctx context.Context) error {
 	if err := h.redirect(network.Redirect); err != nil {
 		return err
 	}
-	h.reportStop()
+	stopped := h.marks.Stopped
+	h.tellStop = sync.OnceFunc(func() {
+		h.fact(h.command.GetSubject(), &godwitv1.Report{Event: &godwitv1.Report_SourceStopped{SourceStopped: &godwitv1.SourceStopped{
+			StoppedBy: h.stopper, Stopped: stopped,
+		}}})
+	})
+	time.AfterFunc(tellWithin, h.tellStop)
 	return nil
 }
 
@@ -369,7 +383,7 @@ func (h *handover) redirect(mode network.Mode) error {
 func (h *handover) awaitRings(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, ringWithin)
 	defer cancel()
-	for _, port := range h.ports {
+	for _, port := range h.allPorts() {
 		if err := port.tap.WaitEmpty(ctx); err != nil {
 			h.agent.log.Warn("the guest does not read its frames", "vm", h.key.vm, "port", port.name, "error", err)
 			return
@@ -377,21 +391,24 @@ func (h *handover) awaitRings(ctx context.Context) {
 	}
 }
 
+// drained is what became of the frames that the guest has not read.
+type drained struct {
+	frames int
+	err    error
+}
+
 // drainLeft sends the frames on that the guest has not read.
 func (h *handover) drainLeft(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, returnWithin)
 	defer cancel()
 	frames, err := h.drain(ctx)
-	if err != nil && !errors.Is(err, context.Canceled) { // then the guest reads them itself
+	if errors.Is(err, context.Canceled) { // then the guest reads them itself
+		err = nil
+	}
+	if err != nil {
 		h.agent.log.Error("frames left at the source could not all be sent on", "vm", h.key.vm, "error", err)
 	}
-	h.drains <- frames
-}
-
-func (h *handover) reportStop() {
-	h.fact(h.command.GetSubject(), &godwitv1.Report{Event: &godwitv1.Report_SourceStopped{SourceStopped: &godwitv1.SourceStopped{
-		StoppedBy: h.stopper, Stopped: h.marks.Stopped,
-	}}})
+	h.drains <- drained{frames, err}
 }
 
 // measure reports how the switch went.
@@ -409,10 +426,10 @@ func (h *handover) measure(ctx context.Context) {
 		h.agent.log.Warn("the copy's measurements are not complete", "vm", h.key.vm, "error", err)
 		progress = h.progress
 	}
-	frames := <-h.drains
+	left := <-h.drains
 	h.marks.Drained = timestamppb.Now()
 	h.answer(h.command, &godwitv1.Report{Event: &godwitv1.Report_SwitchMeasured{SwitchMeasured: &godwitv1.SwitchMeasured{
 		Marks: &h.marks, SentBytes: uint64(progress.Transferred), Passes: int32(h.pass),
-		FramesDrained: int64(frames), StoppedBy: h.stopper,
+		FramesDrained: int64(left.frames), DrainError: textOf(left.err), StoppedBy: h.stopper,
 	}}})
 }

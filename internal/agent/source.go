@@ -57,7 +57,7 @@ func (m *machine) beginCopy(ctx context.Context, command *godwitv1.Command, want
 	ctx, cancel := context.WithCancel(ctx)
 	retires := make(chan struct{})
 	one := &handover{
-		machine: m, command: command, remote: remote, drains: make(chan int, 1), retires: retires,
+		machine: m, command: command, remote: remote, drains: make(chan drained, 1), retires: retires,
 		blackoutMax: time.Duration(want.GetBlackoutMaxMs()) * time.Millisecond,
 	}
 	one.outgoing = qemu.Outgoing{
@@ -80,15 +80,20 @@ func (m *machine) beginCopy(ctx context.Context, command *godwitv1.Command, want
 // openTunnels lets frames that the target returns after an abort come to the
 // taps.
 func (m *machine) openTunnels(tunnels []*godwitv1.PortNetwork) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	var errs []error
 	for _, tunnel := range tunnels {
 		for i, port := range m.ports {
 			if port.name != tunnel.GetPort() {
 				continue
 			}
-			port.tunnel = fleet.TunnelID(tunnel.GetTunnel())
-			m.record.Ports[i].Tunnel = port.tunnel
-			errs = append(errs, m.agent.config.Network.OpenTunnel(port.tunnel, port.tap))
+			id := fleet.TunnelID(tunnel.GetTunnel())
+			if port.tunnel != 0 && port.tunnel != id { // of a migration before
+				errs = append(errs, m.agent.config.Network.CloseTunnel(port.tunnel))
+			}
+			port.tunnel, m.record.Ports[i].Tunnel = id, id
+			errs = append(errs, m.agent.config.Network.OpenTunnel(id, port.tap))
 		}
 	}
 	return errors.Join(append(errs, writeRecord(m.dir, m.record))...)
@@ -194,7 +199,7 @@ func (m *machine) drainTo(ctx context.Context, address string) (frames int, err 
 // drain sends what waits in the taps through their gates.
 func (m *machine) drain(ctx context.Context) (frames int, err error) {
 	var errs []error
-	for _, port := range m.ports {
+	for _, port := range m.allPorts() {
 		sent, err := port.tap.Drain(ctx)
 		frames += sent
 		errs = append(errs, err)

@@ -247,16 +247,15 @@ func (m *machine) releaseTarget(ctx context.Context, want *godwitv1.ReleaseTarge
 	if err := m.unclaim(); err != nil {
 		m.agent.log.Error("addresses could not be pointed back", "vm", m.key.vm, "error", err)
 	}
-	frames := 0
+	var frames int
+	var lost error
 	if want.GetReturnFrames() {
-		returned, err := m.drainTo(ctx, want.GetSourceAddress())
-		if err != nil {
-			m.agent.log.Error("frames could not be returned", "vm", m.key.vm, "error", err)
+		if frames, lost = m.drainTo(ctx, want.GetSourceAddress()); lost != nil {
+			m.agent.log.Error("frames could not be returned", "vm", m.key.vm, "error", lost)
 		}
-		frames = returned
 	}
 	if err := m.discard(ctx); err != nil {
 		return targetFailed(err, false)
 	}
-	return targetReleased(frames)
+	return targetReleased(frames, lost)
 }

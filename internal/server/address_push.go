@@ -69,13 +69,25 @@ func (p *addressPusher) Changed() {
 	}
 }
 
+// gatherFor is how long changes are gathered for one push. It keeps the push of
+// a commit off the moment in which the target starts, and joins those of many.
+// Until it has come, the old host forwards.
+const gatherFor = 10 * time.Millisecond
+
 // run pushes after changes until ctx ends.
 func (p *addressPusher) run(ctx context.Context) {
 	for {
 		select {
 		case <-p.wake:
+		case <-ctx.Done():
+			return
+		}
+		gathered := time.NewTimer(gatherFor)
+		select {
+		case <-gathered.C:
 			p.push()
 		case <-ctx.Done():
+			gathered.Stop()
 			return
 		}
 	}
