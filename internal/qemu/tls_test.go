@@ -109,7 +109,7 @@ func TestTLS(t *testing.T) {
 				send(t, source, out)
 				if !tt.accepted {
 					refused(t, source, fromSource, fromTarget)
-					status(t, source, "running")
+					runsOn(t, source, fromSource)
 					return
 				}
 				await(t, fromSource, changed(qemu.StatusPreSwitchover))
@@ -121,6 +121,20 @@ func TestTLS(t *testing.T) {
 			})
 		}
 	})
+}
+
+// runsOn demands that a source runs whose migration has failed. One that had
+// stopped for the switchover says so a moment before it does.
+func runsOn(t *testing.T, source *qemu.Instance, events *qemu.Subscription) {
+	t.Helper()
+	state, err := source.Status(within(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !state.Running() {
+		await(t, events, qemu.Event{Kind: qemu.Resumed})
+		status(t, source, "running")
+	}
 }
 
 // refused waits until the source has failed, and the target never completed.
