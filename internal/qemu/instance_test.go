@@ -3,6 +3,7 @@ package qemu_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -205,15 +206,29 @@ func TestAdoptRefusesAnotherProcess(t *testing.T) {
 	if err := i.Kill(within(t)); err != nil {
 		t.Fatal(err)
 	}
-	// The number now belongs to another process, here the test's own.
-	at := bytes.Index(record, []byte(`"pid": `))
-	end := at + bytes.IndexByte(record[at:], ',')
-	forged := slices.Concat(record[:at], []byte(`"pid": 1`), record[end:])
-	if err := os.WriteFile(path, forged, 0o600); err != nil {
+	forge := func(pid string) error {
+		t.Helper()
+		at := bytes.Index(record, []byte(`"pid": `))
+		end := at + bytes.IndexByte(record[at:], ',')
+		forged := slices.Concat(record[:at], []byte(`"pid": `+pid), record[end:])
+		if err := os.WriteFile(path, forged, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := qemu.Adopt(within(t), c.Dir)
+		return err
+	}
+	code(t, forge("1"), fleet.NotFound) // the number now belongs to another process
+	threads, err := os.ReadDir("/proc/self/task")
+	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = qemu.Adopt(within(t), c.Dir)
-	code(t, err, fleet.NotFound)
+	code(t, forge(threads[len(threads)-1].Name()), fleet.NotFound) // to a thread of one
+	// It is not known, and where it should be written can't be read.
+	pidFile := filepath.Join(c.Dir, "qemu.pid")
+	if err := errors.Join(os.RemoveAll(pidFile), os.Mkdir(pidFile, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	code(t, forge("0"), fleet.Unavailable)
 	_, err = qemu.Adopt(within(t), t.TempDir())
 	code(t, err, fleet.NotFound)
 }

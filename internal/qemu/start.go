@@ -183,19 +183,32 @@ func Adopt(ctx context.Context, dir string) (*Instance, error) {
 	gone := func(err error) error {
 		return &fleet.Error{Code: fleet.NotFound, Op: "adopt instance", Subject: "vm " + string(r.Config.VM), Cause: "its QEMU has ended", Err: err}
 	}
+	// What can't be looked at may well run: only what is known to have ended is gone.
+	unseen := func(err error) error {
+		// EINVAL: a thread of another process has the number now.
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) {
+			return gone(err)
+		}
+		return &fleet.Error{Code: fleet.Unavailable, Op: "adopt instance", Subject: "vm " + string(r.Config.VM), Cause: "its QEMU cannot be looked at", Err: err}
+	}
 	if r.PID == 0 {
 		if err := r.findByPIDFile(); err != nil {
-			return nil, gone(err)
+			return nil, unseen(err)
 		}
 	}
 	p, err := hold(r.PID, nil)
 	if err != nil {
-		return nil, gone(err)
+		return nil, unseen(err)
 	}
 	// Only now: the pidfd is of the process that has the number at this moment.
-	if began, err := startTime(r.PID); err != nil || began != r.StartTime {
+	began, err := startTime(r.PID)
+	if err != nil {
 		p.release()
-		return nil, gone(err)
+		return nil, unseen(err)
+	}
+	if began != r.StartTime {
+		p.release()
+		return nil, gone(nil)
 	}
 	client, err := greet(ctx, p, filepath.Join(dir, monitorSocket))
 	if err == nil {
