@@ -29,9 +29,16 @@ func (n namespace) close() error { return unix.Close(n.fd) }
 func (n namespace) do(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			// The first thread cannot end, and others take its namespace for the
+			// process's. While it is held here, another one does it.
+			defer runtime.UnlockOSThread()
+			done <- n.do(f)
+			return
+		}
 		// Never unlocked: the thread has been moved, so it ends with this
 		// goroutine instead of serving others.
-		runtime.LockOSThread()
 		if err := unix.Setns(n.fd, unix.CLONE_NEWNET); err != nil {
 			done <- fmt.Errorf("enter network namespace: %w", err)
 			return
