@@ -67,6 +67,26 @@ func TestTargetDies(t *testing.T) {
 	m.abort()
 }
 
+// Somebody has removed the source's tap: the copy is not begun, since it could
+// not end, and the VM runs on.
+func TestCopyWithoutTap(t *testing.T) {
+	m := newMove(t)
+	m.prepare()
+	tap := m.source.agent.find(machineKey{testVM, 1}).allPorts()[0].tap.Name()
+	m.source.command("ip", "link", "delete", tap)
+	m.source.sendCommand(m.copyCommand(0))
+	failed := m.source.awaitReport("failure", isSourceFailed).GetSourceFailed()
+	checkContains(t, failed.GetCause(), tap+": somebody has removed the device")
+	checkContains(t, failed.GetHint(), "godwit vm stop")
+	if failed.GetGone() {
+		t.Errorf("told as %v", failed)
+	}
+	m.source.do(m.resumeCommand())
+	m.target.do(m.releaseCommand())
+	m.source.checkRunState(testVM, 1, "running")
+	m.target.checkNothingLeft()
+}
+
 // Cancelled in the middle of the copy.
 func TestAbortDuringCopy(t *testing.T) {
 	m := newMove(t)

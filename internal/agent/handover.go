@@ -311,11 +311,14 @@ func (h *handover) look(ctx context.Context, passBegins bool) (err error) {
 	if h.progress, err = h.instance.Progress(ctx); err != nil {
 		return err
 	}
-	p := h.progress
+	p, pass := h.progress, h.pass
+	if !passBegins {
+		pass = max(pass, p.Pass) // its event may not have been read yet
+	}
 	h.agent.say(&godwitv1.Report{
 		Subject: h.command.GetSubject(), Epoch: uint64(h.key.epoch),
 		Event: &godwitv1.Report_CopyProgress{CopyProgress: &godwitv1.CopyProgress{
-			Pass: int32(p.Pass), SentBytes: uint64(p.Transferred), RemainingBytes: uint64(p.Remaining), TotalBytes: uint64(p.Total),
+			Pass: int32(pass), SentBytes: uint64(p.Transferred), RemainingBytes: uint64(p.Remaining), TotalBytes: uint64(p.Total),
 			DirtyBytesPerSecond: float64(p.DirtyRate), BandwidthBytesPerSecond: float64(p.Bandwidth), PassBegins: passBegins,
 		}},
 	})

@@ -44,6 +44,11 @@ func (m *machine) beginCopy(ctx context.Context, command *godwitv1.Command, want
 	if err != nil {
 		return fmt.Errorf("target's address: %w", err)
 	}
+	for _, port := range m.allPorts() {
+		if err := port.tap.Check(); err != nil {
+			return fmt.Errorf("port %s: %w", port.name, err)
+		}
+	}
 	if err := m.setRole(source, command.GetSubject()); err != nil {
 		return err
 	}

@@ -238,6 +238,20 @@ func checkQueue(fd int, tap string) error {
 // Name gives the device's name.
 func (t *Tap) Name() string { return t.name }
 
+// Check fails with NotFound when somebody has removed the device: then
+// nothing comes by the descriptors any more, nor by a tunnel.
+func (t *Tap) Check() error {
+	link, err := t.host.nl.LinkByIndex(t.ifindex)
+	if _, missing := errors.AsType[netlink.LinkNotFoundError](err); missing || err == nil && link.Attrs().Name != t.name {
+		return &fleet.Error{Code: fleet.NotFound, Op: "use tap", Subject: t.name, Cause: "somebody has removed the device",
+			Hint: "the VM has no network at that port any more: godwit vm stop, then godwit vm start"}
+	}
+	if err != nil {
+		return fmt.Errorf("look at tap %s: %w", t.name, err)
+	}
+	return nil
+}
+
 // FDs gives the Tap's own descriptors, one per queue, non-blocking, opened
 // with IFF_VNET_HDR. They stay the Tap's: duplicate them for another process,
 // and never through (*os.File).Fd, which puts the description that all copies
