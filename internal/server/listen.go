@@ -85,6 +85,7 @@ func (s *Server) routes() http.Handler {
 		// The first is the outermost: it also spells the authorizer's errors.
 		connect.WithInterceptors(wire.ServerInterceptor(), authorizer{}),
 		connect.WithReadMaxBytes(maxMessageBytes),
+		wire.StrictJSON(),
 	}
 	mux := http.NewServeMux()
 	mux.Handle(godwitv1connect.NewVMServiceHandler(vmService{s}, options...))
