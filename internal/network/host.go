@@ -247,3 +247,15 @@ func (h *Host) ensureDevice(want netlink.Link, alias string) (netlink.Link, erro
 	}
 	return link, nil
 }
+
+// setUp sets a VXLAN device up, which opens its port in the kernel.
+// fleet.Conflict when something else on this host has that.
+func (h *Host) setUp(vxlan netlink.Link, port int) error {
+	err := h.nl.LinkSetUp(vxlan)
+	if !errors.Is(err, unix.EADDRINUSE) {
+		return err
+	}
+	return &fleet.Error{Code: fleet.Conflict, Op: "set up device", Subject: vxlan.Attrs().Name,
+		Cause: fmt.Sprintf("UDP port %d, which it needs, is in use on this host by a program, or by a VXLAN device that is not Godwit's", port),
+		Hint:  fmt.Sprintf("free the port: `ss -ulpn 'sport = :%d'` names a program that has it; if none, `ip -d link show type vxlan` shows the devices", port)}
+}

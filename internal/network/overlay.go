@@ -106,7 +106,7 @@ func (h *Host) setUpOverlay(o overlay, mtu int) error {
 		func() error { return h.join(o.vxlan, o.bridge) },
 		// Requests for an address that is known and remote are answered here.
 		func() error { return h.nl.LinkSetBrNeighSuppress(o.vxlan, true) },
-		func() error { return h.nl.LinkSetUp(o.vxlan) },
+		func() error { return h.setUp(o.vxlan, overlayPort) },
 		func() error { return h.nl.LinkSetUp(o.bridge) },
 	}
 	for _, step := range steps {

@@ -23,7 +23,7 @@ func (h *Host) ensureTunnelDevice() (netlink.Link, error) {
 	}
 	// Up before the filter is attached: without a filter its frames reach
 	// a stack without addresses, and nothing else.
-	if err := h.nl.LinkSetUp(link); err != nil {
+	if err := h.setUp(link, tunnelPort); err != nil {
 		return nil, fmt.Errorf("set %s up: %w", tunnelDevice, err)
 	}
 	return link, nil
