@@ -83,7 +83,8 @@ func Probe(ctx context.Context, binary string) (Features, error) {
 	}
 	f, err := probe(ctx, binary)
 	if err != nil {
-		return Features{}, &fleet.Error{Code: fleet.Failed, Op: "probe QEMU", Subject: binary, Cause: "it does not answer", Err: err}
+		return Features{}, &fleet.Error{Code: fleet.Failed, Op: "probe QEMU", Subject: binary, Cause: "it does not answer as QEMU does", Err: err,
+			Hint: "it must be a QEMU system emulator for x86-64, 7.2 or later, such as qemu-system-x86_64; look at: " + binary + " --version"}
 	}
 	return f, checkNeeds(binary, f.Version, f.Schema)
 }
@@ -114,10 +115,32 @@ func probe(ctx context.Context, binary string) (f Features, err error) {
 	}()
 	client, err := greet(ctx, p, filepath.Join(dir, monitorSocket))
 	if err != nil {
-		return f, fmt.Errorf("%w; it said: %q", err, lastWords(dir))
+		return f, unanswered(ctx, p, dir, err)
 	}
 	defer client.Close()
 	return f, f.ask(ctx, client)
+}
+
+// unanswered says what became of a program that has not greeted.
+func unanswered(ctx context.Context, p *process, dir string, err error) error {
+	if errors.Is(err, unix.ECONNREFUSED) {
+		// The socket closes a moment before the process can be seen to end.
+		select {
+		case <-p.exited:
+		case <-time.After(killTimeout):
+		case <-ctx.Done():
+		}
+	}
+	words := "said nothing"
+	if text := lastWords(dir); text != "" {
+		words = "said: " + text
+	}
+	select {
+	case <-p.exited:
+		return fmt.Errorf("it ended at once (%v) and %s", p.child.ProcessState, words)
+	default:
+		return fmt.Errorf("it runs, and %s: %w", words, err)
+	}
 }
 
 // versionOf gives the version as QEMU greets with it.

@@ -252,6 +252,38 @@ func TestProbe(t *testing.T) {
 	})
 	_, err := qemu.Probe(within(t), "/nonesuch/qemu")
 	code(t, err, fleet.Unsupported)
-	_, err = qemu.Probe(within(t), "/bin/false")
-	code(t, err, fleet.Failed)
+}
+
+// What is no QEMU is told apart by how it ended and what it said.
+func TestProbeOfWhatIsNoQEMU(t *testing.T) {
+	script := func(body string) string {
+		path := filepath.Join(t.TempDir(), "program")
+		if err := os.WriteFile(path, []byte("#!/bin/sh\n"+body+"\n"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	for _, test := range []struct{ name, binary, want string }{
+		{"silent", "/bin/true", "it does not answer as QEMU does: it ended at once (exit status 0) and said nothing"},
+		{"failing", script("echo no such option >&2; exit 3"), "it ended at once (exit status 3) and said: no such option"},
+		{"killed", script("kill -9 $$"), "it ended at once (signal: killed) and said nothing"},
+		{"talkative", script("echo hello"), "it ended at once (exit status 0) and said: hello"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			_, err := qemu.Probe(within(t), test.binary)
+			code(t, err, fleet.Failed)
+			if !strings.Contains(err.Error(), test.want) {
+				t.Errorf("%q is not in: %v", test.want, err)
+			}
+			if hint := fleet.HintOf(err); !strings.Contains(hint, "x86-64, 7.2 or later") || !strings.Contains(hint, test.binary+" --version") {
+				t.Errorf("hint %q", hint)
+			}
+		})
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	_, err := qemu.Probe(ctx, script("exec sleep 60"))
+	if code(t, err, fleet.Failed); !strings.Contains(err.Error(), "it runs, and said nothing") {
+		t.Error(err)
+	}
 }
