@@ -2,9 +2,11 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"godwit.dev/godwit/internal/fleet"
@@ -93,6 +95,9 @@ func (s *Store) Commit(ctx context.Context, conditions []Condition, ops ...Op) (
 	response, err := s.client.Txn(ctx).If(compares...).Then(changes...).Else(states...).Commit()
 	switch {
 	case err != nil:
+		if errors.Is(err, rpctypes.ErrNoSpace) {
+			s.signalFull()
+		}
 		return 0, translateCommit(err, subjectOf(ops))
 	case !response.Succeeded:
 		return 0, conflict(conditions, response.Responses)

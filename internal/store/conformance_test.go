@@ -290,6 +290,13 @@ func (fullWriter) Write([]byte) (int, error) { return 0, errFull }
 // A full database refuses to grow, still reads, and can be emptied.
 func TestQuota(t *testing.T) {
 	conforms(t, func(t *testing.T, s *store.Store) {
+		atQuota := func(want bool) {
+			t.Helper()
+			if got, err := s.AtQuota(t.Context()); err != nil || got != want {
+				t.Errorf("at its quota: %v, %v; want %v", got, err, want)
+			}
+		}
+		atQuota(false)
 		block := make([]byte, 512*1024)
 		var err error
 		written := 0
@@ -301,6 +308,15 @@ func TestQuota(t *testing.T) {
 		if fleet.HintOf(err) == "" || !errors.Is(err, store.ErrOutcomeUnknown) {
 			t.Errorf("error %v, hint %q", err, fleet.HintOf(err))
 		}
+		if hint := fleet.HintOf(err); strings.Contains(hint, "Reclaim") {
+			t.Errorf("the hint is to call a function: %q", hint)
+		}
+		select {
+		case <-s.Full():
+		default:
+			t.Error("nobody is told that it is full")
+		}
+		atQuota(true)
 		if _, err := s.Get(t.Context(), "fill/0"); err != nil {
 			t.Errorf("reading from a full store: %v", err)
 		}
@@ -316,6 +332,7 @@ func TestQuota(t *testing.T) {
 		if err := s.Reclaim(t.Context()); err != nil {
 			t.Fatal(err)
 		}
+		atQuota(false)
 		commit(t, s, nil, store.Put("small", nil))
 	})
 }

@@ -55,7 +55,7 @@ func openEmbedded(ctx context.Context, config Config) (*Store, error) {
 		_ = e.close()
 		return nil, err
 	}
-	s := &Store{config: config, embedded: e, client: v3client.New(e.server.Server), failed: e.fatal.failed}
+	s := &Store{config: config, embedded: e, client: v3client.New(e.server.Server), failed: e.fatal.failed, full: make(chan struct{}, 1)}
 	if err := s.dropOldLeases(ctx); err != nil {
 		_ = s.Close()
 		return nil, err

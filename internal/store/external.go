@@ -32,7 +32,7 @@ func openExternal(ctx context.Context, config Config) (*Store, error) {
 	if err != nil {
 		return nil, openFailed(fleet.Invalid, where, "these are no endpoints of an etcd cluster", endpointHint, err)
 	}
-	s := &Store{config: config, client: client, failed: make(chan struct{})}
+	s := &Store{config: config, client: client, failed: make(chan struct{}), full: make(chan struct{}, 1)}
 	if err := s.checkCluster(ctx, where); err != nil {
 		_ = client.Close()
 		return nil, err

@@ -31,7 +31,7 @@ var refusals = []struct {
 	cause string
 	hint  string
 }{
-	{rpctypes.ErrNoSpace, fleet.Exhausted, "the database has reached its quota", "delete what is not needed and run Reclaim, or raise the quota"},
+	{rpctypes.ErrNoSpace, fleet.Exhausted, "the database has reached its quota", hintFull},
 	{rpctypes.ErrTooManyOps, fleet.Invalid, "too many changes at once for this etcd", "raise --max-txn-ops of the cluster to 128"},
 	{rpctypes.ErrRequestTooLarge, fleet.Invalid, "too large for this etcd", "raise --max-request-bytes of the cluster to its default of 1.5 MiB"},
 	{rpctypes.ErrDuplicateKey, fleet.Invalid, "one key is changed twice", ""},
@@ -42,6 +42,10 @@ var refusals = []struct {
 	{rpctypes.ErrInvalidAuthToken, fleet.Denied, "etcd refused the user", ""},
 	{rpctypes.ErrCompacted, fleet.Conflict, "", ""},
 }
+
+// hintFull is what an operator can do; the server does the rest (see Full).
+const hintFull = "try again in a minute: the server gives back by itself what old versions of records take; " +
+	"if it stays full, delete VMs and networks that are not needed, or raise --quota-backend-bytes of an external cluster"
 
 func refusal(err error) *fleet.Error {
 	for _, r := range refusals {

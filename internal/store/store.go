@@ -65,6 +65,7 @@ type Store struct {
 	client   *clientv3.Client
 	embedded *embedded     // nil with an external cluster
 	failed   chan struct{} // closed when the embedded server stood still
+	full     chan struct{} // holds one signal
 	closing  sync.Once
 	closeErr error
 }
@@ -94,6 +95,18 @@ func invalidConfig(cause string) error {
 // Failed is closed when the embedded server has stood still after a failed
 // write (see the package comment); never with an external cluster.
 func (s *Store) Failed() <-chan struct{} { return s.failed }
+
+// Full is signalled when a Commit was refused because the database has reached
+// its quota; signals that nobody takes become one. It refuses every Commit from
+// then on that is not deletions only, until Reclaim.
+func (s *Store) Full() <-chan struct{} { return s.full }
+
+func (s *Store) signalFull() {
+	select {
+	case s.full <- struct{}{}:
+	default: // one is waiting already
+	}
+}
 
 // Embedded reports whether the store runs inside this process.
 func (s *Store) Embedded() bool { return s.embedded != nil }

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
@@ -41,10 +43,24 @@ func (s *Store) Compact(ctx context.Context) error {
 	return nil
 }
 
-// Reclaim makes a store writable again that reached its quota, after records
-// were deleted: it compacts, gives the free space back, and clears the alarm.
-// Each member stands still while its database is rewritten, some seconds per
-// gigabyte.
+// AtQuota reports whether the database is refusing to grow, as it also does
+// when it was opened so.
+func (s *Store) AtQuota(ctx context.Context) (bool, error) {
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
+	response, err := s.client.AlarmList(ctx)
+	if err != nil {
+		return false, translate(err, "list the alarms of", "store")
+	}
+	return slices.ContainsFunc(response.Alarms, func(alarm *etcdserverpb.AlarmMember) bool {
+		return alarm.Alarm == etcdserverpb.AlarmType_NOSPACE
+	}), nil
+}
+
+// Reclaim makes a store writable again that reached its quota: it compacts,
+// gives the free space back, and clears the alarm. If the records themselves
+// fill the quota the next Commit meets it again: delete some before. Each member
+// stands still while its database is rewritten, some seconds per gigabyte.
 func (s *Store) Reclaim(ctx context.Context) error {
 	if err := s.Compact(ctx); err != nil {
 		return err
