@@ -15,7 +15,7 @@ type Host struct {
 	QEMU     QEMUFeatures `json:"qemu"`
 	Version  string       `json:"version"` // of its agent
 	BootID   string       `json:"bootId"`  // changes when the host reboots
-	Seen     time.Time    `json:"seen"`    // when its agent last said hello
+	Seen     time.Time    `json:"seen"`    // when its agent last said hello, or its session ended
 }
 
 // QEMUFeatures is what a host's QEMU can do, found by asking it.

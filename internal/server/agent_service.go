@@ -71,7 +71,36 @@ func (a agentService) Session(ctx context.Context, stream *connect.BidiStream[go
 	})
 	s.addresses.disconnected(host)
 	s.log.Info("host is down", "host", host, "cause", err)
+	s.noteSilence(ctx, host, err)
 	return err
+}
+
+// noteSilence writes to a host's record when it was last heard of, after its
+// session ended with cause. Only people read that, so a store that is away
+// loses it: what stands there then is older.
+func (s *Server) noteSilence(ctx context.Context, name fleet.HostName, cause error) {
+	seen := time.Now()
+	if fleet.CodeOf(cause) == fleet.Deadline {
+		seen = seen.Add(-missedBeats * s.config.Heartbeat)
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), farewell)
+	defer cancel()
+	var err error
+	hosts := s.tables.hosts
+	for range maxConflicts {
+		var entry store.Entry[fleet.Host]
+		if entry, err = hosts.Get(ctx, string(name)); err != nil {
+			break
+		}
+		entry.Value.Seen = seen
+		_, err = s.tables.store.Commit(ctx, store.If(hosts.At(entry.Name, entry.Version)), hosts.Put(entry.Name, entry.Value))
+		if fleet.CodeOf(err) != fleet.Conflict {
+			break
+		}
+	}
+	if err != nil {
+		s.log.Warn("not written when a host was last heard of", "host", name, "cause", err)
+	}
 }
 
 // hear takes one message of a session.

@@ -47,7 +47,8 @@ func (h hostService) List(ctx context.Context, request *godwitv1.ListHostsReques
 	return response, nil
 }
 
-// show adds to a host's record what is reserved on it and whether it is up.
+// show adds to a host's record what is reserved on it and whether it is up: then
+// it is heard of at this very moment.
 func (h hostService) show(ctx context.Context, entry store.Entry[fleet.Host]) (*godwitv1.Host, error) {
 	ledger, err := h.server.tables.ledgers.Get(ctx, entry.Name)
 	if err != nil && fleet.CodeOf(err) != fleet.NotFound {
@@ -59,6 +60,9 @@ func (h hostService) show(ctx context.Context, entry store.Entry[fleet.Host]) (*
 		state = "down"
 	case entry.Value.Cordoned:
 		state = "cordoned"
+	}
+	if state != "down" {
+		entry.Value.Seen = time.Now()
 	}
 	return wire.EncodeHost(entry.Value, wire.HostStatus{State: state, Reserved: ledger.Value.Sum(), Version: entry.Version}), nil
 }

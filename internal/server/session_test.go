@@ -80,6 +80,46 @@ func TestSilentHostIsDown(t *testing.T) {
 	}
 }
 
+// A host that is up is heard of now, one that is not was so until its session
+// ended or, if that was for its silence, until that began.
+func TestSeen(t *testing.T) {
+	const beat = 100 * time.Millisecond
+	seen := func(f *testFleet, name string) (string, time.Time) {
+		response, err := f.hosts.Get(t.Context(), &godwitv1.GetHostRequest{Name: name})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return response.GetHost().GetState(), response.GetHost().GetSeen().AsTime()
+	}
+	f := newFleet(t, func(c *Config) { c.Heartbeat = beat })
+	f.join("h1")
+	for range 2 {
+		asked := time.Now()
+		if state, at := seen(f, "h1"); state != "up" || at.Before(asked) {
+			t.Errorf("%s, seen %v before it was asked for", state, asked.Sub(at))
+		}
+	}
+	began := time.Now()
+	silent := f.join("h2", func(o *agentOptions) { o.mute = true })
+	heard := time.Now()
+	_ = silent.end()
+	ended := time.Now()
+	if state, at := seen(f, "h2"); state != "down" || at.Before(began) || at.After(ended.Add(-missedBeats*beat)) {
+		t.Errorf("the silent host is %s, seen %v after its hello", state, at.Sub(heard))
+	}
+	leaving := f.join("h3")
+	left := time.Now()
+	leaving.send.Lock()
+	if err := leaving.stream.CloseRequest(); err != nil {
+		t.Fatal(err)
+	}
+	leaving.send.Unlock()
+	_ = leaving.end()
+	if state, at := seen(f, "h3"); state != "down" || at.Before(left) || at.After(time.Now()) {
+		t.Errorf("the host that left is %s, seen %v after it did", state, at.Sub(left))
+	}
+}
+
 func TestHelloIsChecked(t *testing.T) {
 	f := newFleet(t)
 	cases := []struct {
