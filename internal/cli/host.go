@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"godwit.dev/godwit/api/client"
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
@@ -31,7 +32,8 @@ func newHostList(app *App) *cobra.Command {
 		Aliases: []string{"ls"},
 		Short:   "List hosts",
 		Long: `List shows every host with its state, what its VMs have reserved of it, and its
-QEMU. A host is down while its agent is not connected; its VMs run on.`,
+QEMU. A host is down while its agent is not connected; its VMs run on. SEEN is
+how long ago it was last heard of.`,
 		Example: "  godwit host list\n  godwit host list --json | jq -r '.hosts[] | select(.state == \"down\").name'",
 		Args:    exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -113,7 +115,7 @@ func (a *App) hostTable(hosts []*godwitv1.Host) table {
 		t.add(host.GetName(), host.GetState(), host.GetAddress(),
 			fmt.Sprintf("%d/%d", host.GetCpusReserved(), host.GetCpus()),
 			size(host.GetMemoryReservedBytes())+"/"+size(host.GetMemoryBytes()),
-			release(host), host.GetAccel(), a.age(host.GetSeen()))
+			release(host), host.GetAccel(), seen(host, a.age))
 	}
 	return t
 }
@@ -124,13 +126,22 @@ func release(host *godwitv1.Host) string {
 	return version
 }
 
+// seen tells when a host was last heard of: as long as its agent is connected
+// that is now.
+func seen(host *godwitv1.Host, tell func(*timestamppb.Timestamp) string) string {
+	if state := host.GetState(); state == "up" || state == "cordoned" {
+		return "now"
+	}
+	return tell(host.GetSeen())
+}
+
 func (a *App) showHost(w io.Writer, host *godwitv1.Host) {
 	s := sheet{w, a.style()}
 	s.row("Name", host.GetName())
 	s.row("State", s.style.state(host.GetState()))
 	s.row("Address", host.GetAddress())
 	s.row("Agent", host.GetAgentVersion())
-	s.row("Seen", a.moment(host.GetSeen()))
+	s.row("Seen", seen(host, a.moment))
 	s.row("Version", number(host.GetVersion()))
 
 	s.heading("Capacity")
