@@ -89,6 +89,7 @@ func New(ctx context.Context, config Config) (*Server, error) {
 	s.mirror.changed = s.addresses.Changed
 	s.mirror.vmChanged = s.lifecycle.changed
 	s.migrations = migrationsOf(newReconciler(s.tables, s.hub, s.addresses, s.hub.connected, s.log))
+	s.reclaimAtStart(ctx)
 	var err error
 	if s.authority, err = openAuthority(ctx, s.tables); err != nil {
 		return nil, err
@@ -117,6 +118,7 @@ func (s *Server) Run(ctx context.Context) error {
 	group.Go(func() error { return s.mirror.follow(ctx, revision) })
 	group.Go(func() error { s.addresses.run(ctx); return nil })
 	group.Go(func() error { s.lifecycle.run(ctx); return nil })
+	group.Go(func() error { s.keepRoom(ctx); return nil })
 	group.Go(func() error { return s.migrations.run(ctx) })
 	group.Go(func() error { return s.certificate.Run(ctx) })
 	group.Go(func() error { return s.admin.Run(ctx) })
