@@ -216,7 +216,7 @@ func (m *machine) unclaim() error {
 func (m *machine) claim(name string) (tap string, claims bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.leaving || m.record.Role == arriving && m.marks == nil {
+	if m.leaving || m.record.Role == arriving && !m.receives {
 		return "", false
 	}
 	if m.unadopted != nil {

@@ -104,9 +104,7 @@ func (a *Agent) machineFor(ctx context.Context, instance *godwitv1.Instance) *ma
 		return m
 	}
 	m := a.newMachine(key, fleet.InstanceUID(instance.GetUid()))
-	if !a.add(m) {
-		return a.find(key)
-	}
+	a.add(m) // only this goroutine does, once the agent runs
 	a.start(ctx, m)
 	return m
 }

@@ -16,8 +16,9 @@ import (
 const (
 	// commitWithin bounds the wait for one answer; it is asked again until the
 	// server has decided or the target is released.
-	commitWithin = 2 * time.Second
-	commitRetry  = 20 * time.Millisecond
+	commitWithin   = 2 * time.Second
+	commitRetryMin = 20 * time.Millisecond
+	commitRetryMax = time.Second
 )
 
 // commitLine is a call of Commit that was opened before the state has been
@@ -117,7 +118,7 @@ func (m *machine) askCommit(ctx context.Context, migration string, line *commitL
 	m.mu.Lock()
 	m.marks.Asked = timestamppb.Now()
 	m.mu.Unlock()
-	for first := true; !m.isEnding(); first = false {
+	for tries := 0; !m.isEnding(); tries++ {
 		answer, err := line.decide(m.instance.Exited())
 		switch code := fleet.CodeOf(err); {
 		case err == nil && fleet.Epoch(answer.GetEpoch()) == m.key.epoch:
@@ -127,12 +128,19 @@ func (m *machine) askCommit(ctx context.Context, migration string, line *commitL
 			m.agent.log.Info("the commit was refused", "migration", migration, "error", err)
 			return // the server releases this target
 		}
-		m.agent.log.Warn("no answer to the commit", "migration", migration, "error", err)
-		if !first { // the line was old, and may have broken long ago
-			pause := time.NewTimer(commitRetry)
+		switch tries {
+		case 0: // the line was old, and may have broken long ago
+		case 1:
+			m.agent.log.Warn("no answer to the commit yet; it is asked for again", "migration", migration, "error", err)
+			fallthrough
+		default:
+			pause := time.NewTimer(min(commitRetryMin<<min(tries-1, 10), commitRetryMax))
 			select {
 			case <-pause.C:
 			case <-m.instance.Exited():
+				pause.Stop()
+				return
+			case <-ctx.Done():
 				pause.Stop()
 				return
 			}

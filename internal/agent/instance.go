@@ -79,7 +79,7 @@ func (m *machine) launch(ctx context.Context, want *godwitv1.Instance, gate netw
 	m.mu.Lock()
 	m.instance = instance
 	m.mu.Unlock()
-	go m.watchEnd(context.WithoutCancel(ctx), instance)
+	go m.watchEnd(m.life, instance)
 	return nil
 }
 
@@ -122,11 +122,9 @@ func (m *machine) makePorts(spec fleet.VMSpec, networks []*godwitv1.PortNetwork,
 			Tap: tapName(m.key, want.Name), MTU: int(known.GetMtu()), Tunnel: fleet.TunnelID(known.GetTunnel()),
 		})
 	}
-	m.mu.Lock()
-	m.record.Ports = taps
-	err := writeRecord(m.dir, m.record)
-	m.mu.Unlock()
-	if err != nil {
+	next := m.record
+	next.Ports = taps
+	if err := m.note(next); err != nil {
 		return err
 	}
 	for i, tap := range taps {
@@ -175,7 +173,7 @@ func tapName(key machineKey, port string) string {
 
 func (m *machine) qemuConfig(spec fleet.VMSpec, incoming bool) (qemu.Config, error) {
 	config := qemu.Config{
-		VM: m.key.vm, UID: m.record.UID, Epoch: m.key.epoch, Dir: m.dir,
+		VM: m.key.vm, UID: m.uid, Epoch: m.key.epoch, Dir: m.dir,
 		Binary: m.agent.config.QEMU, Accel: m.agent.features.Accel,
 		Machine: spec.Machine, CPUModel: cmp.Or(spec.CPUModel, "qemu64"), VCPUs: spec.CPUs, Memory: spec.Memory,
 		Incoming: incoming, Known: m.agent.features,

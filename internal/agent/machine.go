@@ -21,9 +21,11 @@ import (
 type machine struct {
 	agent *Agent
 	key   machineKey
+	uid   fleet.InstanceUID
 	dir   string
-	work  chan func()   // commands, one after the other
-	gone  chan struct{} // closed when the agent has forgotten it
+	life  context.Context // the agent's, from the machine's start on
+	work  chan func()     // commands, one after the other
+	gone  chan struct{}   // closed when the agent has forgotten it
 
 	// The worker, which is carryOut's goroutine, changes what follows with mu
 	// held. It may read record, instance and ports without; so may what it has
@@ -90,7 +92,7 @@ const machineQueue = 64
 
 func (a *Agent) newMachine(key machineKey, uid fleet.InstanceUID) *machine {
 	return &machine{
-		agent: a, key: key, dir: a.instanceDir(key), work: make(chan func(), machineQueue), gone: make(chan struct{}),
+		agent: a, key: key, uid: uid, dir: a.instanceDir(key), work: make(chan func(), machineQueue), gone: make(chan struct{}),
 		record: record{VM: key.vm, UID: uid, Epoch: key.epoch, Role: alone},
 		hurry:  make(chan struct{}),
 	}
@@ -98,21 +100,22 @@ func (a *Agent) newMachine(key machineKey, uid fleet.InstanceUID) *machine {
 
 // start begins to carry out what is queued.
 func (a *Agent) start(ctx context.Context, m *machine) {
+	m.life = ctx
 	a.workers.Go(func() { m.carryOut(ctx) })
-	m.watch(ctx)
+	m.watch()
 }
 
 // watch follows what an instance does that the machine has.
-func (m *machine) watch(ctx context.Context) {
+func (m *machine) watch() {
 	m.mu.Lock()
-	instance, part := m.instance, m.record.Role
+	instance, part, migration := m.instance, m.record.Role, m.record.Migration
 	m.mu.Unlock()
 	if instance == nil {
 		return
 	}
-	go m.watchEnd(ctx, instance)
+	go m.watchEnd(m.life, instance)
 	if part == arriving {
-		go m.arriveAgain(ctx)
+		go m.arriveAgain(m.life, migration)
 	}
 }
 
@@ -213,7 +216,7 @@ func endedWith(instance *qemu.Instance, err error) bool {
 
 func (m *machine) instanceReport(state, cause string) *godwitv1.Report {
 	return &godwitv1.Report{Epoch: uint64(m.key.epoch), Event: &godwitv1.Report_Instance{Instance: &godwitv1.InstanceReport{
-		Vm: string(m.key.vm), Uid: string(m.record.UID), Epoch: uint64(m.key.epoch), State: state, Cause: cause,
+		Vm: string(m.key.vm), Uid: string(m.uid), Epoch: uint64(m.key.epoch), State: state, Cause: cause,
 	}}}
 }
 
@@ -232,20 +235,26 @@ func (m *machine) inventory() *godwitv1.InstanceReport {
 		state = "paused" // or still running: the server must not rely on it
 	}
 	return &godwitv1.InstanceReport{
-		Vm: string(m.key.vm), Uid: string(m.record.UID), Epoch: uint64(m.key.epoch),
+		Vm: string(m.key.vm), Uid: string(m.uid), Epoch: uint64(m.key.epoch),
 		State: state, Migration: m.record.Migration, Cause: m.endCause,
 	}
 }
 
 // setRole changes the machine's part and writes it down first.
 func (m *machine) setRole(part role, migration string) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
 	next := m.record
 	next.Role, next.Migration = part, migration
+	return m.note(next)
+}
+
+// note writes a new record and then has it. Only the worker does, so that
+// nobody waits for the disk with mu held.
+func (m *machine) note(next record) error {
 	if err := writeRecord(m.dir, next); err != nil {
 		return err
 	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	m.record = next
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -85,9 +86,9 @@ func (m *machine) beginCopy(ctx context.Context, command *godwitv1.Command, want
 // openTunnels lets frames that the target returns after an abort come to the
 // taps.
 func (m *machine) openTunnels(tunnels []*godwitv1.PortNetwork) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
 	var errs []error
+	next := m.record
+	next.Ports = slices.Clone(next.Ports)
 	for _, tunnel := range tunnels {
 		for i, port := range m.ports {
 			if port.name != tunnel.GetPort() {
@@ -97,11 +98,13 @@ func (m *machine) openTunnels(tunnels []*godwitv1.PortNetwork) error {
 			if port.tunnel != 0 && port.tunnel != id { // of a migration before
 				errs = append(errs, m.agent.config.Network.CloseTunnel(port.tunnel))
 			}
-			port.tunnel, m.record.Ports[i].Tunnel = id, id
+			m.mu.Lock()
+			port.tunnel, next.Ports[i].Tunnel = id, id
+			m.mu.Unlock()
 			errs = append(errs, m.agent.config.Network.OpenTunnel(id, port.tap))
 		}
 	}
-	return errors.Join(append(errs, writeRecord(m.dir, m.record))...)
+	return errors.Join(append(errs, m.note(next))...)
 }
 
 // endCopy stops what beginCopy began and waits for its end.

@@ -34,11 +34,22 @@ func (m *machine) prepareTarget(ctx context.Context, migration string, want *god
 }
 
 func (m *machine) prepare(ctx context.Context, migration string, want *godwitv1.PrepareTarget) (uint16, error) {
-	m.mu.Lock()
-	m.record.Role, m.record.Migration = arriving, migration
-	m.mu.Unlock()
-	if err := m.launch(ctx, want.GetInstance(), network.Gate{Mode: network.Closed, Epoch: m.key.epoch}, true); err != nil {
-		return 0, err
+	// An earlier agent may have done it, and nobody heard its answer.
+	adopted := m.instance != nil && !m.instance.Ended()
+	if adopted {
+		if listening, err := m.instance.Port(ctx); err == nil {
+			if m.armed() {
+				return listening, nil
+			}
+			return listening, m.arm(ctx)
+		}
+	} else {
+		m.mu.Lock()
+		m.record.Role, m.record.Migration = arriving, migration
+		m.mu.Unlock()
+		if err := m.launch(ctx, want.GetInstance(), network.Gate{Mode: network.Closed, Epoch: m.key.epoch}, true); err != nil {
+			return 0, err
+		}
 	}
 	creds, err := m.credentials()
 	if err != nil {
@@ -55,20 +66,24 @@ func (m *machine) prepare(ctx context.Context, migration string, want *godwitv1.
 	if err := m.arm(ctx); err != nil {
 		return 0, err
 	}
-	go m.arrive(context.WithoutCancel(ctx), migration, events)
+	if adopted { // its arrival is waited for since the adoption
+		events.Close()
+	} else {
+		go m.arrive(m.life, migration, events)
+	}
 	return listening, nil
 }
 
 // arriveAgain takes a target up that an earlier agent has prepared.
-func (m *machine) arriveAgain(ctx context.Context) {
+func (m *machine) arriveAgain(ctx context.Context, migration string) {
 	events := m.instance.Subscribe()
 	now, err := m.instance.Progress(ctx)
 	if err == nil && now.Status == qemu.StatusCompleted {
 		events.Close()
-		m.ready(ctx, m.record.Migration, time.Now(), m.openCommit(ctx, m.record.Migration))
+		m.ready(ctx, migration, time.Now(), m.openCommit(ctx, migration))
 		return
 	}
-	m.arrive(ctx, m.record.Migration, events)
+	m.arrive(ctx, migration, events)
 }
 
 // arm opens the tunnels to the taps and lets in what comes by them. QEMU drops
@@ -86,6 +101,16 @@ func (m *machine) arm(ctx context.Context) error {
 		}
 	}
 	return errors.Join(append(errs, m.setMode(network.TunnelOnly))...)
+}
+
+// armed: that was done to the end.
+func (m *machine) armed() bool {
+	for _, port := range m.ports {
+		if gate, err := port.tap.Gate(); err != nil || gate.Mode != network.TunnelOnly {
+			return false
+		}
+	}
+	return true
 }
 
 // credentials writes this host's certificate where the instance's QEMU reads
@@ -155,20 +180,44 @@ func (m *machine) receiveInTurn() error {
 }
 
 // receive makes the host's own overlays send the VM's frames into its taps:
-// as soon as it owns the VM, other hosts may send them here directly.
+// as soon as it owns the VM, other hosts may send them here directly. Once it
+// does, or the guest runs, there is nothing left to do.
 func (m *machine) receive() error {
-	if m.isEnding() {
+	m.mu.Lock()
+	done, ending := m.receives || m.record.Role != arriving, m.ending
+	m.mu.Unlock()
+	switch {
+	case ending:
 		return &fleet.Error{Code: fleet.Conflict, Op: "take over", Subject: "vm " + string(m.key.vm), Cause: "the target is being released"}
+	case done:
+		return nil
 	}
-	errs := []error{m.setMode(network.Arriving)}
+	state, err := m.instance.Status(m.life)
+	if err != nil {
+		return err
+	}
+	// A map that is being applied must not take back what is claimed here.
+	m.agent.addressMu.Lock()
+	defer m.agent.addressMu.Unlock()
+	m.setReceives(true)
+	var errs []error
+	if !state.Running() { // by an earlier agent, whose record does not say so yet
+		errs = append(errs, m.setMode(network.Arriving))
+	}
 	for _, port := range m.ports {
 		errs = append(errs, port.tap.Claim())
 	}
-	err := errors.Join(errs...)
+	if err := errors.Join(errs...); err != nil {
+		m.setReceives(false)
+		return err
+	}
+	return nil
+}
+
+func (m *machine) setReceives(receives bool) {
 	m.mu.Lock()
-	m.receives = err == nil
-	m.mu.Unlock()
-	return err
+	defer m.mu.Unlock()
+	m.receives = receives
 }
 
 func waitLoaded(events *qemu.Subscription) (time.Time, error) {
@@ -204,7 +253,7 @@ func (m *machine) runTarget(ctx context.Context) *godwitv1.Report {
 	if part != arriving { // it runs already
 		return &godwitv1.Report{Event: &godwitv1.Report_TargetRunning{TargetRunning: &godwitv1.TargetRunning{Marks: before}}}
 	}
-	if err := m.setMode(network.Settling); err != nil {
+	if err := errors.Join(m.receive(), m.setMode(network.Settling)); err != nil {
 		return targetFailed(err, false)
 	}
 	resumed, err := m.instance.Resume(ctx)

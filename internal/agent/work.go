@@ -73,11 +73,10 @@ func (m *machine) adoptAgain() error {
 	if failed == nil {
 		return nil
 	}
-	ctx := context.Background() // it goes on as long as the agent
-	if err := m.adopt(ctx); err != nil {
+	if err := m.adopt(m.life); err != nil {
 		return err
 	}
-	m.watch(ctx)
+	m.watch()
 	return nil
 }
 

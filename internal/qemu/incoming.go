@@ -50,6 +50,12 @@ func (i *Instance) Listen(ctx context.Context, in Incoming) (port uint16, err er
 	if err := i.listen(ctx, in); err != nil {
 		return 0, i.wrap("listen for a migration", err)
 	}
+	return i.Port(ctx)
+}
+
+// Port gives the TCP port at which a target waits for its source; an error if
+// it has not been told to listen.
+func (i *Instance) Port(ctx context.Context) (uint16, error) {
 	now, err := qmp.QueryMigrate(ctx, i.monitor)
 	if err != nil {
 		return 0, i.wrap("listen for a migration", err)

@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
@@ -37,44 +36,36 @@ func (r *reconciler) serveCommit(ctx context.Context, host fleet.HostName, line 
 
 // awaitLoaded returns when the target says that it has loaded.
 func (r *reconciler) awaitLoaded(ctx context.Context, host fleet.HostName, request *godwitv1.CommitRequest, line commitStream, stop func()) error {
-	id := fleet.MigrationID(request.GetMigration())
-	m, err := r.moves(ctx, host, request)
-	if err != nil {
-		return err
-	}
-	changed, unwatch := r.runOf(id).watch()
+	changed, unwatch := r.runOf(fleet.MigrationID(request.GetMigration())).watch()
 	defer unwatch()
 	loaded := make(chan error, 1)
 	go func() {
 		_, err := line.Receive()
 		loaded <- err
 	}()
-	said := false
-	for {
-		if m.State == migration.Switching && !said {
+	giveUp := func(err error) error {
+		stop()
+		<-loaded
+		return err
+	}
+	for said := false; ; {
+		m, err := r.moves(ctx, host, request)
+		if err == nil && m.State.Final() {
+			err = migration.Refusal(m, migration.Event{Kind: migration.TargetLoaded, From: string(host)})
+		}
+		if err == nil && m.State == migration.Switching && !said {
 			said = true
-			if err := line.Send(&godwitv1.CommitResponse{SourceStopped: true}); err != nil {
-				stop()
-				return errors.Join(err, <-loaded)
-			}
+			err = line.Send(&godwitv1.CommitResponse{SourceStopped: true})
+		}
+		if err != nil {
+			return giveUp(err)
 		}
 		select {
 		case <-changed:
-			if m, err = r.moves(ctx, host, request); err == nil && !m.State.Final() {
-				continue
-			}
-			if err == nil {
-				err = migration.Refusal(m, migration.Event{Kind: migration.TargetLoaded, From: string(host)})
-			}
-			stop()
-			<-loaded
-			return err
 		case err := <-loaded:
 			return err
 		case <-ctx.Done():
-			stop()
-			<-loaded
-			return ctx.Err()
+			return giveUp(ctx.Err())
 		}
 	}
 }

@@ -36,7 +36,9 @@ func (r *reconciler) insist(ctx context.Context, id fleet.MigrationID, event mig
 	if err == nil {
 		return
 	}
-	again := passes(err) && event.Kind != migration.CopyProgressed // the next one says more
+	// An answer comes again: its effect is sent until it is taken. And after a
+	// word of progress the next one says more.
+	again := passes(err) && event.Answers == 0 && event.Kind != migration.CopyProgressed
 	life := r.lifetime()
 	if life.Err() == nil {
 		r.log.Warn("an event of a migration was not taken", "migration", id, "event", event.Kind, "from", event.From, "again", again, "error", err)
