@@ -26,6 +26,12 @@ the client talk to it without a pause, migrates it there and back, and shows for
 each hand-over where the time went and what the client noticed of it. At the end
 everything is removed, also after Ctrl-C.
 
+The client's longest time without an answer is longer than the blackout: without
+KVM the target's QEMU begins with a cold cache of translated code, and the
+client's clock counts until answers flow again. The phase "device" of a blackout
+holds the devices' state and what of the memory QEMU sends with it, up to 20 ms
+worth.
+
 It fails, with exit code 1, if a migration does not end as it should or if the
 client loses or gets twice a single packet. With --json it prints one object at
 the end, also when it fails: then with "error" in it.

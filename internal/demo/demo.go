@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"os/exec"
 	"strings"
 	"time"
@@ -49,11 +50,8 @@ type Config struct {
 // too if a migration did not end as it should, or the client lost anything.
 func Run(ctx context.Context, config Config) (report Report, err error) {
 	report.Migrations = []Migration{}
-	if _, err := exec.LookPath(qemu); err != nil {
-		return report, &fleet.Error{
-			Code: fleet.Unsupported, Op: "start the demo", Cause: "there is no program " + qemu,
-			Hint: "run `make setup` in the source tree, or install QEMU 7.2 or newer (Debian: qemu-system-x86)",
-		}
+	if err := check(os.Geteuid()); err != nil {
+		return report, err
 	}
 	if config.Paint == nil {
 		config.Paint = func(_, text string) string { return text }
@@ -87,6 +85,23 @@ func Run(ctx context.Context, config Config) (report Report, err error) {
 		kept = true
 	}
 	return report, report.verdict()
+}
+
+// check finds what would end the demo later, before anything is begun or said.
+func check(euid int) error {
+	if euid != 0 {
+		return &fleet.Error{
+			Code: fleet.Denied, Op: "start the demo", Cause: "only root may make network namespaces",
+			Hint: "run it as root, for example with sudo",
+		}
+	}
+	if _, err := exec.LookPath(qemu); err != nil {
+		return &fleet.Error{
+			Code: fleet.Unsupported, Op: "start the demo", Cause: "there is no program " + qemu,
+			Hint: "run `make setup` in the source tree, or install QEMU 7.2 or newer (Debian: qemu-system-x86)",
+		}
+	}
+	return nil
 }
 
 // show is one run of the demo.

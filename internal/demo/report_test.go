@@ -3,6 +3,7 @@ package demo
 import (
 	"errors"
 	"slices"
+	"strings"
 	"testing"
 
 	"godwit.dev/godwit/internal/fleet"
@@ -46,5 +47,11 @@ func TestVerdict(t *testing.T) {
 				t.Errorf("got %v, %q, want %q", err, problems, test.want)
 			}
 		})
+	}
+}
+
+func TestOnlyRootMayBegin(t *testing.T) {
+	if err := check(1000); fleet.CodeOf(err) != fleet.Denied || !strings.Contains(fleet.HintOf(err), "root") {
+		t.Errorf("got %v, hint %q", err, fleet.HintOf(err))
 	}
 }

@@ -197,17 +197,28 @@ const fewest = 3
 // succeeded.
 func (s screen) summary(report Report) {
 	var total, blackout, own, gap []float64
+	cancelled := 0
 	var sent, lost, duplicated uint64
 	for _, m := range report.Migrations {
 		sent, lost, duplicated = sent+m.Client.UDPSent, lost+m.Client.UDPLost, duplicated+m.Client.UDPDuplicated
-		if m.State != "succeeded" {
+		if m.State == aborted && m.want == aborted {
+			cancelled++
+		}
+		if m.State != succeeded {
 			continue
 		}
 		total, blackout = append(total, m.TotalMs), append(blackout, m.BlackoutMs)
 		own, gap = append(own, m.OwnMs), append(gap, m.Client.LongestGapMs)
 	}
-	s.say("%s", s.paint(bold, fmt.Sprintf("In all: migrations %d, succeeded %d; packets sent %d, lost %d, duplicated %d.",
-		len(report.Migrations), len(total), sent, lost, duplicated)))
+	ended := fmt.Sprintf("succeeded %d", len(total))
+	if cancelled > 0 {
+		ended += fmt.Sprintf(", cancelled %d as asked", cancelled)
+	}
+	if others := len(report.Migrations) - len(total) - cancelled; others > 0 {
+		ended += fmt.Sprintf(", ended otherwise %d", others)
+	}
+	s.say("%s", s.paint(bold, fmt.Sprintf("In all: migrations %d, %s; packets sent %d, lost %d, duplicated %d.",
+		len(report.Migrations), ended, sent, lost, duplicated)))
 	if len(total) < fewest {
 		return
 	}

@@ -75,10 +75,16 @@ func TestSpread(t *testing.T) {
 func TestSummary(t *testing.T) {
 	aborted := Migration{State: "aborted", Client: Client{UDPSent: 10, UDPLost: 2}}
 	good := Migration{State: "succeeded", TotalMs: 1000, BlackoutMs: 20, Client: Client{UDPSent: 100}}
-	var few, many strings.Builder
+	cancelled := aborted
+	cancelled.want = "aborted"
+	var few, many, asked strings.Builder
 	plainScreen(&few).summary(Report{Migrations: []Migration{good, aborted}})
 	plainScreen(&many).summary(Report{Migrations: []Migration{good, good, good, aborted}})
-	if text := few.String(); !strings.Contains(text, "migrations 2, succeeded 1; packets sent 110, lost 2, duplicated 0.") || strings.Contains(text, "median") {
+	plainScreen(&asked).summary(Report{Migrations: []Migration{good, cancelled}})
+	if text := asked.String(); !strings.Contains(text, "migrations 2, succeeded 1, cancelled 1 as asked; packets sent") {
+		t.Errorf("of a cancelled one: %s", text)
+	}
+	if text := few.String(); !strings.Contains(text, "migrations 2, succeeded 1, ended otherwise 1; packets sent 110, lost 2, duplicated 0.") || strings.Contains(text, "median") {
 		t.Errorf("of few: %s", text)
 	}
 	if text := many.String(); !strings.Contains(text, "median") || !strings.Contains(text, "1.00 s     1.00 s     1.00 s") {
