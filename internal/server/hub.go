@@ -62,6 +62,13 @@ func (h *hub) session(host fleet.HostName) *session {
 	return h.sessions[host]
 }
 
+// end makes the session of a host end, if it has one.
+func (h *hub) end(host fleet.HostName, cause error) {
+	if s := h.session(host); s != nil {
+		s.end(cause)
+	}
+}
+
 // Send queues a command for a host and does not wait. Unavailable when the
 // host has no session, Exhausted when its queue is full.
 func (h *hub) Send(host fleet.HostName, command *godwitv1.Command) error {

@@ -3,12 +3,13 @@ package server
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
-	"godwit.dev/godwit/internal/store"
 	"godwit.dev/godwit/internal/wire"
 )
 
@@ -21,9 +22,15 @@ const (
 	sequenceForget    = 1 << 32
 )
 
+// lookAgainEvery is the pause between looks at a VM for which something could
+// not be done, beside the time that the store itself takes to say so.
+const lookAgainEvery = 2 * time.Second
+
 // lifecycle makes hosts do what the records of VMs say: VMs that are starting
 // or stopping have their command sent, after every change of the record and
-// after every reconnect, and what hosts report moves the record on.
+// after every reconnect, and what hosts report moves the record on. What fails
+// in passing is done later: the server looks at the VM again, and lets a host
+// say again what it said.
 type lifecycle struct {
 	tables tables
 	mirror *mirror
@@ -34,9 +41,10 @@ type lifecycle struct {
 	mu    sync.Mutex
 	dirty map[fleet.VMName]bool
 	told  map[fleet.VMName]order
-	// held are ends of instances whose VM a migration has locked: what they
-	// mean is only known when the migration has ended.
-	held map[fleet.VMName]heldReport
+	// held are ends of instances that no record tells of yet. Of those whose
+	// VM a migration has locked it is only known what they mean when it has
+	// ended.
+	held map[fleet.VMName]*heldReport
 }
 
 // order is a command that was sent: the same one is not sent twice to the same
@@ -55,7 +63,7 @@ type heldReport struct {
 func newLifecycle(t tables, m *mirror, h *hub, log *slog.Logger) *lifecycle {
 	return &lifecycle{
 		tables: t, mirror: m, hub: h, log: log, wake: make(chan struct{}, 1),
-		dirty: map[fleet.VMName]bool{}, told: map[fleet.VMName]order{}, held: map[fleet.VMName]heldReport{},
+		dirty: map[fleet.VMName]bool{}, told: map[fleet.VMName]order{}, held: map[fleet.VMName]*heldReport{},
 	}
 }
 
@@ -71,42 +79,62 @@ func (l *lifecycle) changed(name fleet.VMName) {
 	}
 }
 
-// run looks after changed VMs until ctx ends.
+// run looks after changed VMs until ctx ends, and again after those that had to
+// wait.
 func (l *lifecycle) run(ctx context.Context) {
+	again := time.NewTicker(lookAgainEvery)
+	defer again.Stop()
+	waiting := map[fleet.VMName]bool{}
 	for {
+		var names map[fleet.VMName]bool
 		select {
 		case <-l.wake:
+			l.mu.Lock()
+			names, l.dirty = l.dirty, map[fleet.VMName]bool{}
+			l.mu.Unlock()
+		case <-again.C:
+			names = maps.Clone(waiting)
 		case <-ctx.Done():
 			return
 		}
-		l.mu.Lock()
-		dirty := l.dirty
-		l.dirty = map[fleet.VMName]bool{}
-		l.mu.Unlock()
-		for name := range dirty {
-			l.look(ctx, name)
+		for name := range names {
+			err := l.look(ctx, name)
+			if ctx.Err() != nil {
+				return
+			}
+			if err != nil && !waiting[name] {
+				l.log.Warn("what a VM needs could not be done", "vm", name, "again", passes(err), "error", err)
+			}
+			if passes(err) {
+				waiting[name] = true
+			} else {
+				delete(waiting, name)
+			}
 		}
 	}
 }
 
-func (l *lifecycle) look(ctx context.Context, name fleet.VMName) {
+// look does what a VM's record asks for. After an error that passes it must be
+// called again.
+func (l *lifecycle) look(ctx context.Context, name fleet.VMName) error {
 	entry, found := l.mirror.vm(name)
 	if !found {
 		l.mu.Lock()
 		delete(l.told, name)
 		delete(l.held, name)
 		l.mu.Unlock()
-		return
+		return nil
 	}
 	vm := entry.Value
 	if vm.Migration == "" {
-		l.settleHeld(ctx, name)
-	}
-	if vm.Phase == fleet.VMStarting || vm.Phase == fleet.VMStopping {
-		if err := l.tell(ctx, vm); err != nil {
-			l.log.Warn("a command waits for its host", "vm", name, "host", vm.Owner.Host, "error", err)
+		if err := l.settleHeld(ctx, name); err != nil {
+			return err
 		}
 	}
+	if vm.Phase == fleet.VMStarting || vm.Phase == fleet.VMStopping {
+		return l.tell(ctx, vm)
+	}
+	return nil
 }
 
 // tell sends the command of the VM's phase, once to each session.
@@ -176,14 +204,17 @@ func portNetworks(ctx context.Context, t tables, spec fleet.VMSpec) ([]*godwitv1
 // connected compares what a host has with what the records say. before is the
 // host's record from before this session.
 func (l *lifecycle) connected(ctx context.Context, host fleet.HostName, before fleet.Host, hello *godwitv1.Hello) {
-	for _, instance := range hello.GetInstances() {
-		l.observe(context.WithoutCancel(ctx), host, l.explained(host, instance), 0)
-	}
 	rebooted := before.BootID != "" && before.BootID != hello.GetBootId()
 	for _, entry := range l.mirror.vmsOf(host) {
 		l.changed(entry.Value.Name)
 		if entry.Value.Phase == fleet.VMRunning && !hasInstance(hello, entry.Value) {
-			l.missing(context.WithoutCancel(ctx), host, entry, rebooted)
+			l.missing(host, entry.Value, rebooted)
+		}
+	}
+	for _, instance := range hello.GetInstances() {
+		said := l.explained(host, instance)
+		if err := l.observe(context.WithoutCancel(ctx), host, said, 0); !l.taken(host, said, err) {
+			return // the next Hello says all of it again
 		}
 	}
 }
@@ -209,15 +240,15 @@ func hasInstance(hello *godwitv1.Hello, vm fleet.VM) bool {
 
 // missing deals with a VM that should run on a host that does not speak of it.
 // Only a reboot proves that it is gone; that the agent does not know it does
-// not.
-func (l *lifecycle) missing(ctx context.Context, host fleet.HostName, entry store.Entry[fleet.VM], rebooted bool) {
-	vm := entry.Value
+// not. The host's record has the new boot already, so no later Hello shows the
+// reboot again: the end is held until the VM's record has it.
+func (l *lifecycle) missing(host fleet.HostName, vm fleet.VM, rebooted bool) {
 	if !rebooted {
 		l.log.Warn("a host does not know of a VM that should run there", "host", host, "vm", vm.Name)
 		return
 	}
-	l.observe(ctx, host, &godwitv1.InstanceReport{
+	l.hold(host, &godwitv1.InstanceReport{
 		Vm: string(vm.Name), Uid: string(vm.UID), Epoch: uint64(vm.Owner.Epoch),
 		State: instanceExited, Cause: "host " + string(host) + " was rebooted",
-	}, 0)
+	})
 }

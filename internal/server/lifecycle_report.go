@@ -30,12 +30,33 @@ func (l *lifecycle) report(ctx context.Context, host fleet.HostName, report *god
 		l.log.Warn("a report of no known kind", "host", host, "subject", report.GetSubject())
 		return
 	}
-	l.observe(ctx, host, instance, report.GetSequence())
+	l.taken(host, instance, l.observe(ctx, host, instance, report.GetSequence()))
+}
+
+// taken tells whether a report is dealt with; err is why it was not recorded. If
+// it may be later, the host's session is ended: it does not repeat an answer in
+// this one, and says the states of its instances when it opens the next. It
+// waits before it does that, ever longer while its sessions are short.
+func (l *lifecycle) taken(host fleet.HostName, said *godwitv1.InstanceReport, err error) bool {
+	switch {
+	case err == nil:
+		return true
+	case !passes(err):
+		l.log.Warn("a report can't be taken", "host", host, "vm", said.GetVm(), "error", err)
+		return true
+	}
+	l.hub.end(host, &fleet.Error{
+		Code: fleet.Unavailable, Op: "keep session", Subject: "host " + string(host),
+		Cause: "what it says of vm " + said.GetVm() + " could not be recorded",
+		Hint:  "it says it again in its next session; if that goes on, look after the store", Err: err,
+	})
+	return false
 }
 
 // observe moves the VM's record on by what a host says. answers is the
-// sequence of the command it answers, or 0.
-func (l *lifecycle) observe(ctx context.Context, host fleet.HostName, said *godwitv1.InstanceReport, answers uint64) {
+// sequence of the command it answers, or 0. After an error the record is as it
+// was, or the store does not tell.
+func (l *lifecycle) observe(ctx context.Context, host fleet.HostName, said *godwitv1.InstanceReport, answers uint64) error {
 	ctx, cancel := context.WithTimeout(ctx, reportWithin)
 	defer cancel()
 	for range maxConflicts {
@@ -43,22 +64,18 @@ func (l *lifecycle) observe(ctx context.Context, host fleet.HostName, said *godw
 		switch {
 		case fleet.CodeOf(err) == fleet.NotFound:
 			l.log.Warn("a host has an instance of a VM that is not known; it is left alone", "host", host, "vm", said.GetVm(), "epoch", said.GetEpoch())
-			return
+			return nil
 		case err == nil && entry.Value.Owner != fleet.Owner{Host: host, Epoch: fleet.Epoch(said.GetEpoch())}:
 			l.notOwner(host, entry.Value, said)
-			return
+			return nil
 		case err == nil:
 			err = l.move(ctx, host, entry, said, answers)
 		}
-		if fleet.CodeOf(err) == fleet.Conflict {
-			continue
+		if fleet.CodeOf(err) != fleet.Conflict {
+			return err
 		}
-		if err != nil {
-			l.log.Warn("a report was not taken; the host repeats it when it connects", "host", host, "vm", said.GetVm(), "error", err)
-		}
-		return
 	}
-	l.log.Warn("a report was not taken: the VM's record keeps changing", "host", host, "vm", said.GetVm())
+	return tooManyConflicts("take a report", "vm "+said.GetVm())
 }
 
 // move changes the record of a VM by what its owner says.
@@ -85,10 +102,7 @@ func (l *lifecycle) move(ctx context.Context, host fleet.HostName, entry store.E
 		return nil
 	}
 	if vm.Migration != "" {
-		l.mu.Lock()
-		l.held[vm.Name] = heldReport{host: host, report: said}
-		l.mu.Unlock()
-		l.changed(vm.Name) // the lock may be gone before this is seen
+		l.hold(host, said)
 		return nil
 	}
 	if vm.Phase == fleet.VMStarting && answers != sequenceStart && said.GetCause() == "" {
@@ -137,16 +151,41 @@ func afterEnd(phase fleet.VMPhase, host fleet.HostName, said *godwitv1.InstanceR
 	return fleet.VMFailed, cause
 }
 
-// settleHeld takes up a report that had to wait for the end of a migration. It
-// counts only if the VM stayed where the report came from.
-func (l *lifecycle) settleHeld(ctx context.Context, name fleet.VMName) {
+// hold keeps the end of an instance until the VM's record has it. The lock for
+// which it may have to wait may be gone already, so the VM is looked at.
+func (l *lifecycle) hold(host fleet.HostName, said *godwitv1.InstanceReport) {
+	name := fleet.VMName(said.GetVm())
 	l.mu.Lock()
-	held, found := l.held[name]
-	delete(l.held, name)
-	l.mu.Unlock()
-	if found {
-		l.observe(ctx, held.host, held.report, 0)
+	if older := l.held[name]; older == nil || older.report.GetEpoch() <= said.GetEpoch() {
+		l.held[name] = &heldReport{host: host, report: said}
 	}
+	l.mu.Unlock()
+	l.changed(name)
+}
+
+// settleHeld takes up a report that is held. It counts only if the VM stayed
+// where the report came from. An error is one that passes, and the report is
+// still held then.
+func (l *lifecycle) settleHeld(ctx context.Context, name fleet.VMName) error {
+	l.mu.Lock()
+	held := l.held[name]
+	l.mu.Unlock()
+	if held == nil {
+		return nil
+	}
+	err := l.observe(ctx, held.host, held.report, 0)
+	switch {
+	case passes(err):
+		return err
+	case err != nil:
+		l.log.Warn("the end of an instance can't be taken", "host", held.host, "vm", name, "error", err)
+	}
+	l.mu.Lock()
+	if l.held[name] == held { // and was not held anew: a migration may have locked the VM
+		delete(l.held, name)
+	}
+	l.mu.Unlock()
+	return nil
 }
 
 // notOwner deals with an instance that is not the owner's. It is removed only
