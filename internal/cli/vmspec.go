@@ -23,7 +23,9 @@ name: web1
 cpus: 2
 memory: 512MiB          # a number and KiB, MiB, GiB or TiB
 machine: q35            # the default; fixed to its version at the first start
-cpuModel: qemu64        # a named QEMU model that every host can run
+cpuModel: qemu64        # a named QEMU model that every host can run; host or max
+                        # is your word that all hosts have the same CPU: Godwit
+                        # compares only the names
 
 # Boot a kernel directly; without this the VM boots from its first disk.
 boot:
