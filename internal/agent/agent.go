@@ -6,8 +6,12 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"sync"
+
+	"golang.org/x/sys/unix"
 
 	"godwit.dev/godwit/api/client"
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
@@ -36,6 +40,7 @@ type Config struct {
 // Agent runs one host.
 type Agent struct {
 	config   Config
+	lock     *os.File // of Config.Dir
 	features qemu.Features
 	log      *slog.Logger
 
@@ -57,13 +62,38 @@ type machineKey struct {
 // New asks the host's QEMU what it can do and adopts the instances that an
 // earlier agent left.
 func New(ctx context.Context, config Config) (*Agent, error) {
-	features, err := qemu.Probe(ctx, config.QEMU)
+	lock, err := lockDir(config.Dir)
 	if err != nil {
 		return nil, err
 	}
-	a := &Agent{config: config, features: features, log: config.Log, machines: map[machineKey]*machine{}}
+	features, err := qemu.Probe(ctx, config.QEMU)
+	if err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	a := &Agent{config: config, lock: lock, features: features, log: config.Log, machines: map[machineKey]*machine{}}
 	return a, a.adoptAll(ctx)
 }
+
+// lockDir keeps a second agent from the host's instances for as long as the
+// file is open; the kernel lets go of it with the process.
+func lockDir(dir string) (*os.File, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	lock, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, errors.Join(&fleet.Error{
+			Code: fleet.Conflict, Op: "run agent", Subject: dir, Cause: "another agent is using this folder", Err: err,
+			Hint: "one agent runs a host; for another one on this machine give --dir a folder of its own",
+		}, lock.Close())
+	}
+	return lock, nil
+}
+
+const lockFile = "agent.lock"
 
 // QEMUVersion is that of the host's QEMU, as it says it.
 func (a *Agent) QEMUVersion() string { return a.features.Version }
@@ -90,7 +120,7 @@ func (a *Agent) close() error {
 	for _, m := range a.all() {
 		errs = append(errs, m.letGo())
 	}
-	return errors.Join(append(errs, a.config.Network.Close())...)
+	return errors.Join(append(errs, a.config.Network.Close(), a.lock.Close())...)
 }
 
 func (a *Agent) all() []*machine {

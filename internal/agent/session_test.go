@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"godwit.dev/godwit/api/client"
+	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/pki"
 )
 
@@ -50,4 +51,15 @@ func TestSilentServer(t *testing.T) {
 	case <-time.After(patience):
 		t.Fatal("the agent waits for the server for ever")
 	}
+}
+
+// Two agents would take each other's sessions and act on the same instances.
+func TestOneAgentForAFolder(t *testing.T) {
+	_, hosts := newFleet(t, "h1")
+	second := hosts[0].agent.config
+	if _, err := New(t.Context(), second); fleet.CodeOf(err) != fleet.Conflict {
+		t.Errorf("a second agent: %v", err)
+	}
+	hosts[0].stop()
+	hosts[0].start()
 }
