@@ -125,14 +125,17 @@ func (a *Agent) applyNetwork(one *godwitv1.NetworkMap) (missing, err error) {
 		return nil, err
 	}
 	devices := map[string]string{} // of endpoints that are attached, by name
+	var wanted []string
 	var absent, errs []error
 	for _, endpoint := range one.GetEndpoints() {
+		wanted = append(wanted, endpoint.GetDevice())
 		if err := host.AttachEndpoint(name, endpoint.GetDevice()); err != nil {
 			absent = append(absent, err)
 			continue
 		}
 		devices[endpoint.GetName()] = endpoint.GetDevice()
 	}
+	errs = append(errs, host.KeepEndpoints(name, wanted))
 	var list []network.Address
 	for _, entry := range one.GetEntries() {
 		address, err := a.address(entry, devices)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"net"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -261,4 +262,24 @@ func TestAddressesOfAMove(t *testing.T) {
 	m.settle()
 	m.source.checkWay("settled", testMAC, vxlanDevice, toTarget)
 	m.target.checkWay("settled", testMAC, young, "")
+}
+
+// An endpoint that the map does not have any more is taken out of the overlay,
+// also by an agent that has not put it there.
+func TestEndpointIsTakenOut(t *testing.T) {
+	_, hosts := newFleet(t, "h1")
+	h := hosts[0]
+	h.command("ip", "link", "add", "edge0", "type", "veth", "peer", "name", "edge1")
+	network := blue(h)
+	network.Endpoints = []*godwitv1.Endpoint{{Name: "gw", Device: "edge0"}}
+	h.apply(1, network)
+	if master := h.command("ip", "-o", "link", "show", "edge0"); !strings.Contains(master, "master gwb-") {
+		t.Fatalf("not attached: %s", master)
+	}
+	h.stop()
+	h.start()
+	h.apply(2, blue(h))
+	if master := h.command("ip", "-o", "link", "show", "edge0"); strings.Contains(master, "master") {
+		t.Errorf("still attached: %s", master)
+	}
 }

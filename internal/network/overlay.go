@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -257,26 +258,35 @@ func (h *Host) AttachEndpoint(name fleet.NetworkName, device string) error {
 	return nil
 }
 
-// DetachEndpoint takes an interface out of the overlay. It stays up. No error
-// if it was not in it.
-func (h *Host) DetachEndpoint(name fleet.NetworkName, device string) error {
+// KeepEndpoints takes every interface out of the overlay that is neither in
+// devices nor of our making. They stay up.
+func (h *Host) KeepEndpoints(name fleet.NetworkName, devices []string) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	o, err := h.find("detach "+device+" from", name)
+	o, err := h.find("detach endpoints from", name)
 	if err != nil {
 		return err
 	}
-	link, err := h.endpoint("detach", device)
+	links, err := h.links()
 	if err != nil {
 		return err
 	}
-	if link.Attrs().MasterIndex != o.bridge.Attrs().Index {
-		return nil
+	var errs []error
+	for _, link := range links {
+		attrs := link.Attrs()
+		if attrs.MasterIndex != o.bridge.Attrs().Index || ours(link) || slices.Contains(devices, attrs.Name) {
+			continue
+		}
+		if err := h.nl.LinkSetNoMaster(link); err != nil {
+			errs = append(errs, fmt.Errorf("take %s out of %s: %w", attrs.Name, o.bridge.Attrs().Name, err))
+		}
 	}
-	if err := h.nl.LinkSetNoMaster(link); err != nil {
-		return fmt.Errorf("take %s out of %s: %w", device, o.bridge.Attrs().Name, err)
-	}
-	return nil
+	return errors.Join(errs...)
+}
+
+// ours: the device is of our making.
+func ours(link netlink.Link) bool {
+	return isTap(link) || strings.HasPrefix(link.Attrs().Alias, aliasPrefix)
 }
 
 // endpoint finds an interface that is not of our making.
@@ -288,7 +298,7 @@ func (h *Host) endpoint(op, device string) (netlink.Link, error) {
 	if link == nil {
 		return nil, &fleet.Error{Code: fleet.NotFound, Op: op, Subject: device, Cause: "there is no such interface"}
 	}
-	if isTap(link) || strings.HasPrefix(link.Attrs().Alias, aliasPrefix) {
+	if ours(link) {
 		return nil, &fleet.Error{Code: fleet.Invalid, Op: op, Subject: device, Cause: "the interface is Godwit's own"}
 	}
 	return link, nil

@@ -302,8 +302,11 @@ func TestEndpoint(t *testing.T) {
 	outside.send(t, numbered(mac(1), mac(8), 1, 60))
 	guests[1].expect(t, 1)
 
-	must(t, h.DetachEndpoint(blue.Name, "edge0"))
-	must(t, h.DetachEndpoint(blue.Name, "edge0"))
+	must(t, h.KeepEndpoints(blue.Name, []string{"edge0"}))
+	outside.send(t, numbered(mac(1), mac(8), 4, 60))
+	guests[1].expect(t, 4)
+	must(t, h.KeepEndpoints(blue.Name, nil))
+	must(t, h.KeepEndpoints(blue.Name, nil))
 	outside.send(t, numbered(mac(1), mac(8), 2, 60))
 	guests[2].send(t, numbered(mac(1), mac(2), 3, 60))
 	guests[1].expect(t, 3)
