@@ -58,6 +58,13 @@ func (r *reconciler) tryCreate(ctx context.Context, request migrationRequest) (s
 	if err := movable(vm.Value); err != nil {
 		return none, err
 	}
+	if source := vm.Value.Owner.Host; !r.up(source) {
+		return none, &fleet.Error{
+			Code: fleet.Unavailable, Op: "migrate", Subject: "vm " + string(request.vm),
+			Cause: fmt.Sprintf("host %s, where it is, is down: nobody there could send it", source),
+			Hint:  "see that godwit agent runs there and reaches the server, and try again",
+		}
+	}
 	policy, err := request.policy(vm.Value.Spec.Memory)
 	if err != nil {
 		return none, err

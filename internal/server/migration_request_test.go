@@ -200,3 +200,18 @@ func TestTwoMigrationsForOnePlace(t *testing.T) {
 		t.Errorf("reserved on h2: %d", memory)
 	}
 }
+
+// Nobody can send a VM whose host's agent is away.
+func TestMigrateFromAHostThatIsDown(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t)
+	h1, _ := f.join("h1"), f.join("h2")
+	f.running(h1, "web1")
+	session := f.server.hub.session("h1")
+	h1.close()
+	<-session.finished
+	_, err := f.moves.Create(t.Context(), &godwitv1.CreateMigrationRequest{Vm: "web1"})
+	if fleet.CodeOf(err) != fleet.Unavailable || !strings.Contains(err.Error(), "host h1, where it is, is down") || fleet.HintOf(err) == "" {
+		t.Errorf("it is %s", describe(err))
+	}
+}
