@@ -15,7 +15,8 @@ import (
 func (r *reconciler) save(ctx context.Context, one *run, before, after migration.Migration) error {
 	id := string(after.ID)
 	conditions := store.If(r.tables.migrations.At(id, one.entry.Version))
-	ops := []store.Op{r.tables.migrations.Put(id, after)}
+	// A disk that fills up meanwhile must not hold a VM between two hosts.
+	ops := []store.Op{r.tables.migrations.Put(id, after).Ending()}
 	vm, vmChanged, err := r.changedVM(ctx, one, before, after)
 	if err != nil {
 		return err

@@ -50,6 +50,7 @@ type Op struct {
 	key    string
 	value  []byte
 	delete bool
+	ending bool
 	lease  clientv3.LeaseID
 	err    error // found when the Op was made, reported by Commit
 }
@@ -63,6 +64,14 @@ func Delete(key string) Op { return Op{key: key, delete: true} }
 // During makes a put record vanish when the leadership ends.
 func (o Op) During(l *Leadership) Op {
 	o.lease = l.lease
+	return o
+}
+
+// Ending marks a change that carries something to its end which was begun when
+// there was room, and takes next to none itself: a Commit of it may use part of
+// what is kept in reserve on the embedded server's disk.
+func (o Op) Ending() Op {
+	o.ending = true
 	return o
 }
 
@@ -131,7 +140,7 @@ func (s *Store) admissible(ctx context.Context, conditions []Condition, ops []Op
 	if len(ops) == 0 || len(ops) > MaxOps || len(conditions) > MaxOps {
 		return invalidCommit(ops, fmt.Sprintf("a commit has 1 to %d changes and at most %d conditions", MaxOps, MaxOps))
 	}
-	size, deletesOnly := 0, true
+	size, deletesOnly, ending := 0, true, false
 	for _, o := range ops {
 		if o.err != nil {
 			return o.err
@@ -141,6 +150,7 @@ func (s *Store) admissible(ctx context.Context, conditions []Condition, ops []Op
 		}
 		size += len(o.value)
 		deletesOnly = deletesOnly && o.delete
+		ending = ending || o.ending
 	}
 	for _, c := range conditions {
 		if err := checkKey(c.key); err != nil {
@@ -150,10 +160,13 @@ func (s *Store) admissible(ctx context.Context, conditions []Condition, ops []Op
 	if fleet.Bytes(size) > MaxValue {
 		return invalidCommit(ops, fmt.Sprintf("its values have %d bytes, more than %v", size, MaxValue))
 	}
-	if s.embedded == nil || deletesOnly {
+	switch {
+	case s.embedded == nil || deletesOnly:
 		return nil
+	case ending:
+		return s.embedded.room(minFreeEnding)
 	}
-	return s.embedded.room()
+	return s.embedded.room(minFree)
 }
 
 func invalidCommit(ops []Op, cause string) error {

@@ -25,6 +25,9 @@ const (
 	// and for the database to grow, because etcd cannot survive a failed
 	// write to either.
 	minFree = 96 * fleet.MiB
+	// minFreeEnding is the part of it that no Commit may use: that log
+	// segment, and the database grows by steps of 16 MB.
+	minFreeEnding = 80 * fleet.MiB
 
 	startTimeout = 30 * time.Second
 	memberName   = "godwit"
@@ -196,16 +199,16 @@ func checkFreshSpace(dir string) error {
 		"free some space or choose a folder on another disk", nil)
 }
 
-// room reports an error when the disk is nearly full. It costs one statfs,
+// room reports an error when the disk has less than reserve free. It costs one statfs,
 // under a microsecond.
-func (e *embedded) room() error {
+func (e *embedded) room(reserve fleet.Bytes) error {
 	free, err := freeSpace(e.dir)
-	if err != nil || free >= minFree {
+	if err != nil || free >= reserve {
 		return nil // an unreadable figure is no reason to refuse
 	}
 	return &fleet.Error{
 		Code: fleet.Exhausted, Op: "commit", Subject: "store " + e.dir,
-		Cause: fmt.Sprintf("its disk has %v free and %v are kept in reserve", free, minFree),
+		Cause: fmt.Sprintf("its disk has %v free and %v are kept in reserve", free, reserve),
 		Hint:  "free some space on that disk; reads and running VMs are not affected",
 	}
 }
