@@ -131,6 +131,20 @@ func TestHeldEndsWithoutTheStore(t *testing.T) {
 	}
 }
 
+// The end of an older instance, heard of late, does not replace a newer one's.
+func TestNewestEndIsHeld(t *testing.T) {
+	l := newLifecycle(tables{}, nil, nil, nil)
+	for _, test := range []struct {
+		host        fleet.HostName
+		epoch, want uint64
+	}{{"h1", 1, 1}, {"h2", 2, 2}, {"h1", 1, 2}, {"h1", 3, 3}} {
+		l.hold(test.host, &godwitv1.InstanceReport{Vm: "web1", Epoch: test.epoch})
+		if held := l.held["web1"].report.GetEpoch(); held != test.want {
+			t.Errorf("after the end of epoch %d that of %d is held, want %d", test.epoch, held, test.want)
+		}
+	}
+}
+
 // The order to stop is read from the store when the host is told.
 func TestStopWithoutTheStore(t *testing.T) {
 	f := newFleet(t)
