@@ -79,7 +79,7 @@ there runs on.`
 			}
 			host := response.GetHost()
 			return app.printOne(host, func(w io.Writer) {
-				fmt.Fprintf(w, "host %s is %s\n", host.GetName(), host.GetState())
+				fmt.Fprintf(w, "host %s is %s\n", host.GetName(), hostState(host))
 			})
 		})
 }
@@ -112,7 +112,7 @@ func (a *App) hostTable(hosts []*godwitv1.Host) table {
 	t := table{style: a.style(), states: 1}
 	t.add("NAME", "STATE", "ADDRESS", "CPUS", "MEMORY", "QEMU", "ACCEL", "SEEN")
 	for _, host := range hosts {
-		t.add(host.GetName(), host.GetState(), host.GetAddress(),
+		t.add(host.GetName(), hostState(host), host.GetAddress(),
 			fmt.Sprintf("%d/%d", host.GetCpusReserved(), host.GetCpus()),
 			size(host.GetMemoryReservedBytes())+"/"+size(host.GetMemoryBytes()),
 			release(host), host.GetAccel(), seen(host, a.age))
@@ -124,6 +124,14 @@ func (a *App) hostTable(hosts []*godwitv1.Host) table {
 func release(host *godwitv1.Host) string {
 	version, _, _ := strings.Cut(host.GetQemuVersion(), " ")
 	return version
+}
+
+// hostState says both of a host that is cordoned and down.
+func hostState(host *godwitv1.Host) string {
+	if host.GetCordoned() && host.GetState() == "down" {
+		return "down, cordoned"
+	}
+	return host.GetState()
 }
 
 // seen tells when a host was last heard of: as long as its agent is connected
@@ -138,7 +146,7 @@ func seen(host *godwitv1.Host, tell func(*timestamppb.Timestamp) string) string 
 func (a *App) showHost(w io.Writer, host *godwitv1.Host) {
 	s := sheet{w, a.style()}
 	s.row("Name", host.GetName())
-	s.row("State", s.style.state(host.GetState()))
+	s.row("State", s.style.state(hostState(host)))
 	s.row("Address", host.GetAddress())
 	s.row("Agent", host.GetAgentVersion())
 	s.row("Seen", seen(host, a.moment))

@@ -79,6 +79,8 @@ func newRoot(app *App) *cobra.Command {
 	root.SetOut(app.Out)
 	root.SetErr(app.Err)
 	root.CompletionOptions.DisableDefaultCmd = true
+	root.Version, _ = build()
+	root.SetVersionTemplate("godwit {{.Version}}\n")
 	root.SetFlagErrorFunc(badFlag)
 
 	flags := root.PersistentFlags()

@@ -94,6 +94,13 @@ func (h hostService) CreateToken(ctx context.Context, request *godwitv1.CreateTo
 	if err := fleet.CheckName(request.GetHost()); err != nil {
 		return nil, invalidField("make token", "host "+request.GetHost(), "host", err.Error())
 	}
+	if h.server.hub.connected(fleet.HostName(request.GetHost())) {
+		return nil, &fleet.Error{
+			Code: fleet.Conflict, Op: "make token", Subject: "host " + request.GetHost(),
+			Cause: "it is up: another machine with a token of that name would take its place",
+			Hint:  "choose another name, or stop godwit agent there first",
+		}
+	}
 	life := defaultTokenLife
 	if seconds := request.GetValidSeconds(); seconds != 0 {
 		if seconds < 0 || seconds > int64(maxTokenLife/time.Second) {

@@ -32,6 +32,10 @@ func Locate() (Image, error) {
 
 // Load gives the image in a cache folder, or a fleet.NotFound error.
 func Load(cache string) (Image, error) {
+	cache, err := filepath.Abs(cache) // QEMU runs in another folder
+	if err != nil {
+		return Image{}, missing("find the guest image", err)
+	}
 	img := Image{
 		Kernel: filepath.Join(cache, "guest", "vmlinuz"),
 		Initrd: filepath.Join(cache, "guest", "initrd"),
