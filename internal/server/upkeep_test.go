@@ -58,11 +58,12 @@ func newSmallFleet(t *testing.T) (f *testFleet, start func() hearing) {
 	}
 }
 
-// fillUp puts so many versions of one record that the database is full.
+// fillUp puts so many versions of one record that the database is full. etcd
+// looks at the size as of its last write to the file, up to a second ago.
 func (f *testFleet) fillUp() {
 	f.t.Helper()
-	value := make([]byte, 512<<10)
-	for range 100 {
+	value := make([]byte, 256<<10)
+	for end := time.Now().Add(patience); time.Now().Before(end); {
 		if _, err := f.store.Commit(f.t.Context(), nil, store.Put("ballast", value)); err != nil {
 			if fleet.CodeOf(err) != fleet.Exhausted || !errors.Is(err, store.ErrOutcomeUnknown) {
 				f.t.Fatal(err)
