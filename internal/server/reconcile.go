@@ -207,16 +207,19 @@ func isNote(kind migration.EventKind, before, after migration.Migration) bool {
 }
 
 // load reads what the run does not hold yet. Unknown migrations are NotFound.
-func (r *reconciler) load(ctx context.Context, one *run, id fleet.MigrationID) (err error) {
-	if one.entry.Version == 0 {
-		if one.entry, err = r.tables.migrations.Get(ctx, string(id)); err != nil {
-			if fleet.CodeOf(err) == fleet.NotFound {
-				r.drop(id) // else somebody may wait for it
-			}
-			return err
-		}
-		r.arm(one)
+func (r *reconciler) load(ctx context.Context, one *run, id fleet.MigrationID) error {
+	if one.entry.Version != 0 {
+		return nil
 	}
+	entry, err := r.tables.migrations.Get(ctx, string(id))
+	if err != nil {
+		if fleet.CodeOf(err) == fleet.NotFound {
+			r.drop(id) // else somebody may wait for it
+		}
+		return err // what was known is kept: what is pending in it is asked for again
+	}
+	one.entry = entry
+	r.arm(one)
 	return nil
 }
 
