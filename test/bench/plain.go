@@ -142,6 +142,12 @@ func (p *plain) move(ctx context.Context) (run, error) {
 	if err := qmp.MigrateSetCapabilities(ctx, source.monitor, events); err != nil {
 		return run{}, errors.Join(err, target.end())
 	}
+	// QEMU's default is 128 MiB/s, less than it can do here. Godwit has no limit
+	// unless it is given one, so neither has.
+	unlimited := qmp.MigrateSetParametersArgs{MaxBandwidth: new(int64(1 << 50))}
+	if err := qmp.MigrateSetParameters(ctx, source.monitor, unlimited); err != nil {
+		return run{}, errors.Join(err, target.end())
+	}
 	uri := "tcp:" + net.JoinHostPort(p.lab.Host(hosts[to]).Addr.String(), migrationPort)
 	if err := qmp.Migrate(ctx, source.monitor, qmp.MigrateArgs{URI: &uri}); err != nil {
 		return run{}, errors.Join(err, target.end())
