@@ -19,7 +19,7 @@
 // measured.
 //
 // Plain QEMU is what one gets without anything around it: default settings but
-// for the bandwidth, which neither limits, no TLS, a target started with -incoming, hosts joined by VXLAN and bridges that
+// for the bandwidth, which neither limits, and TLS, which both use; a target started with -incoming, hosts joined by VXLAN and bridges that
 // learn, and QEMU's own announcements after the move. Total time begins for
 // Godwit with the request, for plain QEMU before the target is launched, and
 // ends for both with the target's RESUME; blackout is from the source's STOP

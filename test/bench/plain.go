@@ -16,11 +16,13 @@ import (
 	"godwit.dev/godwit/internal/lab/fleetlab"
 	"godwit.dev/godwit/internal/lab/probe"
 	"godwit.dev/godwit/internal/lab/witness"
+	"godwit.dev/godwit/internal/pki"
 	"godwit.dev/godwit/internal/qmp"
 )
 
 const (
 	migrationPort = "4444"
+	plainName     = "plain" // in its certificate
 	eventQueue    = 64
 	// bootWithin bounds the guest's boot.
 	bootWithin = 90 * time.Second
@@ -53,6 +55,9 @@ func startPlain(ctx context.Context, o options, f *fleetlab.Fleet) (contestant, 
 
 func (p *plain) start(ctx context.Context) (err error) {
 	if p.place, err = connectPlain(ctx, p.lab); err != nil {
+		return err
+	}
+	if err := p.certify(); err != nil {
 		return err
 	}
 	if p.running, err = p.launch(ctx, hosts[p.at], false); err != nil {
@@ -99,8 +104,11 @@ func (p *plain) launch(ctx context.Context, host string, incoming bool) (*machin
 		"-device", "virtio-net-pci,netdev=nic,romfile=,rx_queue_size=1024,mac=" + plainMAC.String(),
 		"-chardev", "socket,id=qmp,server=on,wait=off,fd=3", "-mon", "chardev=qmp,mode=control",
 	}
+	for _, endpoint := range []string{"server", "client"} {
+		line = append(line, "-object", "tls-creds-x509,id="+endpoint+",endpoint="+endpoint+",verify-peer=on,dir="+p.credentials())
+	}
 	if incoming {
-		line = append(line, "-incoming", "tcp:0.0.0.0:"+migrationPort)
+		line = append(line, "-incoming", "defer")
 	}
 	cmd := p.lab.Host(host).Command(context.WithoutCancel(ctx), "qemu-system-x86_64", line...)
 	cmd.ExtraFiles, cmd.Stderr = []*os.File{file}, os.Stderr
@@ -111,7 +119,41 @@ func (p *plain) launch(ctx context.Context, host string, incoming bool) (*machin
 	if err != nil {
 		return nil, errors.Join(err, cmd.Process.Kill(), cmd.Wait())
 	}
-	return &machine{cmd: cmd, monitor: monitor}, nil
+	m := &machine{cmd: cmd, monitor: monitor}
+	if incoming {
+		if err := m.listen(ctx); err != nil {
+			return nil, errors.Join(err, m.end())
+		}
+	}
+	return m, nil
+}
+
+// listen makes a target wait for its source.
+func (m *machine) listen(ctx context.Context) error {
+	if err := qmp.MigrateSetParameters(ctx, m.monitor, qmp.MigrateSetParametersArgs{TLSCreds: new("server")}); err != nil {
+		return err
+	}
+	return qmp.MigrateIncoming(ctx, m.monitor, qmp.MigrateIncomingArgs{URI: new("tcp:0.0.0.0:" + migrationPort)})
+}
+
+func (p *plain) credentials() string { return filepath.Join(p.lab.Dir(), "plain-tls") }
+
+// certify makes one certificate that both ends show and expect.
+func (p *plain) certify() error {
+	authority, err := pki.NewAuthority(time.Now())
+	if err != nil {
+		return err
+	}
+	key, request, err := pki.NewKeyAndRequest(plainName)
+	if err != nil {
+		return err
+	}
+	certificate, err := authority.Sign(request, pki.Identity{Kind: pki.Host, Name: plainName}, pki.Names{}, 0, time.Now())
+	if err != nil {
+		return err
+	}
+	both := pki.Credentials{Certificate: certificate, Key: key, Authority: authority.CertificatePEM()}
+	return both.WriteQEMUCreds(p.credentials())
 }
 
 // end ends a QEMU.
@@ -143,9 +185,9 @@ func (p *plain) move(ctx context.Context) (run, error) {
 		return run{}, errors.Join(err, target.end())
 	}
 	// QEMU's default is 128 MiB/s, less than it can do here. Godwit has no limit
-	// unless it is given one, so neither has.
-	unlimited := qmp.MigrateSetParametersArgs{MaxBandwidth: new(int64(1 << 50))}
-	if err := qmp.MigrateSetParameters(ctx, source.monitor, unlimited); err != nil {
+	// unless it is given one, so neither has; and both use QEMU's TLS.
+	alike := qmp.MigrateSetParametersArgs{MaxBandwidth: new(int64(1 << 50)), TLSCreds: new("client"), TLSHostname: new(plainName)}
+	if err := qmp.MigrateSetParameters(ctx, source.monitor, alike); err != nil {
 		return run{}, errors.Join(err, target.end())
 	}
 	uri := "tcp:" + net.JoinHostPort(p.lab.Host(hosts[to]).Addr.String(), migrationPort)
