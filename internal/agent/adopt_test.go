@@ -39,9 +39,10 @@ func TestAdopt(t *testing.T) {
 	h.checkNothingLeft()
 }
 
-// What ended while there was no agent is told at the first hello, and can be
-// removed.
-func TestAdoptEnded(t *testing.T) {
+// endedBetweenAgents gives a host whose instance has ended while no agent ran
+// there.
+func endedBetweenAgents(t *testing.T) *testHost {
+	t.Helper()
 	_, hosts := newFleet(t, "h1")
 	h := hosts[0]
 	h.run(firmware(1))
@@ -55,6 +56,13 @@ func TestAdoptEnded(t *testing.T) {
 	}
 	waitFor(t, "QEMU's end", func() bool { return len(h.processes()) == 0 })
 	h.start()
+	return h
+}
+
+// What ended while there was no agent is told at the first hello, and can be
+// removed.
+func TestAdoptEnded(t *testing.T) {
+	h := endedBetweenAgents(t)
 	if got := h.hello().GetInstances(); len(got) != 1 || got[0].GetState() != "exited" {
 		t.Errorf("hello: %v", got)
 	}
@@ -67,19 +75,7 @@ func TestAdoptEnded(t *testing.T) {
 // A start that is asked for again, because an agent's end cut it off, makes use
 // of nothing that it left.
 func TestStartAfterHalfAStart(t *testing.T) {
-	_, hosts := newFleet(t, "h1")
-	h := hosts[0]
-	h.run(firmware(1))
-	process, err := os.FindProcess(h.instance(testVM, 1).PID())
-	if err != nil {
-		t.Fatal(err)
-	}
-	h.stop()
-	if err := process.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	waitFor(t, "QEMU's end", func() bool { return len(h.processes()) == 0 })
-	h.start()
+	h := endedBetweenAgents(t)
 	if got := h.do(startCommand(7, firmware(1))).GetInstance(); got.GetState() != "running" {
 		t.Errorf("start: %v", got)
 	}
