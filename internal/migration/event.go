@@ -19,7 +19,7 @@ const (
 	CopyProgressed EventKind = "copy-progressed" // Progress is set
 	SourceStopped  EventKind = "source-stopped"  // the source is paused behind its redirecting gate; Detail: by whom
 	SourceFailed   EventKind = "source-failed"   // the source can't copy; Detail and Gone are set
-	TargetLoaded   EventKind = "target-loaded"   // the target has everything and asks for the commit; Target is set
+	TargetLoaded   EventKind = "target-loaded"   // the target has everything and asks for the commit
 	SwitchMeasured EventKind = "switch-measured" // answers StartCopy: the source sent everything; Source is set; Detail: but some frames
 	TargetRunning  EventKind = "target-running"  // answers RunTarget; Target is set
 	SourceRetired  EventKind = "source-retired"  // answers RetireSource

@@ -147,7 +147,6 @@ func noteSwitch(m *Migration, event Event) {
 func commit(m *Migration, event Event) {
 	m.State = Settling
 	m.Committed = true
-	m.TargetMarks = new(event.Target)
 	m.want(RunTarget, m.Target)
 	m.setTimer(event.At, m.Policy.SettleMax, "the target did not run in time")
 }
