@@ -58,7 +58,7 @@ func (m *machine) prepare(ctx context.Context, migration string, want *godwitv1.
 	peer := pki.Identity{Kind: pki.Host, Name: want.GetSource()}
 	events := m.instance.Subscribe()
 	listening, err := m.instance.Listen(ctx, qemu.Incoming{
-		Listen: m.agent.config.Address, CredsDir: creds, PeerName: peer.DistinguishedName(),
+		Listen: m.agent.config.Address, CredsDir: creds, PeerName: peer.DistinguishedName(), Connections: int(want.GetConnections()),
 	})
 	if err != nil {
 		return 0, err

@@ -102,7 +102,7 @@ func after(d time.Duration) *timestamppb.Timestamp { return before(10*time.Minut
 
 var m1 = &godwitv1.Migration{
 	Id: "m1", Vm: "web1", Source: "host-a", Target: "host-b", Epoch: 3, State: "succeeded", Reason: "by hand",
-	Policy:  &godwitv1.MigrationPolicy{BandwidthMax: 100 << 20, BlackoutMaxMs: 250, CopyLimitMs: 600_000},
+	Connections: 1, Policy: &godwitv1.MigrationPolicy{BandwidthMax: 100 << 20, BlackoutMaxMs: 250, CopyLimitMs: 600_000},
 	Created: after(0), Ended: after(5900 * time.Millisecond), Version: 31,
 	Outcome: &godwitv1.Outcome{
 		TotalMs: 2413, SettledMs: 5900, Passes: 2, Bytes: 279_000_000, BlackoutMs: 12.34, OwnMs: 3.125, FramesDrained: 7, StoppedBy: "agent",

@@ -61,6 +61,9 @@ func (a *App) showMigration(w io.Writer, m *godwitv1.Migration) {
 	for i, remedy := range m.GetRemedies() {
 		s.row(first(i, "Run"), remedy)
 	}
+	if m.GetConnections() > 0 {
+		s.row("Connections", number(int32(m.GetConnections())))
+	}
 	showPolicy(s, m.GetPolicy())
 
 	if progress := m.GetProgress(); progress != nil && !final(m) {

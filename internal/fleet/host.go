@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -25,7 +26,12 @@ type QEMUFeatures struct {
 	Machines  []string          `json:"machines"`  // versioned machine types
 	Aliases   map[string]string `json:"aliases"`   // e.g. "q35" → "pc-q35-10.0"
 	CPUModels []string          `json:"cpuModels"` // that run here with all their features
+	// Capabilities are those of migration, by QEMU's names.
+	Capabilities []string `json:"capabilities,omitempty"`
 }
+
+// Can reports whether the QEMU has a capability of migration.
+func (q QEMUFeatures) Can(capability string) bool { return slices.Contains(q.Capabilities, capability) }
 
 // Ledger is what is reserved on one host, by VM. It is one record, so that two
 // placements cannot both take the last of it.

@@ -20,6 +20,8 @@ type Migration struct {
 	Policy  Policy                    `json:"policy"`
 	Refused []RefusedHost             `json:"refused,omitempty"` // hosts that were not chosen
 	Why     string                    `json:"why,omitempty"`     // the target was
+	// Connections carry the memory; 1, or 0 in old records: QEMU's main one does.
+	Connections int `json:"connections,omitempty"`
 
 	State     State     `json:"state"`
 	Committed bool      `json:"committed"`

@@ -48,7 +48,10 @@ type Machine struct {
 
 // Fleet gives what the host's record says of its QEMU.
 func (f Features) Fleet() fleet.QEMUFeatures {
-	r := fleet.QEMUFeatures{Version: f.Version, Accel: f.Accel, CPUModels: slices.Clone(f.CPUModels), Aliases: make(map[string]string)}
+	r := fleet.QEMUFeatures{
+		Version: f.Version, Accel: f.Accel, Aliases: make(map[string]string),
+		CPUModels: slices.Clone(f.CPUModels), Capabilities: slices.Clone(f.Capabilities),
+	}
 	for _, machine := range f.Machines {
 		r.Machines = append(r.Machines, machine.Name)
 		if machine.Alias != "" {
@@ -69,6 +72,7 @@ var needs = [...]struct {
 	{"migration capability events", "2.4", func(s *schema.Schema) bool { return s.HasMigrationCapability("events") }},
 	{"migration capability return-path", "2.10", func(s *schema.Schema) bool { return s.HasMigrationCapability("return-path") }},
 	{"migration capability pause-before-switchover", "2.11", func(s *schema.Schema) bool { return s.HasMigrationCapability("pause-before-switchover") }},
+	{"migration capability multifd", "4.0", func(s *schema.Schema) bool { return s.HasMigrationCapability("multifd") }},
 	{"migration parameter tls-authz", "4.0", func(s *schema.Schema) bool { return s.HasArgument("migrate-set-parameters", "tls-authz") }},
 	{"object authz-simple", "4.0", func(s *schema.Schema) bool { return s.HasEnumValue("object-add", "qom-type", "authz-simple") }},
 	{"object tls-creds-x509", "2.5", func(s *schema.Schema) bool { return s.HasEnumValue("object-add", "qom-type", "tls-creds-x509") }},

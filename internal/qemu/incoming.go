@@ -21,6 +21,9 @@ type Incoming struct {
 	// pkix.Name{Organization: "fleet", CommonName: "h1"}. RFC 4514 and Go's
 	// pkix.Name.String have them the other way round.
 	PeerName string
+	// Connections that carry the memory beside the main one (multifd); with 1,
+	// or 0, the main one carries everything.
+	Connections int
 }
 
 // Names of the QEMU objects that a migration needs.
@@ -84,7 +87,7 @@ func (i *Instance) listen(ctx context.Context, in Incoming) error {
 		}
 		parameters.TLSCreds, parameters.TLSAuthz = new(credsObject), new(authzObject)
 	}
-	if err := i.setUp(ctx, parameters); err != nil {
+	if err := i.setUp(ctx, in.Connections, parameters); err != nil {
 		return err
 	}
 	uri := "tcp:" + net.JoinHostPort(in.Listen.String(), "0")
@@ -96,14 +99,19 @@ func (i *Instance) listen(ctx context.Context, in Incoming) error {
 }
 
 // setUp switches the capabilities on and sets the parameters.
-func (i *Instance) setUp(ctx context.Context, parameters qmp.MigrateSetParametersArgs, more ...qmp.MigrationCapabilityStatus) error {
+func (i *Instance) setUp(ctx context.Context, connections int, parameters qmp.MigrateSetParametersArgs, more ...qmp.MigrationCapabilityStatus) error {
 	var on qmp.MigrateSetCapabilitiesArgs
 	for _, c := range capabilities {
 		if !c.optional || i.schema.HasMigrationCapability(string(c.name)) {
 			on.Capabilities = append(on.Capabilities, qmp.MigrationCapabilityStatus{Capability: c.name, State: true})
 		}
 	}
+	// That of an earlier migration may still be on.
+	on.Capabilities = append(on.Capabilities, qmp.MigrationCapabilityStatus{Capability: qmp.MigrationCapabilityMultifd, State: connections > 1})
 	on.Capabilities = append(on.Capabilities, more...)
+	if connections > 1 {
+		parameters.MultifdChannels = new(int64(connections))
+	}
 	if err := qmp.MigrateSetCapabilities(ctx, i.monitor, on); err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package qemu_test
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"testing"
@@ -27,6 +28,7 @@ func pair(t *testing.T, binary string, in qemu.Incoming) (source, target *qemu.I
 	}
 	return source, target, qemu.Outgoing{
 		Address: netip.AddrPortFrom(loopback, port), DowntimeLimit: 10 * time.Millisecond, CredsDir: in.CredsDir,
+		Connections: in.Connections,
 	}
 }
 
@@ -46,33 +48,39 @@ func subscribe(t *testing.T, i *qemu.Instance) *qemu.Subscription {
 
 func TestMigration(t *testing.T) {
 	eachQEMU(t, func(t *testing.T, binary string) {
-		source, target, out := pair(t, binary, qemu.Incoming{})
-		fromSource, fromTarget := subscribe(t, source), subscribe(t, target)
-		status(t, target, "inmigrate")
-		_, err := target.Resume(within(t))
-		code(t, err, fleet.Conflict)
-		send(t, source, out)
-		await(t, fromSource, qemu.Event{Kind: qemu.Stopped})
-		await(t, fromSource, changed(qemu.StatusPreSwitchover))
-		_, err = source.Resume(within(t))
-		code(t, err, fleet.Conflict)
-		_, err = target.Resume(within(t))
-		code(t, err, fleet.Conflict)
-		if err := source.ContinueSwitch(within(t)); err != nil {
-			t.Fatal(err)
+		for _, connections := range []int{1, 2} {
+			t.Run(fmt.Sprintf("%d connections", connections), func(t *testing.T) { testMigration(t, binary, connections) })
 		}
-		await(t, fromTarget, changed(qemu.StatusCompleted))
-		await(t, fromSource, changed(qemu.StatusCompleted))
-		status(t, source, "postmigrate")
-		status(t, target, "paused")
-		p, err := source.Progress(within(t))
-		if err != nil || p.Status != qemu.StatusCompleted || p.Pass < 1 || p.Total < 64*fleet.MiB || p.Transferred == 0 {
-			t.Errorf("progress %+v, %v", p, err)
-		}
-		code(t, source.CancelMigration(within(t)), fleet.Conflict)
-		resume(t, target)
-		sendOn(t, binary, target)
 	})
+}
+
+func testMigration(t *testing.T, binary string, connections int) {
+	source, target, out := pair(t, binary, qemu.Incoming{Connections: connections})
+	fromSource, fromTarget := subscribe(t, source), subscribe(t, target)
+	status(t, target, "inmigrate")
+	_, err := target.Resume(within(t))
+	code(t, err, fleet.Conflict)
+	send(t, source, out)
+	await(t, fromSource, qemu.Event{Kind: qemu.Stopped})
+	await(t, fromSource, changed(qemu.StatusPreSwitchover))
+	_, err = source.Resume(within(t))
+	code(t, err, fleet.Conflict)
+	_, err = target.Resume(within(t))
+	code(t, err, fleet.Conflict)
+	if err := source.ContinueSwitch(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	await(t, fromTarget, changed(qemu.StatusCompleted))
+	await(t, fromSource, changed(qemu.StatusCompleted))
+	status(t, source, "postmigrate")
+	status(t, target, "paused")
+	p, err := source.Progress(within(t))
+	if err != nil || p.Status != qemu.StatusCompleted || p.Pass < 1 || p.Total < 64*fleet.MiB || p.Transferred == 0 {
+		t.Errorf("progress %+v, %v", p, err)
+	}
+	code(t, source.CancelMigration(within(t)), fleet.Conflict)
+	resume(t, target)
+	sendOn(t, binary, target)
 }
 
 // sendOn migrates an instance that was a target before, whose parameters and

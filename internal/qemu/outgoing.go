@@ -31,6 +31,8 @@ type Outgoing struct {
 	// whatever is left; after Stop it ends it. For QEMU 8.1 and later: see
 	// Features.CanHold.
 	Hold bool
+	// Connections is as the target's.
+	Connections int
 }
 
 // unlimited is far above any network, and far below where QEMU's sums overflow.
@@ -70,7 +72,7 @@ func (i *Instance) sendTo(ctx context.Context, out Outgoing) error {
 	if i.schema.HasMigrationCapability(string(capabilityHold)) {
 		hold = append(hold, qmp.MigrationCapabilityStatus{Capability: capabilityHold, State: out.Hold})
 	}
-	if err := i.setUp(ctx, parameters, hold...); err != nil {
+	if err := i.setUp(ctx, out.Connections, parameters, hold...); err != nil {
 		return err
 	}
 	return qmp.Migrate(ctx, i.monitor, qmp.MigrateArgs{URI: new("tcp:" + out.Address.String())})

@@ -80,7 +80,7 @@ func (r *reconciler) prepareTarget(m *migration.Migration, command *godwitv1.Com
 			Vm: string(m.VM), Uid: string(m.UID), Epoch: uint64(m.Epoch + 1),
 			Spec: wire.EncodeSpec(vm.Value.Spec), Networks: networks,
 		},
-		Source: string(m.Source), SourceAddress: source,
+		Source: string(m.Source), SourceAddress: source, Connections: uint32(m.Connections),
 	}}
 	return nil
 }
@@ -97,6 +97,7 @@ func (r *reconciler) startCopy(m *migration.Migration, command *godwitv1.Command
 	command.Op = &godwitv1.Command_StartCopy{StartCopy: &godwitv1.StartCopy{
 		Vm: string(m.VM), Target: string(m.Target), TargetAddress: target, TargetPort: uint32(m.Port),
 		Networks: tunnels, BandwidthMax: uint64(m.Policy.BandwidthMax), BlackoutMaxMs: m.Policy.BlackoutMax.Milliseconds(),
+		Connections: uint32(m.Connections),
 	}}
 	return nil
 }

@@ -78,11 +78,13 @@ func EncodeHost(host fleet.Host, status HostStatus) *godwitv1.Host {
 		Accel:               host.QEMU.Accel,
 		Machines:            host.QEMU.Machines,
 		CpuModels:           host.QEMU.CPUModels,
-		MachineAliases:      host.QEMU.Aliases,
-		AgentVersion:        host.Version,
-		Seen:                encodeTime(host.Seen),
-		Cordoned:            host.Cordoned,
-		Version:             status.Version,
+
+		MigrationCapabilities: host.QEMU.Capabilities,
+		MachineAliases:        host.QEMU.Aliases,
+		AgentVersion:          host.Version,
+		Seen:                  encodeTime(host.Seen),
+		Cordoned:              host.Cordoned,
+		Version:               status.Version,
 	}
 }
 
@@ -107,6 +109,8 @@ func DecodeHost(message *godwitv1.Host) (fleet.Host, HostStatus, error) {
 			Machines:  message.GetMachines(),
 			Aliases:   message.GetMachineAliases(),
 			CPUModels: message.GetCpuModels(),
+
+			Capabilities: message.GetMigrationCapabilities(),
 		},
 	}
 	if text := message.GetAddress(); text != "" {

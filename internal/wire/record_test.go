@@ -113,6 +113,7 @@ func TestHostCrossesTheWire(t *testing.T) {
 			Cordoned: rapid.Bool().Draw(t, "cordoned"), Version: text(t), Seen: instant(t),
 			QEMU: fleet.QEMUFeatures{
 				Version: text(t), Accel: text(t), Machines: some(t, text), CPUModels: some(t, text),
+				Capabilities: some(t, text),
 			},
 		}
 		for _, alias := range some(t, text) {

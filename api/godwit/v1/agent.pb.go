@@ -1155,6 +1155,8 @@ type PrepareTarget struct {
 	// The source host: the only peer that may connect.
 	Source        string `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`
 	SourceAddress string `protobuf:"bytes,3,opt,name=source_address,json=sourceAddress,proto3" json:"source_address,omitempty"`
+	// The connections that carry the memory; 1: QEMU's main one does.
+	Connections   uint32 `protobuf:"varint,4,opt,name=connections,proto3" json:"connections,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1210,6 +1212,13 @@ func (x *PrepareTarget) GetSourceAddress() string {
 	return ""
 }
 
+func (x *PrepareTarget) GetConnections() uint32 {
+	if x != nil {
+		return x.Connections
+	}
+	return 0
+}
+
 type StartCopy struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
@@ -1219,6 +1228,7 @@ type StartCopy struct {
 	Networks      []*PortNetwork         `protobuf:"bytes,5,rep,name=networks,proto3" json:"networks,omitempty"`
 	BandwidthMax  uint64                 `protobuf:"varint,6,opt,name=bandwidth_max,json=bandwidthMax,proto3" json:"bandwidth_max,omitempty"`
 	BlackoutMaxMs int64                  `protobuf:"varint,7,opt,name=blackout_max_ms,json=blackoutMaxMs,proto3" json:"blackout_max_ms,omitempty"`
+	Connections   uint32                 `protobuf:"varint,8,opt,name=connections,proto3" json:"connections,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1298,6 +1308,13 @@ func (x *StartCopy) GetBandwidthMax() uint64 {
 func (x *StartCopy) GetBlackoutMaxMs() int64 {
 	if x != nil {
 		return x.BlackoutMaxMs
+	}
+	return 0
+}
+
+func (x *StartCopy) GetConnections() uint32 {
+	if x != nil {
+		return x.Connections
 	}
 	return 0
 }
@@ -3027,11 +3044,12 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\bgrace_ms\x18\x02 \x01(\x03R\agraceMs\"6\n" +
 	"\x0eForgetInstance\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x14\n" +
-	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\"\x7f\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\"\xa1\x01\n" +
 	"\rPrepareTarget\x12/\n" +
 	"\binstance\x18\x01 \x01(\v2\x13.godwit.v1.InstanceR\binstance\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12%\n" +
-	"\x0esource_address\x18\x03 \x01(\tR\rsourceAddress\"\xfc\x01\n" +
+	"\x0esource_address\x18\x03 \x01(\tR\rsourceAddress\x12 \n" +
+	"\vconnections\x18\x04 \x01(\rR\vconnections\"\x9e\x02\n" +
 	"\tStartCopy\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x16\n" +
 	"\x06target\x18\x02 \x01(\tR\x06target\x12%\n" +
@@ -3040,7 +3058,8 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"targetPort\x122\n" +
 	"\bnetworks\x18\x05 \x03(\v2\x16.godwit.v1.PortNetworkR\bnetworks\x12#\n" +
 	"\rbandwidth_max\x18\x06 \x01(\x04R\fbandwidthMax\x12&\n" +
-	"\x0fblackout_max_ms\x18\a \x01(\x03R\rblackoutMaxMs\"\x1e\n" +
+	"\x0fblackout_max_ms\x18\a \x01(\x03R\rblackoutMaxMs\x12 \n" +
+	"\vconnections\x18\b \x01(\rR\vconnections\"\x1e\n" +
 	"\fResumeSource\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\"k\n" +
 	"\rReleaseTarget\x12\x0e\n" +

@@ -581,8 +581,10 @@ type Host struct {
 	Cordoned            bool                   `protobuf:"varint,14,opt,name=cordoned,proto3" json:"cordoned,omitempty"`
 	Version             int64                  `protobuf:"varint,15,opt,name=version,proto3" json:"version,omitempty"`
 	MachineAliases      map[string]string      `protobuf:"bytes,16,rep,name=machine_aliases,json=machineAliases,proto3" json:"machine_aliases,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	// By QEMU's names.
+	MigrationCapabilities []string `protobuf:"bytes,17,rep,name=migration_capabilities,json=migrationCapabilities,proto3" json:"migration_capabilities,omitempty"`
+	unknownFields         protoimpl.UnknownFields
+	sizeCache             protoimpl.SizeCache
 }
 
 func (x *Host) Reset() {
@@ -723,6 +725,13 @@ func (x *Host) GetVersion() int64 {
 func (x *Host) GetMachineAliases() map[string]string {
 	if x != nil {
 		return x.MachineAliases
+	}
+	return nil
+}
+
+func (x *Host) GetMigrationCapabilities() []string {
+	if x != nil {
+		return x.MigrationCapabilities
 	}
 	return nil
 }
@@ -937,7 +946,7 @@ const file_godwit_v1_fleet_proto_rawDesc = "" +
 	"\acreated\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12\x18\n" +
 	"\aversion\x18\t \x01(\x03R\aversion\x12\x14\n" +
 	"\x05accel\x18\n" +
-	" \x01(\tR\x05accel\"\xea\x04\n" +
+	" \x01(\tR\x05accel\"\xa1\x05\n" +
 	"\x04Host\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x14\n" +
@@ -956,7 +965,8 @@ const file_godwit_v1_fleet_proto_rawDesc = "" +
 	"\x04seen\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\x04seen\x12\x1a\n" +
 	"\bcordoned\x18\x0e \x01(\bR\bcordoned\x12\x18\n" +
 	"\aversion\x18\x0f \x01(\x03R\aversion\x12L\n" +
-	"\x0fmachine_aliases\x18\x10 \x03(\v2#.godwit.v1.Host.MachineAliasesEntryR\x0emachineAliases\x1aA\n" +
+	"\x0fmachine_aliases\x18\x10 \x03(\v2#.godwit.v1.Host.MachineAliasesEntryR\x0emachineAliases\x125\n" +
+	"\x16migration_capabilities\x18\x11 \x03(\tR\x15migrationCapabilities\x1aA\n" +
 	"\x13MachineAliasesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa8\x01\n" +

@@ -607,9 +607,11 @@ type Migration struct {
 	Story    []*StoryEntry          `protobuf:"bytes,15,rep,name=story,proto3" json:"story,omitempty"`
 	Refused  []*RefusedHost         `protobuf:"bytes,16,rep,name=refused,proto3" json:"refused,omitempty"`
 	// What an operator can run, in state "needs-operator".
-	Remedies      []string `protobuf:"bytes,17,rep,name=remedies,proto3" json:"remedies,omitempty"`
-	Version       int64    `protobuf:"varint,18,opt,name=version,proto3" json:"version,omitempty"`
-	Passes        []*Pass  `protobuf:"bytes,19,rep,name=passes,proto3" json:"passes,omitempty"`
+	Remedies []string `protobuf:"bytes,17,rep,name=remedies,proto3" json:"remedies,omitempty"`
+	Version  int64    `protobuf:"varint,18,opt,name=version,proto3" json:"version,omitempty"`
+	Passes   []*Pass  `protobuf:"bytes,19,rep,name=passes,proto3" json:"passes,omitempty"`
+	// The connections that carry the memory.
+	Connections   uint32 `protobuf:"varint,20,opt,name=connections,proto3" json:"connections,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -775,6 +777,13 @@ func (x *Migration) GetPasses() []*Pass {
 		return x.Passes
 	}
 	return nil
+}
+
+func (x *Migration) GetConnections() uint32 {
+	if x != nil {
+		return x.Connections
+	}
+	return 0
 }
 
 type Progress struct {
@@ -1307,7 +1316,7 @@ const file_godwit_v1_migration_proto_rawDesc = "" +
 	"\x15WatchMigrationRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"L\n" +
 	"\x16WatchMigrationResponse\x122\n" +
-	"\tmigration\x18\x01 \x01(\v2\x14.godwit.v1.MigrationR\tmigration\"\xa6\x05\n" +
+	"\tmigration\x18\x01 \x01(\v2\x14.godwit.v1.MigrationR\tmigration\"\xc8\x05\n" +
 	"\tMigration\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x0e\n" +
 	"\x02vm\x18\x02 \x01(\tR\x02vm\x12\x16\n" +
@@ -1328,7 +1337,8 @@ const file_godwit_v1_migration_proto_rawDesc = "" +
 	"\arefused\x18\x10 \x03(\v2\x16.godwit.v1.RefusedHostR\arefused\x12\x1a\n" +
 	"\bremedies\x18\x11 \x03(\tR\bremedies\x12\x18\n" +
 	"\aversion\x18\x12 \x01(\x03R\aversion\x12'\n" +
-	"\x06passes\x18\x13 \x03(\v2\x0f.godwit.v1.PassR\x06passes\"\xbc\x02\n" +
+	"\x06passes\x18\x13 \x03(\v2\x0f.godwit.v1.PassR\x06passes\x12 \n" +
+	"\vconnections\x18\x14 \x01(\rR\vconnections\"\xbc\x02\n" +
 	"\bProgress\x12\x12\n" +
 	"\x04pass\x18\x01 \x01(\x05R\x04pass\x12\x1d\n" +
 	"\n" +
