@@ -190,7 +190,12 @@ func (g *godwit) move(ctx context.Context) (run, error) {
 	}
 	g.at = target
 	outcome := m.GetOutcome()
+	phases := map[string]float64{}
+	for _, phase := range outcome.GetPhases() {
+		phases[phase.GetName()] = phase.GetMs()
+	}
 	return run{
-		BlackoutMs: outcome.GetBlackoutMs(), TotalMs: outcome.GetTotalMs(), Bytes: outcome.GetBytes(), OwnMs: outcome.GetOwnMs(),
+		BlackoutPhasesMs: phases,
+		BlackoutMs:       outcome.GetBlackoutMs(), TotalMs: outcome.GetTotalMs(), Bytes: outcome.GetBytes(), OwnMs: outcome.GetOwnMs(),
 	}, nil
 }

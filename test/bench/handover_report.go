@@ -23,6 +23,8 @@ type run struct {
 	TotalMs    float64 `json:"total_ms"`
 	Bytes      uint64  `json:"bytes"`
 	OwnMs      float64 `json:"own_ms,omitempty"` // of Godwit: the blackout less QEMU's device phase
+	// BlackoutPhasesMs is of Godwit, too: the parts of its blackout.
+	BlackoutPhasesMs map[string]float64 `json:"blackout_phases_ms,omitempty"`
 }
 
 func (r run) String() string {
