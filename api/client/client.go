@@ -46,18 +46,10 @@ type Client struct {
 // Dial gives a client of the server that config names. It reads the files that
 // config names but does not call the server. Its errors are a *fleet.Error.
 func Dial(config Config) (*Client, error) {
-	transport, base, err := config.transport()
+	transport, doer, base, options, err := config.prepare()
 	if err != nil {
 		return nil, err
 	}
-	doer := &http.Client{Transport: transport}
-	if address, secure := strings.CutPrefix(base, "https://"); secure {
-		doer.Transport = explained{Transport: transport, address: address}
-	}
-	options := connect.WithClientOptions(
-		connect.WithInterceptors(wire.ClientInterceptor(config.server())),
-		connect.WithReadMaxBytes(maxMessageBytes),
-	)
 	return &Client{
 		VM:        godwitv1connect.NewVMServiceClient(doer, base, options),
 		Host:      godwitv1connect.NewHostServiceClient(doer, base, options),
@@ -71,6 +63,40 @@ func Dial(config Config) (*Client, error) {
 
 // Close drops the connections that no call is using.
 func (c *Client) Close() { c.transport.CloseIdleConnections() }
+
+// Peer is a client of another host's agent.
+type Peer struct {
+	godwitv1connect.PeerServiceClient
+	transport *http.Transport
+}
+
+// DialPeer is Dial for the agent that config names as its server.
+func DialPeer(config Config) (*Peer, error) {
+	transport, doer, base, options, err := config.prepare()
+	if err != nil {
+		return nil, err
+	}
+	return &Peer{godwitv1connect.NewPeerServiceClient(doer, base, options), transport}, nil
+}
+
+// Close drops the connections that no call is using.
+func (p *Peer) Close() { p.transport.CloseIdleConnections() }
+
+// prepare gives what every service's client is made of.
+func (c Config) prepare() (*http.Transport, *http.Client, string, connect.ClientOption, error) {
+	transport, base, err := c.transport()
+	if err != nil {
+		return nil, nil, "", nil, err
+	}
+	doer := &http.Client{Transport: transport}
+	if address, secure := strings.CutPrefix(base, "https://"); secure {
+		doer.Transport = explained{Transport: transport, address: address}
+	}
+	return transport, doer, base, connect.WithClientOptions(
+		connect.WithInterceptors(wire.ClientInterceptor(c.server())),
+		connect.WithReadMaxBytes(maxMessageBytes),
+	), nil
+}
 
 // transport gives what carries calls to the server, and the URL that all their
 // paths begin with.
@@ -107,6 +133,9 @@ func (c Config) transport() (*http.Transport, string, error) {
 		transport.TLSClientConfig, err = c.tls()
 		transport.Protocols.SetHTTP2(true)
 		transport.DialContext = dialer.DialContext
+		if c.Dial != nil {
+			transport.DialContext = c.Dial
+		}
 		return transport, "https://" + host, err
 	}
 	return nil, "", c.invalid(fmt.Sprintf("%q is not a way to reach a server", server.Scheme))

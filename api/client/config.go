@@ -1,8 +1,10 @@
 package client
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"net"
 	"os"
 
 	"godwit.dev/godwit/internal/fleet"
@@ -23,6 +25,8 @@ type Config struct {
 	KeyFile  string
 	// TLS, if set, is used as it is instead of the files.
 	TLS *tls.Config
+	// Dial, if set, opens the connections of https.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
 func (c Config) server() string {

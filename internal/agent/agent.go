@@ -34,6 +34,7 @@ type Config struct {
 	Keeper  *pki.Keeper
 	Client  *client.Client // of the server, with this host's certificate
 	Network *network.Host
+	Peers   Peers
 	Log     *slog.Logger
 }
 
@@ -108,6 +109,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	for _, m := range a.all() {
 		a.start(ctx, m)
 	}
+	tasks.Go(func() { a.servePeers(ctx) })
 	<-ctx.Done()
 	tasks.Wait()
 	a.workers.Wait()
@@ -153,6 +155,9 @@ func (a *Agent) remove(m *machine) {
 	if a.machines[m.key] == m {
 		delete(a.machines, m.key)
 		close(m.gone)
+		if m.leave != nil {
+			m.leave()
+		}
 	}
 }
 

@@ -48,8 +48,12 @@ func (a *Agent) migrationCommand(ctx context.Context, command *godwitv1.Command)
 			return m.startCopy(ctx, command, op.StartCopy)
 		})
 	case *godwitv1.Command_ResumeSource:
-		a.with(command, op.ResumeSource.GetVm(), 0, sourceFailed(gone, true), func(m *machine) *godwitv1.Report {
-			return m.resumeSource(ctx)
+		epoch, there := fleet.Epoch(op.ResumeSource.GetNewEpoch()), fleet.Epoch(0)
+		if epoch > fleet.Epoch(command.GetEpoch()) && a.find(machineKey{fleet.VMName(op.ResumeSource.GetVm()), epoch}) != nil {
+			there = epoch - fleet.Epoch(command.GetEpoch()) // it was renumbered, and nobody heard the answer
+		}
+		a.with(command, op.ResumeSource.GetVm(), there, sourceFailed(gone, true), func(m *machine) *godwitv1.Report {
+			return m.resumeSource(ctx, epoch)
 		})
 	case *godwitv1.Command_RetireSource:
 		a.with(command, op.RetireSource.GetVm(), 0, sourceRetired(), func(m *machine) *godwitv1.Report {

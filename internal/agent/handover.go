@@ -348,6 +348,7 @@ func (h *handover) guestStopped(ctx context.Context) error {
 		}}})
 	})
 	time.AfterFunc(tellWithin, h.tellStop)
+	h.awaitDecision(stopped.AsTime())
 	return nil
 }
 

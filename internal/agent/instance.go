@@ -295,6 +295,7 @@ const killWithin = 10 * time.Second
 
 // kill ends the instance's process and waits for its end.
 func (m *machine) kill(ctx context.Context) error {
+	m.decide()
 	ctx, cancel := context.WithTimeout(ctx, killWithin)
 	defer cancel()
 	m.mu.Lock()

@@ -5,6 +5,8 @@ import (
 	"crypto/tls"
 	"fmt"
 	"log/slog"
+	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,6 +22,9 @@ import (
 	"godwit.dev/godwit/internal/pki"
 	"godwit.dev/godwit/internal/qemu"
 )
+
+// testPeerPort is where the agents of a lab listen for each other.
+const testPeerPort = 7444
 
 // patience bounds every wait for something that must happen.
 const patience = 20 * time.Second
@@ -107,9 +112,19 @@ func (h *testHost) start() {
 		h.t.Fatal(err)
 	}
 	err = h.space.Do(func() (err error) {
-		config.Network, err = network.Open(network.Config{Underlay: h.space.Addr})
+		if config.Network, err = network.Open(network.Config{Underlay: h.space.Addr}); err != nil {
+			return err
+		}
+		config.Peers.Listener, err = net.Listen("tcp", netip.AddrPortFrom(h.space.Addr, testPeerPort).String())
 		return err
 	})
+	config.Peers.Dial = func(ctx context.Context, network, address string) (conn net.Conn, err error) {
+		err = h.space.Do(func() (err error) {
+			conn, err = new(net.Dialer).DialContext(ctx, network, address)
+			return err
+		})
+		return conn, err
+	}
 	if err != nil {
 		h.t.Fatal(err)
 	}

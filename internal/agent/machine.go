@@ -23,9 +23,10 @@ type machine struct {
 	key   machineKey
 	uid   fleet.InstanceUID
 	dir   string
-	life  context.Context // the agent's, from the machine's start on
-	work  chan func()     // commands, one after the other
-	gone  chan struct{}   // closed when the agent has forgotten it
+	life  context.Context // until the agent ends or has forgotten it
+	leave context.CancelFunc
+	work  chan func()   // commands, one after the other
+	gone  chan struct{} // closed when the agent has forgotten it
 
 	// The worker, which is carryOut's goroutine, changes what follows with mu
 	// held. It may read record, instance and ports without; so may what it has
@@ -45,6 +46,7 @@ type machine struct {
 	receives  bool                  // a target whose taps take the VM's frames
 	leaving   bool                  // its taps want no frames any more
 	copying   *copying              // of a migration away from here
+	decided   context.CancelFunc    // ends the wait for a decision on a switch; nil without one
 }
 
 // port is a VM's network interface on this host. Nothing but tunnel changes,
@@ -63,8 +65,10 @@ type role string
 const (
 	alone    role = "alone"    // the only instance
 	source   role = "source"   // of a migration; its gate may be closed
+	ranOn    role = "ran-on"   // source that runs by its target's refusal, of which the servers do not know yet
 	arriving role = "arriving" // target before the commit
 	arrived  role = "arrived"  // target after it
+	refused  role = "refused"  // target that has given up for good
 )
 
 // record is what is written to the machine's folder, so that an agent that
@@ -75,6 +79,7 @@ type record struct {
 	Epoch     fleet.Epoch       `json:"epoch"`
 	Role      role              `json:"role"`
 	Migration string            `json:"migration,omitempty"`
+	Peer      peerRecord        `json:"peer,omitzero"` // the migration's other host
 	Ports     []portRecord      `json:"ports"`
 }
 
@@ -100,22 +105,42 @@ func (a *Agent) newMachine(key machineKey, uid fleet.InstanceUID) *machine {
 
 // start begins to carry out what is queued.
 func (a *Agent) start(ctx context.Context, m *machine) {
-	m.life = ctx
+	m.life, m.leave = context.WithCancel(ctx)
 	a.workers.Go(func() { m.carryOut(ctx) })
 	m.watch()
 }
 
-// watch follows what an instance does that the machine has.
+// watch follows what an instance does that the machine has, and takes up what
+// its part is.
 func (m *machine) watch() {
 	m.mu.Lock()
 	instance, part, migration := m.instance, m.record.Role, m.record.Migration
 	m.mu.Unlock()
-	if instance == nil {
-		return
+	if instance != nil {
+		go m.watchEnd(m.life, instance)
 	}
-	go m.watchEnd(m.life, instance)
-	if part == arriving {
+	switch {
+	case part == refused:
+		m.tellRefused(migration)
+		m.work <- func() {
+			if err := m.kill(m.life); err != nil {
+				m.agent.log.Error("a target that has given up was not ended", "vm", m.key.vm, "error", err)
+			}
+		}
+	case instance == nil:
+	case part == arriving:
 		go m.arriveAgain(m.life, migration)
+	case part == source:
+		if state, err := instance.Status(m.life); err != nil || !state.Running() {
+			m.awaitDecision(time.Now())
+		}
+	case part == ranOn:
+		m.tellRanOn(migration)
+		m.work <- func() {
+			if err := m.goOn(m.life); err != nil {
+				m.agent.log.Error("the source does not run on", "vm", m.key.vm, "error", err)
+			}
+		}
 	}
 }
 
@@ -160,10 +185,13 @@ func (m *machine) watchEnd(ctx context.Context, instance *qemu.Instance) {
 	}
 	m.agent.log.Warn("an instance ended", "vm", m.key.vm, "epoch", m.key.epoch, "cause", cause)
 	switch part {
-	case source:
+	case source, ranOn:
+		m.decide()
 		m.fact(migration, sourceFailed(errors.New(cause), true))
 	case arriving, arrived:
-		m.fact(migration, targetFailed(errors.New(cause), true))
+		failed := targetFailed(errors.New(cause), true)
+		failed.GetTargetFailed().Unrun = part == arriving && !m.mayHaveRun(ctx)
+		m.fact(migration, failed)
 	}
 	if part != arriving {
 		m.fact(string(m.key.vm), m.instanceReport("exited", cause))
@@ -227,7 +255,7 @@ func (m *machine) inventory() *godwitv1.InstanceReport {
 	state := "running"
 	switch {
 	case m.unadopted != nil: // nobody can tell; the server must not think it gone
-	case m.instance == nil || m.instance.Ended():
+	case m.instance == nil || m.instance.Ended() || m.record.Role == refused:
 		state = "exited"
 	case m.record.Role == arriving:
 		state = "incoming"

@@ -52,7 +52,7 @@ func (a *Agent) adoptAll(ctx context.Context) error {
 		return fmt.Errorf("look for instances: %w", err)
 	}
 	for _, entry := range entries {
-		if err := a.adoptDir(ctx, filepath.Join(dir, entry.Name())); err != nil {
+		if _, err := a.adoptDir(ctx, filepath.Join(dir, entry.Name())); err != nil {
 			// One that can't be read must not keep the others from it.
 			a.log.Error("an instance was not adopted", "dir", entry.Name(), "error", err)
 		}
@@ -60,22 +60,29 @@ func (a *Agent) adoptAll(ctx context.Context) error {
 	return nil
 }
 
-func (a *Agent) adoptDir(ctx context.Context, dir string) error {
+// adoptDir gives the machine also when its instance could not be taken over; nil
+// when there is none.
+func (a *Agent) adoptDir(ctx context.Context, dir string) (*machine, error) {
 	data, err := os.ReadFile(filepath.Join(dir, recordFile))
 	if errors.Is(err, fs.ErrNotExist) {
-		return os.RemoveAll(dir) // a start that had not come to its first port
+		return nil, os.RemoveAll(dir) // a start that had not come to its first port
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var r record
 	if err := json.Unmarshal(data, &r); err != nil {
-		return err
+		return nil, err
 	}
 	m := a.newMachine(machineKey{r.VM, r.Epoch}, r.UID)
 	m.record = r
+	if m.dir != dir { // it was being renumbered
+		if err := os.Rename(dir, m.dir); err != nil {
+			return nil, err
+		}
+	}
 	a.add(m)
-	return m.adopt(ctx)
+	return m, m.adopt(ctx)
 }
 
 // adopt takes over what is there of a machine. If it can't, the machine stays

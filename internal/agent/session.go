@@ -195,7 +195,7 @@ func (a *Agent) hello() (*godwitv1.Hello, error) {
 	}
 	hello := &godwitv1.Hello{
 		Host: wire.EncodeHost(fleet.Host{
-			Name: a.config.Name, Address: a.config.Address, CPUs: a.config.CPUs, Memory: a.config.Memory,
+			Name: a.config.Name, Address: a.config.Address, PeerPort: a.config.Peers.port(), CPUs: a.config.CPUs, Memory: a.config.Memory,
 			QEMU: a.qemuFeatures(), Version: a.config.Version,
 		}, wire.HostStatus{}),
 		BootId: strings.TrimSpace(string(boot)),

@@ -50,7 +50,16 @@ func (m *machine) beginCopy(ctx context.Context, command *godwitv1.Command, want
 			return fmt.Errorf("port %s: %w", port.name, err)
 		}
 	}
-	if err := m.setRole(source, command.GetSubject()); err != nil {
+	if m.record.Role == ranOn {
+		return &fleet.Error{Code: fleet.Conflict, Op: "copy", Subject: "vm " + string(m.key.vm), Cause: "it runs on, by its target's refusal"}
+	}
+	next := m.record
+	next.Role, next.Migration = source, command.GetSubject()
+	next.Peer = peerRecord{
+		Host: fleet.HostName(want.GetTarget()), Address: peerAddress(remote, want.GetTargetPeerPort()),
+		SwitchMax: time.Duration(want.GetSwitchMaxMs()) * time.Millisecond,
+	}
+	if err := m.note(next); err != nil {
 		return err
 	}
 	if err := m.openTunnels(want.GetNetworks()); err != nil {
@@ -81,6 +90,14 @@ func (m *machine) beginCopy(ctx context.Context, command *godwitv1.Command, want
 		one.run(ctx)
 	}()
 	return nil
+}
+
+// peerAddress gives where a host's agent listens; "" if it does not.
+func peerAddress(host netip.Addr, port uint32) string {
+	if port == 0 {
+		return ""
+	}
+	return netip.AddrPortFrom(host, uint16(port)).String()
 }
 
 // openTunnels lets frames that the target returns after an abort come to the
@@ -122,37 +139,76 @@ func (m *machine) endCopy() {
 // resumeSource takes the migration back: QEMU's copy is ended, the gate opened,
 // and the vCPUs run on. The server has aborted before, so the target has no
 // right and never gets it.
-func (m *machine) resumeSource(ctx context.Context) *godwitv1.Report {
+func (m *machine) resumeSource(ctx context.Context, newEpoch fleet.Epoch) *godwitv1.Report {
+	m.decide()
 	m.endCopy()
 	if m.instance == nil || m.instance.Ended() {
 		return sourceFailed(errors.New("its instance has ended"), true)
 	}
+	if err := m.goOn(ctx); err != nil {
+		return sourceFailed(err, m.instance.Ended())
+	}
+	// The tunnels stay open: the target returns frames by them.
+	next := m.record
+	next.Role, next.Migration, next.Peer = alone, "", peerRecord{}
+	if err := m.note(next); err != nil {
+		return sourceFailed(err, false)
+	}
+	m.clearFacts()
+	if newEpoch > m.key.epoch {
+		if err := m.agent.renumber(ctx, m, newEpoch); err != nil {
+			return sourceFailed(err, false)
+		}
+	}
+	return &godwitv1.Report{Event: &godwitv1.Report_SourceResumed{SourceResumed: &godwitv1.SourceResumed{}}}
+}
+
+// goOn ends QEMU's copy, opens the gate and lets the vCPUs run on.
+func (m *machine) goOn(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, cancelWithin)
 	defer cancel()
 	// First the gate: a guest that QEMU stopped runs on with the cancel, and
 	// what it sends then must not be lost.
 	if err := m.setMode(network.Pass); err != nil {
-		return sourceFailed(err, false)
+		return err
 	}
 	// Conflict: QEMU had sent everything. The target still has no right, and
 	// this QEMU can run on from there.
 	if err := m.instance.CancelMigration(ctx); err != nil && fleet.CodeOf(err) != fleet.Conflict {
-		return sourceFailed(err, m.instance.Ended())
+		return err
 	}
-	if _, err := m.instance.Resume(ctx); err != nil {
-		return sourceFailed(err, m.instance.Ended())
+	_, err := m.instance.Resume(ctx)
+	return err
+}
+
+// renumber gives an instance another epoch, at which its VM was given back to
+// it: a new machine adopts it, as a new agent would.
+func (a *Agent) renumber(ctx context.Context, m *machine, epoch fleet.Epoch) error {
+	next := m.record
+	next.Epoch = epoch
+	if err := m.note(next); err != nil {
+		return err
 	}
-	// The tunnels stay open: the target returns frames by them.
-	if err := m.setRole(alone, ""); err != nil {
-		return sourceFailed(err, false)
+	a.remove(m)
+	if err := m.letGo(); err != nil {
+		a.log.Warn("an instance was not let go of in full", "vm", m.key.vm, "epoch", m.key.epoch, "error", err)
 	}
-	m.clearFacts()
-	return &godwitv1.Report{Event: &godwitv1.Report_SourceResumed{SourceResumed: &godwitv1.SourceResumed{}}}
+	renumbered, err := a.adoptDir(ctx, m.dir)
+	if err == nil {
+		err = renumbered.setMode(network.Pass)
+	}
+	if renumbered != nil {
+		a.start(ctx, renumbered)
+	}
+	return err
 }
 
 // retireSource ends the instance that lost its right. Its taps stay, and
 // forward.
 func (m *machine) retireSource(ctx context.Context) *godwitv1.Report {
+	if m.record.Role == ranOn {
+		return sourceFailed(errors.New("it runs on, by its target's refusal"), false)
+	}
 	m.awaitCopy(ctx)
 	if err := m.kill(ctx); err != nil {
 		return sourceFailed(err, false)

@@ -34,6 +34,9 @@ func (m *machine) prepareTarget(ctx context.Context, migration string, want *god
 }
 
 func (m *machine) prepare(ctx context.Context, migration string, want *godwitv1.PrepareTarget) (uint16, error) {
+	if m.record.Role == refused {
+		return 0, errGaveUp
+	}
 	// An earlier agent may have done it, and nobody heard its answer.
 	adopted := m.instance != nil && !m.instance.Ended()
 	if adopted {
@@ -46,6 +49,7 @@ func (m *machine) prepare(ctx context.Context, migration string, want *godwitv1.
 	} else {
 		m.mu.Lock()
 		m.record.Role, m.record.Migration = arriving, migration
+		m.record.Peer = peerRecord{Host: fleet.HostName(want.GetSource())}
 		m.mu.Unlock()
 		if err := m.launch(ctx, want.GetInstance(), network.Gate{Mode: network.Closed, Epoch: m.key.epoch}, true); err != nil {
 			return 0, err
@@ -73,6 +77,8 @@ func (m *machine) prepare(ctx context.Context, migration string, want *godwitv1.
 	}
 	return listening, nil
 }
+
+var errGaveUp = errors.New("it has given up its right to run, as its source asked")
 
 // arriveAgain takes a target up that an earlier agent has prepared.
 func (m *machine) arriveAgain(ctx context.Context, migration string) {
@@ -165,18 +171,7 @@ func (m *machine) receiveInTurn() error {
 	if done {
 		return nil
 	}
-	made := make(chan error, 1)
-	select {
-	case m.work <- func() { made <- m.receive() }:
-	case <-m.gone:
-		return errGone
-	}
-	select {
-	case err := <-made:
-		return err
-	case <-m.gone:
-		return errGone
-	}
+	return m.inTurn(context.Background(), m.receive)
 }
 
 // receive makes the host's own overlays send the VM's frames into its taps:
@@ -250,7 +245,11 @@ func (m *machine) runTarget(ctx context.Context) *godwitv1.Report {
 	m.mu.Lock()
 	part, before := m.record.Role, m.marks
 	m.mu.Unlock()
-	if part != arriving { // it runs already
+	switch part {
+	case arriving:
+	case refused:
+		return targetRefused(errGaveUp.Error())
+	default: // it runs already
 		return &godwitv1.Report{Event: &godwitv1.Report_TargetRunning{TargetRunning: &godwitv1.TargetRunning{Marks: before}}}
 	}
 	if err := errors.Join(m.receive(), m.setMode(network.Settling)); err != nil {

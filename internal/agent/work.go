@@ -58,6 +58,36 @@ func (m *machine) do(command *godwitv1.Command, task func() *godwitv1.Report) {
 	}
 }
 
+// inTurn has the worker do something between two commands, and waits for it.
+func (m *machine) inTurn(ctx context.Context, task func() error) error {
+	done := make(chan error, 1)
+	select {
+	case m.work <- func() {
+		if ctx.Err() != nil { // nobody waits for it any more
+			done <- ctx.Err()
+			return
+		}
+		err := m.adoptAgain()
+		if err == nil {
+			err = task()
+		}
+		done <- err
+	}:
+	case <-m.gone:
+		return errGone
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-m.gone:
+		return errGone
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 // untold lets a command that was not carried out come again.
 func (m *machine) untold(command *godwitv1.Command) {
 	m.mu.Lock()

@@ -33,6 +33,7 @@ agent gets a certificate, which it renews by itself from then on.`
 type agentFlags struct {
 	name    string
 	address string
+	port    int // for other agents
 	token   string
 	dir     string
 	qemu    string
@@ -62,6 +63,8 @@ func newAgentCommand(app *App) *cobra.Command {
 	hostname, _ := os.Hostname()
 	f.StringVar(&flags.name, "name", hostname, "`name` of this host")
 	f.StringVar(&flags.address, "address", "", "`address` at which other hosts reach this one (required)")
+	flags.port = agent.DefaultPeerPort
+	intFlag(cmd, &flags.port, "peer-port", 1, 65535, "TCP port at the address for the agents of other hosts")
 	f.StringVar(&flags.token, "token", app.env("GODWIT_TOKEN", ""), "one-time `token` of the first start (GODWIT_TOKEN)")
 	f.StringVar(&flags.dir, "dir", "/var/lib/godwit/agent", "`folder` of certificates and instances")
 	f.StringVar(&flags.qemu, "qemu", "qemu-system-x86_64", "QEMU's `program`")
@@ -115,8 +118,23 @@ func (a *App) agentConfig(ctx context.Context, flags agentFlags) (config agent.C
 	if config.Keeper, config.Client, err = a.agentIdentity(ctx, config, flags); err != nil {
 		return config, err
 	}
+	if config.Peers.Listener, err = listenForPeers(ctx, netip.AddrPortFrom(config.Address, uint16(flags.port))); err != nil {
+		return config, err
+	}
 	config.Network, err = network.Open(network.Config{Underlay: config.Address})
 	return config, err
+}
+
+// listenForPeers opens the agent's port for other hosts.
+func listenForPeers(ctx context.Context, address netip.AddrPort) (net.Listener, error) {
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", address.String())
+	if err != nil {
+		return nil, &fleet.Error{
+			Code: fleet.Failed, Op: "listen for other hosts", Subject: address.String(), Err: err,
+			Hint: "stop what uses the port, or give another one: --peer-port",
+		}
+	}
+	return listener, nil
 }
 
 // hostAddress reads the flag, which has no default: a host may have several

@@ -17,7 +17,7 @@ func newMigrationCommand(app *App) *cobra.Command {
 		`A migration is one move of one VM. Its record keeps what was decided, what was
 measured and how it ended. godwit migrate begins one.`,
 		"  godwit migration list --vm web1",
-		newMigrationList(app), newMigrationShow(app), newMigrationWatch(app), newMigrationCancel(app))
+		newMigrationList(app), newMigrationShow(app), newMigrationWatch(app), newMigrationCancel(app), newMigrationReturn(app))
 }
 
 func newMigrationList(app *App) *cobra.Command {
@@ -109,6 +109,30 @@ migration has committed the VM is at its target, and cancel is refused.`,
 			return app.printOne(response.GetMigration(), migrationLine(response.GetMigration()))
 		})
 	cmd.Flags().StringVar(&reason, "reason", "", "`why`, for the record")
+	return cmd
+}
+
+const returnHelp = `Return gives a VM back to the source of a migration that has committed to a host
+which never said that it runs it, and is now off for good. The source still has
+all of the VM, and goes on.
+
+Make sure first that the host is off, and stays off until its agent can reach
+the server again: if it runs the VM after all, there are two of it. Godwit can't
+know, so it takes your word. While the host's agent has a session, return is
+refused.`
+
+func newMigrationReturn(app *App) *cobra.Command {
+	var host string
+	cmd := app.callCommand("return MIGRATION", "Give a VM back to the source, when the target's host is off", returnHelp,
+		"  godwit migration return 7f3k9 --host-is-off h2", migrationIDs,
+		func(ctx context.Context, c *client.Client, id string) error {
+			response, err := c.Migration.Return(ctx, &godwitv1.ReturnMigrationRequest{Id: id, HostIsOff: host})
+			if err != nil {
+				return named("return", "migration "+id, err)
+			}
+			return app.printOne(response.GetMigration(), migrationLine(response.GetMigration()))
+		})
+	cmd.Flags().StringVar(&host, "host-is-off", "", "`host` of the target, which you have made sure is off (required)")
 	return cmd
 }
 

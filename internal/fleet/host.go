@@ -9,9 +9,10 @@ import (
 // Host is the record of one machine that runs instances.
 type Host struct {
 	Name     HostName     `json:"name"`
-	Address  netip.Addr   `json:"address"` // where other hosts reach it
-	CPUs     int          `json:"cpus"`    // that its VMs together may have
-	Memory   Bytes        `json:"memory"`  // that its VMs together may have
+	Address  netip.Addr   `json:"address"`            // where other hosts reach it
+	PeerPort uint16       `json:"peerPort,omitempty"` // where other hosts' agents reach its agent
+	CPUs     int          `json:"cpus"`               // that its VMs together may have
+	Memory   Bytes        `json:"memory"`             // that its VMs together may have
 	Cordoned bool         `json:"cordoned,omitempty"`
 	QEMU     QEMUFeatures `json:"qemu"`
 	Version  string       `json:"version"` // of its agent

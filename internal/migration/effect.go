@@ -26,4 +26,6 @@ type Effect struct {
 	// ReturnFrames: for ReleaseTarget, whether the source's gate was closed,
 	// so that frames may wait at the target.
 	ReturnFrames bool `json:"returnFrames,omitempty"`
+	// Epoch: for ResumeSource, at which the instance goes on; zero is its own.
+	Epoch fleet.Epoch `json:"epoch,omitempty"`
 }

@@ -19,7 +19,10 @@ const (
 	CopyProgressed EventKind = "copy-progressed" // Progress is set
 	SourceStopped  EventKind = "source-stopped"  // the source is paused behind its redirecting gate; Detail: by whom
 	SourceFailed   EventKind = "source-failed"   // the source can't copy; Detail and Gone are set
-	TargetLoaded   EventKind = "target-loaded"   // the target has everything and asks for the commit
+	TargetLoaded   EventKind = "target-loaded"   // the target has everything, so the source has stopped; it asks for the commit
+	TargetRefused  EventKind = "target-refused"  // asked by its source, the target gave up its right for good
+	SourceRanOn    EventKind = "source-ran-on"   // by the target's refusal; nobody else was there to decide
+	ReturnAsked    EventKind = "return-asked"    // by a person who knows that the target's host is off; Detail says why
 	SwitchMeasured EventKind = "switch-measured" // answers StartCopy: the source sent everything; Source is set; Detail: but some frames
 	TargetRunning  EventKind = "target-running"  // answers RunTarget; Target is set
 	SourceRetired  EventKind = "source-retired"  // answers RetireSource
@@ -35,6 +38,7 @@ func Events() []EventKind {
 	return []EventKind{
 		Started, CancelAsked, TimerFired, TargetPrepared, TargetFailed,
 		CopyProgressed, SourceStopped, SourceFailed, TargetLoaded,
+		TargetRefused, SourceRanOn, ReturnAsked,
 		SwitchMeasured, TargetRunning, SourceRetired, AddressesKnown,
 		SourceReleased, TargetFinished, SourceResumed, TargetReleased,
 	}
@@ -48,6 +52,7 @@ type Event struct {
 	Answers uint64 // sequence of the effect it answers; zero for none
 	Detail  string // one sentence
 	Gone    bool   // the instance at From has ended
+	Unrun   bool   // and it never ran an instruction, with Gone of a target
 
 	Port     uint16
 	Frames   int

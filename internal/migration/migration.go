@@ -37,7 +37,9 @@ type Migration struct {
 	Port           uint16 `json:"port,omitempty"`           // the target's QEMU listens there
 	CopyStarted    bool   `json:"copyStarted,omitempty"`    // the source may have closed its gate
 	SourceGone     bool   `json:"sourceGone,omitempty"`     // the source's instance has ended
+	TakenBack      bool   `json:"takenBack,omitempty"`      // after the commit: the target never ran and never will
 	TargetRuns     bool   `json:"targetRuns,omitempty"`     // it has run its first instruction
+	TargetGone     bool   `json:"targetGone,omitempty"`     // after the commit, and nobody knows whether it ran
 	AddressesKnown bool   `json:"addressesKnown,omitempty"` // by every host that is not gone
 	Unaware        string `json:"unaware,omitempty"`        // which ones are, one sentence
 	Released       bool   `json:"released,omitempty"`       // the forwarding was told to end
@@ -148,17 +150,28 @@ func New(id fleet.MigrationID, vm fleet.VM, target fleet.HostName, tunnels map[s
 	return m
 }
 
-// Owner gives the only instance that may act for the VM.
+// Owner gives the only instance that may act for the VM. Every change of owner
+// has an epoch of its own, also that which gives the VM back to the source.
 func (m *Migration) Owner() fleet.Owner {
-	if m.Committed {
+	switch {
+	case m.TakenBack:
+		return fleet.Owner{Host: m.Source, Epoch: m.Epoch + 2}
+	case m.Committed:
 		return fleet.Owner{Host: m.Target, Epoch: m.Epoch + 1}
 	}
 	return fleet.Owner{Host: m.Source, Epoch: m.Epoch}
 }
 
-// Locked reports whether the VM's record is still the migration's to change.
+// Locked reports whether the VM's record is still the migration's to change:
+// until its end, and then as long as either host may still be told to run it,
+// or does so by itself.
 func (m *Migration) Locked() bool {
-	return !m.State.Final() || m.State == NeedsOperator && !m.Committed
+	return !m.State.Final() || m.State == NeedsOperator && !m.TargetRuns && !m.TargetGone
+}
+
+// awaitsTarget: the target has the right to run, and there is no word from it.
+func (m *Migration) awaitsTarget() bool {
+	return m.Committed && !m.TargetRuns && !m.TargetGone && !m.TakenBack
 }
 
 // Involves reports whether host is the source or the target.

@@ -87,6 +87,8 @@ func parseEvent(t *testing.T, m Migration, line string) Event {
 			e.Detail = strings.ReplaceAll(value, "_", " ")
 		case "gone":
 			e.Gone = true
+		case "unrun":
+			e.Unrun = true
 		case "pass":
 			e.Progress.Pass, e.Progress.PassBegins = number, true
 		default:
@@ -107,6 +109,9 @@ func trace(out *strings.Builder, before, after Migration, effects []Effect, verd
 		fmt.Fprintf(out, "|   want %d %s on %s", effect.Sequence, effect.Kind, effect.Host)
 		if effect.ReturnFrames {
 			fmt.Fprint(out, ", frames return")
+		}
+		if effect.Epoch != 0 {
+			fmt.Fprintf(out, ", at epoch %d", effect.Epoch)
 		}
 		fmt.Fprintln(out)
 	}

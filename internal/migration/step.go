@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"godwit.dev/godwit/internal/fleet"
 )
@@ -23,6 +24,9 @@ func Step(m Migration, event Event) (Migration, []Effect, Verdict) {
 	}
 	if event.Kind == TimerFired && (m.Timer == nil || event.At.Before(m.Timer.At)) {
 		return m, nil, Late // a timer that was set anew since
+	}
+	if decided.when != nil && !decided.when(&m) {
+		return m, nil, decided.otherwise
 	}
 	if decided.verdict != Act {
 		return m, nil, decided.verdict
@@ -48,6 +52,9 @@ func Refusal(m Migration, event Event) error {
 		if m.Committed {
 			refusal.Cause = fmt.Sprintf("it is %s: it was committed before, and is not again", m.State)
 		}
+	case event.Kind == ReturnAsked:
+		refusal.Op = "return"
+		refusal.Cause = fmt.Sprintf("it is %s, and %s is not waited for: there is nothing to take back", m.State, m.Target)
 	case m.Committed && !m.State.Final():
 		refusal.Op = "cancel"
 		refusal.Cause = fmt.Sprintf("it has committed: %s runs on %s", m.VM, m.Target)
@@ -143,7 +150,9 @@ func noteSwitch(m *Migration, event Event) {
 	m.SourceMarks = new(event.Source)
 }
 
-// commit changes the owner. It is the only place that does.
+// commit makes the target the owner. In Copying the word that the source stopped
+// has not come, and may never come; but no target has loaded everything before
+// its source was stopped behind a closed gate.
 func commit(m *Migration, event Event) {
 	m.State = Settling
 	m.Committed = true
@@ -152,6 +161,7 @@ func commit(m *Migration, event Event) {
 }
 
 func targetRuns(m *Migration, event Event) {
+	m.State, m.Ended, m.Remedies = Settling, time.Time{}, nil
 	m.TargetRuns = true
 	m.TargetMarks = new(event.Target)
 	m.Cause = ""
@@ -190,11 +200,9 @@ func settleTimer(m *Migration, event Event) {
 		m.release()
 		m.setTimer(event.At, m.Policy.SettleMax, "a host did not clean up in time")
 	case !m.TargetRuns:
-		// Once the lock is given back nobody may be told to run it.
-		m.drop(RunTarget)
-		m.needOperator(event, fmt.Sprintf("%s has committed to %s, which did not run it: %s", m.VM, m.Target, cmp.Or(m.Cause, m.Timer.What)),
-			fmt.Sprintf("godwit vm stop %s --grace 0s", m.VM),
-			fmt.Sprintf("godwit vm start %s (once it is stopped)", m.VM))
+		m.needOperator(event, fmt.Sprintf("%s has committed to %s, which does not say that it runs it: %s", m.VM, m.Target, cmp.Or(m.Cause, m.Timer.What)),
+			fmt.Sprintf("start the agent on %s: it will go on by itself", m.Target),
+			fmt.Sprintf("godwit migration return %s --host-is-off %s (only once it is: switch it off first)", m.ID, m.Target))
 	default:
 		m.Cause = m.leftovers()
 		if !m.Released {
@@ -239,18 +247,58 @@ func noteSourceGone(m *Migration, event Event) {
 
 func targetFailedAfterCommit(m *Migration, event Event) {
 	m.Cause = event.Detail
-	if event.Gone {
-		m.drop(RunTarget)
-		m.needOperator(event, fmt.Sprintf("the instance on %s ended after the commit: %s", m.Target, event.Detail),
-			fmt.Sprintf("godwit vm start %s", m.VM))
+	switch {
+	case !event.Gone:
+	case event.Unrun && m.awaitsTarget():
+		takeBack(m, event)
+	default:
+		m.lose(event, fmt.Sprintf("the instance on %s ended after the commit: %s", m.Target, event.Detail))
 	}
 }
 
+// lose: the VM has no instance any more. What the source has is older than what
+// the target may have done, so it must not run on.
+func (m *Migration) lose(event Event, cause string) {
+	m.drop(RunTarget)
+	m.drop(StartCopy)
+	if !m.TargetRuns {
+		m.TargetGone = true
+		m.want(ReleaseTarget, m.Target)
+		m.want(ReleaseSource, m.Source)
+	}
+	m.needOperator(event, cause, fmt.Sprintf("godwit vm start %s", m.VM))
+}
+
+// takeBack gives the VM to the source again, which has all of it: the target
+// has the right to run, but never ran and never will. Beside commit it is the
+// only place that changes the owner.
+func takeBack(m *Migration, event Event) {
+	if m.SourceGone {
+		m.lose(event, m.causeOf(event)+"; and the source has ended")
+		return
+	}
+	m.drop(RunTarget)
+	m.TakenBack, m.Ended, m.Remedies = true, time.Time{}, nil
+	rollBack(m, event)
+	m.Cause = fmt.Sprintf("after the commit, before %s ran: %s", m.Target, m.Cause)
+}
+
+// sourceFailedInCopy: the word that it had stopped may not have come, so what
+// holds for the switch holds here.
+func sourceFailedInCopy(m *Migration, event Event) {
+	if event.Gone {
+		switchOver(m, event)
+	}
+	sourceFailedInSwitch(m, event)
+}
+
 // sourceFailedInSwitch: a source that died in the switch may have sent
-// everything before, and then the target is the VM's only hope.
+// everything before, and then the target is the VM's only hope. A target that
+// has not got everything fails by itself.
 func sourceFailedInSwitch(m *Migration, event Event) {
 	if event.Gone {
 		m.SourceGone = true
+		m.Cause = m.causeOf(event)
 		m.drop(StartCopy)
 		return
 	}
@@ -260,13 +308,20 @@ func sourceFailedInSwitch(m *Migration, event Event) {
 // rollBack undoes the migration. The source opens its gate first, so that the
 // frames which the target then returns find it open.
 func rollBack(m *Migration, event Event) {
-	m.Cause = m.causeOf(event)
+	cause := m.causeOf(event)
+	if m.SourceGone && m.Cause != "" { // which everything else follows from
+		cause = m.Cause + "; " + cause
+	}
+	m.Cause = cause
 	m.SourceGone = m.SourceGone || event.Kind == SourceFailed && event.Gone
 	m.State = RollingBack
 	m.drop(PrepareTarget)
 	m.drop(StartCopy)
 	if m.CopyStarted && !m.SourceGone {
-		m.want(ResumeSource, m.Source)
+		resume := m.want(ResumeSource, m.Source)
+		if m.TakenBack {
+			resume.Epoch = m.Owner().Epoch
+		}
 	} else {
 		m.want(ReleaseTarget, m.Target)
 	}
@@ -288,6 +343,12 @@ func sourceFailedInRollback(m *Migration, event Event) {
 	m.SourceGone = true
 	m.drop(ResumeSource)
 	releaseTarget(m, event)
+}
+
+// sourceFailedUnresolved: it may be waited for, or the target.
+func sourceFailedUnresolved(m *Migration, event Event) {
+	noteSourceGone(m, event)
+	sourceFailedInRollback(m, event)
 }
 
 func finishRollback(m *Migration, event Event) {
@@ -325,6 +386,12 @@ func (m *Migration) causeOf(event Event) string {
 		return m.Timer.What
 	case CancelAsked:
 		return fmt.Sprintf("cancelled by %s: %s", event.From, event.Detail)
+	case ReturnAsked:
+		return fmt.Sprintf("returned by %s: %s", event.From, event.Detail)
+	case TargetRefused:
+		return fmt.Sprintf("%s gave it up: %s", event.From, event.Detail)
+	case SourceRanOn:
+		return fmt.Sprintf("%s runs on: %s", event.From, event.Detail)
 	case SourceFailed, TargetFailed:
 		return fmt.Sprintf("%s: %s", event.From, event.Detail)
 	default:

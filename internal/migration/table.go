@@ -9,8 +9,6 @@ const (
 	Act Verdict = "act"
 	// Late: a repeat, or overtaken by something newer; nothing to do.
 	Late Verdict = "late"
-	// Early: it will be right after the next change; ask again then.
-	Early Verdict = "early"
 	// Refuse: the asker is told no, and why.
 	Refuse Verdict = "refuse"
 	// Broken: no correct agent or server can send it here.
@@ -21,16 +19,26 @@ const (
 type cell struct {
 	verdict Verdict
 	apply   func(*Migration, Event) // with Act only
+	// when, if set, is what an Act needs beside the state; otherwise is the
+	// verdict without it.
+	when      func(*Migration) bool
+	otherwise Verdict
 }
 
 var (
 	late   = cell{verdict: Late}
-	early  = cell{verdict: Early}
 	refuse = cell{verdict: Refuse}
 	broken = cell{verdict: Broken}
 )
 
-func act(apply func(*Migration, Event)) cell { return cell{Act, apply} }
+func act(apply func(*Migration, Event)) cell { return cell{verdict: Act, apply: apply} }
+
+// ifAwaited makes an Act depend on that the target has the right to run, and
+// nobody knows that it ever did.
+func (c cell) ifAwaited(otherwise Verdict) cell {
+	c.when, c.otherwise = (*Migration).awaitsTarget, otherwise
+	return c
+}
 
 // table decides every event in every state. An answer (see the map answers)
 // whose effect is not pending is Late before the table is asked, so "broken"
@@ -40,6 +48,7 @@ var table = map[State]map[EventKind]cell{
 		Started: act(start), CancelAsked: act(abortPlan), TimerFired: act(abortPlan),
 		SourceFailed: act(abortPlan), TargetFailed: broken,
 		CopyProgressed: broken, SourceStopped: broken, TargetLoaded: refuse, AddressesKnown: late,
+		TargetRefused: broken, SourceRanOn: broken, ReturnAsked: refuse,
 		TargetPrepared: broken, SwitchMeasured: broken, TargetRunning: broken, SourceRetired: broken,
 		SourceReleased: broken, TargetFinished: broken, SourceResumed: broken, TargetReleased: broken,
 	},
@@ -47,13 +56,15 @@ var table = map[State]map[EventKind]cell{
 		Started: late, CancelAsked: act(rollBack), TimerFired: act(rollBack),
 		SourceFailed: act(rollBack), TargetFailed: act(rollBack),
 		CopyProgressed: broken, SourceStopped: broken, TargetLoaded: refuse, AddressesKnown: late,
+		TargetRefused: broken, SourceRanOn: broken, ReturnAsked: refuse,
 		TargetPrepared: act(copyMemory), SwitchMeasured: broken, TargetRunning: broken, SourceRetired: broken,
 		SourceReleased: broken, TargetFinished: broken, SourceResumed: broken, TargetReleased: broken,
 	},
 	Copying: {
 		Started: late, CancelAsked: act(rollBack), TimerFired: act(rollBack),
-		SourceFailed: act(rollBack), TargetFailed: act(rollBack),
-		CopyProgressed: act(noteProgress), SourceStopped: act(switchOver), TargetLoaded: early, AddressesKnown: late,
+		SourceFailed: act(sourceFailedInCopy), TargetFailed: act(rollBack),
+		CopyProgressed: act(noteProgress), SourceStopped: act(switchOver), TargetLoaded: act(commit), AddressesKnown: late,
+		TargetRefused: act(rollBack), SourceRanOn: act(rollBack), ReturnAsked: refuse,
 		TargetPrepared: broken, SwitchMeasured: act(switchMeasured), TargetRunning: broken, SourceRetired: broken,
 		SourceReleased: broken, TargetFinished: broken, SourceResumed: broken, TargetReleased: broken,
 	},
@@ -61,6 +72,7 @@ var table = map[State]map[EventKind]cell{
 		Started: late, CancelAsked: act(rollBack), TimerFired: act(rollBack),
 		SourceFailed: act(sourceFailedInSwitch), TargetFailed: act(rollBack),
 		CopyProgressed: act(noteProgress), SourceStopped: late, TargetLoaded: act(commit), AddressesKnown: late,
+		TargetRefused: act(rollBack), SourceRanOn: act(rollBack), ReturnAsked: refuse,
 		TargetPrepared: broken, SwitchMeasured: act(noteSwitch), TargetRunning: broken, SourceRetired: broken,
 		SourceReleased: broken, TargetFinished: broken, SourceResumed: broken, TargetReleased: broken,
 	},
@@ -68,6 +80,8 @@ var table = map[State]map[EventKind]cell{
 		Started: late, CancelAsked: refuse, TimerFired: act(settleTimer),
 		SourceFailed: act(noteSourceGone), TargetFailed: act(targetFailedAfterCommit),
 		CopyProgressed: late, SourceStopped: late, TargetLoaded: late, AddressesKnown: act(addressesKnown),
+		TargetRefused: act(takeBack).ifAwaited(Broken), SourceRanOn: act(takeBack).ifAwaited(Broken),
+		ReturnAsked:    act(takeBack).ifAwaited(Refuse),
 		TargetPrepared: broken, SwitchMeasured: act(noteSwitch), TargetRunning: act(targetRuns), SourceRetired: act(settle),
 		SourceReleased: act(sourceReleased), TargetFinished: act(settle), SourceResumed: broken, TargetReleased: broken,
 	},
@@ -75,6 +89,7 @@ var table = map[State]map[EventKind]cell{
 		Started: late, CancelAsked: late, TimerFired: act(rollbackTimer),
 		SourceFailed: act(sourceFailedInRollback), TargetFailed: late,
 		CopyProgressed: late, SourceStopped: late, TargetLoaded: refuse, AddressesKnown: late,
+		TargetRefused: late, SourceRanOn: late, ReturnAsked: late,
 		TargetPrepared: broken, SwitchMeasured: broken, TargetRunning: broken, SourceRetired: broken,
 		SourceReleased: broken, TargetFinished: broken, SourceResumed: act(releaseTarget), TargetReleased: act(finishRollback),
 	},
@@ -82,6 +97,7 @@ var table = map[State]map[EventKind]cell{
 		Started: late, CancelAsked: refuse, TimerFired: late,
 		SourceFailed: late, TargetFailed: late,
 		CopyProgressed: late, SourceStopped: late, TargetLoaded: late, AddressesKnown: late,
+		TargetRefused: broken, SourceRanOn: broken, ReturnAsked: refuse,
 		TargetPrepared: broken, SwitchMeasured: act(noteSwitch), TargetRunning: broken, SourceRetired: act(note),
 		SourceReleased: act(note), TargetFinished: act(note), SourceResumed: broken, TargetReleased: broken,
 	},
@@ -89,14 +105,17 @@ var table = map[State]map[EventKind]cell{
 		Started: late, CancelAsked: refuse, TimerFired: late,
 		SourceFailed: late, TargetFailed: late,
 		CopyProgressed: late, SourceStopped: late, TargetLoaded: refuse, AddressesKnown: late,
+		TargetRefused: late, SourceRanOn: late, ReturnAsked: refuse,
 		TargetPrepared: broken, SwitchMeasured: broken, TargetRunning: broken, SourceRetired: broken,
 		SourceReleased: broken, TargetFinished: broken, SourceResumed: broken, TargetReleased: act(noteReturned),
 	},
 	NeedsOperator: {
 		Started: late, CancelAsked: refuse, TimerFired: late,
-		SourceFailed: act(sourceFailedInRollback), TargetFailed: late,
+		SourceFailed: act(sourceFailedUnresolved), TargetFailed: act(targetFailedAfterCommit).ifAwaited(Late),
 		CopyProgressed: late, SourceStopped: late, TargetLoaded: refuse, AddressesKnown: late,
-		TargetPrepared: broken, SwitchMeasured: broken, TargetRunning: broken, SourceRetired: broken,
-		SourceReleased: broken, TargetFinished: broken, SourceResumed: act(releaseTarget), TargetReleased: broken,
+		TargetRefused: act(takeBack).ifAwaited(Late), SourceRanOn: act(takeBack).ifAwaited(Late),
+		ReturnAsked:    act(takeBack).ifAwaited(Refuse),
+		TargetPrepared: broken, SwitchMeasured: broken, TargetRunning: act(targetRuns), SourceRetired: broken,
+		SourceReleased: act(note), TargetFinished: broken, SourceResumed: act(releaseTarget), TargetReleased: act(noteReturned),
 	},
 }

@@ -103,25 +103,74 @@ func TestForbiddenCells(t *testing.T) {
 	}
 }
 
-// TestCommitOnlyFromSwitching: the owner changes in exactly one cell.
-func TestCommitOnlyFromSwitching(t *testing.T) {
+// TestOwnerMoves: the owner changes in exactly these cells.
+func TestOwnerMoves(t *testing.T) {
+	moves := map[State][]EventKind{
+		Copying:       {TargetLoaded},
+		Switching:     {TargetLoaded},
+		Settling:      {TargetRefused, SourceRanOn, ReturnAsked}, // of a target that nothing was heard of
+		NeedsOperator: {},                                        // the sample's has not committed
+	}
 	for _, state := range States() {
 		for _, kind := range Events() {
 			m := sample(t, state)
 			next, _, _ := Step(m, event(m, kind))
 			moved := next.Owner() != m.Owner()
-			if want := state == Switching && kind == TargetLoaded; moved != want {
+			if moved != slices.Contains(moves[state], kind) {
 				t.Errorf("%s in %s: owner moved = %v", kind, state, moved)
+			}
+			if moved && next.Owner().Epoch <= m.Owner().Epoch {
+				t.Errorf("%s in %s: the owner's epoch went from %d to %d", kind, state, m.Owner().Epoch, next.Owner().Epoch)
 			}
 		}
 	}
 }
 
-// TestNoReturnFromCommit: nothing that happens after the commit runs the
-// source again, and nothing after an abort runs the target.
+// TestTargetIsTakenBackOnlyUnrun: once a target may have run, nothing gives the
+// VM to the source, whose memory is older.
+func TestTargetIsTakenBackOnlyUnrun(t *testing.T) {
+	committed := sample(t, Settling)
+	unresolved, _ := mustStep(t, committed, TimerFired)
+	if unresolved.State != NeedsOperator || !unresolved.Locked() {
+		t.Fatalf("without a word of the target it is %s, locked %v", unresolved.State, unresolved.Locked())
+	}
+	gone := event(committed, TargetFailed)
+	gone.Gone = true
+	died, _, _ := Step(committed, gone)
+	runs, _ := mustStep(t, committed, TargetRunning)
+	gone.Unrun = true // as no correct agent says of a target that runs
+	ranAndDied, _, _ := Step(runs, gone)
+	for name, tt := range map[string]struct {
+		m    Migration
+		want bool
+	}{
+		"committed":                {committed, true},
+		"no word of the target":    {unresolved, true},
+		"it may have run":          {died, false},
+		"it runs":                  {runs, false},
+		"it ran, whatever is said": {ranAndDied, false},
+	} {
+		for _, kind := range []EventKind{TargetRefused, SourceRanOn, ReturnAsked} {
+			next, _, _ := Step(tt.m, event(tt.m, kind))
+			if next.TakenBack != tt.want {
+				t.Errorf("%s, %s: taken back = %v", name, kind, next.TakenBack)
+			}
+			if next.TakenBack && (next.State != RollingBack || next.Owner() != fleet.Owner{Host: "h1", Epoch: 9}) {
+				t.Errorf("%s, %s: %s, owner %v", name, kind, next.State, next.Owner())
+			}
+		}
+	}
+	next, _, _ := Step(committed, gone)
+	if !next.TakenBack {
+		t.Errorf("a target that ended before it ran: %s", next.State)
+	}
+}
+
+// TestNoReturnFromCommit: nothing that happens while the target owns the VM
+// runs the source again, and nothing while the source does runs the target.
 func TestNoReturnFromCommit(t *testing.T) {
 	forbidden := map[bool][]EffectKind{
-		true:  {ResumeSource, ReleaseTarget, StartCopy, PrepareTarget},
+		true:  {ResumeSource, StartCopy, PrepareTarget},
 		false: {RunTarget, RetireSource, ReleaseSource, FinishTarget},
 	}
 	for _, state := range States() {
@@ -129,8 +178,8 @@ func TestNoReturnFromCommit(t *testing.T) {
 			m := sample(t, state)
 			next, effects, _ := Step(m, event(m, kind))
 			for _, effect := range effects {
-				if slices.Contains(forbidden[next.Committed], effect.Kind) {
-					t.Errorf("%s in %s (committed: %v) wants %s", kind, state, next.Committed, effect.Kind)
+				if slices.Contains(forbidden[next.Owner().Host == next.Target], effect.Kind) {
+					t.Errorf("%s in %s (owner %v) wants %s", kind, state, next.Owner(), effect.Kind)
 				}
 			}
 		}

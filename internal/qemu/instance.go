@@ -78,6 +78,11 @@ func (s RunState) Switching() bool { return qmp.RunState(s) == qmp.RunStateFinis
 // Running: the vCPUs run.
 func (s RunState) Running() bool { return qmp.RunState(s) == qmp.RunStateRunning }
 
+// Waiting: for a source's state, or with all of it for Resume.
+func (s RunState) Waiting() bool {
+	return qmp.RunState(s) == qmp.RunStateInmigrate || qmp.RunState(s) == qmp.RunStatePaused
+}
+
 // Sent: stopped, and a target has taken all of it.
 func (s RunState) Sent() bool { return qmp.RunState(s) == qmp.RunStatePostmigrate }
 

@@ -88,33 +88,20 @@ func (r *reconciler) moves(ctx context.Context, host fleet.HostName, request *go
 
 // commit answers a target that has loaded everything. The answer is the right
 // to run; it is the same however often it is asked for, until the target runs.
-// A target that is ahead of its source's word waits for it, at most as long as
-// ctx.
 func (r *reconciler) commit(ctx context.Context, host fleet.HostName, request *godwitv1.CommitRequest) (*godwitv1.CommitResponse, error) {
 	id := fleet.MigrationID(request.GetMigration())
 	if _, err := r.moves(ctx, host, request); err != nil {
 		return nil, err
 	}
 	event := migration.Event{Kind: migration.TargetLoaded, From: string(host)}
-	changed, stop := r.runOf(id).watch()
-	defer stop()
-	for {
-		m, verdict, err := r.advance(ctx, id, event)
-		switch {
-		case err != nil:
-			return nil, err
-		case verdict == migration.Early:
-			select {
-			case <-changed:
-				continue
-			case <-ctx.Done():
-				return nil, ctx.Err()
-			}
-		case runSequence(m) == 0: // not committed, or it has run, or it must not any more
-			return nil, migration.Refusal(m, event)
-		}
-		return &godwitv1.CommitResponse{Epoch: uint64(m.Owner().Epoch), Sequence: runSequence(m)}, nil
+	m, _, err := r.advance(ctx, id, event)
+	switch {
+	case err != nil:
+		return nil, err
+	case runSequence(m) == 0: // not committed, or it has run, or it must not any more
+		return nil, migration.Refusal(m, event)
 	}
+	return &godwitv1.CommitResponse{Epoch: uint64(m.Owner().Epoch), Sequence: runSequence(m)}, nil
 }
 
 // runSequence gives the sequence of the pending RunTarget, zero once the

@@ -128,6 +128,33 @@ func (s *migrationService) Cancel(ctx context.Context, request *godwitv1.CancelM
 	return &godwitv1.CancelMigrationResponse{Migration: migrationMessage(entry)}, nil
 }
 
+// Return takes the operator's word that the target's host is off.
+func (s *migrationService) Return(ctx context.Context, request *godwitv1.ReturnMigrationRequest) (*godwitv1.ReturnMigrationResponse, error) {
+	entry, err := s.entry(ctx, "return", request.GetId())
+	if err != nil {
+		return nil, err
+	}
+	refusal := &fleet.Error{Op: "return", Subject: "migration " + request.GetId()}
+	switch target := entry.Value.Target; {
+	case request.GetHostIsOff() != string(target):
+		refusal.Code, refusal.Cause = fleet.Invalid, fmt.Sprintf("its target is %s, not %q", target, request.GetHostIsOff())
+		refusal.Hint = fmt.Sprintf("make sure that %s is off, and say so", target)
+		return nil, refusal
+	case s.runs.up(target):
+		refusal.Code, refusal.Cause = fleet.Conflict, fmt.Sprintf("%s is not off: its agent has a session", target)
+		refusal.Hint = "what keeps it from running the VM is in the migration's cause, and in its agent's log"
+		return nil, refusal
+	}
+	event := migration.Event{Kind: migration.ReturnAsked, From: "operator", Detail: request.GetHostIsOff() + " is off"}
+	if err := s.runs.ask(ctx, entry.Value.ID, event); err != nil {
+		return nil, err
+	}
+	if entry, err = s.entry(ctx, "return", request.GetId()); err != nil {
+		return nil, err
+	}
+	return &godwitv1.ReturnMigrationResponse{Migration: migrationMessage(entry)}, nil
+}
+
 func (s *migrationService) Watch(ctx context.Context, request *godwitv1.WatchMigrationRequest, stream *connect.ServerStream[godwitv1.WatchMigrationResponse]) error {
 	entry, err := s.entry(ctx, "watch", request.GetId())
 	if err != nil {
@@ -158,7 +185,11 @@ func (s *migrationService) Watch(ctx context.Context, request *godwitv1.WatchMig
 
 // cancel posts the wish and says why when it can't be.
 func (r *reconciler) cancel(ctx context.Context, id fleet.MigrationID, who, reason string) error {
-	event := migration.Event{Kind: migration.CancelAsked, From: who, Detail: reason}
+	return r.ask(ctx, id, migration.Event{Kind: migration.CancelAsked, From: who, Detail: reason})
+}
+
+// ask posts a wish and says why when it can't be.
+func (r *reconciler) ask(ctx context.Context, id fleet.MigrationID, event migration.Event) error {
 	m, verdict, err := r.advance(ctx, id, event)
 	if err == nil && verdict == migration.Refuse {
 		err = migration.Refusal(m, event)

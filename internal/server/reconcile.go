@@ -156,7 +156,7 @@ func (r *reconciler) advance(ctx context.Context, id fleet.MigrationID, event mi
 		}
 		before := one.entry.Value
 		after, effects, verdict := migration.Step(before, event)
-		if verdict == migration.Early || verdict == migration.Refuse {
+		if verdict == migration.Refuse {
 			// Nobody is turned away by what another server has changed since.
 			if stale, err := r.stale(ctx, one); err != nil {
 				return before, "", err
@@ -249,7 +249,7 @@ func (r *reconciler) saved(one *run, before migration.Migration, effects []migra
 	}
 	r.arm(one)
 	r.dispatch(after, effects)
-	if after.Committed && !before.Committed {
+	if after.State == migration.Settling && before.State != migration.Settling {
 		r.awaitAddresses(after.ID, one.entry.Version)
 	}
 	one.notify()

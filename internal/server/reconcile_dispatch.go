@@ -39,7 +39,7 @@ func (r *reconciler) command(m *migration.Migration, effect migration.Effect) (*
 	case migration.StartCopy:
 		return command, r.startCopy(m, command)
 	case migration.ResumeSource:
-		command.Op = &godwitv1.Command_ResumeSource{ResumeSource: &godwitv1.ResumeSource{Vm: vm}}
+		command.Op = &godwitv1.Command_ResumeSource{ResumeSource: &godwitv1.ResumeSource{Vm: vm, NewEpoch: uint64(effect.Epoch)}}
 	case migration.ReleaseTarget:
 		source, err := r.hostAddress(m.Source)
 		if err != nil {
@@ -86,7 +86,7 @@ func (r *reconciler) prepareTarget(m *migration.Migration, command *godwitv1.Com
 }
 
 func (r *reconciler) startCopy(m *migration.Migration, command *godwitv1.Command) error {
-	target, err := r.hostAddress(m.Target)
+	target, err := r.host(m.Target)
 	if err != nil {
 		return err
 	}
@@ -95,9 +95,9 @@ func (r *reconciler) startCopy(m *migration.Migration, command *godwitv1.Command
 		tunnels = append(tunnels, &godwitv1.PortNetwork{Port: port, Tunnel: uint32(m.Tunnels[port])})
 	}
 	command.Op = &godwitv1.Command_StartCopy{StartCopy: &godwitv1.StartCopy{
-		Vm: string(m.VM), Target: string(m.Target), TargetAddress: target, TargetPort: uint32(m.Port),
+		Vm: string(m.VM), Target: string(m.Target), TargetAddress: target.Address.String(), TargetPort: uint32(m.Port),
 		Networks: tunnels, BandwidthMax: uint64(m.Policy.BandwidthMax), BlackoutMaxMs: m.Policy.BlackoutMax.Milliseconds(),
-		Connections: uint32(m.Connections),
+		Connections: uint32(m.Connections), TargetPeerPort: uint32(target.PeerPort), SwitchMaxMs: m.Policy.SwitchMax.Milliseconds(),
 	}}
 	return nil
 }
@@ -114,11 +114,13 @@ func (r *reconciler) portNetworks(ctx context.Context, m *migration.Migration, v
 }
 
 func (r *reconciler) hostAddress(name fleet.HostName) (string, error) {
+	host, err := r.host(name)
+	return host.Address.String(), err
+}
+
+func (r *reconciler) host(name fleet.HostName) (fleet.Host, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), hostReadMax)
 	defer cancel()
 	host, err := r.tables.hosts.Get(ctx, string(name))
-	if err != nil {
-		return "", err
-	}
-	return host.Value.Address.String(), nil
+	return host.Value, err
 }

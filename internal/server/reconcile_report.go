@@ -57,7 +57,7 @@ func (r *reconciler) heard(ctx context.Context, id fleet.MigrationID, host fleet
 func ofTarget(kind migration.EventKind) bool {
 	switch kind {
 	case migration.TargetPrepared, migration.TargetFailed, migration.TargetLoaded,
-		migration.TargetRunning, migration.TargetFinished, migration.TargetReleased:
+		migration.TargetRunning, migration.TargetFinished, migration.TargetReleased, migration.TargetRefused:
 		return true
 	}
 	return false
@@ -93,6 +93,11 @@ func eventOf(report *godwitv1.Report) (event migration.Event, known bool) {
 		event.Kind, event.Detail, event.Gone = migration.SourceFailed, bounded(said.SourceFailed.GetCause()), said.SourceFailed.GetGone()
 	case *godwitv1.Report_TargetFailed:
 		event.Kind, event.Detail, event.Gone = migration.TargetFailed, bounded(said.TargetFailed.GetCause()), said.TargetFailed.GetGone()
+		event.Unrun = said.TargetFailed.GetUnrun()
+	case *godwitv1.Report_TargetRefused:
+		event.Kind, event.Detail = migration.TargetRefused, bounded(said.TargetRefused.GetCause())
+	case *godwitv1.Report_SourceRanOn:
+		event.Kind, event.Detail = migration.SourceRanOn, bounded(said.SourceRanOn.GetCause())
 	default:
 		return event, false
 	}

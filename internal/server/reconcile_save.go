@@ -9,8 +9,8 @@ import (
 )
 
 // save stores the migration and, in the same transaction, all that its step
-// changed elsewhere: the VM's owner at the commit, and its lock and the losing
-// host's reservation at the end. Every save is conditioned on the version of
+// changed elsewhere: the VM's owner at the commit, or when it is taken back, and
+// its lock and the losing host's reservation at the end. Every save is conditioned on the version of
 // the migration's record, so of a commit and an abort exactly one happens.
 func (r *reconciler) save(ctx context.Context, one *run, before, after migration.Migration) error {
 	id := string(after.ID)
@@ -26,11 +26,13 @@ func (r *reconciler) save(ctx context.Context, one *run, before, after migration
 		ops = append(ops, r.tables.vms.Put(vm.Name, vm.Value))
 	}
 	if before.Locked() && !after.Locked() {
-		condition, op, err := r.freeClaim(ctx, after)
-		if err != nil {
-			return err
+		for _, loser := range losers(after) {
+			condition, op, err := r.freeClaim(ctx, loser, after.UID)
+			if err != nil {
+				return err
+			}
+			conditions, ops = append(conditions, condition), append(ops, op)
 		}
-		conditions, ops = append(conditions, condition), append(ops, op)
 	}
 	revision, err := r.tables.store.Commit(ctx, conditions, ops...)
 	if err != nil {
@@ -47,9 +49,9 @@ func (r *reconciler) save(ctx context.Context, one *run, before, after migration
 // changedVM gives the VM's record as it must be after the step. It is read
 // when the source stops, so that the commit need not.
 func (r *reconciler) changedVM(ctx context.Context, one *run, before, after migration.Migration) (store.Entry[fleet.VM], bool, error) {
-	commits := after.Committed && !before.Committed
+	moves := after.Owner() != before.Owner()
 	unlocks := before.Locked() && !after.Locked()
-	if !commits && !unlocks && after.State != migration.Switching {
+	if !moves && !unlocks && after.State != migration.Switching {
 		return store.Entry[fleet.VM]{}, false, nil
 	}
 	if one.vm.Version == 0 || unlocks {
@@ -66,25 +68,36 @@ func (r *reconciler) changedVM(ctx context.Context, one *run, before, after migr
 			Cause: "the VM's lock is not the migration's",
 		}
 	}
-	if commits {
+	if moves {
 		vm.Value.Owner = after.Owner()
 	}
 	if unlocks {
 		vm.Value.Migration = ""
 	}
-	return vm, commits || unlocks, nil
+	if unlocks && after.TargetGone {
+		vm.Value.Phase, vm.Value.Cause = fleet.VMFailed, after.Cause
+		vm.Value.Owner.Host = "" // the epoch stays: it only ever grows
+	}
+	return vm, moves || unlocks, nil
 }
 
-// freeClaim gives back the reservation on the host that the VM is not on.
-func (r *reconciler) freeClaim(ctx context.Context, m migration.Migration) (store.Condition, store.Op, error) {
-	loser := m.Target
-	if m.Committed {
-		loser = m.Source
+// losers are the hosts that the VM is not on, at the end of its migration.
+func losers(m migration.Migration) []fleet.HostName {
+	switch {
+	case m.TargetGone:
+		return []fleet.HostName{m.Source, m.Target}
+	case m.Owner().Host == m.Target:
+		return []fleet.HostName{m.Source}
 	}
+	return []fleet.HostName{m.Target}
+}
+
+// freeClaim gives back what is reserved for an instance on a host.
+func (r *reconciler) freeClaim(ctx context.Context, loser fleet.HostName, uid fleet.InstanceUID) (store.Condition, store.Op, error) {
 	ledger, err := r.tables.ledgers.Get(ctx, string(loser))
 	if err != nil {
 		return store.Condition{}, store.Op{}, err
 	}
-	delete(ledger.Value.Claims, m.UID)
+	delete(ledger.Value.Claims, uid)
 	return r.tables.ledgers.At(ledger.Name, ledger.Version), r.tables.ledgers.Put(ledger.Name, ledger.Value), nil
 }

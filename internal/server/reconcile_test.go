@@ -77,7 +77,6 @@ func TestFailuresBeforeTheCommit(t *testing.T) {
 		{"the source can't copy", inCopy, h1, sourceFails("no route", false), true, "h1: no route"},
 		{"the source fails in the switch", inSwitch, h1, sourceFails("channel broke", false), true, "h1: channel broke"},
 		{"the source is gone in the preparation", inPrepare, h1, sourceFails("it ended", true), false, "h1: it ended"},
-		{"the source is gone in the copy", inCopy, h1, sourceFails("it ended", true), false, "h1: it ended"},
 	}
 	for i, test := range cases {
 		t.Run(test.name, func(t *testing.T) {
@@ -119,7 +118,7 @@ func TestSourceGoneInTheSwitch(t *testing.T) {
 	fl.to(inSwitch)
 	fl.say(h1, nil, sourceFails("host lost power", true))
 	fl.answer(h2, "release_target") // nobody is asked to resume
-	if m := fl.await(migration.Aborted); m.GetCause() != "the switch was not committed in time" {
+	if m := fl.await(migration.Aborted); m.GetCause() != "h1: host lost power; the switch was not committed in time" {
 		t.Errorf("cause %q", m.GetCause())
 	}
 }
@@ -130,13 +129,119 @@ func TestTargetGoneAfterTheCommit(t *testing.T) {
 	h1, h2 := f.join("h1"), f.join("h2")
 	fl := f.fly(h1, h2, "web1", testPolicy())
 	fl.to(inRun)
-	fl.say(h2, nil, targetFails("QEMU was killed", true))
+	fl.next(h2, "run_target")
+	fl.say(h2, nil, targetFails("QEMU was killed", true)) // and may have run before
 	m := fl.await(migration.NeedsOperator)
 	if !strings.Contains(m.GetCause(), "ended after the commit: QEMU was killed") || len(m.GetRemedies()) == 0 {
 		t.Errorf("cause %q, remedies %q", m.GetCause(), m.GetRemedies())
 	}
 	// Never back to the source, which is an epoch behind.
-	f.checkPlace("web1", fleet.Owner{Host: "h2", Epoch: 2}, "", "h2")
+	f.checkPlace("web1", fleet.Owner{Epoch: 2}, "")
+	fl.answer(h1, "release_source")
+	fl.answer(h2, "release_target")
+	// The remedy works.
+	if _, err := f.vms.Start(t.Context(), &godwitv1.StartVMRequest{Name: "web1", Host: "h1"}); err != nil {
+		t.Errorf("%s: %v", m.GetRemedies()[0], err)
+	}
+	f.checkPlace("web1", fleet.Owner{Host: "h1", Epoch: 3}, "", "h1")
+}
+
+// A source that is gone in the copy may have been further than its last word.
+func TestSourceGoneInTheCopy(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t)
+	h1, h2 := f.join("h1"), f.join("h2")
+	fl := f.fly(h1, h2, "web1", testPolicy())
+	fl.to(inCopy)
+	fl.say(h1, nil, sourceFails("it ended", true))
+	fl.awaitEvent(migration.SourceFailed)
+	fl.finish(inSwitch)
+	fl.atTarget(t)
+
+	fl = f.fly(h1, h2, "web2", testPolicy())
+	fl.to(inCopy)
+	fl.say(h1, nil, sourceFails("it ended", true))
+	fl.awaitEvent(migration.SourceFailed)
+	fl.say(h2, nil, targetFails("the stream broke off", false))
+	fl.answer(h2, "release_target") // nobody is asked to resume
+	if m := fl.await(migration.Aborted); m.GetCause() != "h1: it ended; h2: the stream broke off" {
+		t.Errorf("cause %q", m.GetCause())
+	}
+}
+
+// A target that was never heard of after the commit: its host is off for good,
+// and an operator says so.
+func TestReturnAfterTheTargetsHostIsOff(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t)
+	h1, h2 := f.join("h1"), f.join("h2")
+	policy := testPolicy()
+	policy.SettleMax, policy.RollbackMax = 300*time.Millisecond, 300*time.Millisecond
+	fl := f.fly(h1, h2, "web1", policy)
+	ask := func(host string) error {
+		_, err := f.moves.Return(t.Context(), &godwitv1.ReturnMigrationRequest{Id: fl.id, HostIsOff: host})
+		return err
+	}
+	fl.to(inCopy)
+	if err := ask("h2"); fleet.CodeOf(err) != fleet.Conflict {
+		t.Errorf("returned before the commit: %v", err)
+	}
+	fl.mustCommit()
+	m := fl.await(migration.NeedsOperator)
+	f.checkPlace("web1", fleet.Owner{Host: "h2", Epoch: 2}, fl.id, "h1", "h2")
+	if want := "godwit migration return " + fl.id + " --host-is-off h2"; len(m.GetRemedies()) != 2 || !strings.Contains(m.GetRemedies()[1], want) {
+		t.Errorf("remedies %q", m.GetRemedies())
+	}
+	if err := ask("h2"); fleet.CodeOf(err) != fleet.Conflict {
+		t.Errorf("returned while h2 has a session: %v", err)
+	}
+	h2.close()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for late := time.After(patience); f.server.hub.connected("h2"); {
+		select {
+		case <-tick.C:
+		case <-late:
+			t.Fatal("h2's session goes on")
+		}
+	}
+	if err := ask("h1"); fleet.CodeOf(err) != fleet.Invalid {
+		t.Errorf("returned with another host named: %v", err)
+	}
+	if err := ask("h2"); err != nil {
+		t.Fatal(err)
+	}
+	fl.answer(h1, "resume_source")
+	fl.await(migration.Aborted)
+	f.checkPlace("web1", fleet.Owner{Host: "h1", Epoch: 3}, "", "h1")
+}
+
+// A target that never ran gives the VM back to its source, at a new epoch.
+func TestTakenBack(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t)
+	h1, h2 := f.join("h1", roomy), f.join("h2", roomy)
+	for name, word := range map[string]struct {
+		from   *fakeAgent
+		report *godwitv1.Report
+	}{
+		"web1": {h2, &godwitv1.Report{Event: &godwitv1.Report_TargetRefused{TargetRefused: &godwitv1.TargetRefused{Cause: "h1 asked"}}}},
+		"web2": {h1, &godwitv1.Report{Event: &godwitv1.Report_SourceRanOn{SourceRanOn: &godwitv1.SourceRanOn{Cause: "h2 gave up"}}}},
+		"web3": {h2, &godwitv1.Report{Event: &godwitv1.Report_TargetFailed{TargetFailed: &godwitv1.TargetFailed{Cause: "QEMU was killed", Gone: true, Unrun: true}}}},
+	} {
+		fl := f.fly(h1, h2, name, testPolicy())
+		fl.to(inRun)
+		fl.next(h2, "run_target")
+		fl.say(word.from, nil, word.report)
+		fl.await(migration.RollingBack)
+		f.checkPlace(name, fleet.Owner{Host: "h1", Epoch: 3}, fl.id, "h1", "h2")
+		if got := fl.answer(h1, "resume_source").GetResumeSource().GetNewEpoch(); got != 3 {
+			t.Errorf("%s: resumed at epoch %d, want 3", name, got)
+		}
+		fl.answer(h2, "release_target")
+		fl.await(migration.Aborted)
+		f.checkPlace(name, fleet.Owner{Host: "h1", Epoch: 3}, "", "h1")
+	}
 }
 
 func TestDeadlines(t *testing.T) {

@@ -80,6 +80,7 @@ func EncodeHost(host fleet.Host, status HostStatus) *godwitv1.Host {
 		CpuModels:           host.QEMU.CPUModels,
 
 		MigrationCapabilities: host.QEMU.Capabilities,
+		PeerPort:              uint32(host.PeerPort),
 		MachineAliases:        host.QEMU.Aliases,
 		AgentVersion:          host.Version,
 		Seen:                  encodeTime(host.Seen),
@@ -101,6 +102,7 @@ func DecodeHost(message *godwitv1.Host) (fleet.Host, HostStatus, error) {
 		CPUs:     int(message.GetCpus()),
 		Memory:   fleet.Bytes(message.GetMemoryBytes()),
 		Cordoned: message.GetCordoned(),
+		PeerPort: uint16(message.GetPeerPort()),
 		Version:  message.GetAgentVersion(),
 		Seen:     decodeTime(message.GetSeen()),
 		QEMU: fleet.QEMUFeatures{

@@ -110,7 +110,7 @@ func TestHostCrossesTheWire(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		host := fleet.Host{
 			Name: fleet.HostName(text(t)), CPUs: count(t), Memory: fleet.Bytes(rapid.Uint64().Draw(t, "memory")),
-			Cordoned: rapid.Bool().Draw(t, "cordoned"), Version: text(t), Seen: instant(t),
+			Cordoned: rapid.Bool().Draw(t, "cordoned"), Version: text(t), Seen: instant(t), PeerPort: rapid.Uint16().Draw(t, "peer port"),
 			QEMU: fleet.QEMUFeatures{
 				Version: text(t), Accel: text(t), Machines: some(t, text), CPUModels: some(t, text),
 				Capabilities: some(t, text),

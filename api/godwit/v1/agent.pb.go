@@ -22,6 +22,225 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type GiveUpRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Migration string                 `protobuf:"bytes,1,opt,name=migration,proto3" json:"migration,omitempty"`
+	Vm        string                 `protobuf:"bytes,2,opt,name=vm,proto3" json:"vm,omitempty"`
+	// The target's epoch.
+	Epoch         uint64 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GiveUpRequest) Reset() {
+	*x = GiveUpRequest{}
+	mi := &file_godwit_v1_agent_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GiveUpRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GiveUpRequest) ProtoMessage() {}
+
+func (x *GiveUpRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_agent_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GiveUpRequest.ProtoReflect.Descriptor instead.
+func (*GiveUpRequest) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *GiveUpRequest) GetMigration() string {
+	if x != nil {
+		return x.Migration
+	}
+	return ""
+}
+
+func (x *GiveUpRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *GiveUpRequest) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+type GiveUpResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The target will never run. Otherwise it may: it has the commit's answer.
+	Refused       bool `protobuf:"varint,1,opt,name=refused,proto3" json:"refused,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GiveUpResponse) Reset() {
+	*x = GiveUpResponse{}
+	mi := &file_godwit_v1_agent_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GiveUpResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GiveUpResponse) ProtoMessage() {}
+
+func (x *GiveUpResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_agent_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GiveUpResponse.ProtoReflect.Descriptor instead.
+func (*GiveUpResponse) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *GiveUpResponse) GetRefused() bool {
+	if x != nil {
+		return x.Refused
+	}
+	return false
+}
+
+type ReturnFramesRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Migration string                 `protobuf:"bytes,1,opt,name=migration,proto3" json:"migration,omitempty"`
+	Vm        string                 `protobuf:"bytes,2,opt,name=vm,proto3" json:"vm,omitempty"`
+	Epoch     uint64                 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// Where the source takes them.
+	SourceAddress string `protobuf:"bytes,4,opt,name=source_address,json=sourceAddress,proto3" json:"source_address,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReturnFramesRequest) Reset() {
+	*x = ReturnFramesRequest{}
+	mi := &file_godwit_v1_agent_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReturnFramesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReturnFramesRequest) ProtoMessage() {}
+
+func (x *ReturnFramesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_agent_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReturnFramesRequest.ProtoReflect.Descriptor instead.
+func (*ReturnFramesRequest) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ReturnFramesRequest) GetMigration() string {
+	if x != nil {
+		return x.Migration
+	}
+	return ""
+}
+
+func (x *ReturnFramesRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *ReturnFramesRequest) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *ReturnFramesRequest) GetSourceAddress() string {
+	if x != nil {
+		return x.SourceAddress
+	}
+	return ""
+}
+
+type ReturnFramesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Frames        int64                  `protobuf:"varint,1,opt,name=frames,proto3" json:"frames,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReturnFramesResponse) Reset() {
+	*x = ReturnFramesResponse{}
+	mi := &file_godwit_v1_agent_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReturnFramesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReturnFramesResponse) ProtoMessage() {}
+
+func (x *ReturnFramesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_agent_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReturnFramesResponse.ProtoReflect.Descriptor instead.
+func (*ReturnFramesResponse) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ReturnFramesResponse) GetFrames() int64 {
+	if x != nil {
+		return x.Frames
+	}
+	return 0
+}
+
 type SessionRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Message:
@@ -37,7 +256,7 @@ type SessionRequest struct {
 
 func (x *SessionRequest) Reset() {
 	*x = SessionRequest{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[0]
+	mi := &file_godwit_v1_agent_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -49,7 +268,7 @@ func (x *SessionRequest) String() string {
 func (*SessionRequest) ProtoMessage() {}
 
 func (x *SessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[0]
+	mi := &file_godwit_v1_agent_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -62,7 +281,7 @@ func (x *SessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionRequest.ProtoReflect.Descriptor instead.
 func (*SessionRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{0}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *SessionRequest) GetMessage() isSessionRequest_Message {
@@ -151,7 +370,7 @@ type SessionResponse struct {
 
 func (x *SessionResponse) Reset() {
 	*x = SessionResponse{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[1]
+	mi := &file_godwit_v1_agent_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -163,7 +382,7 @@ func (x *SessionResponse) String() string {
 func (*SessionResponse) ProtoMessage() {}
 
 func (x *SessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[1]
+	mi := &file_godwit_v1_agent_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -176,7 +395,7 @@ func (x *SessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionResponse.ProtoReflect.Descriptor instead.
 func (*SessionResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{1}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *SessionResponse) GetMessage() isSessionResponse_Message {
@@ -258,7 +477,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[2]
+	mi := &file_godwit_v1_agent_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -270,7 +489,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[2]
+	mi := &file_godwit_v1_agent_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -283,7 +502,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{2}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{6}
 }
 
 // Hello describes the host and every instance the agent found on it.
@@ -298,7 +517,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[3]
+	mi := &file_godwit_v1_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -310,7 +529,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[3]
+	mi := &file_godwit_v1_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -323,7 +542,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{3}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Hello) GetHost() *Host {
@@ -357,7 +576,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[4]
+	mi := &file_godwit_v1_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -369,7 +588,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[4]
+	mi := &file_godwit_v1_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -382,7 +601,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{4}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Welcome) GetHeartbeatMs() int64 {
@@ -408,7 +627,7 @@ type InstanceReport struct {
 
 func (x *InstanceReport) Reset() {
 	*x = InstanceReport{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[5]
+	mi := &file_godwit_v1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -420,7 +639,7 @@ func (x *InstanceReport) String() string {
 func (*InstanceReport) ProtoMessage() {}
 
 func (x *InstanceReport) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[5]
+	mi := &file_godwit_v1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -433,7 +652,7 @@ func (x *InstanceReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstanceReport.ProtoReflect.Descriptor instead.
 func (*InstanceReport) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{5}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *InstanceReport) GetVm() string {
@@ -489,7 +708,7 @@ type CommitRequest struct {
 
 func (x *CommitRequest) Reset() {
 	*x = CommitRequest{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[6]
+	mi := &file_godwit_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -501,7 +720,7 @@ func (x *CommitRequest) String() string {
 func (*CommitRequest) ProtoMessage() {}
 
 func (x *CommitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[6]
+	mi := &file_godwit_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -514,7 +733,7 @@ func (x *CommitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitRequest.ProtoReflect.Descriptor instead.
 func (*CommitRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{6}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *CommitRequest) GetMigration() string {
@@ -552,7 +771,7 @@ type CommitResponse struct {
 
 func (x *CommitResponse) Reset() {
 	*x = CommitResponse{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[7]
+	mi := &file_godwit_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -564,7 +783,7 @@ func (x *CommitResponse) String() string {
 func (*CommitResponse) ProtoMessage() {}
 
 func (x *CommitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[7]
+	mi := &file_godwit_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -577,7 +796,7 @@ func (x *CommitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitResponse.ProtoReflect.Descriptor instead.
 func (*CommitResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *CommitResponse) GetSourceStopped() bool {
@@ -615,7 +834,7 @@ type Instance struct {
 
 func (x *Instance) Reset() {
 	*x = Instance{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[8]
+	mi := &file_godwit_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -627,7 +846,7 @@ func (x *Instance) String() string {
 func (*Instance) ProtoMessage() {}
 
 func (x *Instance) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[8]
+	mi := &file_godwit_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -640,7 +859,7 @@ func (x *Instance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Instance.ProtoReflect.Descriptor instead.
 func (*Instance) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Instance) GetVm() string {
@@ -691,7 +910,7 @@ type PortNetwork struct {
 
 func (x *PortNetwork) Reset() {
 	*x = PortNetwork{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[9]
+	mi := &file_godwit_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -703,7 +922,7 @@ func (x *PortNetwork) String() string {
 func (*PortNetwork) ProtoMessage() {}
 
 func (x *PortNetwork) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[9]
+	mi := &file_godwit_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -716,7 +935,7 @@ func (x *PortNetwork) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortNetwork.ProtoReflect.Descriptor instead.
 func (*PortNetwork) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *PortNetwork) GetPort() string {
@@ -775,7 +994,7 @@ type Command struct {
 
 func (x *Command) Reset() {
 	*x = Command{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[10]
+	mi := &file_godwit_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -787,7 +1006,7 @@ func (x *Command) String() string {
 func (*Command) ProtoMessage() {}
 
 func (x *Command) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[10]
+	mi := &file_godwit_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -800,7 +1019,7 @@ func (x *Command) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Command.ProtoReflect.Descriptor instead.
 func (*Command) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Command) GetSubject() string {
@@ -1009,7 +1228,7 @@ type StartInstance struct {
 
 func (x *StartInstance) Reset() {
 	*x = StartInstance{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[11]
+	mi := &file_godwit_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1021,7 +1240,7 @@ func (x *StartInstance) String() string {
 func (*StartInstance) ProtoMessage() {}
 
 func (x *StartInstance) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[11]
+	mi := &file_godwit_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1034,7 +1253,7 @@ func (x *StartInstance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartInstance.ProtoReflect.Descriptor instead.
 func (*StartInstance) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *StartInstance) GetInstance() *Instance {
@@ -1054,7 +1273,7 @@ type StopInstance struct {
 
 func (x *StopInstance) Reset() {
 	*x = StopInstance{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[12]
+	mi := &file_godwit_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1066,7 +1285,7 @@ func (x *StopInstance) String() string {
 func (*StopInstance) ProtoMessage() {}
 
 func (x *StopInstance) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[12]
+	mi := &file_godwit_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1079,7 +1298,7 @@ func (x *StopInstance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopInstance.ProtoReflect.Descriptor instead.
 func (*StopInstance) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *StopInstance) GetVm() string {
@@ -1107,7 +1326,7 @@ type ForgetInstance struct {
 
 func (x *ForgetInstance) Reset() {
 	*x = ForgetInstance{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[13]
+	mi := &file_godwit_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1119,7 +1338,7 @@ func (x *ForgetInstance) String() string {
 func (*ForgetInstance) ProtoMessage() {}
 
 func (x *ForgetInstance) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[13]
+	mi := &file_godwit_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1132,7 +1351,7 @@ func (x *ForgetInstance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetInstance.ProtoReflect.Descriptor instead.
 func (*ForgetInstance) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ForgetInstance) GetVm() string {
@@ -1163,7 +1382,7 @@ type PrepareTarget struct {
 
 func (x *PrepareTarget) Reset() {
 	*x = PrepareTarget{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[14]
+	mi := &file_godwit_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1175,7 +1394,7 @@ func (x *PrepareTarget) String() string {
 func (*PrepareTarget) ProtoMessage() {}
 
 func (x *PrepareTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[14]
+	mi := &file_godwit_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1188,7 +1407,7 @@ func (x *PrepareTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareTarget.ProtoReflect.Descriptor instead.
 func (*PrepareTarget) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *PrepareTarget) GetInstance() *Instance {
@@ -1229,13 +1448,17 @@ type StartCopy struct {
 	BandwidthMax  uint64                 `protobuf:"varint,6,opt,name=bandwidth_max,json=bandwidthMax,proto3" json:"bandwidth_max,omitempty"`
 	BlackoutMaxMs int64                  `protobuf:"varint,7,opt,name=blackout_max_ms,json=blackoutMaxMs,proto3" json:"blackout_max_ms,omitempty"`
 	Connections   uint32                 `protobuf:"varint,8,opt,name=connections,proto3" json:"connections,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// The port of the target's agent, and how long the guest may stand still
+	// before the source asks it to give up.
+	TargetPeerPort uint32 `protobuf:"varint,9,opt,name=target_peer_port,json=targetPeerPort,proto3" json:"target_peer_port,omitempty"`
+	SwitchMaxMs    int64  `protobuf:"varint,10,opt,name=switch_max_ms,json=switchMaxMs,proto3" json:"switch_max_ms,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *StartCopy) Reset() {
 	*x = StartCopy{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[15]
+	mi := &file_godwit_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1247,7 +1470,7 @@ func (x *StartCopy) String() string {
 func (*StartCopy) ProtoMessage() {}
 
 func (x *StartCopy) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[15]
+	mi := &file_godwit_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1260,7 +1483,7 @@ func (x *StartCopy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartCopy.ProtoReflect.Descriptor instead.
 func (*StartCopy) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *StartCopy) GetVm() string {
@@ -1319,16 +1542,32 @@ func (x *StartCopy) GetConnections() uint32 {
 	return 0
 }
 
+func (x *StartCopy) GetTargetPeerPort() uint32 {
+	if x != nil {
+		return x.TargetPeerPort
+	}
+	return 0
+}
+
+func (x *StartCopy) GetSwitchMaxMs() int64 {
+	if x != nil {
+		return x.SwitchMaxMs
+	}
+	return 0
+}
+
 type ResumeSource struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Vm    string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	// The epoch at which the instance goes on; 0: its own.
+	NewEpoch      uint64 `protobuf:"varint,2,opt,name=new_epoch,json=newEpoch,proto3" json:"new_epoch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ResumeSource) Reset() {
 	*x = ResumeSource{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[16]
+	mi := &file_godwit_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1340,7 +1579,7 @@ func (x *ResumeSource) String() string {
 func (*ResumeSource) ProtoMessage() {}
 
 func (x *ResumeSource) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[16]
+	mi := &file_godwit_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1353,7 +1592,7 @@ func (x *ResumeSource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeSource.ProtoReflect.Descriptor instead.
 func (*ResumeSource) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ResumeSource) GetVm() string {
@@ -1361,6 +1600,13 @@ func (x *ResumeSource) GetVm() string {
 		return x.Vm
 	}
 	return ""
+}
+
+func (x *ResumeSource) GetNewEpoch() uint64 {
+	if x != nil {
+		return x.NewEpoch
+	}
+	return 0
 }
 
 type ReleaseTarget struct {
@@ -1375,7 +1621,7 @@ type ReleaseTarget struct {
 
 func (x *ReleaseTarget) Reset() {
 	*x = ReleaseTarget{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[17]
+	mi := &file_godwit_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1387,7 +1633,7 @@ func (x *ReleaseTarget) String() string {
 func (*ReleaseTarget) ProtoMessage() {}
 
 func (x *ReleaseTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[17]
+	mi := &file_godwit_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1400,7 +1646,7 @@ func (x *ReleaseTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseTarget.ProtoReflect.Descriptor instead.
 func (*ReleaseTarget) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ReleaseTarget) GetVm() string {
@@ -1433,7 +1679,7 @@ type RunTarget struct {
 
 func (x *RunTarget) Reset() {
 	*x = RunTarget{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[18]
+	mi := &file_godwit_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1445,7 +1691,7 @@ func (x *RunTarget) String() string {
 func (*RunTarget) ProtoMessage() {}
 
 func (x *RunTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[18]
+	mi := &file_godwit_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1458,7 +1704,7 @@ func (x *RunTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunTarget.ProtoReflect.Descriptor instead.
 func (*RunTarget) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RunTarget) GetVm() string {
@@ -1477,7 +1723,7 @@ type RetireSource struct {
 
 func (x *RetireSource) Reset() {
 	*x = RetireSource{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[19]
+	mi := &file_godwit_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1489,7 +1735,7 @@ func (x *RetireSource) String() string {
 func (*RetireSource) ProtoMessage() {}
 
 func (x *RetireSource) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[19]
+	mi := &file_godwit_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1502,7 +1748,7 @@ func (x *RetireSource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireSource.ProtoReflect.Descriptor instead.
 func (*RetireSource) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RetireSource) GetVm() string {
@@ -1521,7 +1767,7 @@ type ReleaseSource struct {
 
 func (x *ReleaseSource) Reset() {
 	*x = ReleaseSource{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[20]
+	mi := &file_godwit_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1533,7 +1779,7 @@ func (x *ReleaseSource) String() string {
 func (*ReleaseSource) ProtoMessage() {}
 
 func (x *ReleaseSource) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[20]
+	mi := &file_godwit_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1546,7 +1792,7 @@ func (x *ReleaseSource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseSource.ProtoReflect.Descriptor instead.
 func (*ReleaseSource) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ReleaseSource) GetVm() string {
@@ -1565,7 +1811,7 @@ type FinishTarget struct {
 
 func (x *FinishTarget) Reset() {
 	*x = FinishTarget{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[21]
+	mi := &file_godwit_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1577,7 +1823,7 @@ func (x *FinishTarget) String() string {
 func (*FinishTarget) ProtoMessage() {}
 
 func (x *FinishTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[21]
+	mi := &file_godwit_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1590,7 +1836,7 @@ func (x *FinishTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishTarget.ProtoReflect.Descriptor instead.
 func (*FinishTarget) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *FinishTarget) GetVm() string {
@@ -1623,6 +1869,8 @@ type Report struct {
 	//	*Report_SourceFailed
 	//	*Report_TargetFailed
 	//	*Report_SwitchMeasured
+	//	*Report_TargetRefused
+	//	*Report_SourceRanOn
 	Event         isReport_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1630,7 +1878,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[22]
+	mi := &file_godwit_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1642,7 +1890,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[22]
+	mi := &file_godwit_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1655,7 +1903,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Report) GetSubject() string {
@@ -1810,6 +2058,24 @@ func (x *Report) GetSwitchMeasured() *SwitchMeasured {
 	return nil
 }
 
+func (x *Report) GetTargetRefused() *TargetRefused {
+	if x != nil {
+		if x, ok := x.Event.(*Report_TargetRefused); ok {
+			return x.TargetRefused
+		}
+	}
+	return nil
+}
+
+func (x *Report) GetSourceRanOn() *SourceRanOn {
+	if x != nil {
+		if x, ok := x.Event.(*Report_SourceRanOn); ok {
+			return x.SourceRanOn
+		}
+	}
+	return nil
+}
+
 type isReport_Event interface {
 	isReport_Event()
 }
@@ -1866,6 +2132,14 @@ type Report_SwitchMeasured struct {
 	SwitchMeasured *SwitchMeasured `protobuf:"bytes,17,opt,name=switch_measured,json=switchMeasured,proto3,oneof"`
 }
 
+type Report_TargetRefused struct {
+	TargetRefused *TargetRefused `protobuf:"bytes,18,opt,name=target_refused,json=targetRefused,proto3,oneof"`
+}
+
+type Report_SourceRanOn struct {
+	SourceRanOn *SourceRanOn `protobuf:"bytes,19,opt,name=source_ran_on,json=sourceRanOn,proto3,oneof"`
+}
+
 func (*Report_Instance) isReport_Event() {}
 
 func (*Report_TargetPrepared) isReport_Event() {}
@@ -1892,6 +2166,10 @@ func (*Report_TargetFailed) isReport_Event() {}
 
 func (*Report_SwitchMeasured) isReport_Event() {}
 
+func (*Report_TargetRefused) isReport_Event() {}
+
+func (*Report_SourceRanOn) isReport_Event() {}
+
 type TargetPrepared struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Port          uint32                 `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
@@ -1901,7 +2179,7 @@ type TargetPrepared struct {
 
 func (x *TargetPrepared) Reset() {
 	*x = TargetPrepared{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[23]
+	mi := &file_godwit_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1913,7 +2191,7 @@ func (x *TargetPrepared) String() string {
 func (*TargetPrepared) ProtoMessage() {}
 
 func (x *TargetPrepared) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[23]
+	mi := &file_godwit_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1926,7 +2204,7 @@ func (x *TargetPrepared) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetPrepared.ProtoReflect.Descriptor instead.
 func (*TargetPrepared) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *TargetPrepared) GetPort() uint32 {
@@ -1952,7 +2230,7 @@ type CopyProgress struct {
 
 func (x *CopyProgress) Reset() {
 	*x = CopyProgress{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[24]
+	mi := &file_godwit_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1964,7 +2242,7 @@ func (x *CopyProgress) String() string {
 func (*CopyProgress) ProtoMessage() {}
 
 func (x *CopyProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[24]
+	mi := &file_godwit_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1977,7 +2255,7 @@ func (x *CopyProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyProgress.ProtoReflect.Descriptor instead.
 func (*CopyProgress) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *CopyProgress) GetPass() int32 {
@@ -2039,7 +2317,7 @@ type SourceStopped struct {
 
 func (x *SourceStopped) Reset() {
 	*x = SourceStopped{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[25]
+	mi := &file_godwit_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2051,7 +2329,7 @@ func (x *SourceStopped) String() string {
 func (*SourceStopped) ProtoMessage() {}
 
 func (x *SourceStopped) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[25]
+	mi := &file_godwit_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2064,7 +2342,7 @@ func (x *SourceStopped) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceStopped.ProtoReflect.Descriptor instead.
 func (*SourceStopped) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *SourceStopped) GetStoppedBy() string {
@@ -2098,7 +2376,7 @@ type SwitchMeasured struct {
 
 func (x *SwitchMeasured) Reset() {
 	*x = SwitchMeasured{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[26]
+	mi := &file_godwit_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2110,7 +2388,7 @@ func (x *SwitchMeasured) String() string {
 func (*SwitchMeasured) ProtoMessage() {}
 
 func (x *SwitchMeasured) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[26]
+	mi := &file_godwit_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2123,7 +2401,7 @@ func (x *SwitchMeasured) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SwitchMeasured.ProtoReflect.Descriptor instead.
 func (*SwitchMeasured) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *SwitchMeasured) GetMarks() *SourceMarks {
@@ -2184,7 +2462,7 @@ type SourceMarks struct {
 
 func (x *SourceMarks) Reset() {
 	*x = SourceMarks{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[27]
+	mi := &file_godwit_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2196,7 +2474,7 @@ func (x *SourceMarks) String() string {
 func (*SourceMarks) ProtoMessage() {}
 
 func (x *SourceMarks) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[27]
+	mi := &file_godwit_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2209,7 +2487,7 @@ func (x *SourceMarks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceMarks.ProtoReflect.Descriptor instead.
 func (*SourceMarks) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *SourceMarks) GetGateFlipped() *timestamppb.Timestamp {
@@ -2266,7 +2544,7 @@ type TargetMarks struct {
 
 func (x *TargetMarks) Reset() {
 	*x = TargetMarks{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[28]
+	mi := &file_godwit_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2278,7 +2556,7 @@ func (x *TargetMarks) String() string {
 func (*TargetMarks) ProtoMessage() {}
 
 func (x *TargetMarks) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[28]
+	mi := &file_godwit_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2291,7 +2569,7 @@ func (x *TargetMarks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetMarks.ProtoReflect.Descriptor instead.
 func (*TargetMarks) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *TargetMarks) GetLoaded() *timestamppb.Timestamp {
@@ -2330,7 +2608,7 @@ type SourceResumed struct {
 
 func (x *SourceResumed) Reset() {
 	*x = SourceResumed{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[29]
+	mi := &file_godwit_v1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2342,7 +2620,7 @@ func (x *SourceResumed) String() string {
 func (*SourceResumed) ProtoMessage() {}
 
 func (x *SourceResumed) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[29]
+	mi := &file_godwit_v1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2355,7 +2633,7 @@ func (x *SourceResumed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceResumed.ProtoReflect.Descriptor instead.
 func (*SourceResumed) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 type TargetReleased struct {
@@ -2369,7 +2647,7 @@ type TargetReleased struct {
 
 func (x *TargetReleased) Reset() {
 	*x = TargetReleased{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[30]
+	mi := &file_godwit_v1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2381,7 +2659,7 @@ func (x *TargetReleased) String() string {
 func (*TargetReleased) ProtoMessage() {}
 
 func (x *TargetReleased) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[30]
+	mi := &file_godwit_v1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2394,7 +2672,7 @@ func (x *TargetReleased) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetReleased.ProtoReflect.Descriptor instead.
 func (*TargetReleased) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *TargetReleased) GetFramesReturned() int64 {
@@ -2420,7 +2698,7 @@ type TargetRunning struct {
 
 func (x *TargetRunning) Reset() {
 	*x = TargetRunning{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[31]
+	mi := &file_godwit_v1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2432,7 +2710,7 @@ func (x *TargetRunning) String() string {
 func (*TargetRunning) ProtoMessage() {}
 
 func (x *TargetRunning) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[31]
+	mi := &file_godwit_v1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2445,7 +2723,7 @@ func (x *TargetRunning) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetRunning.ProtoReflect.Descriptor instead.
 func (*TargetRunning) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *TargetRunning) GetMarks() *TargetMarks {
@@ -2463,7 +2741,7 @@ type SourceRetired struct {
 
 func (x *SourceRetired) Reset() {
 	*x = SourceRetired{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[32]
+	mi := &file_godwit_v1_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2475,7 +2753,7 @@ func (x *SourceRetired) String() string {
 func (*SourceRetired) ProtoMessage() {}
 
 func (x *SourceRetired) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[32]
+	mi := &file_godwit_v1_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2488,7 +2766,7 @@ func (x *SourceRetired) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceRetired.ProtoReflect.Descriptor instead.
 func (*SourceRetired) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{32}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{36}
 }
 
 type SourceReleased struct {
@@ -2499,7 +2777,7 @@ type SourceReleased struct {
 
 func (x *SourceReleased) Reset() {
 	*x = SourceReleased{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[33]
+	mi := &file_godwit_v1_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2511,7 +2789,7 @@ func (x *SourceReleased) String() string {
 func (*SourceReleased) ProtoMessage() {}
 
 func (x *SourceReleased) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[33]
+	mi := &file_godwit_v1_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2524,7 +2802,7 @@ func (x *SourceReleased) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceReleased.ProtoReflect.Descriptor instead.
 func (*SourceReleased) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{33}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{37}
 }
 
 type TargetFinished struct {
@@ -2535,7 +2813,7 @@ type TargetFinished struct {
 
 func (x *TargetFinished) Reset() {
 	*x = TargetFinished{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[34]
+	mi := &file_godwit_v1_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2547,7 +2825,7 @@ func (x *TargetFinished) String() string {
 func (*TargetFinished) ProtoMessage() {}
 
 func (x *TargetFinished) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[34]
+	mi := &file_godwit_v1_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2560,7 +2838,7 @@ func (x *TargetFinished) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetFinished.ProtoReflect.Descriptor instead.
 func (*TargetFinished) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{34}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{38}
 }
 
 type SourceFailed struct {
@@ -2576,7 +2854,7 @@ type SourceFailed struct {
 
 func (x *SourceFailed) Reset() {
 	*x = SourceFailed{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[35]
+	mi := &file_godwit_v1_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2588,7 +2866,7 @@ func (x *SourceFailed) String() string {
 func (*SourceFailed) ProtoMessage() {}
 
 func (x *SourceFailed) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[35]
+	mi := &file_godwit_v1_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2601,7 +2879,7 @@ func (x *SourceFailed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceFailed.ProtoReflect.Descriptor instead.
 func (*SourceFailed) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{35}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *SourceFailed) GetCode() string {
@@ -2633,18 +2911,20 @@ func (x *SourceFailed) GetGone() bool {
 }
 
 type TargetFailed struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Code          string                 `protobuf:"bytes,1,opt,name=code,proto3" json:"code,omitempty"`
-	Cause         string                 `protobuf:"bytes,2,opt,name=cause,proto3" json:"cause,omitempty"`
-	Hint          string                 `protobuf:"bytes,3,opt,name=hint,proto3" json:"hint,omitempty"`
-	Gone          bool                   `protobuf:"varint,4,opt,name=gone,proto3" json:"gone,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Code  string                 `protobuf:"bytes,1,opt,name=code,proto3" json:"code,omitempty"`
+	Cause string                 `protobuf:"bytes,2,opt,name=cause,proto3" json:"cause,omitempty"`
+	Hint  string                 `protobuf:"bytes,3,opt,name=hint,proto3" json:"hint,omitempty"`
+	Gone  bool                   `protobuf:"varint,4,opt,name=gone,proto3" json:"gone,omitempty"`
+	// With gone: it is certain that the instance never ran.
+	Unrun         bool `protobuf:"varint,5,opt,name=unrun,proto3" json:"unrun,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TargetFailed) Reset() {
 	*x = TargetFailed{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[36]
+	mi := &file_godwit_v1_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2656,7 +2936,7 @@ func (x *TargetFailed) String() string {
 func (*TargetFailed) ProtoMessage() {}
 
 func (x *TargetFailed) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[36]
+	mi := &file_godwit_v1_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2669,7 +2949,7 @@ func (x *TargetFailed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetFailed.ProtoReflect.Descriptor instead.
 func (*TargetFailed) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{36}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *TargetFailed) GetCode() string {
@@ -2700,6 +2980,104 @@ func (x *TargetFailed) GetGone() bool {
 	return false
 }
 
+func (x *TargetFailed) GetUnrun() bool {
+	if x != nil {
+		return x.Unrun
+	}
+	return false
+}
+
+// TargetRefused: asked by its source, the target has given up its right to run
+// for good.
+type TargetRefused struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cause         string                 `protobuf:"bytes,1,opt,name=cause,proto3" json:"cause,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TargetRefused) Reset() {
+	*x = TargetRefused{}
+	mi := &file_godwit_v1_agent_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TargetRefused) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TargetRefused) ProtoMessage() {}
+
+func (x *TargetRefused) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_agent_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TargetRefused.ProtoReflect.Descriptor instead.
+func (*TargetRefused) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *TargetRefused) GetCause() string {
+	if x != nil {
+		return x.Cause
+	}
+	return ""
+}
+
+// SourceRanOn: by the target's refusal, the source runs on.
+type SourceRanOn struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cause         string                 `protobuf:"bytes,1,opt,name=cause,proto3" json:"cause,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SourceRanOn) Reset() {
+	*x = SourceRanOn{}
+	mi := &file_godwit_v1_agent_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SourceRanOn) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SourceRanOn) ProtoMessage() {}
+
+func (x *SourceRanOn) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_agent_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SourceRanOn.ProtoReflect.Descriptor instead.
+func (*SourceRanOn) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *SourceRanOn) GetCause() string {
+	if x != nil {
+		return x.Cause
+	}
+	return ""
+}
+
 // AddressMap is the whole of what a host must know of the overlays it takes
 // part in. Versions grow; an older one is ignored.
 type AddressMap struct {
@@ -2712,7 +3090,7 @@ type AddressMap struct {
 
 func (x *AddressMap) Reset() {
 	*x = AddressMap{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[37]
+	mi := &file_godwit_v1_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2724,7 +3102,7 @@ func (x *AddressMap) String() string {
 func (*AddressMap) ProtoMessage() {}
 
 func (x *AddressMap) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[37]
+	mi := &file_godwit_v1_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2737,7 +3115,7 @@ func (x *AddressMap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressMap.ProtoReflect.Descriptor instead.
 func (*AddressMap) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{37}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *AddressMap) GetVersion() int64 {
@@ -2769,7 +3147,7 @@ type NetworkMap struct {
 
 func (x *NetworkMap) Reset() {
 	*x = NetworkMap{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[38]
+	mi := &file_godwit_v1_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2781,7 +3159,7 @@ func (x *NetworkMap) String() string {
 func (*NetworkMap) ProtoMessage() {}
 
 func (x *NetworkMap) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[38]
+	mi := &file_godwit_v1_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2794,7 +3172,7 @@ func (x *NetworkMap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkMap.ProtoReflect.Descriptor instead.
 func (*NetworkMap) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{38}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *NetworkMap) GetName() string {
@@ -2854,7 +3232,7 @@ type AddressEntry struct {
 
 func (x *AddressEntry) Reset() {
 	*x = AddressEntry{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[39]
+	mi := &file_godwit_v1_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2866,7 +3244,7 @@ func (x *AddressEntry) String() string {
 func (*AddressEntry) ProtoMessage() {}
 
 func (x *AddressEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[39]
+	mi := &file_godwit_v1_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2879,7 +3257,7 @@ func (x *AddressEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressEntry.ProtoReflect.Descriptor instead.
 func (*AddressEntry) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{39}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *AddressEntry) GetMac() string {
@@ -2933,7 +3311,7 @@ type AddressesApplied struct {
 
 func (x *AddressesApplied) Reset() {
 	*x = AddressesApplied{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[40]
+	mi := &file_godwit_v1_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2945,7 +3323,7 @@ func (x *AddressesApplied) String() string {
 func (*AddressesApplied) ProtoMessage() {}
 
 func (x *AddressesApplied) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[40]
+	mi := &file_godwit_v1_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2958,7 +3336,7 @@ func (x *AddressesApplied) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressesApplied.ProtoReflect.Descriptor instead.
 func (*AddressesApplied) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{40}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *AddressesApplied) GetVersion() int64 {
@@ -2972,7 +3350,20 @@ var File_godwit_v1_agent_proto protoreflect.FileDescriptor
 
 const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\n" +
-	"\x15godwit/v1/agent.proto\x12\tgodwit.v1\x1a\x15godwit/v1/fleet.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf4\x01\n" +
+	"\x15godwit/v1/agent.proto\x12\tgodwit.v1\x1a\x15godwit/v1/fleet.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"S\n" +
+	"\rGiveUpRequest\x12\x1c\n" +
+	"\tmigration\x18\x01 \x01(\tR\tmigration\x12\x0e\n" +
+	"\x02vm\x18\x02 \x01(\tR\x02vm\x12\x14\n" +
+	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\"*\n" +
+	"\x0eGiveUpResponse\x12\x18\n" +
+	"\arefused\x18\x01 \x01(\bR\arefused\"\x80\x01\n" +
+	"\x13ReturnFramesRequest\x12\x1c\n" +
+	"\tmigration\x18\x01 \x01(\tR\tmigration\x12\x0e\n" +
+	"\x02vm\x18\x02 \x01(\tR\x02vm\x12\x14\n" +
+	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12%\n" +
+	"\x0esource_address\x18\x04 \x01(\tR\rsourceAddress\".\n" +
+	"\x14ReturnFramesResponse\x12\x16\n" +
+	"\x06frames\x18\x01 \x01(\x03R\x06frames\"\xf4\x01\n" +
 	"\x0eSessionRequest\x12(\n" +
 	"\x05hello\x18\x01 \x01(\v2\x10.godwit.v1.HelloH\x00R\x05hello\x12+\n" +
 	"\x06report\x18\x02 \x01(\v2\x11.godwit.v1.ReportH\x00R\x06report\x12J\n" +
@@ -3049,7 +3440,7 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\binstance\x18\x01 \x01(\v2\x13.godwit.v1.InstanceR\binstance\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12%\n" +
 	"\x0esource_address\x18\x03 \x01(\tR\rsourceAddress\x12 \n" +
-	"\vconnections\x18\x04 \x01(\rR\vconnections\"\x9e\x02\n" +
+	"\vconnections\x18\x04 \x01(\rR\vconnections\"\xec\x02\n" +
 	"\tStartCopy\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x16\n" +
 	"\x06target\x18\x02 \x01(\tR\x06target\x12%\n" +
@@ -3059,9 +3450,13 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\bnetworks\x18\x05 \x03(\v2\x16.godwit.v1.PortNetworkR\bnetworks\x12#\n" +
 	"\rbandwidth_max\x18\x06 \x01(\x04R\fbandwidthMax\x12&\n" +
 	"\x0fblackout_max_ms\x18\a \x01(\x03R\rblackoutMaxMs\x12 \n" +
-	"\vconnections\x18\b \x01(\rR\vconnections\"\x1e\n" +
+	"\vconnections\x18\b \x01(\rR\vconnections\x12(\n" +
+	"\x10target_peer_port\x18\t \x01(\rR\x0etargetPeerPort\x12\"\n" +
+	"\rswitch_max_ms\x18\n" +
+	" \x01(\x03R\vswitchMaxMs\";\n" +
 	"\fResumeSource\x12\x0e\n" +
-	"\x02vm\x18\x01 \x01(\tR\x02vm\"k\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x1b\n" +
+	"\tnew_epoch\x18\x02 \x01(\x04R\bnewEpoch\"k\n" +
 	"\rReleaseTarget\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12%\n" +
 	"\x0esource_address\x18\x02 \x01(\tR\rsourceAddress\x12#\n" +
@@ -3073,7 +3468,7 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\rReleaseSource\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\"\x1e\n" +
 	"\fFinishTarget\x12\x0e\n" +
-	"\x02vm\x18\x01 \x01(\tR\x02vm\"\xec\a\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\"\xed\b\n" +
 	"\x06Report\x12\x18\n" +
 	"\asubject\x18\x01 \x01(\tR\asubject\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1a\n" +
@@ -3092,7 +3487,9 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\x0ftarget_finished\x18\x0e \x01(\v2\x19.godwit.v1.TargetFinishedH\x00R\x0etargetFinished\x12>\n" +
 	"\rsource_failed\x18\x0f \x01(\v2\x17.godwit.v1.SourceFailedH\x00R\fsourceFailed\x12>\n" +
 	"\rtarget_failed\x18\x10 \x01(\v2\x17.godwit.v1.TargetFailedH\x00R\ftargetFailed\x12D\n" +
-	"\x0fswitch_measured\x18\x11 \x01(\v2\x19.godwit.v1.SwitchMeasuredH\x00R\x0eswitchMeasuredB\a\n" +
+	"\x0fswitch_measured\x18\x11 \x01(\v2\x19.godwit.v1.SwitchMeasuredH\x00R\x0eswitchMeasured\x12A\n" +
+	"\x0etarget_refused\x18\x12 \x01(\v2\x18.godwit.v1.TargetRefusedH\x00R\rtargetRefused\x12<\n" +
+	"\rsource_ran_on\x18\x13 \x01(\v2\x16.godwit.v1.SourceRanOnH\x00R\vsourceRanOnB\a\n" +
 	"\x05event\"$\n" +
 	"\x0eTargetPrepared\x12\x12\n" +
 	"\x04port\x18\x01 \x01(\rR\x04port\"\x9e\x02\n" +
@@ -3146,12 +3543,17 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x14\n" +
 	"\x05cause\x18\x02 \x01(\tR\x05cause\x12\x12\n" +
 	"\x04hint\x18\x03 \x01(\tR\x04hint\x12\x12\n" +
-	"\x04gone\x18\x04 \x01(\bR\x04gone\"`\n" +
+	"\x04gone\x18\x04 \x01(\bR\x04gone\"v\n" +
 	"\fTargetFailed\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x14\n" +
 	"\x05cause\x18\x02 \x01(\tR\x05cause\x12\x12\n" +
 	"\x04hint\x18\x03 \x01(\tR\x04hint\x12\x12\n" +
-	"\x04gone\x18\x04 \x01(\bR\x04gone\"Y\n" +
+	"\x04gone\x18\x04 \x01(\bR\x04gone\x12\x14\n" +
+	"\x05unrun\x18\x05 \x01(\bR\x05unrun\"%\n" +
+	"\rTargetRefused\x12\x14\n" +
+	"\x05cause\x18\x01 \x01(\tR\x05cause\"#\n" +
+	"\vSourceRanOn\x12\x14\n" +
+	"\x05cause\x18\x01 \x01(\tR\x05cause\"Y\n" +
 	"\n" +
 	"AddressMap\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x03R\aversion\x121\n" +
@@ -3175,7 +3577,10 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\aversion\x18\x01 \x01(\x03R\aversion2\x97\x01\n" +
 	"\fAgentService\x12D\n" +
 	"\aSession\x12\x19.godwit.v1.SessionRequest\x1a\x1a.godwit.v1.SessionResponse(\x010\x01\x12A\n" +
-	"\x06Commit\x12\x18.godwit.v1.CommitRequest\x1a\x19.godwit.v1.CommitResponse(\x010\x01B*Z(godwit.dev/godwit/api/godwit/v1;godwitv1b\x06proto3"
+	"\x06Commit\x12\x18.godwit.v1.CommitRequest\x1a\x19.godwit.v1.CommitResponse(\x010\x012\x9d\x01\n" +
+	"\vPeerService\x12=\n" +
+	"\x06GiveUp\x12\x18.godwit.v1.GiveUpRequest\x1a\x19.godwit.v1.GiveUpResponse\x12O\n" +
+	"\fReturnFrames\x12\x1e.godwit.v1.ReturnFramesRequest\x1a\x1f.godwit.v1.ReturnFramesResponseB*Z(godwit.dev/godwit/api/godwit/v1;godwitv1b\x06proto3"
 
 var (
 	file_godwit_v1_agent_proto_rawDescOnce sync.Once
@@ -3189,120 +3594,132 @@ func file_godwit_v1_agent_proto_rawDescGZIP() []byte {
 	return file_godwit_v1_agent_proto_rawDescData
 }
 
-var file_godwit_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
+var file_godwit_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
 var file_godwit_v1_agent_proto_goTypes = []any{
-	(*SessionRequest)(nil),        // 0: godwit.v1.SessionRequest
-	(*SessionResponse)(nil),       // 1: godwit.v1.SessionResponse
-	(*Heartbeat)(nil),             // 2: godwit.v1.Heartbeat
-	(*Hello)(nil),                 // 3: godwit.v1.Hello
-	(*Welcome)(nil),               // 4: godwit.v1.Welcome
-	(*InstanceReport)(nil),        // 5: godwit.v1.InstanceReport
-	(*CommitRequest)(nil),         // 6: godwit.v1.CommitRequest
-	(*CommitResponse)(nil),        // 7: godwit.v1.CommitResponse
-	(*Instance)(nil),              // 8: godwit.v1.Instance
-	(*PortNetwork)(nil),           // 9: godwit.v1.PortNetwork
-	(*Command)(nil),               // 10: godwit.v1.Command
-	(*StartInstance)(nil),         // 11: godwit.v1.StartInstance
-	(*StopInstance)(nil),          // 12: godwit.v1.StopInstance
-	(*ForgetInstance)(nil),        // 13: godwit.v1.ForgetInstance
-	(*PrepareTarget)(nil),         // 14: godwit.v1.PrepareTarget
-	(*StartCopy)(nil),             // 15: godwit.v1.StartCopy
-	(*ResumeSource)(nil),          // 16: godwit.v1.ResumeSource
-	(*ReleaseTarget)(nil),         // 17: godwit.v1.ReleaseTarget
-	(*RunTarget)(nil),             // 18: godwit.v1.RunTarget
-	(*RetireSource)(nil),          // 19: godwit.v1.RetireSource
-	(*ReleaseSource)(nil),         // 20: godwit.v1.ReleaseSource
-	(*FinishTarget)(nil),          // 21: godwit.v1.FinishTarget
-	(*Report)(nil),                // 22: godwit.v1.Report
-	(*TargetPrepared)(nil),        // 23: godwit.v1.TargetPrepared
-	(*CopyProgress)(nil),          // 24: godwit.v1.CopyProgress
-	(*SourceStopped)(nil),         // 25: godwit.v1.SourceStopped
-	(*SwitchMeasured)(nil),        // 26: godwit.v1.SwitchMeasured
-	(*SourceMarks)(nil),           // 27: godwit.v1.SourceMarks
-	(*TargetMarks)(nil),           // 28: godwit.v1.TargetMarks
-	(*SourceResumed)(nil),         // 29: godwit.v1.SourceResumed
-	(*TargetReleased)(nil),        // 30: godwit.v1.TargetReleased
-	(*TargetRunning)(nil),         // 31: godwit.v1.TargetRunning
-	(*SourceRetired)(nil),         // 32: godwit.v1.SourceRetired
-	(*SourceReleased)(nil),        // 33: godwit.v1.SourceReleased
-	(*TargetFinished)(nil),        // 34: godwit.v1.TargetFinished
-	(*SourceFailed)(nil),          // 35: godwit.v1.SourceFailed
-	(*TargetFailed)(nil),          // 36: godwit.v1.TargetFailed
-	(*AddressMap)(nil),            // 37: godwit.v1.AddressMap
-	(*NetworkMap)(nil),            // 38: godwit.v1.NetworkMap
-	(*AddressEntry)(nil),          // 39: godwit.v1.AddressEntry
-	(*AddressesApplied)(nil),      // 40: godwit.v1.AddressesApplied
-	(*Host)(nil),                  // 41: godwit.v1.Host
-	(*VMSpec)(nil),                // 42: godwit.v1.VMSpec
-	(*timestamppb.Timestamp)(nil), // 43: google.protobuf.Timestamp
-	(*Endpoint)(nil),              // 44: godwit.v1.Endpoint
+	(*GiveUpRequest)(nil),         // 0: godwit.v1.GiveUpRequest
+	(*GiveUpResponse)(nil),        // 1: godwit.v1.GiveUpResponse
+	(*ReturnFramesRequest)(nil),   // 2: godwit.v1.ReturnFramesRequest
+	(*ReturnFramesResponse)(nil),  // 3: godwit.v1.ReturnFramesResponse
+	(*SessionRequest)(nil),        // 4: godwit.v1.SessionRequest
+	(*SessionResponse)(nil),       // 5: godwit.v1.SessionResponse
+	(*Heartbeat)(nil),             // 6: godwit.v1.Heartbeat
+	(*Hello)(nil),                 // 7: godwit.v1.Hello
+	(*Welcome)(nil),               // 8: godwit.v1.Welcome
+	(*InstanceReport)(nil),        // 9: godwit.v1.InstanceReport
+	(*CommitRequest)(nil),         // 10: godwit.v1.CommitRequest
+	(*CommitResponse)(nil),        // 11: godwit.v1.CommitResponse
+	(*Instance)(nil),              // 12: godwit.v1.Instance
+	(*PortNetwork)(nil),           // 13: godwit.v1.PortNetwork
+	(*Command)(nil),               // 14: godwit.v1.Command
+	(*StartInstance)(nil),         // 15: godwit.v1.StartInstance
+	(*StopInstance)(nil),          // 16: godwit.v1.StopInstance
+	(*ForgetInstance)(nil),        // 17: godwit.v1.ForgetInstance
+	(*PrepareTarget)(nil),         // 18: godwit.v1.PrepareTarget
+	(*StartCopy)(nil),             // 19: godwit.v1.StartCopy
+	(*ResumeSource)(nil),          // 20: godwit.v1.ResumeSource
+	(*ReleaseTarget)(nil),         // 21: godwit.v1.ReleaseTarget
+	(*RunTarget)(nil),             // 22: godwit.v1.RunTarget
+	(*RetireSource)(nil),          // 23: godwit.v1.RetireSource
+	(*ReleaseSource)(nil),         // 24: godwit.v1.ReleaseSource
+	(*FinishTarget)(nil),          // 25: godwit.v1.FinishTarget
+	(*Report)(nil),                // 26: godwit.v1.Report
+	(*TargetPrepared)(nil),        // 27: godwit.v1.TargetPrepared
+	(*CopyProgress)(nil),          // 28: godwit.v1.CopyProgress
+	(*SourceStopped)(nil),         // 29: godwit.v1.SourceStopped
+	(*SwitchMeasured)(nil),        // 30: godwit.v1.SwitchMeasured
+	(*SourceMarks)(nil),           // 31: godwit.v1.SourceMarks
+	(*TargetMarks)(nil),           // 32: godwit.v1.TargetMarks
+	(*SourceResumed)(nil),         // 33: godwit.v1.SourceResumed
+	(*TargetReleased)(nil),        // 34: godwit.v1.TargetReleased
+	(*TargetRunning)(nil),         // 35: godwit.v1.TargetRunning
+	(*SourceRetired)(nil),         // 36: godwit.v1.SourceRetired
+	(*SourceReleased)(nil),        // 37: godwit.v1.SourceReleased
+	(*TargetFinished)(nil),        // 38: godwit.v1.TargetFinished
+	(*SourceFailed)(nil),          // 39: godwit.v1.SourceFailed
+	(*TargetFailed)(nil),          // 40: godwit.v1.TargetFailed
+	(*TargetRefused)(nil),         // 41: godwit.v1.TargetRefused
+	(*SourceRanOn)(nil),           // 42: godwit.v1.SourceRanOn
+	(*AddressMap)(nil),            // 43: godwit.v1.AddressMap
+	(*NetworkMap)(nil),            // 44: godwit.v1.NetworkMap
+	(*AddressEntry)(nil),          // 45: godwit.v1.AddressEntry
+	(*AddressesApplied)(nil),      // 46: godwit.v1.AddressesApplied
+	(*Host)(nil),                  // 47: godwit.v1.Host
+	(*VMSpec)(nil),                // 48: godwit.v1.VMSpec
+	(*timestamppb.Timestamp)(nil), // 49: google.protobuf.Timestamp
+	(*Endpoint)(nil),              // 50: godwit.v1.Endpoint
 }
 var file_godwit_v1_agent_proto_depIdxs = []int32{
-	3,  // 0: godwit.v1.SessionRequest.hello:type_name -> godwit.v1.Hello
-	22, // 1: godwit.v1.SessionRequest.report:type_name -> godwit.v1.Report
-	40, // 2: godwit.v1.SessionRequest.addresses_applied:type_name -> godwit.v1.AddressesApplied
-	2,  // 3: godwit.v1.SessionRequest.heartbeat:type_name -> godwit.v1.Heartbeat
-	4,  // 4: godwit.v1.SessionResponse.welcome:type_name -> godwit.v1.Welcome
-	10, // 5: godwit.v1.SessionResponse.command:type_name -> godwit.v1.Command
-	37, // 6: godwit.v1.SessionResponse.addresses:type_name -> godwit.v1.AddressMap
-	2,  // 7: godwit.v1.SessionResponse.heartbeat:type_name -> godwit.v1.Heartbeat
-	41, // 8: godwit.v1.Hello.host:type_name -> godwit.v1.Host
-	5,  // 9: godwit.v1.Hello.instances:type_name -> godwit.v1.InstanceReport
-	42, // 10: godwit.v1.Instance.spec:type_name -> godwit.v1.VMSpec
-	9,  // 11: godwit.v1.Instance.networks:type_name -> godwit.v1.PortNetwork
-	11, // 12: godwit.v1.Command.start_instance:type_name -> godwit.v1.StartInstance
-	12, // 13: godwit.v1.Command.stop_instance:type_name -> godwit.v1.StopInstance
-	14, // 14: godwit.v1.Command.prepare_target:type_name -> godwit.v1.PrepareTarget
-	15, // 15: godwit.v1.Command.start_copy:type_name -> godwit.v1.StartCopy
-	16, // 16: godwit.v1.Command.resume_source:type_name -> godwit.v1.ResumeSource
-	17, // 17: godwit.v1.Command.release_target:type_name -> godwit.v1.ReleaseTarget
-	18, // 18: godwit.v1.Command.run_target:type_name -> godwit.v1.RunTarget
-	19, // 19: godwit.v1.Command.retire_source:type_name -> godwit.v1.RetireSource
-	20, // 20: godwit.v1.Command.release_source:type_name -> godwit.v1.ReleaseSource
-	21, // 21: godwit.v1.Command.finish_target:type_name -> godwit.v1.FinishTarget
-	13, // 22: godwit.v1.Command.forget_instance:type_name -> godwit.v1.ForgetInstance
-	8,  // 23: godwit.v1.StartInstance.instance:type_name -> godwit.v1.Instance
-	8,  // 24: godwit.v1.PrepareTarget.instance:type_name -> godwit.v1.Instance
-	9,  // 25: godwit.v1.StartCopy.networks:type_name -> godwit.v1.PortNetwork
-	43, // 26: godwit.v1.Report.at:type_name -> google.protobuf.Timestamp
-	5,  // 27: godwit.v1.Report.instance:type_name -> godwit.v1.InstanceReport
-	23, // 28: godwit.v1.Report.target_prepared:type_name -> godwit.v1.TargetPrepared
-	24, // 29: godwit.v1.Report.copy_progress:type_name -> godwit.v1.CopyProgress
-	25, // 30: godwit.v1.Report.source_stopped:type_name -> godwit.v1.SourceStopped
-	29, // 31: godwit.v1.Report.source_resumed:type_name -> godwit.v1.SourceResumed
-	30, // 32: godwit.v1.Report.target_released:type_name -> godwit.v1.TargetReleased
-	31, // 33: godwit.v1.Report.target_running:type_name -> godwit.v1.TargetRunning
-	32, // 34: godwit.v1.Report.source_retired:type_name -> godwit.v1.SourceRetired
-	33, // 35: godwit.v1.Report.source_released:type_name -> godwit.v1.SourceReleased
-	34, // 36: godwit.v1.Report.target_finished:type_name -> godwit.v1.TargetFinished
-	35, // 37: godwit.v1.Report.source_failed:type_name -> godwit.v1.SourceFailed
-	36, // 38: godwit.v1.Report.target_failed:type_name -> godwit.v1.TargetFailed
-	26, // 39: godwit.v1.Report.switch_measured:type_name -> godwit.v1.SwitchMeasured
-	43, // 40: godwit.v1.SourceStopped.stopped:type_name -> google.protobuf.Timestamp
-	27, // 41: godwit.v1.SwitchMeasured.marks:type_name -> godwit.v1.SourceMarks
-	43, // 42: godwit.v1.SourceMarks.gate_flipped:type_name -> google.protobuf.Timestamp
-	43, // 43: godwit.v1.SourceMarks.stopped:type_name -> google.protobuf.Timestamp
-	43, // 44: godwit.v1.SourceMarks.pre_switchover:type_name -> google.protobuf.Timestamp
-	43, // 45: godwit.v1.SourceMarks.continued:type_name -> google.protobuf.Timestamp
-	43, // 46: godwit.v1.SourceMarks.drained:type_name -> google.protobuf.Timestamp
-	43, // 47: godwit.v1.SourceMarks.completed:type_name -> google.protobuf.Timestamp
-	43, // 48: godwit.v1.TargetMarks.loaded:type_name -> google.protobuf.Timestamp
-	43, // 49: godwit.v1.TargetMarks.asked:type_name -> google.protobuf.Timestamp
-	43, // 50: godwit.v1.TargetMarks.answered:type_name -> google.protobuf.Timestamp
-	43, // 51: godwit.v1.TargetMarks.resumed:type_name -> google.protobuf.Timestamp
-	28, // 52: godwit.v1.TargetRunning.marks:type_name -> godwit.v1.TargetMarks
-	38, // 53: godwit.v1.AddressMap.networks:type_name -> godwit.v1.NetworkMap
-	39, // 54: godwit.v1.NetworkMap.entries:type_name -> godwit.v1.AddressEntry
-	44, // 55: godwit.v1.NetworkMap.endpoints:type_name -> godwit.v1.Endpoint
-	0,  // 56: godwit.v1.AgentService.Session:input_type -> godwit.v1.SessionRequest
-	6,  // 57: godwit.v1.AgentService.Commit:input_type -> godwit.v1.CommitRequest
-	1,  // 58: godwit.v1.AgentService.Session:output_type -> godwit.v1.SessionResponse
-	7,  // 59: godwit.v1.AgentService.Commit:output_type -> godwit.v1.CommitResponse
-	58, // [58:60] is the sub-list for method output_type
-	56, // [56:58] is the sub-list for method input_type
-	56, // [56:56] is the sub-list for extension type_name
-	56, // [56:56] is the sub-list for extension extendee
-	0,  // [0:56] is the sub-list for field type_name
+	7,  // 0: godwit.v1.SessionRequest.hello:type_name -> godwit.v1.Hello
+	26, // 1: godwit.v1.SessionRequest.report:type_name -> godwit.v1.Report
+	46, // 2: godwit.v1.SessionRequest.addresses_applied:type_name -> godwit.v1.AddressesApplied
+	6,  // 3: godwit.v1.SessionRequest.heartbeat:type_name -> godwit.v1.Heartbeat
+	8,  // 4: godwit.v1.SessionResponse.welcome:type_name -> godwit.v1.Welcome
+	14, // 5: godwit.v1.SessionResponse.command:type_name -> godwit.v1.Command
+	43, // 6: godwit.v1.SessionResponse.addresses:type_name -> godwit.v1.AddressMap
+	6,  // 7: godwit.v1.SessionResponse.heartbeat:type_name -> godwit.v1.Heartbeat
+	47, // 8: godwit.v1.Hello.host:type_name -> godwit.v1.Host
+	9,  // 9: godwit.v1.Hello.instances:type_name -> godwit.v1.InstanceReport
+	48, // 10: godwit.v1.Instance.spec:type_name -> godwit.v1.VMSpec
+	13, // 11: godwit.v1.Instance.networks:type_name -> godwit.v1.PortNetwork
+	15, // 12: godwit.v1.Command.start_instance:type_name -> godwit.v1.StartInstance
+	16, // 13: godwit.v1.Command.stop_instance:type_name -> godwit.v1.StopInstance
+	18, // 14: godwit.v1.Command.prepare_target:type_name -> godwit.v1.PrepareTarget
+	19, // 15: godwit.v1.Command.start_copy:type_name -> godwit.v1.StartCopy
+	20, // 16: godwit.v1.Command.resume_source:type_name -> godwit.v1.ResumeSource
+	21, // 17: godwit.v1.Command.release_target:type_name -> godwit.v1.ReleaseTarget
+	22, // 18: godwit.v1.Command.run_target:type_name -> godwit.v1.RunTarget
+	23, // 19: godwit.v1.Command.retire_source:type_name -> godwit.v1.RetireSource
+	24, // 20: godwit.v1.Command.release_source:type_name -> godwit.v1.ReleaseSource
+	25, // 21: godwit.v1.Command.finish_target:type_name -> godwit.v1.FinishTarget
+	17, // 22: godwit.v1.Command.forget_instance:type_name -> godwit.v1.ForgetInstance
+	12, // 23: godwit.v1.StartInstance.instance:type_name -> godwit.v1.Instance
+	12, // 24: godwit.v1.PrepareTarget.instance:type_name -> godwit.v1.Instance
+	13, // 25: godwit.v1.StartCopy.networks:type_name -> godwit.v1.PortNetwork
+	49, // 26: godwit.v1.Report.at:type_name -> google.protobuf.Timestamp
+	9,  // 27: godwit.v1.Report.instance:type_name -> godwit.v1.InstanceReport
+	27, // 28: godwit.v1.Report.target_prepared:type_name -> godwit.v1.TargetPrepared
+	28, // 29: godwit.v1.Report.copy_progress:type_name -> godwit.v1.CopyProgress
+	29, // 30: godwit.v1.Report.source_stopped:type_name -> godwit.v1.SourceStopped
+	33, // 31: godwit.v1.Report.source_resumed:type_name -> godwit.v1.SourceResumed
+	34, // 32: godwit.v1.Report.target_released:type_name -> godwit.v1.TargetReleased
+	35, // 33: godwit.v1.Report.target_running:type_name -> godwit.v1.TargetRunning
+	36, // 34: godwit.v1.Report.source_retired:type_name -> godwit.v1.SourceRetired
+	37, // 35: godwit.v1.Report.source_released:type_name -> godwit.v1.SourceReleased
+	38, // 36: godwit.v1.Report.target_finished:type_name -> godwit.v1.TargetFinished
+	39, // 37: godwit.v1.Report.source_failed:type_name -> godwit.v1.SourceFailed
+	40, // 38: godwit.v1.Report.target_failed:type_name -> godwit.v1.TargetFailed
+	30, // 39: godwit.v1.Report.switch_measured:type_name -> godwit.v1.SwitchMeasured
+	41, // 40: godwit.v1.Report.target_refused:type_name -> godwit.v1.TargetRefused
+	42, // 41: godwit.v1.Report.source_ran_on:type_name -> godwit.v1.SourceRanOn
+	49, // 42: godwit.v1.SourceStopped.stopped:type_name -> google.protobuf.Timestamp
+	31, // 43: godwit.v1.SwitchMeasured.marks:type_name -> godwit.v1.SourceMarks
+	49, // 44: godwit.v1.SourceMarks.gate_flipped:type_name -> google.protobuf.Timestamp
+	49, // 45: godwit.v1.SourceMarks.stopped:type_name -> google.protobuf.Timestamp
+	49, // 46: godwit.v1.SourceMarks.pre_switchover:type_name -> google.protobuf.Timestamp
+	49, // 47: godwit.v1.SourceMarks.continued:type_name -> google.protobuf.Timestamp
+	49, // 48: godwit.v1.SourceMarks.drained:type_name -> google.protobuf.Timestamp
+	49, // 49: godwit.v1.SourceMarks.completed:type_name -> google.protobuf.Timestamp
+	49, // 50: godwit.v1.TargetMarks.loaded:type_name -> google.protobuf.Timestamp
+	49, // 51: godwit.v1.TargetMarks.asked:type_name -> google.protobuf.Timestamp
+	49, // 52: godwit.v1.TargetMarks.answered:type_name -> google.protobuf.Timestamp
+	49, // 53: godwit.v1.TargetMarks.resumed:type_name -> google.protobuf.Timestamp
+	32, // 54: godwit.v1.TargetRunning.marks:type_name -> godwit.v1.TargetMarks
+	44, // 55: godwit.v1.AddressMap.networks:type_name -> godwit.v1.NetworkMap
+	45, // 56: godwit.v1.NetworkMap.entries:type_name -> godwit.v1.AddressEntry
+	50, // 57: godwit.v1.NetworkMap.endpoints:type_name -> godwit.v1.Endpoint
+	4,  // 58: godwit.v1.AgentService.Session:input_type -> godwit.v1.SessionRequest
+	10, // 59: godwit.v1.AgentService.Commit:input_type -> godwit.v1.CommitRequest
+	0,  // 60: godwit.v1.PeerService.GiveUp:input_type -> godwit.v1.GiveUpRequest
+	2,  // 61: godwit.v1.PeerService.ReturnFrames:input_type -> godwit.v1.ReturnFramesRequest
+	5,  // 62: godwit.v1.AgentService.Session:output_type -> godwit.v1.SessionResponse
+	11, // 63: godwit.v1.AgentService.Commit:output_type -> godwit.v1.CommitResponse
+	1,  // 64: godwit.v1.PeerService.GiveUp:output_type -> godwit.v1.GiveUpResponse
+	3,  // 65: godwit.v1.PeerService.ReturnFrames:output_type -> godwit.v1.ReturnFramesResponse
+	62, // [62:66] is the sub-list for method output_type
+	58, // [58:62] is the sub-list for method input_type
+	58, // [58:58] is the sub-list for extension type_name
+	58, // [58:58] is the sub-list for extension extendee
+	0,  // [0:58] is the sub-list for field type_name
 }
 
 func init() { file_godwit_v1_agent_proto_init() }
@@ -3311,19 +3728,19 @@ func file_godwit_v1_agent_proto_init() {
 		return
 	}
 	file_godwit_v1_fleet_proto_init()
-	file_godwit_v1_agent_proto_msgTypes[0].OneofWrappers = []any{
+	file_godwit_v1_agent_proto_msgTypes[4].OneofWrappers = []any{
 		(*SessionRequest_Hello)(nil),
 		(*SessionRequest_Report)(nil),
 		(*SessionRequest_AddressesApplied)(nil),
 		(*SessionRequest_Heartbeat)(nil),
 	}
-	file_godwit_v1_agent_proto_msgTypes[1].OneofWrappers = []any{
+	file_godwit_v1_agent_proto_msgTypes[5].OneofWrappers = []any{
 		(*SessionResponse_Welcome)(nil),
 		(*SessionResponse_Command)(nil),
 		(*SessionResponse_Addresses)(nil),
 		(*SessionResponse_Heartbeat)(nil),
 	}
-	file_godwit_v1_agent_proto_msgTypes[10].OneofWrappers = []any{
+	file_godwit_v1_agent_proto_msgTypes[14].OneofWrappers = []any{
 		(*Command_StartInstance)(nil),
 		(*Command_StopInstance)(nil),
 		(*Command_PrepareTarget)(nil),
@@ -3336,7 +3753,7 @@ func file_godwit_v1_agent_proto_init() {
 		(*Command_FinishTarget)(nil),
 		(*Command_ForgetInstance)(nil),
 	}
-	file_godwit_v1_agent_proto_msgTypes[22].OneofWrappers = []any{
+	file_godwit_v1_agent_proto_msgTypes[26].OneofWrappers = []any{
 		(*Report_Instance)(nil),
 		(*Report_TargetPrepared)(nil),
 		(*Report_CopyProgress)(nil),
@@ -3350,6 +3767,8 @@ func file_godwit_v1_agent_proto_init() {
 		(*Report_SourceFailed)(nil),
 		(*Report_TargetFailed)(nil),
 		(*Report_SwitchMeasured)(nil),
+		(*Report_TargetRefused)(nil),
+		(*Report_SourceRanOn)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -3357,9 +3776,9 @@ func file_godwit_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_godwit_v1_agent_proto_rawDesc), len(file_godwit_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   41,
+			NumMessages:   47,
 			NumExtensions: 0,
-			NumServices:   1,
+			NumServices:   2,
 		},
 		GoTypes:           file_godwit_v1_agent_proto_goTypes,
 		DependencyIndexes: file_godwit_v1_agent_proto_depIdxs,

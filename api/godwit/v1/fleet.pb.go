@@ -583,8 +583,10 @@ type Host struct {
 	MachineAliases      map[string]string      `protobuf:"bytes,16,rep,name=machine_aliases,json=machineAliases,proto3" json:"machine_aliases,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// By QEMU's names.
 	MigrationCapabilities []string `protobuf:"bytes,17,rep,name=migration_capabilities,json=migrationCapabilities,proto3" json:"migration_capabilities,omitempty"`
-	unknownFields         protoimpl.UnknownFields
-	sizeCache             protoimpl.SizeCache
+	// Where other hosts' agents reach its agent, at address.
+	PeerPort      uint32 `protobuf:"varint,18,opt,name=peer_port,json=peerPort,proto3" json:"peer_port,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Host) Reset() {
@@ -734,6 +736,13 @@ func (x *Host) GetMigrationCapabilities() []string {
 		return x.MigrationCapabilities
 	}
 	return nil
+}
+
+func (x *Host) GetPeerPort() uint32 {
+	if x != nil {
+		return x.PeerPort
+	}
+	return 0
 }
 
 // An overlay network: VXLAN without learning.
@@ -946,7 +955,7 @@ const file_godwit_v1_fleet_proto_rawDesc = "" +
 	"\acreated\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12\x18\n" +
 	"\aversion\x18\t \x01(\x03R\aversion\x12\x14\n" +
 	"\x05accel\x18\n" +
-	" \x01(\tR\x05accel\"\xa1\x05\n" +
+	" \x01(\tR\x05accel\"\xbe\x05\n" +
 	"\x04Host\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x14\n" +
@@ -966,7 +975,8 @@ const file_godwit_v1_fleet_proto_rawDesc = "" +
 	"\bcordoned\x18\x0e \x01(\bR\bcordoned\x12\x18\n" +
 	"\aversion\x18\x0f \x01(\x03R\aversion\x12L\n" +
 	"\x0fmachine_aliases\x18\x10 \x03(\v2#.godwit.v1.Host.MachineAliasesEntryR\x0emachineAliases\x125\n" +
-	"\x16migration_capabilities\x18\x11 \x03(\tR\x15migrationCapabilities\x1aA\n" +
+	"\x16migration_capabilities\x18\x11 \x03(\tR\x15migrationCapabilities\x12\x1b\n" +
+	"\tpeer_port\x18\x12 \x01(\rR\bpeerPort\x1aA\n" +
 	"\x13MachineAliasesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa8\x01\n" +

@@ -497,6 +497,103 @@ func (x *CancelMigrationResponse) GetMigration() *Migration {
 	return nil
 }
 
+type ReturnMigrationRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// The target's host, of which is known that it is off.
+	HostIsOff     string `protobuf:"bytes,2,opt,name=host_is_off,json=hostIsOff,proto3" json:"host_is_off,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReturnMigrationRequest) Reset() {
+	*x = ReturnMigrationRequest{}
+	mi := &file_godwit_v1_migration_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReturnMigrationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReturnMigrationRequest) ProtoMessage() {}
+
+func (x *ReturnMigrationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_migration_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReturnMigrationRequest.ProtoReflect.Descriptor instead.
+func (*ReturnMigrationRequest) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ReturnMigrationRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ReturnMigrationRequest) GetHostIsOff() string {
+	if x != nil {
+		return x.HostIsOff
+	}
+	return ""
+}
+
+type ReturnMigrationResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Migration     *Migration             `protobuf:"bytes,1,opt,name=migration,proto3" json:"migration,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReturnMigrationResponse) Reset() {
+	*x = ReturnMigrationResponse{}
+	mi := &file_godwit_v1_migration_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReturnMigrationResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReturnMigrationResponse) ProtoMessage() {}
+
+func (x *ReturnMigrationResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_migration_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReturnMigrationResponse.ProtoReflect.Descriptor instead.
+func (*ReturnMigrationResponse) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ReturnMigrationResponse) GetMigration() *Migration {
+	if x != nil {
+		return x.Migration
+	}
+	return nil
+}
+
 type WatchMigrationRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -506,7 +603,7 @@ type WatchMigrationRequest struct {
 
 func (x *WatchMigrationRequest) Reset() {
 	*x = WatchMigrationRequest{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[9]
+	mi := &file_godwit_v1_migration_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -518,7 +615,7 @@ func (x *WatchMigrationRequest) String() string {
 func (*WatchMigrationRequest) ProtoMessage() {}
 
 func (x *WatchMigrationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[9]
+	mi := &file_godwit_v1_migration_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -531,7 +628,7 @@ func (x *WatchMigrationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMigrationRequest.ProtoReflect.Descriptor instead.
 func (*WatchMigrationRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{9}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *WatchMigrationRequest) GetId() string {
@@ -550,7 +647,7 @@ type WatchMigrationResponse struct {
 
 func (x *WatchMigrationResponse) Reset() {
 	*x = WatchMigrationResponse{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[10]
+	mi := &file_godwit_v1_migration_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -562,7 +659,7 @@ func (x *WatchMigrationResponse) String() string {
 func (*WatchMigrationResponse) ProtoMessage() {}
 
 func (x *WatchMigrationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[10]
+	mi := &file_godwit_v1_migration_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -575,7 +672,7 @@ func (x *WatchMigrationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMigrationResponse.ProtoReflect.Descriptor instead.
 func (*WatchMigrationResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{10}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *WatchMigrationResponse) GetMigration() *Migration {
@@ -618,7 +715,7 @@ type Migration struct {
 
 func (x *Migration) Reset() {
 	*x = Migration{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[11]
+	mi := &file_godwit_v1_migration_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -630,7 +727,7 @@ func (x *Migration) String() string {
 func (*Migration) ProtoMessage() {}
 
 func (x *Migration) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[11]
+	mi := &file_godwit_v1_migration_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -643,7 +740,7 @@ func (x *Migration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Migration.ProtoReflect.Descriptor instead.
 func (*Migration) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{11}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Migration) GetId() string {
@@ -804,7 +901,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[12]
+	mi := &file_godwit_v1_migration_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -816,7 +913,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[12]
+	mi := &file_godwit_v1_migration_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -829,7 +926,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{12}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Progress) GetPass() int32 {
@@ -900,7 +997,7 @@ type Pass struct {
 
 func (x *Pass) Reset() {
 	*x = Pass{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[13]
+	mi := &file_godwit_v1_migration_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -912,7 +1009,7 @@ func (x *Pass) String() string {
 func (*Pass) ProtoMessage() {}
 
 func (x *Pass) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[13]
+	mi := &file_godwit_v1_migration_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -925,7 +1022,7 @@ func (x *Pass) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pass.ProtoReflect.Descriptor instead.
 func (*Pass) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{13}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Pass) GetNumber() int32 {
@@ -986,7 +1083,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[14]
+	mi := &file_godwit_v1_migration_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -998,7 +1095,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[14]
+	mi := &file_godwit_v1_migration_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1011,7 +1108,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{14}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Outcome) GetTotalMs() float64 {
@@ -1108,7 +1205,7 @@ type BlackoutPhase struct {
 
 func (x *BlackoutPhase) Reset() {
 	*x = BlackoutPhase{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[15]
+	mi := &file_godwit_v1_migration_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1120,7 +1217,7 @@ func (x *BlackoutPhase) String() string {
 func (*BlackoutPhase) ProtoMessage() {}
 
 func (x *BlackoutPhase) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[15]
+	mi := &file_godwit_v1_migration_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1133,7 +1230,7 @@ func (x *BlackoutPhase) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlackoutPhase.ProtoReflect.Descriptor instead.
 func (*BlackoutPhase) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{15}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *BlackoutPhase) GetName() string {
@@ -1163,7 +1260,7 @@ type StoryEntry struct {
 
 func (x *StoryEntry) Reset() {
 	*x = StoryEntry{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[16]
+	mi := &file_godwit_v1_migration_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1175,7 +1272,7 @@ func (x *StoryEntry) String() string {
 func (*StoryEntry) ProtoMessage() {}
 
 func (x *StoryEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[16]
+	mi := &file_godwit_v1_migration_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1188,7 +1285,7 @@ func (x *StoryEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoryEntry.ProtoReflect.Descriptor instead.
 func (*StoryEntry) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{16}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *StoryEntry) GetAt() *timestamppb.Timestamp {
@@ -1236,7 +1333,7 @@ type RefusedHost struct {
 
 func (x *RefusedHost) Reset() {
 	*x = RefusedHost{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[17]
+	mi := &file_godwit_v1_migration_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1248,7 +1345,7 @@ func (x *RefusedHost) String() string {
 func (*RefusedHost) ProtoMessage() {}
 
 func (x *RefusedHost) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[17]
+	mi := &file_godwit_v1_migration_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1261,7 +1358,7 @@ func (x *RefusedHost) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefusedHost.ProtoReflect.Descriptor instead.
 func (*RefusedHost) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{17}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RefusedHost) GetHost() string {
@@ -1312,6 +1409,11 @@ const file_godwit_v1_migration_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"M\n" +
 	"\x17CancelMigrationResponse\x122\n" +
+	"\tmigration\x18\x01 \x01(\v2\x14.godwit.v1.MigrationR\tmigration\"H\n" +
+	"\x16ReturnMigrationRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1e\n" +
+	"\vhost_is_off\x18\x02 \x01(\tR\thostIsOff\"M\n" +
+	"\x17ReturnMigrationResponse\x122\n" +
 	"\tmigration\x18\x01 \x01(\v2\x14.godwit.v1.MigrationR\tmigration\"'\n" +
 	"\x15WatchMigrationRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"L\n" +
@@ -1388,12 +1490,13 @@ const file_godwit_v1_migration_proto_rawDesc = "" +
 	"\x06detail\x18\x05 \x01(\tR\x06detail\"3\n" +
 	"\vRefusedHost\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x10\n" +
-	"\x03why\x18\x02 \x03(\tR\x03why2\x99\x03\n" +
+	"\x03why\x18\x02 \x03(\tR\x03why2\xea\x03\n" +
 	"\x10MigrationService\x12O\n" +
 	"\x06Create\x12!.godwit.v1.CreateMigrationRequest\x1a\".godwit.v1.CreateMigrationResponse\x12F\n" +
 	"\x03Get\x12\x1e.godwit.v1.GetMigrationRequest\x1a\x1f.godwit.v1.GetMigrationResponse\x12K\n" +
 	"\x04List\x12 .godwit.v1.ListMigrationsRequest\x1a!.godwit.v1.ListMigrationsResponse\x12O\n" +
-	"\x06Cancel\x12!.godwit.v1.CancelMigrationRequest\x1a\".godwit.v1.CancelMigrationResponse\x12N\n" +
+	"\x06Cancel\x12!.godwit.v1.CancelMigrationRequest\x1a\".godwit.v1.CancelMigrationResponse\x12O\n" +
+	"\x06Return\x12!.godwit.v1.ReturnMigrationRequest\x1a\".godwit.v1.ReturnMigrationResponse\x12N\n" +
 	"\x05Watch\x12 .godwit.v1.WatchMigrationRequest\x1a!.godwit.v1.WatchMigrationResponse0\x01B*Z(godwit.dev/godwit/api/godwit/v1;godwitv1b\x06proto3"
 
 var (
@@ -1408,7 +1511,7 @@ func file_godwit_v1_migration_proto_rawDescGZIP() []byte {
 	return file_godwit_v1_migration_proto_rawDescData
 }
 
-var file_godwit_v1_migration_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_godwit_v1_migration_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_godwit_v1_migration_proto_goTypes = []any{
 	(*MigrationPolicy)(nil),         // 0: godwit.v1.MigrationPolicy
 	(*CreateMigrationRequest)(nil),  // 1: godwit.v1.CreateMigrationRequest
@@ -1419,54 +1522,59 @@ var file_godwit_v1_migration_proto_goTypes = []any{
 	(*ListMigrationsResponse)(nil),  // 6: godwit.v1.ListMigrationsResponse
 	(*CancelMigrationRequest)(nil),  // 7: godwit.v1.CancelMigrationRequest
 	(*CancelMigrationResponse)(nil), // 8: godwit.v1.CancelMigrationResponse
-	(*WatchMigrationRequest)(nil),   // 9: godwit.v1.WatchMigrationRequest
-	(*WatchMigrationResponse)(nil),  // 10: godwit.v1.WatchMigrationResponse
-	(*Migration)(nil),               // 11: godwit.v1.Migration
-	(*Progress)(nil),                // 12: godwit.v1.Progress
-	(*Pass)(nil),                    // 13: godwit.v1.Pass
-	(*Outcome)(nil),                 // 14: godwit.v1.Outcome
-	(*BlackoutPhase)(nil),           // 15: godwit.v1.BlackoutPhase
-	(*StoryEntry)(nil),              // 16: godwit.v1.StoryEntry
-	(*RefusedHost)(nil),             // 17: godwit.v1.RefusedHost
-	(*PageRequest)(nil),             // 18: godwit.v1.PageRequest
-	(*timestamppb.Timestamp)(nil),   // 19: google.protobuf.Timestamp
+	(*ReturnMigrationRequest)(nil),  // 9: godwit.v1.ReturnMigrationRequest
+	(*ReturnMigrationResponse)(nil), // 10: godwit.v1.ReturnMigrationResponse
+	(*WatchMigrationRequest)(nil),   // 11: godwit.v1.WatchMigrationRequest
+	(*WatchMigrationResponse)(nil),  // 12: godwit.v1.WatchMigrationResponse
+	(*Migration)(nil),               // 13: godwit.v1.Migration
+	(*Progress)(nil),                // 14: godwit.v1.Progress
+	(*Pass)(nil),                    // 15: godwit.v1.Pass
+	(*Outcome)(nil),                 // 16: godwit.v1.Outcome
+	(*BlackoutPhase)(nil),           // 17: godwit.v1.BlackoutPhase
+	(*StoryEntry)(nil),              // 18: godwit.v1.StoryEntry
+	(*RefusedHost)(nil),             // 19: godwit.v1.RefusedHost
+	(*PageRequest)(nil),             // 20: godwit.v1.PageRequest
+	(*timestamppb.Timestamp)(nil),   // 21: google.protobuf.Timestamp
 }
 var file_godwit_v1_migration_proto_depIdxs = []int32{
 	0,  // 0: godwit.v1.CreateMigrationRequest.policy:type_name -> godwit.v1.MigrationPolicy
-	11, // 1: godwit.v1.CreateMigrationResponse.migration:type_name -> godwit.v1.Migration
-	11, // 2: godwit.v1.GetMigrationResponse.migration:type_name -> godwit.v1.Migration
-	18, // 3: godwit.v1.ListMigrationsRequest.page:type_name -> godwit.v1.PageRequest
-	11, // 4: godwit.v1.ListMigrationsResponse.migrations:type_name -> godwit.v1.Migration
-	11, // 5: godwit.v1.CancelMigrationResponse.migration:type_name -> godwit.v1.Migration
-	11, // 6: godwit.v1.WatchMigrationResponse.migration:type_name -> godwit.v1.Migration
-	0,  // 7: godwit.v1.Migration.policy:type_name -> godwit.v1.MigrationPolicy
-	19, // 8: godwit.v1.Migration.created:type_name -> google.protobuf.Timestamp
-	19, // 9: godwit.v1.Migration.ended:type_name -> google.protobuf.Timestamp
-	19, // 10: godwit.v1.Migration.deadline:type_name -> google.protobuf.Timestamp
-	12, // 11: godwit.v1.Migration.progress:type_name -> godwit.v1.Progress
-	14, // 12: godwit.v1.Migration.outcome:type_name -> godwit.v1.Outcome
-	16, // 13: godwit.v1.Migration.story:type_name -> godwit.v1.StoryEntry
-	17, // 14: godwit.v1.Migration.refused:type_name -> godwit.v1.RefusedHost
-	13, // 15: godwit.v1.Migration.passes:type_name -> godwit.v1.Pass
-	19, // 16: godwit.v1.Progress.at:type_name -> google.protobuf.Timestamp
-	19, // 17: godwit.v1.Pass.at:type_name -> google.protobuf.Timestamp
-	15, // 18: godwit.v1.Outcome.phases:type_name -> godwit.v1.BlackoutPhase
-	19, // 19: godwit.v1.StoryEntry.at:type_name -> google.protobuf.Timestamp
-	1,  // 20: godwit.v1.MigrationService.Create:input_type -> godwit.v1.CreateMigrationRequest
-	3,  // 21: godwit.v1.MigrationService.Get:input_type -> godwit.v1.GetMigrationRequest
-	5,  // 22: godwit.v1.MigrationService.List:input_type -> godwit.v1.ListMigrationsRequest
-	7,  // 23: godwit.v1.MigrationService.Cancel:input_type -> godwit.v1.CancelMigrationRequest
-	9,  // 24: godwit.v1.MigrationService.Watch:input_type -> godwit.v1.WatchMigrationRequest
-	2,  // 25: godwit.v1.MigrationService.Create:output_type -> godwit.v1.CreateMigrationResponse
-	4,  // 26: godwit.v1.MigrationService.Get:output_type -> godwit.v1.GetMigrationResponse
-	6,  // 27: godwit.v1.MigrationService.List:output_type -> godwit.v1.ListMigrationsResponse
-	8,  // 28: godwit.v1.MigrationService.Cancel:output_type -> godwit.v1.CancelMigrationResponse
-	10, // 29: godwit.v1.MigrationService.Watch:output_type -> godwit.v1.WatchMigrationResponse
-	25, // [25:30] is the sub-list for method output_type
-	20, // [20:25] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	13, // 1: godwit.v1.CreateMigrationResponse.migration:type_name -> godwit.v1.Migration
+	13, // 2: godwit.v1.GetMigrationResponse.migration:type_name -> godwit.v1.Migration
+	20, // 3: godwit.v1.ListMigrationsRequest.page:type_name -> godwit.v1.PageRequest
+	13, // 4: godwit.v1.ListMigrationsResponse.migrations:type_name -> godwit.v1.Migration
+	13, // 5: godwit.v1.CancelMigrationResponse.migration:type_name -> godwit.v1.Migration
+	13, // 6: godwit.v1.ReturnMigrationResponse.migration:type_name -> godwit.v1.Migration
+	13, // 7: godwit.v1.WatchMigrationResponse.migration:type_name -> godwit.v1.Migration
+	0,  // 8: godwit.v1.Migration.policy:type_name -> godwit.v1.MigrationPolicy
+	21, // 9: godwit.v1.Migration.created:type_name -> google.protobuf.Timestamp
+	21, // 10: godwit.v1.Migration.ended:type_name -> google.protobuf.Timestamp
+	21, // 11: godwit.v1.Migration.deadline:type_name -> google.protobuf.Timestamp
+	14, // 12: godwit.v1.Migration.progress:type_name -> godwit.v1.Progress
+	16, // 13: godwit.v1.Migration.outcome:type_name -> godwit.v1.Outcome
+	18, // 14: godwit.v1.Migration.story:type_name -> godwit.v1.StoryEntry
+	19, // 15: godwit.v1.Migration.refused:type_name -> godwit.v1.RefusedHost
+	15, // 16: godwit.v1.Migration.passes:type_name -> godwit.v1.Pass
+	21, // 17: godwit.v1.Progress.at:type_name -> google.protobuf.Timestamp
+	21, // 18: godwit.v1.Pass.at:type_name -> google.protobuf.Timestamp
+	17, // 19: godwit.v1.Outcome.phases:type_name -> godwit.v1.BlackoutPhase
+	21, // 20: godwit.v1.StoryEntry.at:type_name -> google.protobuf.Timestamp
+	1,  // 21: godwit.v1.MigrationService.Create:input_type -> godwit.v1.CreateMigrationRequest
+	3,  // 22: godwit.v1.MigrationService.Get:input_type -> godwit.v1.GetMigrationRequest
+	5,  // 23: godwit.v1.MigrationService.List:input_type -> godwit.v1.ListMigrationsRequest
+	7,  // 24: godwit.v1.MigrationService.Cancel:input_type -> godwit.v1.CancelMigrationRequest
+	9,  // 25: godwit.v1.MigrationService.Return:input_type -> godwit.v1.ReturnMigrationRequest
+	11, // 26: godwit.v1.MigrationService.Watch:input_type -> godwit.v1.WatchMigrationRequest
+	2,  // 27: godwit.v1.MigrationService.Create:output_type -> godwit.v1.CreateMigrationResponse
+	4,  // 28: godwit.v1.MigrationService.Get:output_type -> godwit.v1.GetMigrationResponse
+	6,  // 29: godwit.v1.MigrationService.List:output_type -> godwit.v1.ListMigrationsResponse
+	8,  // 30: godwit.v1.MigrationService.Cancel:output_type -> godwit.v1.CancelMigrationResponse
+	10, // 31: godwit.v1.MigrationService.Return:output_type -> godwit.v1.ReturnMigrationResponse
+	12, // 32: godwit.v1.MigrationService.Watch:output_type -> godwit.v1.WatchMigrationResponse
+	27, // [27:33] is the sub-list for method output_type
+	21, // [21:27] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_godwit_v1_migration_proto_init() }
@@ -1475,14 +1583,14 @@ func file_godwit_v1_migration_proto_init() {
 		return
 	}
 	file_godwit_v1_fleet_proto_init()
-	file_godwit_v1_migration_proto_msgTypes[14].OneofWrappers = []any{}
+	file_godwit_v1_migration_proto_msgTypes[16].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_godwit_v1_migration_proto_rawDesc), len(file_godwit_v1_migration_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   18,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

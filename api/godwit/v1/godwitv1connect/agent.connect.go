@@ -23,6 +23,8 @@ const _ = connect.IsAtLeastVersion1_13_0
 const (
 	// AgentServiceName is the fully-qualified name of the AgentService service.
 	AgentServiceName = "godwit.v1.AgentService"
+	// PeerServiceName is the fully-qualified name of the PeerService service.
+	PeerServiceName = "godwit.v1.PeerService"
 )
 
 // These constants are the fully-qualified names of the RPCs defined in this package. They're
@@ -37,6 +39,11 @@ const (
 	AgentServiceSessionProcedure = "/godwit.v1.AgentService/Session"
 	// AgentServiceCommitProcedure is the fully-qualified name of the AgentService's Commit RPC.
 	AgentServiceCommitProcedure = "/godwit.v1.AgentService/Commit"
+	// PeerServiceGiveUpProcedure is the fully-qualified name of the PeerService's GiveUp RPC.
+	PeerServiceGiveUpProcedure = "/godwit.v1.PeerService/GiveUp"
+	// PeerServiceReturnFramesProcedure is the fully-qualified name of the PeerService's ReturnFrames
+	// RPC.
+	PeerServiceReturnFramesProcedure = "/godwit.v1.PeerService/ReturnFrames"
 )
 
 // AgentServiceClient is a client for the godwit.v1.AgentService service.
@@ -149,4 +156,118 @@ func (UnimplementedAgentServiceHandler) Session(context.Context, *connect.BidiSt
 
 func (UnimplementedAgentServiceHandler) Commit(context.Context, *connect.BidiStream[v1.CommitRequest, v1.CommitResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.AgentService.Commit is not implemented"))
+}
+
+// PeerServiceClient is a client for the godwit.v1.PeerService service.
+type PeerServiceClient interface {
+	// GiveUp asks a target to give up its right to run for good. Only the source
+	// of its migration may ask. It is answered when the refusal is on the disk and
+	// the instance has ended, or when the target is found to have the right.
+	GiveUp(context.Context, *v1.GiveUpRequest) (*v1.GiveUpResponse, error)
+	// ReturnFrames sends the frames back that wait at a target which gave up. The
+	// source asks for it when its gate is open again.
+	ReturnFrames(context.Context, *v1.ReturnFramesRequest) (*v1.ReturnFramesResponse, error)
+}
+
+// NewPeerServiceClient constructs a client for the godwit.v1.PeerService service. By default, it
+// uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses, and sends
+// uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the connect.WithGRPC() or
+// connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewPeerServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) PeerServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	peerServiceMethods := v1.File_godwit_v1_agent_proto.Services().ByName("PeerService").Methods()
+	return &peerServiceClient{
+		giveUp: connect.NewClient[v1.GiveUpRequest, v1.GiveUpResponse](
+			httpClient,
+			baseURL+PeerServiceGiveUpProcedure,
+			connect.WithSchema(peerServiceMethods.ByName("GiveUp")),
+			connect.WithClientOptions(opts...),
+		),
+		returnFrames: connect.NewClient[v1.ReturnFramesRequest, v1.ReturnFramesResponse](
+			httpClient,
+			baseURL+PeerServiceReturnFramesProcedure,
+			connect.WithSchema(peerServiceMethods.ByName("ReturnFrames")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// peerServiceClient implements PeerServiceClient.
+type peerServiceClient struct {
+	giveUp       *connect.Client[v1.GiveUpRequest, v1.GiveUpResponse]
+	returnFrames *connect.Client[v1.ReturnFramesRequest, v1.ReturnFramesResponse]
+}
+
+// GiveUp calls godwit.v1.PeerService.GiveUp.
+func (c *peerServiceClient) GiveUp(ctx context.Context, req *v1.GiveUpRequest) (*v1.GiveUpResponse, error) {
+	response, err := c.giveUp.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ReturnFrames calls godwit.v1.PeerService.ReturnFrames.
+func (c *peerServiceClient) ReturnFrames(ctx context.Context, req *v1.ReturnFramesRequest) (*v1.ReturnFramesResponse, error) {
+	response, err := c.returnFrames.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// PeerServiceHandler is an implementation of the godwit.v1.PeerService service.
+type PeerServiceHandler interface {
+	// GiveUp asks a target to give up its right to run for good. Only the source
+	// of its migration may ask. It is answered when the refusal is on the disk and
+	// the instance has ended, or when the target is found to have the right.
+	GiveUp(context.Context, *v1.GiveUpRequest) (*v1.GiveUpResponse, error)
+	// ReturnFrames sends the frames back that wait at a target which gave up. The
+	// source asks for it when its gate is open again.
+	ReturnFrames(context.Context, *v1.ReturnFramesRequest) (*v1.ReturnFramesResponse, error)
+}
+
+// NewPeerServiceHandler builds an HTTP handler from the service implementation. It returns the path
+// on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewPeerServiceHandler(svc PeerServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	peerServiceMethods := v1.File_godwit_v1_agent_proto.Services().ByName("PeerService").Methods()
+	peerServiceGiveUpHandler := connect.NewUnaryHandlerSimple(
+		PeerServiceGiveUpProcedure,
+		svc.GiveUp,
+		connect.WithSchema(peerServiceMethods.ByName("GiveUp")),
+		connect.WithHandlerOptions(opts...),
+	)
+	peerServiceReturnFramesHandler := connect.NewUnaryHandlerSimple(
+		PeerServiceReturnFramesProcedure,
+		svc.ReturnFrames,
+		connect.WithSchema(peerServiceMethods.ByName("ReturnFrames")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/godwit.v1.PeerService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case PeerServiceGiveUpProcedure:
+			peerServiceGiveUpHandler.ServeHTTP(w, r)
+		case PeerServiceReturnFramesProcedure:
+			peerServiceReturnFramesHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedPeerServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedPeerServiceHandler struct{}
+
+func (UnimplementedPeerServiceHandler) GiveUp(context.Context, *v1.GiveUpRequest) (*v1.GiveUpResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.PeerService.GiveUp is not implemented"))
+}
+
+func (UnimplementedPeerServiceHandler) ReturnFrames(context.Context, *v1.ReturnFramesRequest) (*v1.ReturnFramesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.PeerService.ReturnFrames is not implemented"))
 }

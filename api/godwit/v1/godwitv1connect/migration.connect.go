@@ -41,6 +41,8 @@ const (
 	MigrationServiceListProcedure = "/godwit.v1.MigrationService/List"
 	// MigrationServiceCancelProcedure is the fully-qualified name of the MigrationService's Cancel RPC.
 	MigrationServiceCancelProcedure = "/godwit.v1.MigrationService/Cancel"
+	// MigrationServiceReturnProcedure is the fully-qualified name of the MigrationService's Return RPC.
+	MigrationServiceReturnProcedure = "/godwit.v1.MigrationService/Return"
 	// MigrationServiceWatchProcedure is the fully-qualified name of the MigrationService's Watch RPC.
 	MigrationServiceWatchProcedure = "/godwit.v1.MigrationService/Watch"
 )
@@ -54,6 +56,10 @@ type MigrationServiceClient interface {
 	List(context.Context, *v1.ListMigrationsRequest) (*v1.ListMigrationsResponse, error)
 	// Cancel ends it with the VM at the source; refused once it has committed.
 	Cancel(context.Context, *v1.CancelMigrationRequest) (*v1.CancelMigrationResponse, error)
+	// Return gives the VM back to its source, where the target has the right to run
+	// and was never heard to. Whoever asks has made sure that the target's host is
+	// off: a target that does run would be a second one.
+	Return(context.Context, *v1.ReturnMigrationRequest) (*v1.ReturnMigrationResponse, error)
 	// Watch sends the present state and then every change and progress until
 	// the migration is final.
 	Watch(context.Context, *v1.WatchMigrationRequest) (*connect.ServerStreamForClient[v1.WatchMigrationResponse], error)
@@ -94,6 +100,12 @@ func NewMigrationServiceClient(httpClient connect.HTTPClient, baseURL string, op
 			connect.WithSchema(migrationServiceMethods.ByName("Cancel")),
 			connect.WithClientOptions(opts...),
 		),
+		_return: connect.NewClient[v1.ReturnMigrationRequest, v1.ReturnMigrationResponse](
+			httpClient,
+			baseURL+MigrationServiceReturnProcedure,
+			connect.WithSchema(migrationServiceMethods.ByName("Return")),
+			connect.WithClientOptions(opts...),
+		),
 		watch: connect.NewClient[v1.WatchMigrationRequest, v1.WatchMigrationResponse](
 			httpClient,
 			baseURL+MigrationServiceWatchProcedure,
@@ -105,11 +117,12 @@ func NewMigrationServiceClient(httpClient connect.HTTPClient, baseURL string, op
 
 // migrationServiceClient implements MigrationServiceClient.
 type migrationServiceClient struct {
-	create *connect.Client[v1.CreateMigrationRequest, v1.CreateMigrationResponse]
-	get    *connect.Client[v1.GetMigrationRequest, v1.GetMigrationResponse]
-	list   *connect.Client[v1.ListMigrationsRequest, v1.ListMigrationsResponse]
-	cancel *connect.Client[v1.CancelMigrationRequest, v1.CancelMigrationResponse]
-	watch  *connect.Client[v1.WatchMigrationRequest, v1.WatchMigrationResponse]
+	create  *connect.Client[v1.CreateMigrationRequest, v1.CreateMigrationResponse]
+	get     *connect.Client[v1.GetMigrationRequest, v1.GetMigrationResponse]
+	list    *connect.Client[v1.ListMigrationsRequest, v1.ListMigrationsResponse]
+	cancel  *connect.Client[v1.CancelMigrationRequest, v1.CancelMigrationResponse]
+	_return *connect.Client[v1.ReturnMigrationRequest, v1.ReturnMigrationResponse]
+	watch   *connect.Client[v1.WatchMigrationRequest, v1.WatchMigrationResponse]
 }
 
 // Create calls godwit.v1.MigrationService.Create.
@@ -148,6 +161,15 @@ func (c *migrationServiceClient) Cancel(ctx context.Context, req *v1.CancelMigra
 	return nil, err
 }
 
+// Return calls godwit.v1.MigrationService.Return.
+func (c *migrationServiceClient) Return(ctx context.Context, req *v1.ReturnMigrationRequest) (*v1.ReturnMigrationResponse, error) {
+	response, err := c._return.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // Watch calls godwit.v1.MigrationService.Watch.
 func (c *migrationServiceClient) Watch(ctx context.Context, req *v1.WatchMigrationRequest) (*connect.ServerStreamForClient[v1.WatchMigrationResponse], error) {
 	return c.watch.CallServerStream(ctx, connect.NewRequest(req))
@@ -162,6 +184,10 @@ type MigrationServiceHandler interface {
 	List(context.Context, *v1.ListMigrationsRequest) (*v1.ListMigrationsResponse, error)
 	// Cancel ends it with the VM at the source; refused once it has committed.
 	Cancel(context.Context, *v1.CancelMigrationRequest) (*v1.CancelMigrationResponse, error)
+	// Return gives the VM back to its source, where the target has the right to run
+	// and was never heard to. Whoever asks has made sure that the target's host is
+	// off: a target that does run would be a second one.
+	Return(context.Context, *v1.ReturnMigrationRequest) (*v1.ReturnMigrationResponse, error)
 	// Watch sends the present state and then every change and progress until
 	// the migration is final.
 	Watch(context.Context, *v1.WatchMigrationRequest, *connect.ServerStream[v1.WatchMigrationResponse]) error
@@ -198,6 +224,12 @@ func NewMigrationServiceHandler(svc MigrationServiceHandler, opts ...connect.Han
 		connect.WithSchema(migrationServiceMethods.ByName("Cancel")),
 		connect.WithHandlerOptions(opts...),
 	)
+	migrationServiceReturnHandler := connect.NewUnaryHandlerSimple(
+		MigrationServiceReturnProcedure,
+		svc.Return,
+		connect.WithSchema(migrationServiceMethods.ByName("Return")),
+		connect.WithHandlerOptions(opts...),
+	)
 	migrationServiceWatchHandler := connect.NewServerStreamHandlerSimple(
 		MigrationServiceWatchProcedure,
 		svc.Watch,
@@ -214,6 +246,8 @@ func NewMigrationServiceHandler(svc MigrationServiceHandler, opts ...connect.Han
 			migrationServiceListHandler.ServeHTTP(w, r)
 		case MigrationServiceCancelProcedure:
 			migrationServiceCancelHandler.ServeHTTP(w, r)
+		case MigrationServiceReturnProcedure:
+			migrationServiceReturnHandler.ServeHTTP(w, r)
 		case MigrationServiceWatchProcedure:
 			migrationServiceWatchHandler.ServeHTTP(w, r)
 		default:
@@ -239,6 +273,10 @@ func (UnimplementedMigrationServiceHandler) List(context.Context, *v1.ListMigrat
 
 func (UnimplementedMigrationServiceHandler) Cancel(context.Context, *v1.CancelMigrationRequest) (*v1.CancelMigrationResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.MigrationService.Cancel is not implemented"))
+}
+
+func (UnimplementedMigrationServiceHandler) Return(context.Context, *v1.ReturnMigrationRequest) (*v1.ReturnMigrationResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.MigrationService.Return is not implemented"))
 }
 
 func (UnimplementedMigrationServiceHandler) Watch(context.Context, *v1.WatchMigrationRequest, *connect.ServerStream[v1.WatchMigrationResponse]) error {

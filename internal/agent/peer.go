@@ -1,0 +1,159 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"strconv"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"godwit.dev/godwit/api/client"
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/api/godwit/v1/godwitv1connect"
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/pki"
+	"godwit.dev/godwit/internal/wire"
+)
+
+// DefaultPeerPort is where an agent listens for those of other hosts.
+const DefaultPeerPort = 7444
+
+const (
+	peerHeaderWithin = 5 * time.Second
+	peerMessageMax   = 64 << 10 // bytes
+)
+
+// Peers is how agents reach each other. The zero value is none: then a switch
+// that the servers leave undecided waits for them.
+type Peers struct {
+	Listener net.Listener // at the host's address
+	// Dial connects to another host; nil is the usual way.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+}
+
+// port is what other hosts are told of the listener.
+func (p Peers) port() uint16 {
+	if p.Listener == nil {
+		return 0
+	}
+	_, text, _ := net.SplitHostPort(p.Listener.Addr().String())
+	port, _ := strconv.ParseUint(text, 10, 16)
+	return uint16(port)
+}
+
+// callerKey is the key of who calls, in a call's context.
+type callerKey struct{}
+
+// servePeers answers the agents of other hosts until ctx ends.
+func (a *Agent) servePeers(ctx context.Context) {
+	listener := a.config.Peers.Listener
+	if listener == nil {
+		return
+	}
+	mux := http.NewServeMux()
+	mux.Handle(godwitv1connect.NewPeerServiceHandler(peerService{a},
+		connect.WithInterceptors(wire.ServerInterceptor()), connect.WithReadMaxBytes(peerMessageMax)))
+	server := &http.Server{
+		Handler: fromHosts(mux), TLSConfig: a.config.Keeper.ServerConfig(), ReadHeaderTimeout: peerHeaderWithin,
+		ErrorLog: slog.NewLogLogger(a.log.Handler(), slog.LevelDebug),
+	}
+	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
+	defer stop()
+	if err := server.ServeTLS(listener, "", ""); !errors.Is(err, http.ErrServerClosed) {
+		a.log.Error("other hosts can't reach this agent any more", "error", err)
+	}
+}
+
+// fromHosts makes the host known whose certificate a caller shows.
+func fromHosts(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
+			if caller, err := pki.FromConnectionState(*r.TLS); err == nil && caller.Kind == pki.Host {
+				r = r.WithContext(context.WithValue(r.Context(), callerKey{}, fleet.HostName(caller.Name)))
+			}
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// peerService answers for the targets on this host.
+type peerService struct{ agent *Agent }
+
+func (s peerService) GiveUp(ctx context.Context, request *godwitv1.GiveUpRequest) (*godwitv1.GiveUpResponse, error) {
+	m, err := s.target(ctx, request.GetMigration(), request.GetVm(), request.GetEpoch())
+	if err != nil {
+		return nil, err
+	}
+	gaveUp := false
+	err = m.inTurn(ctx, func() (err error) {
+		gaveUp, err = m.giveUp(ctx, request.GetMigration())
+		return err
+	})
+	return &godwitv1.GiveUpResponse{Refused: gaveUp}, err
+}
+
+func (s peerService) ReturnFrames(ctx context.Context, request *godwitv1.ReturnFramesRequest) (*godwitv1.ReturnFramesResponse, error) {
+	m, err := s.target(ctx, request.GetMigration(), request.GetVm(), request.GetEpoch())
+	if err != nil {
+		return nil, err
+	}
+	var frames int
+	err = m.inTurn(ctx, func() (err error) {
+		if m.record.Role != refused {
+			return &fleet.Error{Code: fleet.Conflict, Op: "return frames", Subject: "vm " + string(m.key.vm), Cause: "its target has not given up"}
+		}
+		frames, err = m.drainTo(ctx, request.GetSourceAddress())
+		return err
+	})
+	return &godwitv1.ReturnFramesResponse{Frames: int64(frames)}, err
+}
+
+// target gives the target of a migration whose source calls. One that is not
+// here is no proof of anything: it may have run, and moved on since.
+func (s peerService) target(ctx context.Context, migration, vm string, epoch uint64) (*machine, error) {
+	refusal := &fleet.Error{Op: "give up", Subject: "migration " + migration}
+	caller, known := ctx.Value(callerKey{}).(fleet.HostName)
+	if !known {
+		refusal.Code, refusal.Cause = fleet.Denied, "only hosts may ask, and they show their certificates"
+		return nil, refusal
+	}
+	m := s.agent.find(machineKey{fleet.VMName(vm), fleet.Epoch(epoch)})
+	if m == nil {
+		refusal.Code, refusal.Cause = fleet.NotFound, fmt.Sprintf("%s has no instance of %s at epoch %d", s.agent.config.Name, vm, epoch)
+		return nil, refusal
+	}
+	m.mu.Lock()
+	own := m.record
+	m.mu.Unlock()
+	if own.Migration != "" && own.Migration != migration {
+		refusal.Code, refusal.Cause = fleet.Conflict, "the instance is of migration "+own.Migration
+		return nil, refusal
+	}
+	if own.Peer.Host != "" && caller != own.Peer.Host {
+		refusal.Code, refusal.Cause = fleet.Denied, fmt.Sprintf("%s is not its source", caller)
+		return nil, refusal
+	}
+	return m, nil
+}
+
+// peerRecord is the other host of a migration.
+type peerRecord struct {
+	Host    fleet.HostName `json:"host"`
+	Address string         `json:"address,omitempty"` // and port, of its agent; of a target only
+	// SwitchMax: for so long the guest may stand still before the source asks
+	// the target to give up; zero is for ever.
+	SwitchMax time.Duration `json:"switchMax,omitempty"`
+}
+
+// dialPeer gives a client of another host's agent; nothing is sent yet.
+func (a *Agent) dialPeer(peer peerRecord) (*client.Peer, error) {
+	return client.DialPeer(client.Config{
+		Server: "https://" + peer.Address, Dial: a.config.Peers.Dial,
+		TLS: a.config.Keeper.ClientConfig(pki.Expect{Kind: pki.Host, Name: string(peer.Host)}),
+	})
+}

@@ -1,0 +1,183 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"godwit.dev/godwit/api/client"
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/network"
+)
+
+// What happens when nobody decides on a switch. The servers are the first to
+// do so; when they leave the guest standing still for the migration's switch
+// limit, the source asks the target to give up. A target that does writes that
+// down first, ends its instance, and never runs it, whatever a server says
+// later; so the source may run on. A target that has the commit's answer keeps
+// it, and so does one of which nobody can tell whether it has run.
+
+const (
+	// askAfter is what the servers have beyond the limit, to whom the decision
+	// belongs: their clock for it begins later.
+	askAfter    = 250 * time.Millisecond
+	askWithin   = 2 * time.Second // one question, with its answer
+	askAgainMin = 100 * time.Millisecond
+	askAgainMax = 2 * time.Second
+)
+
+// awaitDecision begins the wait of a source whose guest has stopped.
+func (m *machine) awaitDecision(stopped time.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	peer, migration := m.record.Peer, m.record.Migration
+	if m.decided != nil || peer.SwitchMax <= 0 || peer.Address == "" {
+		return
+	}
+	ctx, cancel := context.WithCancel(m.life)
+	m.decided = cancel
+	go m.askTarget(ctx, migration, peer, stopped.Add(peer.SwitchMax+askAfter))
+}
+
+// decide ends the wait: a server has decided, or the instance has ended.
+func (m *machine) decide() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.decided != nil {
+		m.decided()
+		m.decided = nil
+	}
+}
+
+// askTarget asks from the given time on until it has an answer or ctx ends.
+func (m *machine) askTarget(ctx context.Context, migration string, peer peerRecord, from time.Time) {
+	target, err := m.agent.dialPeer(peer)
+	if err != nil {
+		m.agent.log.Error("the target can't be asked to give up", "vm", m.key.vm, "target", peer.Host, "error", err)
+		return
+	}
+	defer target.Close()
+	wait := time.NewTimer(time.Until(from))
+	defer wait.Stop()
+	for pause := askAgainMin; ; pause = min(2*pause, askAgainMax) {
+		select {
+		case <-wait.C:
+		case <-ctx.Done():
+			return
+		}
+		gaveUp, err := m.askOnce(ctx, target, migration)
+		switch {
+		case err == nil && gaveUp:
+			m.runOnInTurn(ctx, target, migration)
+			return
+		case err == nil || fleet.CodeOf(err) == fleet.NotFound:
+			m.agent.log.Warn("the target keeps its right; the servers decide", "vm", m.key.vm, "target", peer.Host, "error", err)
+			return
+		}
+		m.agent.log.Warn("neither the servers nor the target answer; the guest stands still", "vm", m.key.vm, "target", peer.Host, "error", err)
+		wait.Reset(pause)
+	}
+}
+
+func (m *machine) askOnce(ctx context.Context, target *client.Peer, migration string) (gaveUp bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, askWithin)
+	defer cancel()
+	answer, err := target.GiveUp(ctx, &godwitv1.GiveUpRequest{Migration: migration, Vm: string(m.key.vm), Epoch: uint64(m.key.epoch + 1)})
+	return answer.GetRefused(), err
+}
+
+// runOnInTurn lets the guest run on, and then has the frames back that wait at
+// the target. If they can't be had now, they come when a server releases it.
+func (m *machine) runOnInTurn(ctx context.Context, target *client.Peer, migration string) {
+	if err := m.inTurn(ctx, func() error { return m.runOn(ctx, migration) }); err != nil {
+		if ctx.Err() == nil {
+			m.agent.log.Error("the source does not run on", "vm", m.key.vm, "error", err)
+			m.fact(migration, sourceFailed(err, m.instance.Ended()))
+		}
+		return
+	}
+	ctx, cancel := context.WithTimeout(m.life, 2*returnWithin)
+	defer cancel()
+	answer, err := target.ReturnFrames(ctx, &godwitv1.ReturnFramesRequest{
+		Migration: migration, Vm: string(m.key.vm), Epoch: uint64(m.key.epoch + 1), SourceAddress: m.agent.config.Address.String(),
+	})
+	m.agent.log.Info("the target gave up, and the source runs on", "vm", m.key.vm, "migration", migration, "framesReturned", answer.GetFrames(), "error", err)
+}
+
+// runOn takes the VM's right up again, by the target's refusal. The worker calls
+// it.
+func (m *machine) runOn(ctx context.Context, migration string) error {
+	if m.record.Role != source || m.record.Migration != migration {
+		return errors.New("the servers have decided meanwhile")
+	}
+	if err := m.setRole(ranOn, migration); err != nil {
+		return err
+	}
+	m.endCopy()
+	if err := m.goOn(ctx); err != nil {
+		return err
+	}
+	m.tellRanOn(migration)
+	return nil
+}
+
+func (m *machine) tellRanOn(migration string) {
+	m.fact(migration, &godwitv1.Report{Event: &godwitv1.Report_SourceRanOn{SourceRanOn: &godwitv1.SourceRanOn{
+		Cause: fmt.Sprintf("no server decided in time, and %s gave up", m.record.Peer.Host),
+	}}})
+}
+
+// giveUp gives the right to run up for good, if it is certain that it was never
+// used. The worker calls it, so no commit's answer is being carried out.
+func (m *machine) giveUp(ctx context.Context, migration string) (done bool, err error) {
+	if m.record.Role == refused {
+		return true, m.kill(ctx)
+	}
+	if m.record.Role != arriving || m.mayHaveRun(ctx) {
+		return false, nil
+	}
+	if err := m.setRole(refused, migration); err != nil {
+		return false, err
+	}
+	m.tellRefused(migration)
+	return true, m.kill(ctx)
+}
+
+func (m *machine) tellRefused(migration string) {
+	m.fact(migration, targetRefused(fmt.Sprintf("%s asked for it, and no commit had come", m.record.Peer.Host)))
+}
+
+func targetRefused(cause string) *godwitv1.Report {
+	return &godwitv1.Report{Event: &godwitv1.Report_TargetRefused{TargetRefused: &godwitv1.TargetRefused{Cause: cause}}}
+}
+
+// mayHaveRun tells whether a target may have run an instruction. Its gates know:
+// they are opened first, and the kernel keeps them when the agent dies.
+func (m *machine) mayHaveRun(ctx context.Context) bool {
+	ports := m.allPorts()
+	for _, port := range ports {
+		gate, err := port.tap.Gate()
+		if err != nil {
+			return true
+		}
+		switch gate.Mode {
+		case network.Closed, network.TunnelOnly, network.Arriving:
+		default:
+			return true
+		}
+	}
+	if len(ports) > 0 {
+		return false
+	}
+	// No port: only an instance that is still there, and waits, is a proof.
+	m.mu.Lock()
+	instance, recorded := m.instance, len(m.record.Ports)
+	m.mu.Unlock()
+	if instance == nil || recorded > 0 {
+		return true
+	}
+	state, err := instance.Status(ctx)
+	return err != nil || !state.Waiting()
+}
