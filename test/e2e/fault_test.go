@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
@@ -183,6 +184,27 @@ func ip(t *testing.T, f *fleetlab.Fleet, host string, args ...string) {
 	}
 }
 
+// awaitLog polls until a program has said something so many times.
+func awaitLog(t *testing.T, p *fleetlab.Process, words string, times int) {
+	t.Helper()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for late := time.After(migrateWithin); ; {
+		if text, err := p.Log(); err != nil {
+			t.Error(err)
+			return
+		} else if strings.Count(text, words) >= times {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-late:
+			t.Errorf("%s never said %q", p.LogPath(), words)
+			return
+		}
+	}
+}
+
 // testRestart kills programs and starts them again. Whatever becomes of the
 // migration, the VM runs at one place and its client loses nothing.
 func testRestart(t *testing.T, f *fleetlab.Fleet) {
@@ -205,8 +227,31 @@ func testRestart(t *testing.T, f *fleetlab.Fleet) {
 		g := boot(t, f, fleetlab.GuestConfig{})
 		c := call(t, f, g, probe.UDPConfig{})
 		restart(t, f.Agent("h1"))
+		awaitLog(t, f.Agent("h1"), "session open", 2) // until then the old one may seem to be there
 		ready(t)
 		migrate(t, f, g, "h2", "succeeded")
+		c.end(t)
+	})
+	t.Run("no server", func(t *testing.T) {
+		g := boot(t, f, fleetlab.GuestConfig{})
+		c := call(t, f, g, probe.UDPConfig{Rate: 100}) // what comes in three seconds fits into a tap
+		m := during(t, f, g, "copying", func(*godwitv1.Migration) {
+			if err := f.Server().Kill(); err != nil {
+				t.Error(err)
+			}
+			awaitLog(t, f.Agent("h1"), "the target gave up, and the source runs on", 1)
+			if err := f.Server().Start(); err != nil {
+				t.Error(err)
+			}
+		})
+		ready(t)
+		demand(t, f, g, m, "aborted")
+		for _, word := range []string{"h1", "h2", "gave"} {
+			if !strings.Contains(m.GetCause(), word) {
+				t.Errorf("cause %q does not say %q", m.GetCause(), word)
+			}
+		}
+		t.Log(m.GetCause())
 		c.end(t)
 	})
 	for _, test := range []struct {
