@@ -13,7 +13,7 @@ DEMOFLAGS =
 BENCHFLAGS =
 
 .DEFAULT_GOAL = help
-.PHONY: help setup build demo test bench lint generate qemu72 clean distclean
+.PHONY: help setup build demo test bench explore lint generate qemu72 clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -38,6 +38,9 @@ test: setup ## vet and run all tests, on real kernels and QEMUs
 
 bench: setup build ## measure; prints tables and writes out/*.json
 	go run ./test/bench $(BENCHFLAGS)
+
+explore: ## walk through all states of a migration with two faults; writes out/explore.json
+	go run ./test/explore
 
 lint: ## gofmt, go vet, staticcheck
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "not gofmt'ed: $$unformatted"; exit 1; }

@@ -189,9 +189,7 @@ func (m *machine) watchEnd(ctx context.Context, instance *qemu.Instance) {
 		m.decide()
 		m.fact(migration, sourceFailed(errors.New(cause), true))
 	case arriving, arrived:
-		failed := targetFailed(errors.New(cause), true)
-		failed.GetTargetFailed().Unrun = part == arriving && !m.mayHaveRun(ctx)
-		m.fact(migration, failed)
+		m.fact(migration, m.targetGone(ctx, cause))
 	}
 	if part != arriving {
 		m.fact(string(m.key.vm), m.instanceReport("exited", cause))

@@ -50,7 +50,7 @@ func (m *machine) beginCopy(ctx context.Context, command *godwitv1.Command, want
 			return fmt.Errorf("port %s: %w", port.name, err)
 		}
 	}
-	if m.record.Role == ranOn {
+	if m.runsOn() {
 		return &fleet.Error{Code: fleet.Conflict, Op: "copy", Subject: "vm " + string(m.key.vm), Cause: "it runs on, by its target's refusal"}
 	}
 	next := m.record
@@ -203,11 +203,19 @@ func (a *Agent) renumber(ctx context.Context, m *machine, epoch fleet.Epoch) err
 	return err
 }
 
+// runsOn: by its target's refusal. No server that knows of it ends it, and one
+// that does not has it wrong.
+func (m *machine) runsOn() bool {
+	return m.record.Role == ranOn && m.instance != nil && !m.instance.Ended()
+}
+
+var errRunsOn = errors.New("it runs on, by its target's refusal")
+
 // retireSource ends the instance that lost its right. Its taps stay, and
 // forward.
 func (m *machine) retireSource(ctx context.Context) *godwitv1.Report {
-	if m.record.Role == ranOn {
-		return sourceFailed(errors.New("it runs on, by its target's refusal"), false)
+	if m.runsOn() {
+		return sourceFailed(errRunsOn, false)
 	}
 	m.awaitCopy(ctx)
 	if err := m.kill(ctx); err != nil {
@@ -237,6 +245,9 @@ func (m *machine) awaitCopy(ctx context.Context) {
 
 // releaseSource removes what is left of a source: nobody sends to it any more.
 func (m *machine) releaseSource(ctx context.Context) *godwitv1.Report {
+	if m.runsOn() {
+		return sourceFailed(errRunsOn, false)
+	}
 	if err := m.discard(ctx); err != nil {
 		return sourceFailed(err, false)
 	}

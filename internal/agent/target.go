@@ -252,6 +252,9 @@ func (m *machine) runTarget(ctx context.Context) *godwitv1.Report {
 	default: // it runs already
 		return &godwitv1.Report{Event: &godwitv1.Report_TargetRunning{TargetRunning: &godwitv1.TargetRunning{Marks: before}}}
 	}
+	if m.instance == nil || m.instance.Ended() { // between two agents
+		return m.targetGone(ctx, "its instance has ended")
+	}
 	if err := errors.Join(m.receive(), m.setMode(network.Settling)); err != nil {
 		return targetFailed(err, false)
 	}
@@ -270,6 +273,13 @@ func (m *machine) runTarget(ctx context.Context) *godwitv1.Report {
 		m.agent.log.Error("the machine's record was not written", "vm", m.key.vm, "error", err)
 	}
 	return &godwitv1.Report{Event: &godwitv1.Report_TargetRunning{TargetRunning: &godwitv1.TargetRunning{Marks: marks}}}
+}
+
+// targetGone reports the end of an instance, and whether it may have run.
+func (m *machine) targetGone(ctx context.Context, cause string) *godwitv1.Report {
+	report := targetFailed(errors.New(cause), true)
+	report.GetTargetFailed().Unrun = !m.mayHaveRun(ctx)
+	return report
 }
 
 // finishTarget ends the special treatment of forwarded frames.

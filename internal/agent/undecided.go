@@ -156,6 +156,12 @@ func targetRefused(cause string) *godwitv1.Report {
 // mayHaveRun tells whether a target may have run an instruction. Its gates know:
 // they are opened first, and the kernel keeps them when the agent dies.
 func (m *machine) mayHaveRun(ctx context.Context) bool {
+	m.mu.Lock()
+	instance, recorded, part := m.instance, len(m.record.Ports), m.record.Role
+	m.mu.Unlock()
+	if part != arriving {
+		return true
+	}
 	ports := m.allPorts()
 	for _, port := range ports {
 		gate, err := port.tap.Gate()
@@ -172,9 +178,6 @@ func (m *machine) mayHaveRun(ctx context.Context) bool {
 		return false
 	}
 	// No port: only an instance that is still there, and waits, is a proof.
-	m.mu.Lock()
-	instance, recorded := m.instance, len(m.record.Ports)
-	m.mu.Unlock()
 	if instance == nil || recorded > 0 {
 		return true
 	}

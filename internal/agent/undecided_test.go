@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"os"
 	"testing"
 	"time"
 
@@ -236,4 +237,31 @@ func (m *move) askAs(keeper *pki.Keeper, migration string, epoch uint64) (*godwi
 	ctx, cancel := context.WithTimeout(m.t.Context(), patience)
 	defer cancel()
 	return peer.GiveUp(ctx, &godwitv1.GiveUpRequest{Migration: migration, Vm: testVM, Epoch: epoch})
+}
+
+// A target whose QEMU ended while no agent was there is told to run: it says
+// that it is gone, and that it never ran.
+func TestRunWithoutAnInstance(t *testing.T) {
+	m := newMove(t)
+	m.fleet.onCommit(func(ctx context.Context, _ *godwitv1.CommitRequest) (*godwitv1.CommitResponse, error) {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	})
+	m.prepare()
+	process, err := os.FindProcess(m.target.instance(testVM, 2).PID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.target.stop()
+	if err := process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "QEMU's end", func() bool { return len(m.target.processes()) == 0 })
+	m.target.start()
+	m.target.sendCommand(m.runCommand())
+	failed := m.target.awaitReport("word that it is gone", func(r *godwitv1.Report) bool { return r.GetTargetFailed() != nil })
+	if got := failed.GetTargetFailed(); !got.GetGone() || !got.GetUnrun() {
+		t.Errorf("it says %v", got)
+	}
+	m.abort()
 }

@@ -11,6 +11,7 @@ var imports = map[string][]string{
 	// The pure core: nouns, and functions of them.
 	"internal/fleet":     {},
 	"internal/migration": {"internal/fleet"},
+	"internal/explore":   {"internal/fleet", "internal/migration"},
 	"internal/predict":   {"internal/fleet"},
 	"internal/placement": {"internal/fleet"},
 	"internal/campaign":  {"internal/fleet", "internal/predict", "internal/placement"},
@@ -54,7 +55,7 @@ var imports = map[string][]string{
 // pure packages import nothing from outside the standard library, nor what
 // bannedInPure names, and none of bannedCalls.
 var pure = []string{
-	"internal/fleet", "internal/migration", "internal/predict", "internal/placement", "internal/campaign",
+	"internal/fleet", "internal/migration", "internal/explore", "internal/predict", "internal/placement", "internal/campaign",
 }
 
 // bannedInPure begins the paths of what a pure package may not import. The

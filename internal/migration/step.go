@@ -192,6 +192,14 @@ func settle(m *Migration, event Event) {
 	}
 }
 
+// sourceRetired: what it has not measured by then nobody will.
+func sourceRetired(m *Migration, event Event) {
+	noteRetired(m, event)
+	settle(m, event)
+}
+
+func noteRetired(m *Migration, _ Event) { m.drop(StartCopy) }
+
 const graceOver = "the grace time is over"
 
 func settleTimer(m *Migration, event Event) {
@@ -204,7 +212,10 @@ func settleTimer(m *Migration, event Event) {
 			fmt.Sprintf("start the agent on %s: it will go on by itself", m.Target),
 			fmt.Sprintf("godwit migration return %s --host-is-off %s (only once it is: switch it off first)", m.ID, m.Target))
 	default:
-		m.Cause = m.leftovers()
+		if m.Cause != "" {
+			m.Cause += "; "
+		}
+		m.Cause += m.leftovers()
 		if !m.Released {
 			m.release()
 		}
@@ -249,6 +260,7 @@ func targetFailedAfterCommit(m *Migration, event Event) {
 	m.Cause = event.Detail
 	switch {
 	case !event.Gone:
+	case m.TargetRuns: // then the VM has ended, as any may; what is left to do is the same
 	case event.Unrun && m.awaitsTarget():
 		takeBack(m, event)
 	default:
@@ -261,11 +273,9 @@ func targetFailedAfterCommit(m *Migration, event Event) {
 func (m *Migration) lose(event Event, cause string) {
 	m.drop(RunTarget)
 	m.drop(StartCopy)
-	if !m.TargetRuns {
-		m.TargetGone = true
-		m.want(ReleaseTarget, m.Target)
-		m.want(ReleaseSource, m.Source)
-	}
+	m.TargetGone = true
+	m.want(ReleaseTarget, m.Target)
+	m.want(ReleaseSource, m.Source)
 	m.needOperator(event, cause, fmt.Sprintf("godwit vm start %s", m.VM))
 }
 

@@ -1,0 +1,139 @@
+package explore
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/migration"
+)
+
+// Gates, as far as they matter here: who may exchange packets.
+const (
+	shut     = "shut"     // target: nothing leaves, frames of the tunnel or of others wait
+	open     = "open"     // the instance may send, and gets its frames
+	redirect = "redirect" // source: nothing may be sent, frames go to the target
+)
+
+// What a QEMU does.
+const (
+	none     = "none"     // there is none
+	waits    = "waits"    // target: for the state
+	loaded   = "loaded"   // target: has everything, paused
+	runs     = "runs"     // vCPUs run
+	stopped  = "stopped"  // source: by its agent or itself, at the end of the copy
+	sending  = "sending"  // source: let go on, sends its devices
+	finished = "finished" // source: knows that the target has everything
+	failed   = "failed"   // target: its stream broke; it can't be used again
+	dead     = "dead"
+)
+
+// Parts, as an agent writes them down.
+const (
+	alone    = "alone"
+	source   = "source"
+	ranOn    = "ran-on"
+	arriving = "arriving"
+	arrived  = "arrived"
+	refused  = "refused"
+)
+
+// host is one side with what its agent knows.
+type host struct {
+	exists  bool   // the instance's folder, with role and epoch
+	role    string // written down
+	epoch   fleet.Epoch
+	gate    string // kept by the kernel
+	qemu    string
+	up      bool   // the agent runs
+	off     bool   // the host died, for good
+	copying bool   // source: the agent follows the copy
+	told    uint16 // sequences that this agent has carried out, a bit each
+	newest  uint64 // of those
+	killed  bool   // by a fault: its end is nobody's doing
+}
+
+// report is what a host said once, and what may be heard at any time since.
+type report struct {
+	kind        migration.EventKind
+	answers     uint64
+	gone, unrun bool
+}
+
+// world is one state of everything.
+type world struct {
+	m        migration.Migration
+	src, tgt host
+	sent     []migration.Effect // dispatched, and perhaps still on their way
+	said     []report
+	faults   int // still to come, at most
+	cancels  int
+	cut      bool // the stream of the copy
+	ran      bool // the target has run an instruction, as nobody but we can know
+}
+
+var start = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+
+// first gives the state after the migration was planned.
+func first(faults int) *world {
+	vm := fleet.VM{Name: "vm", UID: "u", Owner: fleet.Owner{Host: "src", Epoch: 1}}
+	w := &world{
+		m:      migration.New("m", vm, "tgt", nil, migration.DefaultPolicy(fleet.GiB), "explored", start),
+		src:    host{exists: true, role: alone, epoch: 1, gate: open, qemu: runs, up: true},
+		tgt:    host{gate: shut, qemu: none, up: true},
+		faults: faults, cancels: 1,
+	}
+	w.plain()
+	return w
+}
+
+// plain takes away what tells records apart and decides nothing.
+func (w *world) plain() {
+	m := &w.m
+	m.Story, m.Passes, m.Remedies = nil, nil, nil
+	m.SourceMarks, m.TargetMarks, m.Progress = nil, nil, migration.Progress{}
+	m.Unaware = ""
+	if m.Cause != "" {
+		m.Cause = "some"
+	}
+	if m.Timer != nil {
+		m.Timer = &migration.Timer{At: start, What: m.Timer.What}
+	}
+	if !m.Ended.IsZero() {
+		m.Ended = start
+	}
+}
+
+// key tells states apart.
+func (w *world) key() string {
+	m := &w.m
+	timer := ""
+	if m.Timer != nil {
+		timer = m.Timer.What
+	}
+	return fmt.Sprint(m.State, m.Committed, m.TakenBack, m.SourceGone, m.TargetGone, m.CopyStarted, m.TargetRuns, m.AddressesKnown, m.Released,
+		m.Cause, m.Sequence, m.Pending, timer, w.src, w.tgt, w.sent, w.said, w.faults, w.cancels, w.cut, w.ran)
+}
+
+func (w *world) clone() *world {
+	next := *w
+	next.sent, next.said = slices.Clone(w.sent), slices.Clone(w.said)
+	return &next
+}
+
+// say makes a report that may be heard from now on.
+func (w *world) say(r report) {
+	if at, known := slices.BinarySearchFunc(w.said, r, compareReports); !known {
+		w.said = slices.Insert(w.said, at, r)
+	}
+}
+
+func compareReports(a, b report) int {
+	return slices.Compare([]string{fmt.Sprint(a)}, []string{fmt.Sprint(b)})
+}
+
+// inEffect: its vCPUs run and what they send gets out.
+func (h *host) inEffect() bool { return h.qemu == runs && h.gate == open }
+
+func (h *host) alive() bool { return h.qemu != none && h.qemu != dead }
