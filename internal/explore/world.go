@@ -1,7 +1,8 @@
 package explore
 
 import (
-	"fmt"
+	"cmp"
+	"encoding/binary"
 	"slices"
 	"time"
 
@@ -108,12 +109,63 @@ func (w *world) plain() {
 // key tells states apart.
 func (w *world) key() string {
 	m := &w.m
-	timer := ""
+	k := make(key, 0, 256)
+	k.text(string(m.State), m.Cause)
+	k.flags(m.Committed, m.TakenBack, m.SourceGone, m.TargetGone, m.CopyStarted, m.TargetRuns, m.AddressesKnown, m.Released, w.cut, w.ran)
+	k.numbers(m.Sequence, uint64(w.faults), uint64(w.cancels))
 	if m.Timer != nil {
-		timer = m.Timer.What
+		k.text(m.Timer.What)
 	}
-	return fmt.Sprint(m.State, m.Committed, m.TakenBack, m.SourceGone, m.TargetGone, m.CopyStarted, m.TargetRuns, m.AddressesKnown, m.Released,
-		m.Cause, m.Sequence, m.Pending, timer, w.src, w.tgt, w.sent, w.said, w.faults, w.cancels, w.cut, w.ran)
+	k.effects(m.Pending)
+	k.host(&w.src)
+	k.host(&w.tgt)
+	k.effects(w.sent)
+	for _, r := range w.said {
+		k.text(string(r.kind))
+		k.flags(r.gone, r.unrun)
+		k.numbers(r.answers)
+	}
+	return string(k)
+}
+
+// key is the beginning of a key; every part says where it ends.
+type key []byte
+
+func (k *key) text(words ...string) {
+	for _, word := range words {
+		*k = append(append(*k, word...), 0)
+	}
+}
+
+func (k *key) flags(flags ...bool) {
+	for _, flag := range flags {
+		one := byte('-')
+		if flag {
+			one = '+'
+		}
+		*k = append(*k, one)
+	}
+}
+
+func (k *key) numbers(numbers ...uint64) {
+	for _, number := range numbers {
+		*k = binary.AppendUvarint(*k, number)
+	}
+}
+
+func (k *key) effects(effects []migration.Effect) {
+	for _, e := range effects {
+		k.text(string(e.Kind))
+		k.flags(e.ReturnFrames)
+		k.numbers(e.Sequence, uint64(e.Epoch))
+	}
+	k.text("")
+}
+
+func (k *key) host(h *host) {
+	k.text(h.role, h.gate, h.qemu)
+	k.flags(h.exists, h.up, h.off, h.copying, h.killed)
+	k.numbers(uint64(h.epoch), uint64(h.told), h.newest)
 }
 
 func (w *world) clone() *world {
@@ -130,7 +182,10 @@ func (w *world) say(r report) {
 }
 
 func compareReports(a, b report) int {
-	return slices.Compare([]string{fmt.Sprint(a)}, []string{fmt.Sprint(b)})
+	flags := func(r report) int {
+		return map[bool]int{true: 1}[r.gone] + map[bool]int{true: 2}[r.unrun]
+	}
+	return cmp.Or(cmp.Compare(a.kind, b.kind), cmp.Compare(a.answers, b.answers), cmp.Compare(flags(a), flags(b)))
 }
 
 // inEffect: its vCPUs run and what they send gets out.
