@@ -12,7 +12,7 @@ func (w *world) take(e migration.Effect) {
 		h, do = &w.tgt, w.takeAtTarget
 	}
 	bit := uint16(1) << e.Sequence
-	if h.told&bit != 0 {
+	if h.exists && h.told&bit != 0 { // what it was told goes with the instance
 		return
 	}
 	if failed := do(e); !failed { // one that failed may be tried again

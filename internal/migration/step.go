@@ -192,14 +192,6 @@ func settle(m *Migration, event Event) {
 	}
 }
 
-// sourceRetired: what it has not measured by then nobody will.
-func sourceRetired(m *Migration, event Event) {
-	noteRetired(m, event)
-	settle(m, event)
-}
-
-func noteRetired(m *Migration, _ Event) { m.drop(StartCopy) }
-
 const graceOver = "the grace time is over"
 
 func settleTimer(m *Migration, event Event) {
@@ -252,8 +244,12 @@ func (m *Migration) leftovers() string {
 	return strings.Join(hosts, " and ") + " did not answer in time and will clean up on return"
 }
 
+// noteSourceGone: what it has not measured by then nobody will.
 func noteSourceGone(m *Migration, event Event) {
-	m.SourceGone = m.SourceGone || event.Gone
+	if event.Gone {
+		m.SourceGone = true
+		m.drop(StartCopy)
+	}
 }
 
 func targetFailedAfterCommit(m *Migration, event Event) {

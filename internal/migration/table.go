@@ -82,7 +82,7 @@ var table = map[State]map[EventKind]cell{
 		CopyProgressed: late, SourceStopped: late, TargetLoaded: late, AddressesKnown: act(addressesKnown),
 		TargetRefused: act(takeBack).ifAwaited(Broken), SourceRanOn: act(takeBack).ifAwaited(Broken),
 		ReturnAsked:    act(takeBack).ifAwaited(Refuse),
-		TargetPrepared: broken, SwitchMeasured: act(noteSwitch), TargetRunning: act(targetRuns), SourceRetired: act(sourceRetired),
+		TargetPrepared: broken, SwitchMeasured: act(noteSwitch), TargetRunning: act(targetRuns), SourceRetired: act(settle),
 		SourceReleased: act(sourceReleased), TargetFinished: act(settle), SourceResumed: broken, TargetReleased: broken,
 	},
 	RollingBack: {
@@ -95,10 +95,10 @@ var table = map[State]map[EventKind]cell{
 	},
 	Succeeded: {
 		Started: late, CancelAsked: refuse, TimerFired: late,
-		SourceFailed: late, TargetFailed: late,
+		SourceFailed: act(noteSourceGone), TargetFailed: late,
 		CopyProgressed: late, SourceStopped: late, TargetLoaded: late, AddressesKnown: late,
 		TargetRefused: broken, SourceRanOn: broken, ReturnAsked: refuse,
-		TargetPrepared: broken, SwitchMeasured: act(noteSwitch), TargetRunning: broken, SourceRetired: act(noteRetired),
+		TargetPrepared: broken, SwitchMeasured: act(noteSwitch), TargetRunning: broken, SourceRetired: act(note),
 		SourceReleased: act(note), TargetFinished: act(note), SourceResumed: broken, TargetReleased: broken,
 	},
 	Aborted: {
@@ -115,7 +115,7 @@ var table = map[State]map[EventKind]cell{
 		CopyProgressed: late, SourceStopped: late, TargetLoaded: refuse, AddressesKnown: late,
 		TargetRefused: act(takeBack).ifAwaited(Late), SourceRanOn: act(takeBack).ifAwaited(Late),
 		ReturnAsked:    act(takeBack).ifAwaited(Refuse),
-		TargetPrepared: broken, SwitchMeasured: act(noteSwitch), TargetRunning: act(targetRuns), SourceRetired: act(noteRetired),
+		TargetPrepared: broken, SwitchMeasured: act(noteSwitch), TargetRunning: act(targetRuns), SourceRetired: act(note),
 		SourceReleased: act(note), TargetFinished: broken, SourceResumed: act(releaseTarget), TargetReleased: act(noteReturned),
 	},
 }
