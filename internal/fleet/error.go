@@ -3,6 +3,7 @@ package fleet
 import (
 	"errors"
 	"strings"
+	"time"
 )
 
 // Code classes an error for whoever has to act on it. The set is closed and
@@ -46,6 +47,9 @@ type Error struct {
 	Hint    string // what to do about it; may be empty
 	Fields  []FieldError
 	Err     error // the error below, if any; its text is not repeated in Cause
+
+	// RetryAfter estimates when it may be possible; zero: nobody can tell.
+	RetryAfter time.Duration
 }
 
 // FieldError is one thing that is wrong with a document, by its path in it:
@@ -83,6 +87,21 @@ func CodeOf(err error) Code {
 		return e.Code
 	}
 	return Internal
+}
+
+// RetryAfterOf gives the outermost estimate in err's chain of when to try again,
+// or zero.
+func RetryAfterOf(err error) time.Duration {
+	for {
+		e, ok := errors.AsType[*Error](err)
+		if !ok {
+			return 0
+		}
+		if e.RetryAfter != 0 {
+			return e.RetryAfter
+		}
+		err = e.Err
+	}
 }
 
 // HintOf gives the outermost hint in err's chain, or "".

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"time"
 
 	"connectrpc.com/connect"
 
@@ -16,6 +17,8 @@ const (
 	maxDetails   = 8       // errors of a chain
 	maxFields    = 256     // fields of one error
 	maxErrorText = 4 << 10 // bytes of each text
+
+	maxRetryAfter = 30 * 24 * time.Hour // what is longer is no estimate
 )
 
 var connectCodes = map[fleet.Code]connect.Code{
@@ -114,6 +117,8 @@ func encodeError(e *fleet.Error, last bool) *godwitv1.ErrorDetail {
 		Subject: clip(e.Subject),
 		Cause:   clip(e.Cause),
 		Hint:    clip(e.Hint),
+
+		RetryAfterMs: e.RetryAfter.Milliseconds(),
 	}
 	for _, field := range e.Fields[:min(len(e.Fields), maxFields)] {
 		message.Fields = append(message.Fields, &godwitv1.FieldError{Path: clip(field.Path), Problem: clip(field.Problem)})
@@ -205,6 +210,8 @@ func decodeError(message *godwitv1.ErrorDetail, below error) *fleet.Error {
 		Cause:   message.GetCause(),
 		Hint:    message.GetHint(),
 		Err:     below,
+
+		RetryAfter: time.Duration(max(0, min(message.GetRetryAfterMs(), maxRetryAfter.Milliseconds()))) * time.Millisecond,
 	}
 	for _, field := range message.GetFields() {
 		e.Fields = append(e.Fields, fleet.FieldError{Path: field.GetPath(), Problem: field.GetProblem()})

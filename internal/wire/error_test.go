@@ -4,14 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	"connectrpc.com/connect"
 	"pgregory.net/rapid"
 
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/wire"
 )
@@ -25,7 +28,8 @@ func drawChain(t *rapid.T, depth int) error {
 	e := &fleet.Error{
 		Code: rapid.SampledFrom(allCodes).Draw(t, "code"),
 		Op:   text(t), Subject: text(t), Cause: text(t), Hint: text(t),
-		Fields: some(t, func(t *rapid.T) fleet.FieldError { return fleet.FieldError{Path: text(t), Problem: text(t)} }),
+		RetryAfter: time.Duration(rapid.IntRange(0, 1<<31).Draw(t, "retry after")) * time.Millisecond,
+		Fields:     some(t, func(t *rapid.T) fleet.FieldError { return fleet.FieldError{Path: text(t), Problem: text(t)} }),
 	}
 	if depth == 0 {
 		return e
@@ -71,6 +75,9 @@ func TestErrorCrossesTheWire(t *testing.T) {
 		}
 		if fleet.CodeOf(got) != fleet.CodeOf(sent) || fleet.HintOf(got) != fleet.HintOf(sent) {
 			t.Fatalf("code %q or hint %q changed", fleet.CodeOf(got), fleet.HintOf(got))
+		}
+		if fleet.RetryAfterOf(got) != fleet.RetryAfterOf(sent) {
+			t.Fatalf("retry after %v became %v", fleet.RetryAfterOf(sent), fleet.RetryAfterOf(got))
 		}
 		if again := wire.FromConnect(got); !errors.Is(again, got) {
 			t.Fatalf("reading twice gives %v", again)
@@ -151,5 +158,21 @@ func TestErrorsAreBounded(t *testing.T) {
 	}
 	if n := len(parts(got)); n != 8 {
 		t.Errorf("%d errors crossed", n)
+	}
+}
+
+func TestEstimateOfAnotherServer(t *testing.T) {
+	for sent, want := range map[int64]time.Duration{
+		-5: 0, 0: 0, 1500: 1500 * time.Millisecond, math.MaxInt64: 30 * 24 * time.Hour,
+	} {
+		coded := connect.NewError(connect.CodeAborted, errors.New("conflict"))
+		detail, err := connect.NewErrorDetail(&godwitv1.ErrorDetail{Code: string(fleet.Conflict), RetryAfterMs: sent})
+		if err != nil {
+			t.Fatal(err)
+		}
+		coded.AddDetail(detail)
+		if got := fleet.RetryAfterOf(wire.FromConnect(coded)); got != want {
+			t.Errorf("%d ms became %v, want %v", sent, got, want)
+		}
 	}
 }

@@ -25,13 +25,16 @@ const (
 type ErrorDetail struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// One of the closed set of codes, e.g. "not-found", "no-fit".
-	Code          string        `protobuf:"bytes,1,opt,name=code,proto3" json:"code,omitempty"`
-	Op            string        `protobuf:"bytes,2,opt,name=op,proto3" json:"op,omitempty"`
-	Subject       string        `protobuf:"bytes,3,opt,name=subject,proto3" json:"subject,omitempty"`
-	Cause         string        `protobuf:"bytes,4,opt,name=cause,proto3" json:"cause,omitempty"`
-	Hint          string        `protobuf:"bytes,5,opt,name=hint,proto3" json:"hint,omitempty"`
-	Fields        []*FieldError `protobuf:"bytes,6,rep,name=fields,proto3" json:"fields,omitempty"`
-	Lines         []string      `protobuf:"bytes,7,rep,name=lines,proto3" json:"lines,omitempty"`
+	Code    string        `protobuf:"bytes,1,opt,name=code,proto3" json:"code,omitempty"`
+	Op      string        `protobuf:"bytes,2,opt,name=op,proto3" json:"op,omitempty"`
+	Subject string        `protobuf:"bytes,3,opt,name=subject,proto3" json:"subject,omitempty"`
+	Cause   string        `protobuf:"bytes,4,opt,name=cause,proto3" json:"cause,omitempty"`
+	Hint    string        `protobuf:"bytes,5,opt,name=hint,proto3" json:"hint,omitempty"`
+	Fields  []*FieldError `protobuf:"bytes,6,rep,name=fields,proto3" json:"fields,omitempty"`
+	Lines   []string      `protobuf:"bytes,7,rep,name=lines,proto3" json:"lines,omitempty"`
+	// When it may be possible, by estimate: so long from the answer. Zero: nobody
+	// can tell.
+	RetryAfterMs  int64 `protobuf:"varint,8,opt,name=retry_after_ms,json=retryAfterMs,proto3" json:"retry_after_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -115,6 +118,13 @@ func (x *ErrorDetail) GetLines() []string {
 	return nil
 }
 
+func (x *ErrorDetail) GetRetryAfterMs() int64 {
+	if x != nil {
+		return x.RetryAfterMs
+	}
+	return 0
+}
+
 // FieldError is one thing that is wrong with a spec.
 type FieldError struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -172,7 +182,7 @@ var File_godwit_v1_error_proto protoreflect.FileDescriptor
 
 const file_godwit_v1_error_proto_rawDesc = "" +
 	"\n" +
-	"\x15godwit/v1/error.proto\x12\tgodwit.v1\"\xba\x01\n" +
+	"\x15godwit/v1/error.proto\x12\tgodwit.v1\"\xe0\x01\n" +
 	"\vErrorDetail\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x0e\n" +
 	"\x02op\x18\x02 \x01(\tR\x02op\x12\x18\n" +
@@ -180,7 +190,8 @@ const file_godwit_v1_error_proto_rawDesc = "" +
 	"\x05cause\x18\x04 \x01(\tR\x05cause\x12\x12\n" +
 	"\x04hint\x18\x05 \x01(\tR\x04hint\x12-\n" +
 	"\x06fields\x18\x06 \x03(\v2\x15.godwit.v1.FieldErrorR\x06fields\x12\x14\n" +
-	"\x05lines\x18\a \x03(\tR\x05lines\":\n" +
+	"\x05lines\x18\a \x03(\tR\x05lines\x12$\n" +
+	"\x0eretry_after_ms\x18\b \x01(\x03R\fretryAfterMs\":\n" +
 	"\n" +
 	"FieldError\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x18\n" +

@@ -207,9 +207,11 @@ func (x *ListHostsResponse) GetNextToken() string {
 }
 
 type CordonHostRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Cordoned      bool                   `protobuf:"varint,2,opt,name=cordoned,proto3" json:"cordoned,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Name     string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Cordoned bool                   `protobuf:"varint,2,opt,name=cordoned,proto3" json:"cordoned,omitempty"`
+	// If not zero, the version that the host's record must have.
+	Version       int64 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -256,6 +258,13 @@ func (x *CordonHostRequest) GetCordoned() bool {
 		return x.Cordoned
 	}
 	return false
+}
+
+func (x *CordonHostRequest) GetVersion() int64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
 }
 
 type CordonHostResponse struct {
@@ -306,7 +315,9 @@ type CreateTokenRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Host  string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
 	// How long it may be used, in seconds; zero means one hour.
-	ValidSeconds  int64 `protobuf:"varint,2,opt,name=valid_seconds,json=validSeconds,proto3" json:"valid_seconds,omitempty"`
+	ValidSeconds int64 `protobuf:"varint,2,opt,name=valid_seconds,json=validSeconds,proto3" json:"valid_seconds,omitempty"`
+	// See CreateVMRequest. The server keeps the token with the answer.
+	RequestId     string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -353,6 +364,13 @@ func (x *CreateTokenRequest) GetValidSeconds() int64 {
 		return x.ValidSeconds
 	}
 	return 0
+}
+
+func (x *CreateTokenRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
 }
 
 type CreateTokenResponse struct {
@@ -631,15 +649,18 @@ const file_godwit_v1_host_proto_rawDesc = "" +
 	"\x11ListHostsResponse\x12%\n" +
 	"\x05hosts\x18\x01 \x03(\v2\x0f.godwit.v1.HostR\x05hosts\x12\x1d\n" +
 	"\n" +
-	"next_token\x18\x02 \x01(\tR\tnextToken\"C\n" +
+	"next_token\x18\x02 \x01(\tR\tnextToken\"]\n" +
 	"\x11CordonHostRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
-	"\bcordoned\x18\x02 \x01(\bR\bcordoned\"9\n" +
+	"\bcordoned\x18\x02 \x01(\bR\bcordoned\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\x03R\aversion\"9\n" +
 	"\x12CordonHostResponse\x12#\n" +
-	"\x04host\x18\x01 \x01(\v2\x0f.godwit.v1.HostR\x04host\"M\n" +
+	"\x04host\x18\x01 \x01(\v2\x0f.godwit.v1.HostR\x04host\"l\n" +
 	"\x12CreateTokenRequest\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12#\n" +
-	"\rvalid_seconds\x18\x02 \x01(\x03R\fvalidSeconds\"a\n" +
+	"\rvalid_seconds\x18\x02 \x01(\x03R\fvalidSeconds\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x03 \x01(\tR\trequestId\"a\n" +
 	"\x13CreateTokenResponse\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x124\n" +
 	"\aexpires\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\"j\n" +

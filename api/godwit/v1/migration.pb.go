@@ -102,7 +102,9 @@ type CreateMigrationRequest struct {
 	Target string           `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"`
 	Policy *MigrationPolicy `protobuf:"bytes,3,opt,name=policy,proto3" json:"policy,omitempty"`
 	// Why, for the record: "by hand" when empty.
-	Reason        string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	// See CreateVMRequest.
+	RequestId     string `protobuf:"bytes,5,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -161,6 +163,13 @@ func (x *CreateMigrationRequest) GetPolicy() *MigrationPolicy {
 func (x *CreateMigrationRequest) GetReason() string {
 	if x != nil {
 		return x.Reason
+	}
+	return ""
+}
+
+func (x *CreateMigrationRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
 	}
 	return ""
 }
@@ -402,9 +411,11 @@ func (x *ListMigrationsResponse) GetNextToken() string {
 }
 
 type CancelMigrationRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Id     string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Reason string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	// If not zero, the version that the migration's record must have.
+	Version       int64 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -451,6 +462,13 @@ func (x *CancelMigrationRequest) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *CancelMigrationRequest) GetVersion() int64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
 }
 
 type CancelMigrationResponse struct {
@@ -1384,12 +1402,14 @@ const file_godwit_v1_migration_proto_rawDesc = "" +
 	"\rcopy_limit_ms\x18\x01 \x01(\x03R\vcopyLimitMs\x12&\n" +
 	"\x0fswitch_limit_ms\x18\x02 \x01(\x03R\rswitchLimitMs\x12#\n" +
 	"\rbandwidth_max\x18\x03 \x01(\x04R\fbandwidthMax\x12&\n" +
-	"\x0fblackout_max_ms\x18\x04 \x01(\x03R\rblackoutMaxMs\"\x8c\x01\n" +
+	"\x0fblackout_max_ms\x18\x04 \x01(\x03R\rblackoutMaxMs\"\xab\x01\n" +
 	"\x16CreateMigrationRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x16\n" +
 	"\x06target\x18\x02 \x01(\tR\x06target\x122\n" +
 	"\x06policy\x18\x03 \x01(\v2\x1a.godwit.v1.MigrationPolicyR\x06policy\x12\x16\n" +
-	"\x06reason\x18\x04 \x01(\tR\x06reason\"M\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x05 \x01(\tR\trequestId\"M\n" +
 	"\x17CreateMigrationResponse\x122\n" +
 	"\tmigration\x18\x01 \x01(\v2\x14.godwit.v1.MigrationR\tmigration\"%\n" +
 	"\x13GetMigrationRequest\x12\x0e\n" +
@@ -1404,10 +1424,11 @@ const file_godwit_v1_migration_proto_rawDesc = "" +
 	"migrations\x18\x01 \x03(\v2\x14.godwit.v1.MigrationR\n" +
 	"migrations\x12\x1d\n" +
 	"\n" +
-	"next_token\x18\x02 \x01(\tR\tnextToken\"@\n" +
+	"next_token\x18\x02 \x01(\tR\tnextToken\"Z\n" +
 	"\x16CancelMigrationRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"M\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\x03R\aversion\"M\n" +
 	"\x17CancelMigrationResponse\x122\n" +
 	"\tmigration\x18\x01 \x01(\v2\x14.godwit.v1.MigrationR\tmigration\"H\n" +
 	"\x16ReturnMigrationRequest\x12\x0e\n" +

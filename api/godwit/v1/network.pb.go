@@ -24,7 +24,9 @@ const (
 type CreateNetworkRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// A VNI of zero is chosen by the server, an MTU of zero is 1500.
-	Network       *Network `protobuf:"bytes,1,opt,name=network,proto3" json:"network,omitempty"`
+	Network *Network `protobuf:"bytes,1,opt,name=network,proto3" json:"network,omitempty"`
+	// See CreateVMRequest.
+	RequestId     string `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -64,6 +66,13 @@ func (x *CreateNetworkRequest) GetNetwork() *Network {
 		return x.Network
 	}
 	return nil
+}
+
+func (x *CreateNetworkRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
 }
 
 type CreateNetworkResponse struct {
@@ -295,8 +304,10 @@ func (x *ListNetworksResponse) GetNextToken() string {
 }
 
 type DeleteNetworkRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// If not zero, the version that the network's record must have.
+	Version       int64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -338,6 +349,13 @@ func (x *DeleteNetworkRequest) GetName() string {
 	return ""
 }
 
+func (x *DeleteNetworkRequest) GetVersion() int64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
 type DeleteNetworkResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -375,9 +393,13 @@ func (*DeleteNetworkResponse) Descriptor() ([]byte, []int) {
 }
 
 type AttachEndpointRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Network       string                 `protobuf:"bytes,1,opt,name=network,proto3" json:"network,omitempty"`
-	Endpoint      *Endpoint              `protobuf:"bytes,2,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Network  string                 `protobuf:"bytes,1,opt,name=network,proto3" json:"network,omitempty"`
+	Endpoint *Endpoint              `protobuf:"bytes,2,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
+	// If not zero, the version that the network's record must have.
+	Version int64 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
+	// See CreateVMRequest.
+	RequestId     string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -426,6 +448,20 @@ func (x *AttachEndpointRequest) GetEndpoint() *Endpoint {
 	return nil
 }
 
+func (x *AttachEndpointRequest) GetVersion() int64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *AttachEndpointRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
 type AttachEndpointResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Network       *Network               `protobuf:"bytes,1,opt,name=network,proto3" json:"network,omitempty"`
@@ -471,9 +507,11 @@ func (x *AttachEndpointResponse) GetNetwork() *Network {
 }
 
 type DetachEndpointRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Network       string                 `protobuf:"bytes,1,opt,name=network,proto3" json:"network,omitempty"`
-	Endpoint      string                 `protobuf:"bytes,2,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Network  string                 `protobuf:"bytes,1,opt,name=network,proto3" json:"network,omitempty"`
+	Endpoint string                 `protobuf:"bytes,2,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
+	// If not zero, the version that the network's record must have.
+	Version       int64 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -520,6 +558,13 @@ func (x *DetachEndpointRequest) GetEndpoint() string {
 		return x.Endpoint
 	}
 	return ""
+}
+
+func (x *DetachEndpointRequest) GetVersion() int64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
 }
 
 type DetachEndpointResponse struct {
@@ -570,9 +615,11 @@ var File_godwit_v1_network_proto protoreflect.FileDescriptor
 
 const file_godwit_v1_network_proto_rawDesc = "" +
 	"\n" +
-	"\x17godwit/v1/network.proto\x12\tgodwit.v1\x1a\x15godwit/v1/fleet.proto\"D\n" +
+	"\x17godwit/v1/network.proto\x12\tgodwit.v1\x1a\x15godwit/v1/fleet.proto\"c\n" +
 	"\x14CreateNetworkRequest\x12,\n" +
-	"\anetwork\x18\x01 \x01(\v2\x12.godwit.v1.NetworkR\anetwork\"E\n" +
+	"\anetwork\x18\x01 \x01(\v2\x12.godwit.v1.NetworkR\anetwork\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x02 \x01(\tR\trequestId\"E\n" +
 	"\x15CreateNetworkResponse\x12,\n" +
 	"\anetwork\x18\x01 \x01(\v2\x12.godwit.v1.NetworkR\anetwork\"'\n" +
 	"\x11GetNetworkRequest\x12\x12\n" +
@@ -584,18 +631,23 @@ const file_godwit_v1_network_proto_rawDesc = "" +
 	"\x14ListNetworksResponse\x12.\n" +
 	"\bnetworks\x18\x01 \x03(\v2\x12.godwit.v1.NetworkR\bnetworks\x12\x1d\n" +
 	"\n" +
-	"next_token\x18\x02 \x01(\tR\tnextToken\"*\n" +
+	"next_token\x18\x02 \x01(\tR\tnextToken\"D\n" +
 	"\x14DeleteNetworkRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"\x17\n" +
-	"\x15DeleteNetworkResponse\"b\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\x03R\aversion\"\x17\n" +
+	"\x15DeleteNetworkResponse\"\x9b\x01\n" +
 	"\x15AttachEndpointRequest\x12\x18\n" +
 	"\anetwork\x18\x01 \x01(\tR\anetwork\x12/\n" +
-	"\bendpoint\x18\x02 \x01(\v2\x13.godwit.v1.EndpointR\bendpoint\"F\n" +
+	"\bendpoint\x18\x02 \x01(\v2\x13.godwit.v1.EndpointR\bendpoint\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\x03R\aversion\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x04 \x01(\tR\trequestId\"F\n" +
 	"\x16AttachEndpointResponse\x12,\n" +
-	"\anetwork\x18\x01 \x01(\v2\x12.godwit.v1.NetworkR\anetwork\"M\n" +
+	"\anetwork\x18\x01 \x01(\v2\x12.godwit.v1.NetworkR\anetwork\"g\n" +
 	"\x15DetachEndpointRequest\x12\x18\n" +
 	"\anetwork\x18\x01 \x01(\tR\anetwork\x12\x1a\n" +
-	"\bendpoint\x18\x02 \x01(\tR\bendpoint\"F\n" +
+	"\bendpoint\x18\x02 \x01(\tR\bendpoint\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\x03R\aversion\"F\n" +
 	"\x16DetachEndpointResponse\x12,\n" +
 	"\anetwork\x18\x01 \x01(\v2\x12.godwit.v1.NetworkR\anetwork2\xd5\x03\n" +
 	"\x0eNetworkService\x12K\n" +

@@ -31,7 +31,12 @@ type CreateVMRequest struct {
 	Host string `protobuf:"bytes,4,opt,name=host,proto3" json:"host,omitempty"`
 	// Check everything and decide where it would start, but record nothing. The
 	// answer is the VM as it would be.
-	ValidateOnly  bool `protobuf:"varint,5,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
+	ValidateOnly bool `protobuf:"varint,5,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
+	// A name for this request that the client chooses: at most 128 letters, digits
+	// and -._. Sent again with the same one, within a day, the request gives the
+	// answer of the first time and changes nothing; another request with it is a
+	// conflict. Empty: the request is new whenever it comes.
+	RequestId     string `protobuf:"bytes,6,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -99,6 +104,13 @@ func (x *CreateVMRequest) GetValidateOnly() bool {
 		return x.ValidateOnly
 	}
 	return false
+}
+
+func (x *CreateVMRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
 }
 
 type CreateVMResponse struct {
@@ -738,13 +750,15 @@ var File_godwit_v1_vm_proto protoreflect.FileDescriptor
 
 const file_godwit_v1_vm_proto_rawDesc = "" +
 	"\n" +
-	"\x12godwit/v1/vm.proto\x12\tgodwit.v1\x1a\x15godwit/v1/fleet.proto\"\x9f\x01\n" +
+	"\x12godwit/v1/vm.proto\x12\tgodwit.v1\x1a\x15godwit/v1/fleet.proto\"\xbe\x01\n" +
 	"\x0fCreateVMRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12%\n" +
 	"\x04spec\x18\x02 \x01(\v2\x11.godwit.v1.VMSpecR\x04spec\x12\x18\n" +
 	"\astopped\x18\x03 \x01(\bR\astopped\x12\x12\n" +
 	"\x04host\x18\x04 \x01(\tR\x04host\x12#\n" +
-	"\rvalidate_only\x18\x05 \x01(\bR\fvalidateOnly\"1\n" +
+	"\rvalidate_only\x18\x05 \x01(\bR\fvalidateOnly\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x06 \x01(\tR\trequestId\"1\n" +
 	"\x10CreateVMResponse\x12\x1d\n" +
 	"\x02vm\x18\x01 \x01(\v2\r.godwit.v1.VMR\x02vm\"\"\n" +
 	"\fGetVMRequest\x12\x12\n" +
