@@ -16,5 +16,7 @@
 //   - Owner says who may act for the VM. The save that moves a migration over
 //     its commit changes the owner in the VM's record in the same transaction;
 //     an abort is a transaction on the same two records, so one of them wins.
+//   - A request for the VM, or for what the VM is on, asks Class what becomes of
+//     it while the migration holds the VM's lock.
 //   - When Timer is set and its time has come, TimerFired is due.
 package migration
