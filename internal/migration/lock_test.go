@@ -55,7 +55,7 @@ func TestLockOfWhatNeedsAnOperator(t *testing.T) {
 	if got := m.Class(StopVM); got != Block {
 		t.Errorf("while it holds the VM a stop is %s", got)
 	}
-	m.Committed, m.TargetGone = true, true
+	m.Committed, m.TargetRuns = true, true
 	for _, request := range Requests() {
 		if got := m.Class(request); got != Allow {
 			t.Errorf("when it has given the VM back %s is %s", request, got)

@@ -31,7 +31,7 @@ func TestCordonWhileChoosing(t *testing.T) {
 		vm: "web1", policy: func(memory fleet.Bytes) (migration.Policy, error) { return migration.DefaultPolicy(memory), nil },
 	})
 	if fleet.CodeOf(err) != fleet.NoFit || !strings.Contains(describe(err), "it is cordoned") {
-		t.Errorf("migrated to %q: %s", m.Target, describe(err))
+		t.Errorf("migrated to %q: %s", m.Value.Target, describe(err))
 	}
 	if vm := f.vm("web1"); vm.GetMigration() != "" {
 		t.Errorf("the VM is locked by %s", vm.GetMigration())

@@ -63,7 +63,7 @@ func (f *testFleet) depart(source, target *fakeAgent, vm string, policy migratio
 	if err != nil {
 		f.t.Fatalf("migrate %s: %v", vm, err)
 	}
-	return f.follow(source, target, vm, string(m.ID))
+	return f.follow(source, target, vm, m.Name)
 }
 
 func (f *testFleet) follow(source, target *fakeAgent, vm, id string) *flight {

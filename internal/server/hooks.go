@@ -6,6 +6,7 @@ import (
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/api/godwit/v1/godwitv1connect"
 	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/migration"
 )
 
 // reportHandler takes what a host reports. The calls for one host come one
@@ -13,7 +14,7 @@ import (
 type reportHandler func(ctx context.Context, host fleet.HostName, report *godwitv1.Report)
 
 // migrationHooks is what the rest of the server asks of the migrations. None of
-// them may block longer than the store does, service and run aside.
+// them may block longer than the store does, service, pass and run aside.
 type migrationHooks struct {
 	// service is the API.
 	service godwitv1connect.MigrationServiceHandler
@@ -22,9 +23,9 @@ type migrationHooks struct {
 	commit func(ctx context.Context, host fleet.HostName, line commitStream, stop func()) error
 	// report takes reports whose subject is a migration.
 	report reportHandler
-	// cancel asks a migration to end at the source. Conflict when it has
-	// committed. It does not wait until the migration has ended.
-	cancel func(ctx context.Context, id fleet.MigrationID, reason string) error
+	// pass lets a request for a VM through the lock of its migration. It may wait
+	// for the migration's end.
+	pass func(ctx context.Context, op string, request migration.Request, vm fleet.VM) (unlocked int64, err error)
 	// connected follows a host's new session.
 	connected func(host fleet.HostName)
 	// run carries migrations on until ctx ends.
@@ -34,12 +35,10 @@ type migrationHooks struct {
 // migrationsOf connects the reconciler to the rest of the server.
 func migrationsOf(r *reconciler) migrationHooks {
 	return migrationHooks{
-		service: &migrationService{tables: r.tables, runs: r},
-		commit:  r.serveCommit,
-		report:  r.report,
-		cancel: func(ctx context.Context, id fleet.MigrationID, reason string) error {
-			return r.cancel(ctx, id, "server", reason)
-		},
+		service:   &migrationService{tables: r.tables, runs: r},
+		commit:    r.serveCommit,
+		report:    r.report,
+		pass:      r.pass,
 		connected: r.hostConnected,
 		run:       r.run,
 	}

@@ -74,6 +74,9 @@ func (h hostService) Cordon(ctx context.Context, request *godwitv1.CordonHostReq
 		if err != nil {
 			return nil, err
 		}
+		if err := checkVersion("cordon", "host", entry, request.GetVersion()); err != nil {
+			return nil, err
+		}
 		entry.Value.Cordoned = request.GetCordoned()
 		revision, err := h.server.tables.store.Commit(ctx, store.If(hosts.At(entry.Name, entry.Version)), hosts.Put(entry.Name, entry.Value))
 		if fleet.CodeOf(err) == fleet.Conflict {
@@ -89,13 +92,20 @@ func (h hostService) Cordon(ctx context.Context, request *godwitv1.CordonHostReq
 	return nil, tooManyConflicts("cordon", "host "+request.GetName())
 }
 
-// CreateToken makes a token whose text exists in the answer only.
+// CreateToken makes a token. Its text exists in the answer only; if that is kept
+// for a request's id, then beside the key of the authority, which can do more.
 func (h hostService) CreateToken(ctx context.Context, request *godwitv1.CreateTokenRequest) (*godwitv1.CreateTokenResponse, error) {
+	return once(ctx, h.server.tables, "make token", request, new(godwitv1.CreateTokenResponse),
+		func(*godwitv1.CreateTokenResponse, int64) {}, // it has no version
+		func(r receipt) (*godwitv1.CreateTokenResponse, int64, error) { return h.createToken(ctx, request, r) })
+}
+
+func (h hostService) createToken(ctx context.Context, request *godwitv1.CreateTokenRequest, r receipt) (*godwitv1.CreateTokenResponse, int64, error) {
 	if err := fleet.CheckName(request.GetHost()); err != nil {
-		return nil, invalidField("make token", "host "+request.GetHost(), "host", err.Error())
+		return nil, 0, invalidField("make token", "host "+request.GetHost(), "host", err.Error())
 	}
 	if h.server.hub.connected(fleet.HostName(request.GetHost())) {
-		return nil, &fleet.Error{
+		return nil, 0, &fleet.Error{
 			Code: fleet.Conflict, Op: "make token", Subject: "host " + request.GetHost(),
 			Cause: "it is up: another machine with a token of that name would take its place",
 			Hint:  "choose another name, or stop godwit agent there first",
@@ -104,17 +114,21 @@ func (h hostService) CreateToken(ctx context.Context, request *godwitv1.CreateTo
 	life := defaultTokenLife
 	if seconds := request.GetValidSeconds(); seconds != 0 {
 		if seconds < 0 || seconds > int64(maxTokenLife/time.Second) {
-			return nil, invalidField("make token", "host "+request.GetHost(), "valid_seconds", "must be between 1 and 2592000, which is 30 days")
+			return nil, 0, invalidField("make token", "host "+request.GetHost(), "valid_seconds", "must be between 1 and 2592000, which is 30 days")
 		}
 		life = time.Duration(seconds) * time.Second
 	}
 	token := pki.NewToken(h.server.authority.Fingerprint())
 	record := pki.TokenRecord{Hash: token.Hash(), Host: fleet.HostName(request.GetHost()), ExpiresAt: time.Now().Add(life)}
-	tokens := h.server.tables.tokens
-	if _, err := h.server.tables.store.Commit(ctx, store.If(tokens.Absent(record.Hash)), tokens.Put(record.Hash, record)); err != nil {
-		return nil, err
+	response := &godwitv1.CreateTokenResponse{Token: token.Text(), Expires: timestamppb.New(record.ExpiresAt)}
+	free, kept, err := r.keep(response)
+	if err != nil {
+		return nil, 0, err
 	}
-	return &godwitv1.CreateTokenResponse{Token: token.Text(), Expires: timestamppb.New(record.ExpiresAt)}, nil
+	tokens := h.server.tables.tokens
+	ops := append([]store.Op{tokens.Put(record.Hash, record)}, kept...)
+	revision, err := h.server.tables.store.Commit(ctx, append(free, tokens.Absent(record.Hash)), ops...)
+	return response, revision, err
 }
 
 func (s *Server) getHost(ctx context.Context, op, name string) (store.Entry[fleet.Host], error) {

@@ -20,24 +20,26 @@ type migrationRequest struct {
 	target fleet.HostName // "" lets placement choose
 	reason string
 	policy func(memory fleet.Bytes) (migration.Policy, error)
+	// receipt keeps the answer to a request of the API.
+	receipt receipt
 }
 
 // create chooses the target and, in one transaction, takes the VM's lock,
 // reserves the target's capacity and records the migration; then it starts.
-func (r *reconciler) create(ctx context.Context, request migrationRequest) (migration.Migration, error) {
+func (r *reconciler) create(ctx context.Context, request migrationRequest) (store.Entry[migration.Migration], error) {
 	for range maxConflicts {
 		entry, err := r.tryCreate(ctx, request)
 		if fleet.CodeOf(err) == fleet.Conflict && isRace(err) {
 			continue // a record changed since it was read: choose again
 		}
 		if err != nil {
-			return migration.Migration{}, err
+			return entry, err
 		}
 		r.adopt(entry)
 		r.addresses.Changed()
-		return entry.Value, nil
+		return entry, nil
 	}
-	return migration.Migration{}, &fleet.Error{
+	return store.Entry[migration.Migration]{}, &fleet.Error{
 		Code: fleet.Unavailable, Op: "migrate", Subject: "vm " + string(request.vm),
 		Cause: "too many changes at the same time", Hint: "try again",
 	}
@@ -54,6 +56,9 @@ func (r *reconciler) tryCreate(ctx context.Context, request migrationRequest) (s
 	vm, err := r.tables.vms.Get(ctx, string(request.vm))
 	if err != nil {
 		return none, describeMissingVM(err, request.vm)
+	}
+	if _, err := r.pass(ctx, "migrate", migration.MigrateVM, vm.Value); err != nil {
+		return none, err
 	}
 	if err := movable(vm.Value); err != nil {
 		return none, err
@@ -88,23 +93,19 @@ func (r *reconciler) tryCreate(ctx context.Context, request migrationRequest) (s
 	for _, refused := range chosen.Refused {
 		m.Refused = append(m.Refused, migration.RefusedHost{Host: refused.Host, Why: refused.Why})
 	}
-	return r.record(ctx, m, vm, on, counter)
+	return r.record(ctx, m, vm, on, counter, request.receipt)
 }
 
 // movable refuses VMs that can't be migrated as they are.
 func movable(vm fleet.VM) error {
-	refusal := &fleet.Error{Code: fleet.Conflict, Op: "migrate", Subject: "vm " + string(vm.Name)}
-	switch {
-	case vm.Migration != "":
-		refusal.Cause = fmt.Sprintf("migration %s is moving it already", vm.Migration)
-		refusal.Hint = fmt.Sprintf("follow it with: godwit migration watch %s; end it with: godwit migration cancel %s", vm.Migration, vm.Migration)
-	case vm.Phase != fleet.VMRunning:
-		refusal.Cause = fmt.Sprintf("it is %s; only a running VM can be migrated", vm.Phase)
-		refusal.Hint = fmt.Sprintf("a stopped VM starts where there is room: godwit vm start %s --host HOST", vm.Name)
-	default:
+	if vm.Phase == fleet.VMRunning {
 		return nil
 	}
-	return refusal
+	return &fleet.Error{
+		Code: fleet.Conflict, Op: "migrate", Subject: "vm " + string(vm.Name),
+		Cause: fmt.Sprintf("it is %s; only a running VM can be migrated", vm.Phase),
+		Hint:  fmt.Sprintf("a stopped VM starts where there is room: godwit vm start %s --host HOST", vm.Name),
+	}
 }
 
 func describeMissingVM(err error, name fleet.VMName) error {
@@ -119,21 +120,25 @@ func describeMissingVM(err error, name fleet.VMName) error {
 
 // record stores a planned migration with all it takes, if what it was decided
 // on still stands: a target that is cordoned meanwhile takes nothing more.
-func (r *reconciler) record(ctx context.Context, m migration.Migration, vm store.Entry[fleet.VM], on grounds, counter store.Entry[uint32]) (store.Entry[migration.Migration], error) {
+func (r *reconciler) record(ctx context.Context, m migration.Migration, vm store.Entry[fleet.VM], on grounds, counter store.Entry[uint32], receipt receipt) (store.Entry[migration.Migration], error) {
 	vm.Value.Migration = m.ID
 	t := r.tables
-	conditions := store.If(
+	free, kept, err := receipt.keep(createdMessage(m))
+	if err != nil {
+		return store.Entry[migration.Migration]{}, err
+	}
+	conditions := append(free,
 		t.migrations.Absent(string(m.ID)),
 		t.vms.At(vm.Name, vm.Version),
 		t.counters.At(tunnelCounter, counter.Version),
 	)
-	revision, err := t.store.Commit(ctx,
-		append(conditions, on.stand(t, m.Target)...),
+	ops := []store.Op{
 		t.migrations.Put(string(m.ID), m),
 		t.vms.Put(vm.Name, vm.Value),
 		t.ledgers.Put(string(m.Target), claimed(on.ledgers[m.Target].Value, m.Target, vm.Value)),
 		t.counters.Put(tunnelCounter, counter.Value),
-	)
+	}
+	revision, err := t.store.Commit(ctx, append(conditions, on.stand(t, m.Target)...), append(ops, kept...)...)
 	return store.Entry[migration.Migration]{Name: string(m.ID), Value: m, Version: revision}, err
 }
 

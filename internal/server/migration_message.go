@@ -50,18 +50,8 @@ func progressMessage(p migration.Progress) *godwitv1.Progress {
 	return &godwitv1.Progress{
 		Pass: int32(p.Pass), SentBytes: uint64(p.Sent), RemainingBytes: uint64(p.Remaining), TotalBytes: uint64(p.Total),
 		DirtyBytesPerSecond: float64(p.DirtyRate), BandwidthBytesPerSecond: float64(p.Bandwidth),
-		EtaMs: eta(p).Milliseconds(), At: timestamp(p.At),
+		EtaMs: p.ETA().Milliseconds(), At: timestamp(p.At),
 	}
-}
-
-// eta expects the copy to shrink by what the link leaves over the guest's
-// dirtying; negative when it leaves nothing.
-func eta(p migration.Progress) time.Duration {
-	shrink := float64(p.Bandwidth - p.DirtyRate)
-	if shrink <= 0 {
-		return -time.Millisecond
-	}
-	return time.Duration(float64(p.Remaining) / shrink * float64(time.Second))
 }
 
 func outcomeMessage(out migration.Outcome) *godwitv1.Outcome {

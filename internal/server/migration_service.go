@@ -24,18 +24,20 @@ func (s *migrationService) Create(ctx context.Context, request *godwitv1.CreateM
 	if reason == "" {
 		reason = "by hand"
 	}
-	m, err := s.runs.create(ctx, migrationRequest{
-		vm: fleet.VMName(request.GetVm()), target: fleet.HostName(request.GetTarget()), reason: reason,
-		policy: func(memory fleet.Bytes) (migration.Policy, error) { return policyOf(request.GetPolicy(), memory) },
-	})
-	if err != nil {
-		return nil, err
+	create := func(r receipt) (*godwitv1.CreateMigrationResponse, int64, error) {
+		entry, err := s.runs.create(ctx, migrationRequest{
+			vm: fleet.VMName(request.GetVm()), target: fleet.HostName(request.GetTarget()), reason: reason, receipt: r,
+			policy: func(memory fleet.Bytes) (migration.Policy, error) { return policyOf(request.GetPolicy(), memory) },
+		})
+		return createdMessage(entry.Value), entry.Version, err
 	}
-	entry, err := s.tables.migrations.Get(ctx, string(m.ID))
-	if err != nil {
-		return nil, err
-	}
-	return &godwitv1.CreateMigrationResponse{Migration: migrationMessage(entry)}, nil
+	return once(ctx, s.tables, "migrate", request, new(godwitv1.CreateMigrationResponse),
+		func(response *godwitv1.CreateMigrationResponse, version int64) { response.Migration.Version = version }, create)
+}
+
+// createdMessage answers a request for a migration, without the version.
+func createdMessage(m migration.Migration) *godwitv1.CreateMigrationResponse {
+	return &godwitv1.CreateMigrationResponse{Migration: migrationMessage(store.Entry[migration.Migration]{Value: m})}
 }
 
 // longestLimit bounds what a request may allow: what is longer is a mistake,
@@ -75,23 +77,8 @@ func (s *migrationService) Get(ctx context.Context, request *godwitv1.GetMigrati
 	return &godwitv1.GetMigrationResponse{Migration: migrationMessage(entry)}, nil
 }
 
-// entry gives the newest that is known of a migration, with the progress that
-// is not stored yet.
 func (s *migrationService) entry(ctx context.Context, op, id string) (store.Entry[migration.Migration], error) {
-	entry, err := s.tables.migrations.Get(ctx, id)
-	if fleet.CodeOf(err) == fleet.NotFound {
-		return entry, &fleet.Error{
-			Code: fleet.NotFound, Op: op, Subject: "migration " + id,
-			Cause: "there is no migration of this id", Hint: "godwit migration list shows all",
-		}
-	}
-	if err != nil {
-		return entry, err
-	}
-	if live, ok := s.runs.live(fleet.MigrationID(id)); ok && live.Version >= entry.Version {
-		return live, nil
-	}
-	return entry, nil
+	return s.runs.newest(ctx, op, id)
 }
 
 func (s *migrationService) List(ctx context.Context, request *godwitv1.ListMigrationsRequest) (*godwitv1.ListMigrationsResponse, error) {
@@ -118,7 +105,7 @@ func (s *migrationService) Cancel(ctx context.Context, request *godwitv1.CancelM
 	if _, err := s.entry(ctx, "cancel", request.GetId()); err != nil {
 		return nil, err
 	}
-	if err := s.runs.cancel(ctx, fleet.MigrationID(request.GetId()), "operator", reason); err != nil {
+	if err := s.runs.cancel(ctx, fleet.MigrationID(request.GetId()), request.GetVersion(), "operator", reason); err != nil {
 		return nil, err
 	}
 	entry, err := s.entry(ctx, "cancel", request.GetId())
@@ -146,7 +133,7 @@ func (s *migrationService) Return(ctx context.Context, request *godwitv1.ReturnM
 		return nil, refusal
 	}
 	event := migration.Event{Kind: migration.ReturnAsked, From: "operator", Detail: request.GetHostIsOff() + " is off"}
-	if err := s.runs.ask(ctx, entry.Value.ID, event); err != nil {
+	if err := s.runs.ask(ctx, "return", entry.Value.ID, 0, event); err != nil {
 		return nil, err
 	}
 	if entry, err = s.entry(ctx, "return", request.GetId()); err != nil {
@@ -183,14 +170,18 @@ func (s *migrationService) Watch(ctx context.Context, request *godwitv1.WatchMig
 	}
 }
 
-// cancel posts the wish and says why when it can't be.
-func (r *reconciler) cancel(ctx context.Context, id fleet.MigrationID, who, reason string) error {
-	return r.ask(ctx, id, migration.Event{Kind: migration.CancelAsked, From: who, Detail: reason})
+// cancel posts the wish, if the record has the wanted version, and says why when
+// it can't be.
+func (r *reconciler) cancel(ctx context.Context, id fleet.MigrationID, wanted int64, who, reason string) error {
+	return r.ask(ctx, "cancel", id, wanted, migration.Event{Kind: migration.CancelAsked, From: who, Detail: reason})
 }
 
-// ask posts a wish and says why when it can't be.
-func (r *reconciler) ask(ctx context.Context, id fleet.MigrationID, event migration.Event) error {
-	m, verdict, err := r.advance(ctx, id, event)
+// ask posts a wish, if the record has the wanted version, and says why when it
+// can't be.
+func (r *reconciler) ask(ctx context.Context, op string, id fleet.MigrationID, wanted int64, event migration.Event) error {
+	m, verdict, err := r.advanceIf(ctx, id, event, func(entry store.Entry[migration.Migration]) error {
+		return checkVersion(op, "migration", entry, wanted)
+	})
 	if err == nil && verdict == migration.Refuse {
 		err = migration.Refusal(m, event)
 	}

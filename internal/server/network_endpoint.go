@@ -43,46 +43,62 @@ func inUse(network string, taken map[string]addressHolder) error {
 // Attach makes an interface of a host part of a network. A MAC that is not
 // given is chosen; IP addresses are not.
 func (n networkService) Attach(ctx context.Context, request *godwitv1.AttachEndpointRequest) (*godwitv1.AttachEndpointResponse, error) {
-	t := n.server.tables
 	endpoint, err := wire.DecodeEndpoint(request.GetEndpoint())
 	if err != nil {
 		return nil, err
 	}
 	endpoint.MAC = strings.ToLower(endpoint.MAC)
+	return once(ctx, n.server.tables, "attach endpoint", request, new(godwitv1.AttachEndpointResponse),
+		func(response *godwitv1.AttachEndpointResponse, version int64) { response.Network.Version = version },
+		func(r receipt) (*godwitv1.AttachEndpointResponse, int64, error) {
+			return n.attach(ctx, request, endpoint, r)
+		})
+}
+
+// attach gives the answer without the network's version, and the version.
+func (n networkService) attach(ctx context.Context, request *godwitv1.AttachEndpointRequest, endpoint fleet.Endpoint, r receipt) (*godwitv1.AttachEndpointResponse, int64, error) {
+	t := n.server.tables
 	for range maxConflicts {
 		entry, err := n.server.getNetwork(ctx, "attach endpoint to", request.GetNetwork())
 		if err != nil {
-			return nil, err
+			return nil, 0, err
+		}
+		if err := checkVersion("attach endpoint to", "network", entry, request.GetVersion()); err != nil {
+			return nil, 0, err
 		}
 		if _, err := n.server.getHost(ctx, "attach endpoint of", string(endpoint.Host)); err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 		taken, err := t.takenAddresses(ctx, entry.Value.Name)
 		if err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 		attached := endpoint
 		if attached.MAC == "" {
 			attached.MAC = newMAC(taken)
 		}
 		if found := validateEndpoint(attached, entry.Value, taken); len(found) > 0 {
-			return nil, &fleet.Error{Code: fleet.Invalid, Op: "attach endpoint " + endpoint.Name + " to", Subject: "network " + entry.Name,
+			return nil, 0, &fleet.Error{Code: fleet.Invalid, Op: "attach endpoint " + endpoint.Name + " to", Subject: "network " + entry.Name,
 				Cause: "the endpoint is not valid", Fields: found}
 		}
 		entry.Value.Endpoints = append(slices.Clone(entry.Value.Endpoints), attached)
-		conditions := store.If(t.networks.At(entry.Name, entry.Version))
-		ops := []store.Op{t.networks.Put(entry.Name, entry.Value)}
+		response := &godwitv1.AttachEndpointResponse{Network: wire.EncodeNetwork(entry.Value, 0)}
+		free, kept, err := r.keep(response)
+		if err != nil {
+			return nil, 0, err
+		}
+		conditions := append(free, t.networks.At(entry.Name, entry.Version))
+		ops := append([]store.Op{t.networks.Put(entry.Name, entry.Value)}, kept...)
 		for _, key := range endpointKeys(entry.Value.Name, attached) {
 			conditions = append(conditions, t.addresses.Absent(key))
 			ops = append(ops, t.addresses.Put(key, addressHolder{Endpoint: attached.Name}))
 		}
 		revision, err := t.store.Commit(ctx, conditions, ops...)
-		if fleet.CodeOf(err) == fleet.Conflict {
-			continue
+		if fleet.CodeOf(err) != fleet.Conflict {
+			return response, revision, err
 		}
-		return &godwitv1.AttachEndpointResponse{Network: wire.EncodeNetwork(entry.Value, revision)}, err
 	}
-	return nil, tooManyConflicts("attach endpoint to", "network "+request.GetNetwork())
+	return nil, 0, tooManyConflicts("attach endpoint to", "network "+request.GetNetwork())
 }
 
 func endpointKeys(network fleet.NetworkName, endpoint fleet.Endpoint) []string {
@@ -138,6 +154,9 @@ func (n networkService) Detach(ctx context.Context, request *godwitv1.DetachEndp
 	for range maxConflicts {
 		entry, err := n.server.getNetwork(ctx, "detach endpoint from", request.GetNetwork())
 		if err != nil {
+			return nil, err
+		}
+		if err := checkVersion("detach endpoint from", "network", entry, request.GetVersion()); err != nil {
 			return nil, err
 		}
 		at := slices.IndexFunc(entry.Value.Endpoints, func(e fleet.Endpoint) bool { return e.Name == request.GetEndpoint() })

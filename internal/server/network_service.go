@@ -55,27 +55,40 @@ func (n networkService) Create(ctx context.Context, request *godwitv1.CreateNetw
 		return nil, &fleet.Error{Code: fleet.Invalid, Op: "create", Subject: "network " + string(network.Name),
 			Cause: "the network is not valid", Fields: found}
 	}
+	return once(ctx, t, "create network", request, new(godwitv1.CreateNetworkResponse),
+		func(response *godwitv1.CreateNetworkResponse, version int64) { response.Network.Version = version },
+		func(r receipt) (*godwitv1.CreateNetworkResponse, int64, error) { return n.create(ctx, network, r) })
+}
+
+// create gives the answer without the network's version, and the version.
+func (n networkService) create(ctx context.Context, network fleet.Network, r receipt) (*godwitv1.CreateNetworkResponse, int64, error) {
+	t := n.server.tables
 	name, chosen := string(network.Name), network.VNI == 0
 	for range maxConflicts {
-		if err := n.checkFree(ctx, name); err != nil {
-			return nil, err
+		err := n.checkFree(ctx, name)
+		switch {
+		case err != nil:
+		case chosen:
+			network.VNI, err = t.freeVNI(ctx)
+		default:
+			err = n.checkVNI(ctx, network)
 		}
-		if chosen {
-			if network.VNI, err = t.freeVNI(ctx); err != nil {
-				return nil, err
-			}
-		} else if err := n.checkVNI(ctx, network); err != nil {
-			return nil, err
+		if err != nil {
+			return nil, 0, err
+		}
+		response := &godwitv1.CreateNetworkResponse{Network: wire.EncodeNetwork(network, 0)}
+		free, kept, err := r.keep(response)
+		if err != nil {
+			return nil, 0, err
 		}
 		key := vniKey(network.VNI)
-		revision, err := t.store.Commit(ctx, store.If(t.networks.Absent(name), t.vnis.Absent(key)),
-			t.networks.Put(name, network), t.vnis.Put(key, vniHolder{Network: network.Name}))
-		if fleet.CodeOf(err) == fleet.Conflict {
-			continue
+		ops := []store.Op{t.networks.Put(name, network), t.vnis.Put(key, vniHolder{Network: network.Name})}
+		revision, err := t.store.Commit(ctx, append(free, t.networks.Absent(name), t.vnis.Absent(key)), append(ops, kept...)...)
+		if fleet.CodeOf(err) != fleet.Conflict {
+			return response, revision, err
 		}
-		return &godwitv1.CreateNetworkResponse{Network: wire.EncodeNetwork(network, revision)}, err
 	}
-	return nil, tooManyConflicts("create", "network "+name)
+	return nil, 0, tooManyConflicts("create", "network "+name)
 }
 
 func (n networkService) checkFree(ctx context.Context, name string) error {
@@ -165,6 +178,9 @@ func (n networkService) Delete(ctx context.Context, request *godwitv1.DeleteNetw
 	for range maxConflicts {
 		entry, err := n.server.getNetwork(ctx, "delete", request.GetName())
 		if err != nil {
+			return nil, err
+		}
+		if err := checkVersion("delete", "network", entry, request.GetVersion()); err != nil {
 			return nil, err
 		}
 		taken, err := t.takenAddresses(ctx, entry.Value.Name)

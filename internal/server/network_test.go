@@ -171,36 +171,6 @@ func (f *testFleet) unlock(ctx context.Context, vm string) error {
 	return err
 }
 
-func TestLockedVMs(t *testing.T) {
-	f := newFleet(t)
-	h1 := f.join("h1")
-	f.running(h1, "web1")
-	f.lock("web1", "m-1")
-	for name, err := range map[string]error{
-		"start":  call(f.vms.Start(t.Context(), &godwitv1.StartVMRequest{Name: "web1"})),
-		"delete": call(f.vms.Delete(t.Context(), &godwitv1.DeleteVMRequest{Name: "web1"})),
-	} {
-		if fleet.CodeOf(err) != fleet.Conflict || !strings.Contains(err.Error(), "migration m-1 holds it") ||
-			!strings.Contains(fleet.HintOf(err), "godwit migration cancel m-1") {
-			t.Errorf("%s: %v, hint %q", name, err, fleet.HintOf(err))
-		}
-	}
-	var reasons []string
-	f.server.migrations.cancel = func(ctx context.Context, id fleet.MigrationID, reason string) error {
-		reasons = append(reasons, string(id)+": "+reason)
-		return f.unlock(ctx, "web1")
-	}
-	if err := call(f.vms.Stop(t.Context(), &godwitv1.StopVMRequest{Name: "web1"})); err != nil {
-		t.Fatal(err)
-	}
-	if !slices.Equal(reasons, []string{"m-1: the VM is to be stopped"}) {
-		t.Errorf("cancelled %v", reasons)
-	}
-	if command := h1.command(); command.GetStopInstance() == nil {
-		t.Errorf("command %v", command)
-	}
-}
-
 // The end of an instance during a migration may mean that it is at the target
 // already, so it counts only once the lock is gone.
 func TestEndDuringMigrationWaits(t *testing.T) {

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -139,6 +140,13 @@ const maxConflicts = 10
 // store.ErrOutcomeUnknown) that it is not known; the same event may be posted
 // again.
 func (r *reconciler) advance(ctx context.Context, id fleet.MigrationID, event migration.Event) (migration.Migration, migration.Verdict, error) {
+	return r.advanceIf(ctx, id, event, func(store.Entry[migration.Migration]) error { return nil })
+}
+
+// advanceIf does it only if the record that the event meets is as expected.
+func (r *reconciler) advanceIf(
+	ctx context.Context, id fleet.MigrationID, event migration.Event, expected func(store.Entry[migration.Migration]) error,
+) (migration.Migration, migration.Verdict, error) {
 	ctx = context.WithoutCancel(ctx) // a step is not left half done; the store bounds it
 	one := r.runOf(id)
 	one.mu.Lock()
@@ -146,6 +154,7 @@ func (r *reconciler) advance(ctx context.Context, id fleet.MigrationID, event mi
 	if event.At.IsZero() {
 		event.At = time.Now()
 	}
+	var unknown error // whether the event has happened
 	for tries := range maxConflicts {
 		if err := r.load(ctx, one, id); err != nil {
 			return migration.Migration{}, "", err
@@ -153,6 +162,9 @@ func (r *reconciler) advance(ctx context.Context, id fleet.MigrationID, event mi
 		if tries > 0 { // what was saved unseen was not acted on here
 			r.takeUp(one)
 			one.notify()
+		}
+		if err := expected(one.entry); err != nil {
+			return one.entry.Value, "", cmp.Or(unknown, err)
 		}
 		before := one.entry.Value
 		after, effects, verdict := migration.Step(before, event)
@@ -176,6 +188,9 @@ func (r *reconciler) advance(ctx context.Context, id fleet.MigrationID, event mi
 		}
 		err := r.save(ctx, one, before, after)
 		if fleet.CodeOf(err) == fleet.Conflict || errors.Is(err, store.ErrOutcomeUnknown) {
+			if fleet.CodeOf(err) != fleet.Conflict {
+				unknown = err
+			}
 			one.forget()
 			continue
 		}

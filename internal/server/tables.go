@@ -22,6 +22,7 @@ type tables struct {
 	vnis       store.Table[vniHolder]           // by vniKey
 	tokens     store.Table[pki.TokenRecord]     // by hash
 	migrations store.Table[migration.Migration] // by id
+	answers    store.Table[keptAnswer]          // by the request's id
 	counters   store.Table[uint32]              // the newest of ids that are given in turn
 	authority  store.Table[authorityRecord]     // authorityKey is the only one
 }
@@ -38,6 +39,7 @@ func newTables(s *store.Store) tables {
 		vnis:       store.NewTable[vniHolder](s, "vnis"),
 		tokens:     store.NewTable[pki.TokenRecord](s, "tokens"),
 		migrations: store.NewTable[migration.Migration](s, "migrations"),
+		answers:    store.NewTable[keptAnswer](s, "answers"),
 		counters:   store.NewTable[uint32](s, "counters"),
 		authority:  store.NewTable[authorityRecord](s, "authority"),
 	}

@@ -27,8 +27,10 @@ const (
 // keepRoom keeps the store writable until ctx ends: it deletes what nobody asks
 // for any more, and takes space back as often as the database gets full.
 func (s *Server) keepRoom(ctx context.Context) {
-	daily := time.NewTicker(pruneEvery)
+	daily, hourly := time.NewTicker(pruneEvery), time.NewTicker(forgetEvery)
 	defer daily.Stop()
+	defer hourly.Stop()
+	s.forgetAnswers(ctx, time.Now().Add(-keepAnswers))
 	s.prune(ctx, time.Now().Add(-keepFor), keepNewest)
 	for {
 		select {
@@ -38,6 +40,8 @@ func (s *Server) keepRoom(ctx context.Context) {
 			if !rest(ctx, reclaimPause) {
 				return
 			}
+		case <-hourly.C:
+			s.forgetAnswers(ctx, time.Now().Add(-keepAnswers))
 		case <-daily.C:
 			s.prune(ctx, time.Now().Add(-keepFor), keepNewest)
 		case <-ctx.Done():

@@ -20,20 +20,28 @@ func (v vmService) Create(ctx context.Context, request *godwitv1.CreateVMRequest
 	s := v.server
 	s.admission.Lock()
 	defer s.admission.Unlock()
-	for range maxConflicts {
-		response, err := s.create(ctx, request)
-		if fleet.CodeOf(err) == fleet.Conflict {
-			continue
+	create := func(r receipt) (*godwitv1.CreateVMResponse, int64, error) {
+		for range maxConflicts {
+			response, revision, err := s.create(ctx, request, r)
+			if fleet.CodeOf(err) != fleet.Conflict {
+				return response, revision, err
+			}
 		}
+		return nil, 0, tooManyConflicts("create", "vm "+request.GetName())
+	}
+	if request.GetValidateOnly() {
+		response, _, err := create(receipt{})
 		return response, err
 	}
-	return nil, tooManyConflicts("create", "vm "+request.GetName())
+	return once(ctx, s.tables, "create vm", request, new(godwitv1.CreateVMResponse),
+		func(response *godwitv1.CreateVMResponse, version int64) { response.Vm.Version = version }, create)
 }
 
-func (s *Server) create(ctx context.Context, request *godwitv1.CreateVMRequest) (*godwitv1.CreateVMResponse, error) {
+// create gives the answer without the VM's version, and the version.
+func (s *Server) create(ctx context.Context, request *godwitv1.CreateVMRequest, r receipt) (*godwitv1.CreateVMResponse, int64, error) {
 	networks, around, err := s.surroundings(ctx)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	vm, found := newVM(request, around)
 	name := string(vm.Name)
@@ -42,36 +50,41 @@ func (s *Server) create(ctx context.Context, request *godwitv1.CreateVMRequest) 
 	if !found.under("ports") { // else there is nothing that addresses can be taken for
 		var taken findings
 		if conditions, ops, taken, err = s.tables.admit(ctx, &vm, networks); err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 		found = append(found, taken...)
 	}
 	if len(found) > 0 {
-		return nil, invalidSpec(name, found)
+		return nil, 0, invalidSpec(name, found)
 	}
 	if _, err := s.tables.vms.Get(ctx, name); err == nil {
-		return nil, &fleet.Error{Code: fleet.Exists, Op: "create", Subject: "vm " + name, Cause: "there is a VM of that name already"}
+		return nil, 0, &fleet.Error{Code: fleet.Exists, Op: "create", Subject: "vm " + name, Cause: "there is a VM of that name already"}
 	} else if fleet.CodeOf(err) != fleet.NotFound {
-		return nil, err
+		return nil, 0, err
 	}
 	if !request.GetStopped() {
 		placed, err := s.place(ctx, vm, fleet.HostName(request.GetHost()))
 		if err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 		vm = placed.vm
 		conditions, ops = append(conditions, placed.conditions...), append(ops, placed.ops...)
 	}
+	response := &godwitv1.CreateVMResponse{Vm: wire.EncodeVM(vm, 0)}
 	if request.GetValidateOnly() {
-		return &godwitv1.CreateVMResponse{Vm: wire.EncodeVM(vm, 0)}, nil
+		return response, 0, nil
+	}
+	free, kept, err := r.keep(response)
+	if err != nil {
+		return nil, 0, err
 	}
 	conditions, ops = append(conditions, s.tables.vms.Absent(name)), append(ops, s.tables.vms.Put(name, vm))
-	revision, err := s.tables.store.Commit(ctx, conditions, ops...)
+	revision, err := s.tables.store.Commit(ctx, append(conditions, free...), append(ops, kept...)...)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	s.log.Info("vm created", "vm", name, "host", vm.Owner.Host)
-	return &godwitv1.CreateVMResponse{Vm: wire.EncodeVM(vm, revision)}, nil
+	return response, revision, nil
 }
 
 // surroundings reads what a spec is checked against.

@@ -7,6 +7,7 @@ import (
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/migration"
 	"godwit.dev/godwit/internal/store"
 	"godwit.dev/godwit/internal/wire"
 )
@@ -82,65 +83,42 @@ func (v vmService) changeOf(event store.Event) (*godwitv1.WatchVMsResponse, erro
 // Delete removes the record of a VM that has no instance, and frees its
 // addresses.
 func (v vmService) Delete(ctx context.Context, request *godwitv1.DeleteVMRequest) (*godwitv1.DeleteVMResponse, error) {
-	entry, err := v.server.getVM(ctx, "delete", request.GetName())
-	if err != nil {
-		return nil, err
-	}
-	if err := checkVersion("delete", entry, request.GetVersion()); err != nil {
-		return nil, err
-	}
-	if err := checkUnlocked("delete", entry.Value); err != nil {
-		return nil, err
-	}
-	if vm := entry.Value; vm.Phase != fleet.VMStopped && vm.Phase != fleet.VMFailed {
-		return nil, &fleet.Error{
-			Code: fleet.Conflict, Op: "delete", Subject: "vm " + entry.Name, Cause: "it is " + string(vm.Phase),
-			Hint: "stop it first: godwit vm stop " + entry.Name,
+	t, wanted := v.server.tables, request.GetVersion()
+	for range maxConflicts {
+		entry, err := v.server.getVM(ctx, "delete", request.GetName())
+		if err != nil {
+			return nil, err
 		}
+		if err := checkVersion("delete", "vm", entry, wanted); err != nil {
+			return nil, err
+		}
+		if vm := entry.Value; vm.Phase != fleet.VMStopped && vm.Phase != fleet.VMFailed {
+			return nil, &fleet.Error{
+				Code: fleet.Conflict, Op: "delete", Subject: "vm " + entry.Name, Cause: "it is " + string(vm.Phase),
+				Hint: "stop it first: godwit vm stop " + entry.Name,
+			}
+		}
+		unlocked, err := v.server.migrations.pass(ctx, "delete", migration.DeleteVM, entry.Value)
+		if err != nil {
+			return nil, err
+		}
+		if unlocked != 0 {
+			wanted = following(wanted, unlocked)
+			continue
+		}
+		ops := []store.Op{t.vms.Delete(entry.Name), t.stops.Delete(entry.Name)}
+		for _, key := range addressKeysOf(entry.Value.Spec) {
+			ops = append(ops, t.addresses.Delete(key))
+		}
+		_, err = t.store.Commit(ctx, store.If(t.vms.At(entry.Name, entry.Version)), ops...)
+		if fleet.CodeOf(err) == fleet.Conflict {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		v.server.log.Info("vm deleted", "vm", entry.Name)
+		return &godwitv1.DeleteVMResponse{}, nil
 	}
-	t := v.server.tables
-	ops := []store.Op{t.vms.Delete(entry.Name), t.stops.Delete(entry.Name)}
-	for _, key := range addressKeysOf(entry.Value.Spec) {
-		ops = append(ops, t.addresses.Delete(key))
-	}
-	if _, err := t.store.Commit(ctx, store.If(t.vms.At(entry.Name, entry.Version)), ops...); err != nil {
-		return nil, changedMeanwhile("delete", "vm "+entry.Name, err)
-	}
-	v.server.log.Info("vm deleted", "vm", entry.Name)
-	return &godwitv1.DeleteVMResponse{}, nil
-}
-
-// checkVersion refuses a mutation that means another version of the record.
-func checkVersion(op string, entry store.Entry[fleet.VM], wanted int64) error {
-	if wanted == 0 || wanted == entry.Version {
-		return nil
-	}
-	return &fleet.Error{
-		Code: fleet.Conflict, Op: op, Subject: "vm " + entry.Name,
-		Cause: "its record has changed since it was read", Hint: "look at it again: godwit vm show " + entry.Name,
-	}
-}
-
-// checkUnlocked refuses what must wait for the end of a migration.
-func checkUnlocked(op string, vm fleet.VM) error {
-	if vm.Migration == "" {
-		return nil
-	}
-	id := string(vm.Migration)
-	return &fleet.Error{
-		Code: fleet.Conflict, Op: op, Subject: "vm " + string(vm.Name),
-		Cause: "migration " + id + " holds it",
-		Hint:  "follow it with godwit migration watch " + id + ", or end it with godwit migration cancel " + id,
-	}
-}
-
-// changedMeanwhile words a lost race for whoever asked.
-func changedMeanwhile(op, subject string, err error) error {
-	if fleet.CodeOf(err) != fleet.Conflict {
-		return err
-	}
-	return &fleet.Error{
-		Code: fleet.Conflict, Op: op, Subject: subject,
-		Cause: "its record was changed at the same time", Hint: "look at it and try again", Err: err,
-	}
+	return nil, tooManyConflicts("delete", "vm "+request.GetName())
 }

@@ -6,6 +6,7 @@ import (
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/migration"
 	"godwit.dev/godwit/internal/placement"
 	"godwit.dev/godwit/internal/store"
 	"godwit.dev/godwit/internal/wire"
@@ -23,7 +24,10 @@ func (v vmService) Start(ctx context.Context, request *godwitv1.StartVMRequest) 
 		if err != nil {
 			return nil, err
 		}
-		if err := checkVersion("start", entry, request.GetVersion()); err != nil {
+		if err := checkVersion("start", "vm", entry, request.GetVersion()); err != nil {
+			return nil, err
+		}
+		if _, err := s.migrations.pass(ctx, "start", migration.StartVM, entry.Value); err != nil {
 			return nil, err
 		}
 		if done, err := checkStart(entry.Value, fleet.HostName(request.GetHost())); err != nil || done {
@@ -51,9 +55,6 @@ func (v vmService) Start(ctx context.Context, request *godwitv1.StartVMRequest) 
 // checkStart reports whether there is nothing left to do, or why it must not
 // be done.
 func checkStart(vm fleet.VM, want fleet.HostName) (done bool, err error) {
-	if err := checkUnlocked("start", vm); err != nil {
-		return false, err
-	}
 	conflict := func(cause, hint string) error {
 		return &fleet.Error{Code: fleet.Conflict, Op: "start", Subject: "vm " + string(vm.Name), Cause: cause, Hint: hint}
 	}

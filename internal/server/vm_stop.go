@@ -7,6 +7,7 @@ import (
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/migration"
 	"godwit.dev/godwit/internal/store"
 	"godwit.dev/godwit/internal/wire"
 )
@@ -30,14 +31,15 @@ func (v vmService) Stop(ctx context.Context, request *godwitv1.StopVMRequest) (*
 		if err != nil {
 			return nil, err
 		}
-		if err := checkVersion("stop", entry, wanted); err != nil {
+		if err := checkVersion("stop", "vm", entry, wanted); err != nil {
 			return nil, err
 		}
-		if entry.Value.Migration != "" {
-			if err := s.endMigration(ctx, entry); err != nil {
-				return nil, err
-			}
-			wanted = 0 // the end of the migration has changed it
+		unlocked, err := s.migrations.pass(ctx, "stop", migration.StopVM, entry.Value)
+		if err != nil {
+			return nil, err
+		}
+		if unlocked != 0 {
+			wanted = following(wanted, unlocked)
 			continue
 		}
 		if phase := entry.Value.Phase; phase == fleet.VMStopped || phase == fleet.VMFailed {
@@ -71,31 +73,4 @@ func (s *Server) orderStop(ctx context.Context, entry store.Entry[fleet.VM], gra
 		return nil, err
 	}
 	return &godwitv1.StopVMResponse{Vm: wire.EncodeVM(vm, revision)}, nil
-}
-
-// endMigration cancels the migration that has locked a VM, and returns when
-// the VM's lock is gone, in whichever way the migration ended.
-func (s *Server) endMigration(ctx context.Context, entry store.Entry[fleet.VM]) error {
-	id := entry.Value.Migration
-	err := s.migrations.cancel(ctx, id, "the VM is to be stopped")
-	if err != nil && fleet.CodeOf(err) != fleet.Conflict && fleet.CodeOf(err) != fleet.NotFound {
-		return err
-	}
-	ctx, stop := context.WithCancel(ctx)
-	defer stop()
-	watch := s.tables.store.Watch(ctx, s.tables.vms.Key(entry.Name), entry.Version)
-	for event := range watch.Events() {
-		if event.Key != s.tables.vms.Key(entry.Name) {
-			continue // a longer name
-		}
-		changed, err := s.tables.vms.Decode(event.Record)
-		if event.Deleted || err != nil || changed.Value.Migration != id {
-			return nil // whoever asked reads it again
-		}
-	}
-	return &fleet.Error{
-		Code: fleet.Unavailable, Op: "stop", Subject: "vm " + entry.Name,
-		Cause: "migration " + string(id) + " has not ended yet",
-		Hint:  "follow it with godwit migration watch " + string(id) + ", then stop the VM", Err: watch.Err(),
-	}
 }
