@@ -127,7 +127,7 @@ func TestRequestsDuringAMigration(t *testing.T) {
 	// A stop cancels what has not committed, and then stops the VM.
 	var group errgroup.Group
 	group.Go(func() error {
-		_, err := f.vms.Stop(t.Context(), &godwitv1.StopVMRequest{Name: "web1", GraceMs: 5})
+		_, err := f.vms.Stop(t.Context(), &godwitv1.StopVMRequest{Name: "web1", GraceMs: 5, Version: version})
 		return err
 	})
 	fl.answer(h1, "resume_source")
