@@ -194,7 +194,8 @@ func (f *fakeServer) Start(_ context.Context, request *godwitv1.StartVMRequest) 
 			},
 		}
 	case "locked":
-		return nil, &fleet.Error{Code: fleet.Conflict, Op: "start", Subject: "vm locked", Cause: "migration m2 holds it", Hint: "wait for it"}
+		return nil, &fleet.Error{Code: fleet.Conflict, Op: "start", Subject: "vm locked", Cause: "migration m2 holds it", Hint: "wait for it",
+			RetryAfter: 12300 * time.Millisecond}
 	case "broken":
 		return nil, fmt.Errorf("read record: %w", os.ErrInvalid)
 	case "died":

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"math"
 	"strconv"
 	"time"
 
@@ -62,6 +63,22 @@ func intFlag(cmd *cobra.Command, to *int, name string, least, most int, usage st
 	cmd.Flags().Var(&bounded[int]{to, least, most, parseInt, strconv.Itoa, "number"}, name, usage)
 }
 
+// versionFlag adds a flag for the version that a record must have, so that nobody
+// changes what they have not seen.
+func versionFlag(cmd *cobra.Command, to *int64) {
+	cmd.Flags().Var(&bounded[int64]{to, 1, math.MaxInt64, parseInt64, formatInt64, "version"}, "if-version",
+		"do it only if the record still has this version, as show prints it")
+}
+
+// requestFlag adds a flag for the name of a request, by which the server knows it
+// when it comes again.
+func requestFlag(cmd *cobra.Command, to *string) {
+	cmd.Flags().Func("request-id", "a `name` for this request; sent again with it within a day, it is not done twice", func(text string) error {
+		*to = text
+		return fleet.CheckRequestID(text)
+	})
+}
+
 func parseDuration(text string) (time.Duration, error) {
 	d, err := time.ParseDuration(text)
 	if err != nil {
@@ -77,6 +94,16 @@ func parseInt(text string) (int, error) {
 	}
 	return n, nil
 }
+
+func parseInt64(text string) (int64, error) {
+	n, err := strconv.ParseInt(text, 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("%q is not a whole number", text)
+	}
+	return n, nil
+}
+
+func formatInt64(n int64) string { return strconv.FormatInt(n, 10) }
 
 // shortDuration leaves out the zero minutes and seconds of a full hour or
 // minute.

@@ -40,6 +40,21 @@ func (a *App) moment(at *timestamppb.Timestamp) string {
 	return at.AsTime().Local().Format("2006-01-02 15:04:05 MST") + " (" + a.age(at) + " ago)"
 }
 
+// roughly gives a time that is to come, in its largest unit and never too soon:
+// "8s", "3m".
+func roughly(d time.Duration) string {
+	unit := time.Second
+	switch {
+	case d >= 48*time.Hour:
+		unit = 24 * time.Hour
+	case d >= 2*time.Hour:
+		unit = time.Hour
+	case d >= 2*time.Minute:
+		unit = time.Minute
+	}
+	return coarse((d + unit - 1).Truncate(unit))
+}
+
 func size(bytes uint64) string { return fleet.Bytes(bytes).String() }
 
 func rate(bytesPerSecond float64) string { return fleet.BytesPerSecond(bytesPerSecond).String() }

@@ -71,9 +71,10 @@ there runs on.`
 	if !cordoned {
 		verb, short, long = "uncordon", "Let a host take VMs again", "Uncordon removes the mark that cordon sets."
 	}
-	return app.callCommand(verb+" HOST", short, long, "  godwit host "+verb+" host-a", hostNames,
+	var version int64
+	cmd := app.callCommand(verb+" HOST", short, long, "  godwit host "+verb+" host-a", hostNames,
 		func(ctx context.Context, c *client.Client, name string) error {
-			response, err := c.Host.Cordon(ctx, &godwitv1.CordonHostRequest{Name: name, Cordoned: cordoned})
+			response, err := c.Host.Cordon(ctx, &godwitv1.CordonHostRequest{Name: name, Cordoned: cordoned, Version: version})
 			if err != nil {
 				return named(verb, "host "+name, err)
 			}
@@ -82,17 +83,20 @@ there runs on.`
 				fmt.Fprintf(w, "host %s is %s\n", host.GetName(), hostState(host))
 			})
 		})
+	versionFlag(cmd, &version)
+	return cmd
 }
 
 func newHostToken(app *App) *cobra.Command {
 	valid := time.Hour
+	var request string
 	cmd := app.callCommand("token HOST", "Make a token that enrols one agent",
 		`Token prints a secret with which the agent of one new host, of that name, gets
 its certificate. It can be used once and until it expires.`,
 		"  godwit host token host-c\n  godwit host token host-c --valid 10m --json | jq -r .token", hostNames,
 		func(ctx context.Context, c *client.Client, name string) error {
 			response, err := c.Host.CreateToken(ctx, &godwitv1.CreateTokenRequest{
-				Host: name, ValidSeconds: int64(valid / time.Second),
+				Host: name, ValidSeconds: int64(valid / time.Second), RequestId: request,
 			})
 			if err != nil {
 				return named("make token for", "host "+name, err)
@@ -105,6 +109,7 @@ its certificate. It can be used once and until it expires.`,
 			return err
 		})
 	durationFlag(cmd, &valid, "valid", time.Second, 720*time.Hour, "how long it can be used")
+	requestFlag(cmd, &request)
 	return cmd
 }
 

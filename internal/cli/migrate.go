@@ -33,9 +33,9 @@ const (
 )
 
 type migrateFlags struct {
-	target, reason string
-	watch, wait    bool
-	answer         time.Duration
+	target, reason, request string
+	watch, wait             bool
+	answer                  time.Duration
 
 	bandwidthMax                    fleet.Bytes
 	blackoutMax, copyMax, switchMax time.Duration
@@ -71,6 +71,7 @@ func newMigrateCommand(app *App) *cobra.Command {
 	durationFlag(cmd, &chosen.blackoutMax, "blackout-max", minLimit, maxLimit, "longest expected pause of the VM, such as 200ms (default: 300ms)")
 	durationFlag(cmd, &chosen.copyMax, "copy-max", minLimit, maxLimit, "longest time to copy, such as 10m, before it is aborted (default: 150s for each GiB of memory, at least 5m)")
 	durationFlag(cmd, &chosen.switchMax, "switch-max", minLimit, maxLimit, "longest time of the hand-over before it is aborted (default: 3s)")
+	requestFlag(cmd, &chosen.request)
 	addTimeout(cmd, &chosen.answer)
 	app.completeFlagFor(cmd, "to", targetsFor)
 	return cmd
@@ -78,7 +79,7 @@ func newMigrateCommand(app *App) *cobra.Command {
 
 func (a *App) migrate(ctx context.Context, c *client.Client, vm string, chosen migrateFlags) error {
 	request := &godwitv1.CreateMigrationRequest{
-		Vm: vm, Target: chosen.target, Reason: chosen.reason,
+		Vm: vm, Target: chosen.target, Reason: chosen.reason, RequestId: chosen.request,
 		Policy: &godwitv1.MigrationPolicy{
 			CopyLimitMs:   chosen.copyMax.Milliseconds(),
 			SwitchLimitMs: chosen.switchMax.Milliseconds(),

@@ -97,18 +97,20 @@ migration. It ends with code 6 or 7 if the migration does not succeed.`,
 
 func newMigrationCancel(app *App) *cobra.Command {
 	var reason string
+	var version int64
 	cmd := app.callCommand("cancel MIGRATION", "Cancel a migration that has not committed",
 		`Cancel ends a migration with the VM at its source, where it runs on. Once the
 migration has committed the VM is at its target, and cancel is refused.`,
 		"  godwit migration cancel 7f3k9 --reason 'wrong host'", migrationIDs,
 		func(ctx context.Context, c *client.Client, id string) error {
-			response, err := c.Migration.Cancel(ctx, &godwitv1.CancelMigrationRequest{Id: id, Reason: reason})
+			response, err := c.Migration.Cancel(ctx, &godwitv1.CancelMigrationRequest{Id: id, Reason: reason, Version: version})
 			if err != nil {
 				return named("cancel", "migration "+id, err)
 			}
 			return app.printOne(response.GetMigration(), migrationLine(response.GetMigration()))
 		})
 	cmd.Flags().StringVar(&reason, "reason", "", "`why`, for the record")
+	versionFlag(cmd, &version)
 	return cmd
 }
 

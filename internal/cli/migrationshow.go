@@ -58,6 +58,7 @@ func (a *App) showMigration(w io.Writer, m *godwitv1.Migration) {
 	if !final(m) && m.GetDeadline() != nil {
 		s.row("Deadline", m.GetDeadline().AsTime().Local().Format("15:04:05 MST"))
 	}
+	s.row("Version", number(m.GetVersion()))
 	for i, remedy := range m.GetRemedies() {
 		s.row(first(i, "Run"), remedy)
 	}

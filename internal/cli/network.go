@@ -24,6 +24,7 @@ interfaces of hosts: a gateway, a bare-metal machine, a client.`,
 
 func newNetworkCreate(app *App) *cobra.Command {
 	network := &godwitv1.Network{}
+	var request string
 	cmd := app.callCommand("create NETWORK", "Create an overlay network",
 		`Create makes a network that VMs can have ports in. The server chooses a VXLAN
 network identifier unless --vni gives one.`,
@@ -31,7 +32,7 @@ network identifier unless --vni gives one.`,
 		nil,
 		func(ctx context.Context, c *client.Client, name string) error {
 			network.Name = name
-			response, err := c.Network.Create(ctx, &godwitv1.CreateNetworkRequest{Network: network})
+			response, err := c.Network.Create(ctx, &godwitv1.CreateNetworkRequest{Network: network, RequestId: request})
 			if err != nil {
 				return named("create", "network "+name, err)
 			}
@@ -43,6 +44,7 @@ network identifier unless --vni gives one.`,
 	cmd.Flags().Uint32Var(&network.Vni, "vni", 0, "VXLAN network `identifier` (default: the server chooses one)")
 	cmd.Flags().Int32Var(&network.Mtu, "mtu", 0, "largest packet in `bytes` (default: 1500)")
 	cmd.Flags().StringSliceVar(&network.Subnets, "subnet", nil, "`prefix` of the addresses in it; can be given again")
+	requestFlag(cmd, &request)
 	return cmd
 }
 
@@ -84,26 +86,33 @@ func newNetworkShow(app *App) *cobra.Command {
 }
 
 func newNetworkDelete(app *App) *cobra.Command {
-	return app.callCommand("delete NETWORK", "Delete a network that no VM uses",
+	var version int64
+	cmd := app.callCommand("delete NETWORK", "Delete a network that no VM uses",
 		"Delete removes a network. It is refused while a VM has a port in it.",
 		"  godwit network delete blue", networkNames,
 		func(ctx context.Context, c *client.Client, name string) error {
-			if _, err := c.Network.Delete(ctx, &godwitv1.DeleteNetworkRequest{Name: name}); err != nil {
+			if _, err := c.Network.Delete(ctx, &godwitv1.DeleteNetworkRequest{Name: name, Version: version}); err != nil {
 				return named("delete", "network "+name, err)
 			}
 			return app.printDeleted("network", name)
 		})
+	versionFlag(cmd, &version)
+	return cmd
 }
 
 func newNetworkAttach(app *App) *cobra.Command {
 	endpoint := &godwitv1.Endpoint{}
+	var version int64
+	var request string
 	cmd := app.callCommand("attach NETWORK", "Make an interface of a host part of a network",
 		`Attach lets an interface that exists on a host take part in a network, under a
 name of its own and with the addresses given.`,
 		"  godwit network attach blue --name gateway --host host-a --device eth1 \\\n"+
 			"      --mac 52:54:00:00:00:01 --ip 10.20.0.1", networkNames,
 		func(ctx context.Context, c *client.Client, network string) error {
-			response, err := c.Network.Attach(ctx, &godwitv1.AttachEndpointRequest{Network: network, Endpoint: endpoint})
+			response, err := c.Network.Attach(ctx, &godwitv1.AttachEndpointRequest{
+				Network: network, Endpoint: endpoint, Version: version, RequestId: request,
+			})
 			if err != nil {
 				return named("attach", endpoint.GetName()+" to network "+network, err)
 			}
@@ -119,12 +128,15 @@ name of its own and with the addresses given.`,
 	flags.StringVar(&endpoint.Device, "device", "", "the `interface` on that host")
 	flags.StringVar(&endpoint.Mac, "mac", "", "its MAC `address`")
 	flags.StringSliceVar(&endpoint.Ips, "ip", nil, "an IP `address` of it; can be given again")
+	versionFlag(cmd, &version)
+	requestFlag(cmd, &request)
 	app.completeFlag(cmd, "host", hostNames)
 	return cmd
 }
 
 func newNetworkDetach(app *App) *cobra.Command {
 	var limit time.Duration
+	var version int64
 	cmd := &cobra.Command{
 		Use:               "detach NETWORK NAME",
 		Short:             "Take an interface of a host out of a network",
@@ -134,7 +146,7 @@ func newNetworkDetach(app *App) *cobra.Command {
 		ValidArgsFunction: app.completeFirst(networkNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return app.call(cmd.Context(), limit, func(ctx context.Context, c *client.Client) error {
-				response, err := c.Network.Detach(ctx, &godwitv1.DetachEndpointRequest{Network: args[0], Endpoint: args[1]})
+				response, err := c.Network.Detach(ctx, &godwitv1.DetachEndpointRequest{Network: args[0], Endpoint: args[1], Version: version})
 				if err != nil {
 					return named("detach", args[1]+" from network "+args[0], err)
 				}
@@ -144,6 +156,7 @@ func newNetworkDetach(app *App) *cobra.Command {
 			})
 		},
 	}
+	versionFlag(cmd, &version)
 	addTimeout(cmd, &limit)
 	return cmd
 }

@@ -8,15 +8,25 @@ import (
 	"regexp"
 	"strings"
 
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
 )
 
-// report prints an error for a person: one line with operation, subject and
-// cause, one line for each field or further line, and the hint.
-func report(w io.Writer, err error) {
-	if err == nil || errors.Is(err, context.Canceled) {
-		return // who pressed Ctrl-C was told by the command
+// report prints why a command failed.
+func (a *App) report(err error) {
+	switch {
+	case err == nil || errors.Is(err, context.Canceled): // who pressed Ctrl-C was told by the command
+	case a.json:
+		reportJSON(a.Err, err)
+	default:
+		reportText(a.Err, err)
 	}
+}
+
+// reportText prints an error for a person: one line with operation, subject and
+// cause, one line for each field or further line, the hint, and when to try
+// again.
+func reportText(w io.Writer, err error) {
 	first, rest, _ := strings.Cut(plainWords(err), "\n")
 	fmt.Fprintf(w, "godwit: %s\n", first)
 	for line := range strings.Lines(rest) {
@@ -27,6 +37,28 @@ func report(w io.Writer, err error) {
 	}
 	if hint := fleet.HintOf(err); hint != "" {
 		fmt.Fprintf(w, "hint: %s\n", hint)
+	}
+	if after := fleet.RetryAfterOf(err); after > 0 {
+		fmt.Fprintf(w, "retry: it may be possible in %s\n", roughly(after))
+	}
+}
+
+// reportJSON prints an error for a program: as the API's message in one line.
+func reportJSON(w io.Writer, err error) {
+	e, ok := errors.AsType[*fleet.Error](err)
+	if !ok {
+		e = &fleet.Error{}
+	}
+	message := &godwitv1.ErrorDetail{
+		Code: string(fleet.CodeOf(err)), Op: e.Op, Subject: e.Subject,
+		Cause: strings.TrimPrefix(plainWords(err), strings.TrimSpace(e.Op+" "+e.Subject)+": "),
+		Hint:  fleet.HintOf(err), RetryAfterMs: fleet.RetryAfterOf(err).Milliseconds(),
+	}
+	for _, field := range fieldsOf(err) {
+		message.Fields = append(message.Fields, &godwitv1.FieldError{Path: field.Path, Problem: field.Problem})
+	}
+	if data, err := compactJSON(message); err == nil {
+		fmt.Fprintf(w, "%s\n", data)
 	}
 }
 

@@ -41,7 +41,8 @@ host, and the commands that tell the server what is wanted. They find it by
 
 With --json a command prints one JSON value, or one a line while it watches. Its
 objects are those of the API, so amounts and other 64-bit numbers are strings.
-Errors and hints go to standard error; godwit help exit-codes lists the codes.`
+Errors and hints go to standard error, with --json as one line of JSON; godwit
+help exit-codes lists the codes.`
 
 // Main runs the command line and gives its exit code. Interrupt and terminate
 // signals end the context of the command; a second one ends the process.
@@ -52,7 +53,7 @@ func Main(ctx context.Context, app *App, args []string) int {
 	root := newRoot(app)
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
-	report(app.Err, err)
+	app.report(err)
 	return exitCode(err)
 }
 

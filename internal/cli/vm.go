@@ -71,18 +71,20 @@ func newVMShow(app *App) *cobra.Command {
 func newVMStart(app *App) *cobra.Command {
 	var host string
 	var noWait bool
+	var version int64
 	cmd := app.vmCommand("start VM", "Start a stopped VM",
 		`Start runs the VM on the host that --host names, or else where it fits best. If
 no host fits, it says for each why not.`+waitHelp,
 		"  godwit vm start web1\n  godwit vm start web1 --host host-b --no-wait",
 		func(ctx context.Context, c *client.Client, name string) error {
 			start := order{op: "start", done: runs, told: func(ctx context.Context, c *client.Client) (*godwitv1.VM, error) {
-				response, err := c.VM.Start(ctx, &godwitv1.StartVMRequest{Name: name, Host: host})
+				response, err := c.VM.Start(ctx, &godwitv1.StartVMRequest{Name: name, Host: host, Version: version})
 				return response.GetVm(), err
 			}}
 			return app.give(ctx, c, start, name, noWait)
 		})
 	cmd.Flags().StringVar(&host, "host", "", "start it on this `host`")
+	versionFlag(cmd, &version)
 	addNoWait(cmd, &noWait)
 	app.completeFlag(cmd, "host", readyHosts)
 	return cmd
@@ -90,6 +92,7 @@ no host fits, it says for each why not.`+waitHelp,
 
 func newVMStop(app *App) *cobra.Command {
 	var noWait bool
+	var version int64
 	var limit time.Duration
 	grace := 30 * time.Second
 	cmd := &cobra.Command{
@@ -102,7 +105,7 @@ func newVMStop(app *App) *cobra.Command {
 		ValidArgsFunction: app.completeFirst(vmNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			stop := order{op: "stop", done: stands, told: func(ctx context.Context, c *client.Client) (*godwitv1.VM, error) {
-				response, err := c.VM.Stop(ctx, &godwitv1.StopVMRequest{Name: args[0], GraceMs: grace.Milliseconds()})
+				response, err := c.VM.Stop(ctx, &godwitv1.StopVMRequest{Name: args[0], GraceMs: grace.Milliseconds(), Version: version})
 				return response.GetVm(), err
 			}}
 			return app.call(cmd.Context(), limit+grace, func(ctx context.Context, c *client.Client) error {
@@ -111,6 +114,7 @@ func newVMStop(app *App) *cobra.Command {
 		},
 	}
 	durationFlag(cmd, &grace, "grace", 0, time.Hour, "how long the guest may take to power off; 0s ends it at once")
+	versionFlag(cmd, &version)
 	addTimeout(cmd, &limit)
 	addNoWait(cmd, &noWait)
 	cmd.Flags().Lookup("timeout").Usage += ", beyond --grace"
@@ -118,15 +122,18 @@ func newVMStop(app *App) *cobra.Command {
 }
 
 func newVMDelete(app *App) *cobra.Command {
-	return app.vmCommand("delete VM", "Delete the record of a stopped VM",
+	var version int64
+	cmd := app.vmCommand("delete VM", "Delete the record of a stopped VM",
 		"Delete removes the record of a VM that is stopped. Its disks stay as they are.",
 		"  godwit vm stop web1 && godwit vm delete web1",
 		func(ctx context.Context, c *client.Client, name string) error {
-			if _, err := c.VM.Delete(ctx, &godwitv1.DeleteVMRequest{Name: name}); err != nil {
+			if _, err := c.VM.Delete(ctx, &godwitv1.DeleteVMRequest{Name: name, Version: version}); err != nil {
 				return named("delete", "vm "+name, err)
 			}
 			return app.printDeleted("vm", name)
 		})
+	versionFlag(cmd, &version)
+	return cmd
 }
 
 // vmCommand builds a command that makes one call about one VM.

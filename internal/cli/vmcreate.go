@@ -13,10 +13,10 @@ import (
 )
 
 type createFlags struct {
-	file, host      string
-	stopped, noWait bool
-	example, dryRun bool
-	limit           time.Duration
+	file, host, request string
+	stopped, noWait     bool
+	example, dryRun     bool
+	limit               time.Duration
 }
 
 func newVMCreate(app *App) *cobra.Command {
@@ -53,6 +53,7 @@ fields are errors; everything that is wrong is reported at once.` + waitHelp,
 	flags.BoolVar(&chosen.stopped, "stopped", false, "leave it stopped")
 	flags.BoolVar(&chosen.dryRun, "dry-run", false, "check everything, record nothing")
 	flags.BoolVar(&chosen.example, "example", false, "print a spec with comments and do nothing; with --json, the API's request for it")
+	requestFlag(cmd, &chosen.request)
 	addTimeout(cmd, &chosen.limit)
 	addNoWait(cmd, &chosen.noWait)
 	app.completeFlag(cmd, "host", readyHosts)
@@ -77,6 +78,7 @@ func (a *App) createVM(ctx context.Context, chosen createFlags) error {
 		return spec.invalid()
 	}
 	spec.request.Host, spec.request.Stopped, spec.request.ValidateOnly = chosen.host, chosen.stopped, chosen.dryRun
+	spec.request.RequestId = chosen.request
 	create := order{op: "create", done: runs, told: spec.create}
 	return a.call(ctx, chosen.limit, func(ctx context.Context, c *client.Client) error {
 		name := spec.request.GetName()

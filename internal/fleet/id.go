@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"errors"
 	"fmt"
 	"regexp"
 )
@@ -42,4 +43,14 @@ func CheckName(name string) error {
 		return nil
 	}
 	return fmt.Errorf("%q is not a name: use 1 to 40 lower-case letters, digits and hyphens, beginning and ending with a letter or digit", name)
+}
+
+var requestID = regexp.MustCompile(`^[A-Za-z0-9_.-]{1,128}$`)
+
+// CheckRequestID reports why a client cannot call its request that.
+func CheckRequestID(id string) error {
+	if requestID.MatchString(id) {
+		return nil
+	}
+	return errors.New("must be 1 to 128 letters, digits and -._")
 }

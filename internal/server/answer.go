@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
-	"regexp"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -20,8 +19,6 @@ const (
 	keepAnswers = 24 * time.Hour
 	forgetEvery = time.Hour
 )
-
-var requestID = regexp.MustCompile(`^[A-Za-z0-9_.-]{1,128}$`)
 
 // creation is a request that makes something, and may bear an id that its client
 // chose.
@@ -88,8 +85,8 @@ func (t tables) receipt(op string, request creation) (receipt, error) {
 	if id == "" {
 		return receipt{}, nil
 	}
-	if !requestID.MatchString(id) {
-		return receipt{}, invalidField(op, "", "request_id", "must be 1 to 128 letters, digits and -._")
+	if err := fleet.CheckRequestID(id); err != nil {
+		return receipt{}, invalidField(op, "", "request_id", err.Error())
 	}
 	encoded, err := proto.MarshalOptions{Deterministic: true}.Marshal(request)
 	if err != nil {

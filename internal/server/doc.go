@@ -13,6 +13,16 @@
 // at hand (VMs, hosts, networks, migrations). What it says may be some
 // milliseconds old; whatever decides reads the store itself.
 //
+// # Requests
+//
+// A request for a VM passes the lock that a migration may have on it; what
+// becomes of it the core says (migration.Class), and only pass asks. It comes
+// after whatever else can refuse the request, so that no migration is cancelled
+// in vain. A mutation may name the version that it means; it is compared with
+// the one on which the commit is conditioned. A creation may have an id: once
+// then keeps its answer in the commit that creates, and gives it when the
+// request comes again.
+//
 // # Sessions
 //
 // An agent holds one stream to the server. The newest session of a host is the
