@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -207,6 +208,9 @@ func (f *testFleet) running(agent *fakeAgent, name string, networks ...string) *
 	f.t.Helper()
 	f.create(&godwitv1.CreateVMRequest{Name: name, Spec: smallSpec(networks...), Host: agent.name})
 	command := agent.command()
+	for strings.HasPrefix(command.GetSubject(), migrationPrefix) {
+		command = agent.command() // sent again while its answer was on the way
+	}
 	if command.GetStartInstance() == nil {
 		f.t.Fatalf("got command %v, want start", command)
 	}
