@@ -125,16 +125,18 @@ refused.`
 
 func newMigrationReturn(app *App) *cobra.Command {
 	var host string
+	var version int64
 	cmd := app.callCommand("return MIGRATION", "Give a VM back to the source, when the target's host is off", returnHelp,
 		"  godwit migration return 7f3k9 --host-is-off h2", migrationIDs,
 		func(ctx context.Context, c *client.Client, id string) error {
-			response, err := c.Migration.Return(ctx, &godwitv1.ReturnMigrationRequest{Id: id, HostIsOff: host})
+			response, err := c.Migration.Return(ctx, &godwitv1.ReturnMigrationRequest{Id: id, HostIsOff: host, Version: version})
 			if err != nil {
 				return named("return", "migration "+id, err)
 			}
 			return app.printOne(response.GetMigration(), migrationLine(response.GetMigration()))
 		})
 	cmd.Flags().StringVar(&host, "host-is-off", "", "`host` of the target, which you have made sure is off (required)")
+	versionFlag(cmd, &version)
 	return cmd
 }
 

@@ -133,7 +133,7 @@ func (s *migrationService) Return(ctx context.Context, request *godwitv1.ReturnM
 		return nil, refusal
 	}
 	event := migration.Event{Kind: migration.ReturnAsked, From: "operator", Detail: request.GetHostIsOff() + " is off"}
-	if err := s.runs.ask(ctx, "return", entry.Value.ID, 0, event); err != nil {
+	if err := s.runs.ask(ctx, "return", entry.Value.ID, request.GetVersion(), event); err != nil {
 		return nil, err
 	}
 	if entry, err = s.entry(ctx, "return", request.GetId()); err != nil {

@@ -31,7 +31,7 @@ var classed = map[protoreflect.FullName]migration.Request{
 
 	"godwit.v1.MigrationService.Create": migration.MigrateVM,
 	"godwit.v1.MigrationService.Get":    migration.Read, "godwit.v1.MigrationService.List": migration.Read, "godwit.v1.MigrationService.Watch": migration.Read,
-	"godwit.v1.MigrationService.Cancel": "",
+	"godwit.v1.MigrationService.Cancel": "", "godwit.v1.MigrationService.Return": "",
 }
 
 // asking are the requests whose handlers ask the lock.

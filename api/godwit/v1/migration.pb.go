@@ -519,7 +519,9 @@ type ReturnMigrationRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// The target's host, of which is known that it is off.
-	HostIsOff     string `protobuf:"bytes,2,opt,name=host_is_off,json=hostIsOff,proto3" json:"host_is_off,omitempty"`
+	HostIsOff string `protobuf:"bytes,2,opt,name=host_is_off,json=hostIsOff,proto3" json:"host_is_off,omitempty"`
+	// If not zero, the version that the migration's record must have.
+	Version       int64 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -566,6 +568,13 @@ func (x *ReturnMigrationRequest) GetHostIsOff() string {
 		return x.HostIsOff
 	}
 	return ""
+}
+
+func (x *ReturnMigrationRequest) GetVersion() int64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
 }
 
 type ReturnMigrationResponse struct {
@@ -1430,10 +1439,11 @@ const file_godwit_v1_migration_proto_rawDesc = "" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x18\n" +
 	"\aversion\x18\x03 \x01(\x03R\aversion\"M\n" +
 	"\x17CancelMigrationResponse\x122\n" +
-	"\tmigration\x18\x01 \x01(\v2\x14.godwit.v1.MigrationR\tmigration\"H\n" +
+	"\tmigration\x18\x01 \x01(\v2\x14.godwit.v1.MigrationR\tmigration\"b\n" +
 	"\x16ReturnMigrationRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1e\n" +
-	"\vhost_is_off\x18\x02 \x01(\tR\thostIsOff\"M\n" +
+	"\vhost_is_off\x18\x02 \x01(\tR\thostIsOff\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\x03R\aversion\"M\n" +
 	"\x17ReturnMigrationResponse\x122\n" +
 	"\tmigration\x18\x01 \x01(\v2\x14.godwit.v1.MigrationR\tmigration\"'\n" +
 	"\x15WatchMigrationRequest\x12\x0e\n" +
