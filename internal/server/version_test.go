@@ -140,6 +140,27 @@ func TestMutationsOfAnotherVersion(t *testing.T) {
 	fl.await(migration.RollingBack)
 }
 
+func TestReturnOfAnotherVersion(t *testing.T) {
+	f := newFleet(t)
+	h1, h2 := f.join("h1"), f.join("h2")
+	fl := f.fly(h1, h2, "web1", testPolicy())
+	fl.to(inRun)
+	session := f.server.hub.session("h2")
+	h2.close()
+	<-session.finished
+	now := fl.await(migration.Settling).GetVersion()
+	back := func(version int64) error {
+		return call(f.moves.Return(t.Context(), &godwitv1.ReturnMigrationRequest{Id: fl.id, HostIsOff: "h2", Version: version}))
+	}
+	if err := back(now - 1); fleet.CodeOf(err) != fleet.Conflict || !strings.Contains(err.Error(), fmt.Sprintf("at version %d, not %d", now, now-1)) {
+		t.Errorf("return of an old version: %v", err)
+	}
+	if err := back(now); err != nil {
+		t.Errorf("return of the present version: %v", err)
+	}
+	fl.await(migration.RollingBack)
+}
+
 // What this server remembers of a migration may be older than the record.
 func TestCancelOfAVersionThatAnotherServerChanged(t *testing.T) {
 	f := newFleet(t)
