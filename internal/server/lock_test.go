@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"strings"
 	"testing"
 	"time"
@@ -77,7 +78,11 @@ func TestStopDoesNotWaitForAnOperator(t *testing.T) {
 	policy.RollbackMax = 300 * time.Millisecond
 	fl := f.fly(h1, h2, "web1", policy)
 	fl.to(inResume)
-	stop := func() error { return call(f.vms.Stop(t.Context(), &godwitv1.StopVMRequest{Name: "web1"})) }
+	stop := func() error {
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		return call(f.vms.Stop(ctx, &godwitv1.StopVMRequest{Name: "web1"}))
+	}
 	for _, when := range []string{"while it is rolled back", "once it needs an operator"} {
 		err := stop()
 		if fleet.CodeOf(err) != fleet.Conflict || !strings.Contains(err.Error(), "its state is needs-operator") ||
