@@ -14,7 +14,7 @@ import (
 // TestExternalEtcd runs the main flows of TestFleet on a store that is
 // an etcd of its own, and then takes that away.
 func TestExternalEtcd(t *testing.T) {
-	f := newFleet(t, func(c *fleetlab.Config) { c.Etcd = build(t, "internal/lab/etcd") })
+	f := newFleet(t, func(c *fleetlab.Config) { c.Etcd, c.EtcdProgram = 1, build(t, "internal/lab/etcd") })
 	t.Run("migrate", func(t *testing.T) {
 		g := boot(t, f, fleetlab.GuestConfig{Ports: 2})
 		for _, target := range []string{"h2", "h1"} {

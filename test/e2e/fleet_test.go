@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -65,10 +66,7 @@ func build(t *testing.T, pkg string) string {
 
 // showLogs prints what the programs said.
 func showLogs(t *testing.T, f *fleetlab.Fleet) {
-	processes := []*fleetlab.Process{f.Server()}
-	if f.Etcd() != nil {
-		processes = append(processes, f.Etcd())
-	}
+	processes := slices.Concat(f.Servers(), f.Etcds())
 	for _, host := range f.Hosts() {
 		processes = append(processes, f.Agent(host))
 	}

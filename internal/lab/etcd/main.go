@@ -1,7 +1,8 @@
-// Command etcd is an etcd of one member for tests, built on the server of
-// etcd's own Go module, so that a test of an external store needs nothing
-// installed. It serves clients over TLS only and asks each for a certificate,
-// as an external cluster of Godwit's should. It ends with SIGTERM or SIGINT.
+// Command etcd is a member of an etcd for tests, built on the server of etcd's
+// own Go module, so that a test of an external store needs nothing installed.
+// It serves clients and the other members over TLS only and asks each for a
+// certificate, as an external cluster of Godwit's should. It ends with SIGTERM
+// or SIGINT.
 package main
 
 import (
@@ -16,10 +17,13 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 )
 
-// Short ticks let a lone member elect itself at once after a start.
+// Short ticks let a lone member elect itself at once after a start. Members of
+// a cluster that share a busy machine must not take each other for dead.
 const (
-	tickMillis     = 20
-	electionMillis = 100
+	tickMillis            = 20
+	electionMillis        = 100
+	clusterTickMillis     = 100
+	clusterElectionMillis = 1000
 )
 
 func main() {
@@ -34,6 +38,9 @@ func main() {
 func run(ctx context.Context) error {
 	c := embed.NewConfig()
 	listen := flag.String("listen", "", "`address` for clients, HOST:PORT")
+	peer := flag.String("peer", "", "`address` for the other members, HOST:PORT; none without")
+	cluster := flag.String("cluster", "", "all members, NAME=https://HOST:PORT with commas between")
+	flag.StringVar(&c.Name, "name", c.Name, "`name` of this member")
 	flag.StringVar(&c.Dir, "data", "", "`folder` of the data")
 	flag.StringVar(&c.ClientTLSInfo.TrustedCAFile, "ca", "", "`file` with the authority of the clients")
 	flag.StringVar(&c.ClientTLSInfo.CertFile, "cert", "", "`file` with the member's certificate")
@@ -41,10 +48,18 @@ func run(ctx context.Context) error {
 	flag.Parse()
 	c.ClientTLSInfo.ClientCertAuth = true
 	c.LogLevel = "warn"
-	c.ListenPeerUrls = nil
 	c.ListenClientUrls = []url.URL{{Scheme: "https", Host: *listen}}
 	c.AdvertiseClientUrls = c.ListenClientUrls
-	c.TickMs, c.ElectionMs = tickMillis, electionMillis
+	if *peer == "" {
+		c.ListenPeerUrls = nil
+		c.TickMs, c.ElectionMs = tickMillis, electionMillis
+	} else {
+		c.ListenPeerUrls = []url.URL{{Scheme: "https", Host: *peer}}
+		c.AdvertisePeerUrls = c.ListenPeerUrls
+		c.PeerTLSInfo = c.ClientTLSInfo
+		c.InitialCluster = *cluster
+		c.TickMs, c.ElectionMs = clusterTickMillis, clusterElectionMillis
+	}
 	server, err := embed.StartEtcd(c)
 	if err != nil {
 		return err

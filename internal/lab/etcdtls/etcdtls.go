@@ -1,6 +1,6 @@
 // Package etcdtls makes the certificates of an etcd cluster for tests: an
-// authority, a certificate for the members and one for their clients. They
-// are good for a day.
+// authority, a certificate that all members share and one for their clients.
+// They are good for a day.
 package etcdtls
 
 import (
@@ -12,7 +12,6 @@ import (
 	"encoding/pem"
 	"fmt"
 	"math/big"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -24,13 +23,13 @@ const validity = 24 * time.Hour
 // Files are paths of PEM files.
 type Files struct {
 	CA                    string // the authority's certificate
-	MemberCert, MemberKey string // for servers only
+	MemberCert, MemberKey string // for servers; with several members for clients, too
 	ClientCert, ClientKey string // for clients only
 }
 
-// Make makes a new authority and its certificates, for members at an address,
-// and writes them to a folder that exists.
-func Make(dir string, member netip.Addr) (Files, error) {
+// Make makes a new authority and its certificates, for members at some
+// addresses, and writes them to a folder that exists.
+func Make(dir string, members ...netip.Addr) (Files, error) {
 	in := func(name string) string { return filepath.Join(dir, name) }
 	files := Files{
 		CA:         in("ca.pem"),
@@ -47,12 +46,18 @@ func Make(dir string, member netip.Addr) (Files, error) {
 	if err := writePEM(files.CA, "CERTIFICATE", root.cert.Raw); err != nil {
 		return files, err
 	}
-	err = issue(root, files.MemberCert, files.MemberKey, &x509.Certificate{
+	member := &x509.Certificate{
 		Subject:     pkix.Name{CommonName: "member"},
-		IPAddresses: []net.IP{member.AsSlice()},
 		KeyUsage:    x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-	})
+	}
+	for _, address := range members {
+		member.IPAddresses = append(member.IPAddresses, address.AsSlice())
+	}
+	if len(members) > 1 {
+		member.ExtKeyUsage = append(member.ExtKeyUsage, x509.ExtKeyUsageClientAuth)
+	}
+	err = issue(root, files.MemberCert, files.MemberKey, member)
 	if err != nil {
 		return files, err
 	}

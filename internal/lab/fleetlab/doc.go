@@ -6,8 +6,10 @@
 //	server       agent       agent       agent ═ client eth0 (network blue)
 //	(etcd)       QEMU        QEMU              ═        eth1 (network green)
 //
-// The store is part of the server, or with Config.Etcd an etcd beside it, with
-// TLS and certificates of its own.
+// The store is part of the server, or with Config.Etcd an etcd of so many
+// members beside it, with TLS and certificates of its own. With Config.Servers
+// there are replicas of the server: the second and its member of etcd run on
+// control2, and so on.
 //
 // Start returns when every host is up. Each of the processes can be killed and
 // started again; their output goes to files in the lab's working folder, and

@@ -2,47 +2,91 @@ package fleetlab
 
 import (
 	"context"
+	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"godwit.dev/godwit/internal/lab/etcdtls"
 )
 
-const etcdPort = "2379"
+const (
+	etcdPort     = "2379"
+	etcdPeerPort = "2380"
+)
 
-// Etcd is the process of the external etcd, nil if the store is embedded.
-func (f *Fleet) Etcd() *Process { return f.etcd }
+// Etcd is the process of the external etcd's first member, nil if the store is
+// embedded.
+func (f *Fleet) Etcd() *Process {
+	if len(f.etcds) == 0 {
+		return nil
+	}
+	return f.etcds[0]
+}
+
+// Etcds are the processes of all members of the external etcd.
+func (f *Fleet) Etcds() []*Process { return f.etcds }
 
 func (f *Fleet) etcdDir() string { return filepath.Join(f.Lab.Dir(), "etcd") }
 
-// startEtcd starts the external etcd beside the server, and waits until it can
-// be connected to. It gives the server's flags for it.
+// startEtcd starts the external etcd, each member on a host of its own that it
+// may share with a server, and waits until all of them listen. It gives the
+// servers' flags for it.
 func (f *Fleet) startEtcd(ctx context.Context) (flags []string, err error) {
-	home := f.Lab.Host(control)
 	if err := os.Mkdir(f.etcdDir(), 0o700); err != nil {
 		return nil, err
 	}
-	files, err := etcdtls.Make(f.etcdDir(), home.Addr)
+	var homes []netip.Addr
+	var urls, cluster []string
+	for i := range f.config.Etcd {
+		address := f.Lab.Host(controlName(i)).Addr
+		homes = append(homes, address)
+		urls = append(urls, "https://"+net.JoinHostPort(address.String(), etcdPort))
+		cluster = append(cluster, fmt.Sprintf("%s=https://%s", etcdName(i), net.JoinHostPort(address.String(), etcdPeerPort)))
+	}
+	files, err := etcdtls.Make(f.etcdDir(), homes...)
 	if err != nil {
 		return nil, err
 	}
-	address := net.JoinHostPort(home.Addr.String(), etcdPort)
-	f.etcd = &Process{
-		name: "etcd", home: home.Namespace, log: filepath.Join(f.logDir(), "etcd.log"),
-		args: []string{f.config.Etcd, "--listen", address, "--data", filepath.Join(f.etcdDir(), "data"),
-			"--ca", files.CA, "--cert", files.MemberCert, "--key", files.MemberKey},
+	for i := range homes {
+		if err := f.startMember(i, files, strings.Join(cluster, ",")); err != nil {
+			return nil, err
+		}
 	}
-	if err := f.etcd.Start(); err != nil {
-		return nil, err
+	for i, address := range homes {
+		if err := f.awaitMember(ctx, i, net.JoinHostPort(address.String(), etcdPort)); err != nil {
+			return nil, err
+		}
 	}
-	err = f.await(ctx, "etcd to listen", func(ctx context.Context) (bool, error) {
-		conn, err := home.DialContext(ctx, "tcp", address)
+	return []string{"--etcd", strings.Join(urls, ","),
+		"--etcd-ca", files.CA, "--etcd-cert", files.ClientCert, "--etcd-key", files.ClientKey}, nil
+}
+
+func etcdName(i int) string { return numbered("etcd", i) }
+
+func (f *Fleet) startMember(i int, files etcdtls.Files, cluster string) error {
+	home, name := f.Lab.Host(controlName(i)), etcdName(i)
+	p := &Process{
+		name: name, home: home.Namespace, log: filepath.Join(f.logDir(), name+".log"),
+		args: []string{f.config.EtcdProgram, "--listen", net.JoinHostPort(home.Addr.String(), etcdPort),
+			"--data", filepath.Join(f.etcdDir(), name), "--ca", files.CA, "--cert", files.MemberCert, "--key", files.MemberKey},
+	}
+	if f.config.Etcd > 1 {
+		p.args = append(p.args, "--name", name, "--peer", net.JoinHostPort(home.Addr.String(), etcdPeerPort), "--cluster", cluster)
+	}
+	f.etcds = append(f.etcds, p)
+	return p.Start()
+}
+
+// awaitMember waits until a member can be connected to.
+func (f *Fleet) awaitMember(ctx context.Context, i int, address string) error {
+	return f.await(ctx, "etcd to listen", func(ctx context.Context) (bool, error) {
+		conn, err := f.Lab.Host(controlName(i)).DialContext(ctx, "tcp", address)
 		if err != nil {
 			return false, nil // not yet
 		}
 		return true, conn.Close()
-	}, f.etcd)
-	return []string{"--etcd", "https://" + address,
-		"--etcd-ca", files.CA, "--etcd-cert", files.ClientCert, "--etcd-key", files.ClientKey}, err
+	}, f.etcds[i])
 }

@@ -14,18 +14,26 @@ import (
 
 	"godwit.dev/godwit/api/client"
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
-	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/lab"
 	"godwit.dev/godwit/internal/lab/image"
 )
 
-// control is the host that only the server runs on.
-const control = "control"
+// controlName is a host that only a server runs on, or a member of etcd, or both.
+func controlName(i int) string { return numbered("control", i) }
+
+// numbered gives a name to the first of several, and with a number to the next.
+func numbered(name string, i int) string {
+	if i == 0 {
+		return name
+	}
+	return fmt.Sprintf("%s%d", name, i+1)
+}
 
 const (
-	serverPort = "7443"
-	hostCPUs   = "8"
-	hostMemory = "8GiB"
+	maxControls = 9 // servers, and members of etcd
+	serverPort  = "7443"
+	hostCPUs    = "8"
+	hostMemory  = "8GiB"
 	// askEvery is how often the server is asked whether something that it has
 	// no stream for has come true.
 	askEvery = 20 * time.Millisecond
@@ -46,12 +54,15 @@ type Host struct {
 type Config struct {
 	Name     string // of the lab; made up
 	Binary   string // the godwit program
-	Etcd     string // program of internal/lab/etcd, to run the store outside of the server; embedded if empty
+	Servers  int    // replicas of the server; 1. More need an Etcd
+	Etcd     int    // members of an etcd outside of the servers; embedded if 0
 	Image    image.Image
 	Hosts    []Host   // h1, h2 and h3
 	Client   string   // host that the client is plugged into; the last
 	Networks int      // how many of Networks the fleet has; 1
-	Wrap     []string // goes before the server's command line
+	Wrap     []string // goes before a server's command line
+
+	EtcdProgram string // of internal/lab/etcd; for Etcd
 }
 
 // Network is an overlay network of the fleet. The client's address in it ends
@@ -70,14 +81,15 @@ var networks = [...]Network{
 // Fleet is a running fleet.
 type Fleet struct {
 	Lab    *lab.Lab
-	API    *client.Client
+	API    *client.Client // of the first server
 	Client *lab.Namespace // eth0 is in the first network, eth1 in the second
 
-	config Config
-	etcd   *Process // nil if it is embedded
-	server *Process
-	agents map[string]*Process
-	guests atomic.Int32
+	config  Config
+	etcds   []*Process // none if it is embedded
+	servers []*Process
+	apis    []*client.Client // of each server
+	agents  map[string]*Process
+	guests  atomic.Int32
 }
 
 func (c *Config) complete() {
@@ -90,16 +102,41 @@ func (c *Config) complete() {
 	if c.Networks == 0 {
 		c.Networks = 1
 	}
+	if c.Servers == 0 {
+		c.Servers = 1
+	}
+}
+
+func (c *Config) check() error {
+	problem := ""
+	switch {
+	case c.Networks < 1 || c.Networks > len(networks):
+		problem = fmt.Sprintf("%d networks are not within 1..%d", c.Networks, len(networks))
+	case c.Servers < 1 || c.Servers > maxControls:
+		problem = fmt.Sprintf("%d servers are not within 1..%d", c.Servers, maxControls)
+	case c.Etcd < 0 || c.Etcd > maxControls:
+		problem = fmt.Sprintf("%d members of etcd are not within 0..%d", c.Etcd, maxControls)
+	case c.Servers > 1 && c.Etcd == 0:
+		problem = "several servers share an etcd outside of them"
+	case (c.Etcd == 0) != (c.EtcdProgram == ""):
+		problem = "Etcd and EtcdProgram go together"
+	default:
+		return nil
+	}
+	return fmt.Errorf("start a fleet: %s", problem)
 }
 
 // Start makes a fleet and waits until all its hosts are up. The caller closes
 // it. Before Start the labs of owners that have died are removed.
 func Start(ctx context.Context, config Config) (*Fleet, error) {
 	config.complete()
-	if config.Networks < 1 || config.Networks > len(networks) {
-		return nil, fmt.Errorf("start a fleet: %d networks are not within 1..%d", config.Networks, len(networks))
+	if err := config.check(); err != nil {
+		return nil, err
 	}
-	names := []string{control}
+	var names []string
+	for i := range max(config.Servers, config.Etcd) {
+		names = append(names, controlName(i))
+	}
 	for _, host := range config.Hosts {
 		names = append(names, host.Name)
 	}
@@ -120,7 +157,7 @@ func (f *Fleet) start(ctx context.Context) error {
 	if err := os.Mkdir(f.logDir(), 0o755); err != nil {
 		return err
 	}
-	if err := f.startServer(ctx); err != nil {
+	if err := f.startServers(ctx); err != nil {
 		return err
 	}
 	for _, host := range f.config.Hosts {
@@ -139,17 +176,8 @@ func (f *Fleet) start(ctx context.Context) error {
 
 func (f *Fleet) logDir() string { return filepath.Join(f.Lab.Dir(), "logs") }
 
-// SocketPath is where the server listens for clients outside of the lab.
-func (f *Fleet) SocketPath() string { return filepath.Join(f.Lab.Dir(), "server.sock") }
-
-// ServerDir is the server's data folder, AgentDir that of a host's agent.
-func (f *Fleet) ServerDir() string { return filepath.Join(f.Lab.Dir(), "server") }
-
 // AgentDir is the folder of a host's agent.
 func (f *Fleet) AgentDir(host string) string { return filepath.Join(f.Lab.Dir(), host) }
-
-// Server is the server's process.
-func (f *Fleet) Server() *Process { return f.server }
 
 // Agent is the process of a host's agent, nil for an unknown host.
 func (f *Fleet) Agent(host string) *Process { return f.agents[host] }
@@ -162,31 +190,6 @@ func (f *Fleet) Hosts() (names []string) {
 	return names
 }
 
-func (f *Fleet) startServer(ctx context.Context) (err error) {
-	var etcd []string
-	if f.config.Etcd != "" {
-		if etcd, err = f.startEtcd(ctx); err != nil {
-			return err
-		}
-	}
-	home := f.Lab.Host(control)
-	f.server = &Process{
-		name: "the server", home: home.Namespace, log: filepath.Join(f.logDir(), "server.log"),
-		args: append(slices.Clone(f.config.Wrap), f.config.Binary, "server",
-			"--data", f.ServerDir(), "--socket", f.SocketPath(),
-			"--listen", net.JoinHostPort("0.0.0.0", serverPort), "--name", home.Addr.String()),
-	}
-	f.server.args = append(f.server.args, etcd...)
-	if err := f.server.Start(); err != nil {
-		return err
-	}
-	f.API, err = client.Dial(client.Config{Server: "unix://" + f.SocketPath()})
-	if err != nil {
-		return err
-	}
-	return f.AwaitServer(ctx)
-}
-
 func (f *Fleet) startAgent(ctx context.Context, host Host) error {
 	token, err := f.API.Host.CreateToken(ctx, &godwitv1.CreateTokenRequest{Host: host.Name})
 	if err != nil {
@@ -194,7 +197,7 @@ func (f *Fleet) startAgent(ctx context.Context, host Host) error {
 	}
 	home := f.Lab.Host(host.Name)
 	args := append(slices.Clone(host.Wrap), f.config.Binary, "agent",
-		"--server", "https://"+net.JoinHostPort(f.Lab.Host(control).Addr.String(), serverPort),
+		"--server", f.serverURLs(),
 		"--name", host.Name, "--address", home.Addr.String(), "--dir", f.AgentDir(host.Name),
 		"--cpus", hostCPUs, "--memory", hostMemory)
 	if host.QEMU != "" {
@@ -208,20 +211,9 @@ func (f *Fleet) startAgent(ctx context.Context, host Host) error {
 	return p.Start()
 }
 
-// AwaitServer waits until the server answers.
-func (f *Fleet) AwaitServer(ctx context.Context) error {
-	return f.await(ctx, "the server to answer", func(ctx context.Context) (bool, error) {
-		_, err := f.API.Host.List(ctx, &godwitv1.ListHostsRequest{})
-		if fleet.CodeOf(err) == fleet.Unavailable {
-			return false, nil
-		}
-		return err == nil, err
-	}, f.server)
-}
-
 // AwaitHosts waits until the server knows every host as up.
 func (f *Fleet) AwaitHosts(ctx context.Context) error {
-	processes := []*Process{f.server}
+	processes := slices.Clone(f.servers[:1])
 	for _, name := range f.Hosts() {
 		processes = append(processes, f.agents[name])
 	}
@@ -317,8 +309,8 @@ func (f *Fleet) Keep() error { return f.Lab.Keep() }
 
 // Close ends every process of the fleet, VMs too, and removes the lab.
 func (f *Fleet) Close() error {
-	if f.API != nil {
-		f.API.Close()
+	for _, api := range f.apis {
+		api.Close()
 	}
 	return f.Lab.Close()
 }

@@ -34,7 +34,7 @@ func TestProgramThatDiesIsReportedAndNothingIsLeft(t *testing.T) {
 		says   string
 	}{
 		{Config{Binary: program}, "run the server: it has ended: cannot do server"},
-		{Config{Binary: program, Etcd: program}, "run etcd: it has ended: cannot do --listen"},
+		{Config{Binary: program, Etcd: 1, EtcdProgram: program}, "run etcd: it has ended: cannot do --listen"},
 	} {
 		test.config.Name, test.config.Hosts = "dies", []Host{{Name: "h1"}}
 		_, err := Start(t.Context(), test.config)
