@@ -12,8 +12,8 @@ import (
 	"godwit.dev/godwit/internal/fleet"
 )
 
-// goneAfter is how long after the end of its session, or the start of this
-// server, a host counts as gone. Until then it is waited for: its kernel sends
+// goneAfter is how long after the end of its session, or since this server
+// leads, a host counts as gone. Until then it is waited for: its kernel sends
 // on by the map that it has, whether its agent runs or not. It is more than an
 // agent takes to come back, and no more than a migration may take to settle.
 const goneAfter = time.Minute
@@ -58,6 +58,20 @@ func newAddressPusher(m *mirror, h *hub) *addressPusher {
 	return &addressPusher{
 		mirror: m, hub: h, wake: make(chan struct{}, 1), began: time.Now(), hosts: map[fleet.HostName]*informed{},
 	}
+}
+
+// begin forgets what was of an earlier term, in which this server led: hosts
+// have other sessions now, and have perhaps heard of others.
+func (p *addressPusher) begin() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, state := range p.hosts {
+		if state.giveUp != nil {
+			state.giveUp.Stop()
+		}
+	}
+	p.began, p.hosts, p.waiters = time.Now(), map[fleet.HostName]*informed{}, nil
+	p.Changed()
 }
 
 // Changed says that the mirror has changed; any number of calls may lead to

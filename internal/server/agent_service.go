@@ -48,17 +48,30 @@ func (a agentService) Session(ctx context.Context, stream *connect.BidiStream[go
 	if hello == nil {
 		return &fleet.Error{Code: fleet.Invalid, Op: "open session", Subject: "host " + string(host), Cause: "its first message is not Hello"}
 	}
+	own, elsewhere, err := s.leader.await(ctx, leaderWithin)
+	if err != nil {
+		return err
+	}
+	if own == nil {
+		return welcome(stream, &godwitv1.Welcome{Leader: elsewhere})
+	}
+	leave, ok := s.leader.join(own)
+	if !ok {
+		return notLeading(host)
+	}
+	defer leave()
 	one := newSession(host, s.config.Heartbeat)
+	stop := context.AfterFunc(own.ctx, func() { one.end(notLeading(host)) })
+	defer stop()
 	if err := s.hub.open(ctx, one); err != nil {
 		return err
 	}
 	defer s.hub.close(one)
-	before, err := s.noteHost(ctx, host, hello)
+	before, err := s.noteHost(ctx, host, hello, own.held...)
 	if err != nil {
 		return err
 	}
-	welcome := &godwitv1.Welcome{HeartbeatMs: s.config.Heartbeat.Milliseconds()}
-	if err := stream.Send(&godwitv1.SessionResponse{Message: &godwitv1.SessionResponse_Welcome{Welcome: welcome}}); err != nil {
+	if err := welcome(stream, &godwitv1.Welcome{HeartbeatMs: s.config.Heartbeat.Milliseconds()}); err != nil {
 		return err
 	}
 	s.log.Info("host is up", "host", host, "address", hello.GetHost().GetAddress())
@@ -73,6 +86,10 @@ func (a agentService) Session(ctx context.Context, stream *connect.BidiStream[go
 	s.log.Info("host is down", "host", host, "cause", err)
 	s.noteSilence(ctx, host, err)
 	return err
+}
+
+func welcome(stream messageStream, message *godwitv1.Welcome) error {
+	return stream.Send(&godwitv1.SessionResponse{Message: &godwitv1.SessionResponse_Welcome{Welcome: message}})
 }
 
 // noteSilence writes to a host's record when it was last heard of, after its
@@ -127,8 +144,9 @@ func isMigration(report *godwitv1.Report) bool {
 }
 
 // noteHost writes what a host says of itself to its record, and gives the
-// record as it was before; it is zero for a new host.
-func (s *Server) noteHost(ctx context.Context, name fleet.HostName, hello *godwitv1.Hello) (before fleet.Host, err error) {
+// record as it was before; it is zero for a new host. A server that leads no
+// more, and does not know it, finds that out here by held.
+func (s *Server) noteHost(ctx context.Context, name fleet.HostName, hello *godwitv1.Hello, held ...store.Condition) (before fleet.Host, err error) {
 	host, err := decodeHello(name, hello)
 	if err != nil {
 		return before, err
@@ -140,7 +158,8 @@ func (s *Server) noteHost(ctx context.Context, name fleet.HostName, hello *godwi
 		}
 		before = entry.Value
 		host.Cordoned, host.Seen = before.Cordoned, time.Now()
-		_, err = s.tables.store.Commit(ctx, store.If(s.tables.hosts.At(string(name), entry.Version)), s.tables.hosts.Put(string(name), host))
+		conditions := append(store.If(s.tables.hosts.At(string(name), entry.Version)), held...)
+		_, err = s.tables.store.Commit(ctx, conditions, s.tables.hosts.Put(string(name), host))
 		if fleet.CodeOf(err) != fleet.Conflict {
 			return before, err
 		}

@@ -30,6 +30,8 @@ type migrationHooks struct {
 	connected func(host fleet.HostName)
 	// run carries migrations on until ctx ends.
 	run func(ctx context.Context) error
+	// follow takes up what other servers change, until ctx ends.
+	follow func(ctx context.Context)
 }
 
 // migrationsOf connects the reconciler to the rest of the server.
@@ -41,5 +43,6 @@ func migrationsOf(r *reconciler) migrationHooks {
 		pass:      r.pass,
 		connected: r.hostConnected,
 		run:       r.run,
+		follow:    r.follow,
 	}
 }

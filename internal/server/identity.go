@@ -25,6 +25,7 @@ type callerKey struct{}
 type caller struct {
 	identity  pki.Identity // zero without a certificate
 	local     bool         // came in by the Unix socket
+	forwarded bool         // another server asks for it
 	refused   error        // why its certificate does not count
 	deadlines *http.ResponseController
 }
@@ -60,6 +61,9 @@ func byCertificate(roots *x509.CertPool, next http.Handler) http.Handler {
 		conn := r.Context().Value(connectionKey{}).(*connection)
 		conn.once.Do(func() { conn.identity, conn.refused = identify(roots, *r.TLS) })
 		who := caller{identity: conn.identity, refused: conn.refused, deadlines: http.NewResponseController(w)}
+		if text := r.Header.Get(callerHeader); text != "" && who.identity.Kind == pki.Server {
+			who.identity, who.forwarded = onBehalf(text), true
+		}
 		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), callerKey{}, who)))
 	})
 }

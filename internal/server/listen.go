@@ -100,6 +100,9 @@ func (s *Server) routes() http.Handler {
 // serve answers on both listeners until ctx ends, which also ends every call.
 func (s *Server) serve(ctx context.Context) error {
 	routes := s.routes()
+	if s.config.Replicas {
+		routes = s.forwarding(routes)
+	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(s.authority.CertificatePEM())
 	secure := s.httpServer(ctx, byCertificate(roots, routes))

@@ -2,8 +2,11 @@ package server
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"log/slog"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 
@@ -17,10 +20,12 @@ import (
 type mirror struct {
 	tables tables
 	log    *slog.Logger
-	// vmChanged and changed are told of every change, of a VM and of anything.
-	// They are called by one goroutine and must not block.
-	vmChanged func(fleet.VMName)
-	changed   func()
+	// They are told of every change: of a VM, a migration, the leader, and of
+	// anything. They are called by one goroutine and must not block.
+	vmChanged        func(fleet.VMName)
+	migrationChanged func(store.Entry[migration.Migration])
+	leaderChanged    func(url string)
+	changed          func()
 
 	mu         sync.RWMutex
 	at         position
@@ -48,7 +53,10 @@ type move struct {
 }
 
 func newMirror(t tables, log *slog.Logger) *mirror {
-	return &mirror{tables: t, log: log, vmChanged: func(fleet.VMName) {}, changed: func() {}}
+	return &mirror{
+		tables: t, log: log, vmChanged: func(fleet.VMName) {}, changed: func() {}, leaderChanged: func(string) {},
+		migrationChanged: func(store.Entry[migration.Migration]) {},
+	}
 }
 
 // load reads everything anew and gives the revision it is true for.
@@ -62,22 +70,47 @@ func (m *mirror) load(ctx context.Context) (revision int64, err error) {
 	m.hosts = map[fleet.HostName]fleet.Host{}
 	m.networks = map[fleet.NetworkName]fleet.Network{}
 	m.migrations = map[fleet.MigrationID]move{}
+	leader := store.Event{Deleted: true}
 	for _, record := range records {
+		if record.Key == leaderKey {
+			leader = store.Event{Record: record}
+		}
 		if err := m.put(store.Event{Record: record}); err != nil {
 			m.log.Error("a record cannot be read", "key", record.Key, "error", err)
 		}
 	}
 	m.at = position{revision: revision, seen: store.MaxOps - 1}
-	names := make([]fleet.VMName, 0, len(m.vms))
-	for name := range m.vms {
-		names = append(names, name)
-	}
 	m.mu.Unlock()
-	for _, name := range names {
+	for _, name := range m.vmNames() {
 		m.vmChanged(name)
 	}
+	for _, record := range records {
+		m.tellMigration(store.Event{Record: record})
+	}
+	m.tellLeader(leader)
 	m.changed()
 	return revision, nil
+}
+
+// tellMigration hands a migration on that has changed.
+func (m *mirror) tellMigration(event store.Event) {
+	if event.Deleted || !strings.HasPrefix(event.Key, m.tables.migrations.Prefix()) {
+		return
+	}
+	if entry, err := m.tables.migrations.Decode(event.Record); err == nil { // else put has reported it
+		m.migrationChanged(entry)
+	}
+}
+
+// tellLeader says who leads now. A record that cannot be read names nobody.
+func (m *mirror) tellLeader(event store.Event) {
+	var record leaderRecord
+	if !event.Deleted {
+		if err := json.Unmarshal(event.Value, &record); err != nil {
+			m.log.Error("a record cannot be read", "key", event.Key, "error", err)
+		}
+	}
+	m.leaderChanged(record.URL)
 }
 
 // follow keeps the mirror up to date after a load, until ctx ends.
@@ -101,6 +134,10 @@ func (m *mirror) follow(ctx context.Context, revision int64) error {
 }
 
 func (m *mirror) apply(ctx context.Context, event store.Event) {
+	if event.Key == leaderKey {
+		m.tellLeader(event)
+		return
+	}
 	table, name, _ := strings.Cut(event.Key, "/")
 	switch table + "/" {
 	case m.tables.vms.Prefix(), m.tables.hosts.Prefix(), m.tables.networks.Prefix():
@@ -123,6 +160,7 @@ func (m *mirror) apply(ctx context.Context, event store.Event) {
 	if table+"/" == m.tables.vms.Prefix() {
 		m.vmChanged(fleet.VMName(name))
 	}
+	m.tellMigration(event)
 	m.changed()
 }
 
@@ -202,6 +240,13 @@ func (m *mirror) vm(name fleet.VMName) (store.Entry[fleet.VM], bool) {
 	defer m.mu.RUnlock()
 	entry, found := m.vms[name]
 	return entry, found
+}
+
+// vmNames lists all VMs, in no order.
+func (m *mirror) vmNames() []fleet.VMName {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return slices.Collect(maps.Keys(m.vms))
 }
 
 // vmsOf lists the VMs that a host owns, in no order.

@@ -25,11 +25,15 @@ type reconciler struct {
 	up        func(fleet.HostName) bool // whether its agent has a session
 	log       *slog.Logger
 
-	// life ends with the server: what is begun by a call goes on after it.
-	life context.Context
+	wake chan struct{} // news has come
 
-	mu   sync.Mutex
+	mu sync.Mutex
+	// life ends with the server, or when it leads no more: what is begun by a
+	// call goes on after it. While it is over nothing is carried on, and only
+	// what somebody asks for is decided.
+	life context.Context
 	runs map[fleet.MigrationID]*run // those that wait for something
+	news map[fleet.MigrationID]store.Entry[migration.Migration]
 }
 
 // commander sends commands to hosts. Send fails with Unavailable when the host
@@ -56,7 +60,10 @@ type run struct {
 }
 
 func newReconciler(tables tables, hosts commander, addresses addressBook, up func(fleet.HostName) bool, log *slog.Logger) *reconciler {
-	return &reconciler{tables: tables, hosts: hosts, addresses: addresses, up: up, log: log, life: context.Background(), runs: map[fleet.MigrationID]*run{}}
+	return &reconciler{
+		tables: tables, hosts: hosts, addresses: addresses, up: up, log: log, life: context.Background(), wake: make(chan struct{}, 1),
+		runs: map[fleet.MigrationID]*run{}, news: map[fleet.MigrationID]store.Entry[migration.Migration]{},
+	}
 }
 
 // run takes up every migration that an earlier server left unfinished, and
@@ -65,6 +72,7 @@ func (r *reconciler) run(ctx context.Context) error {
 	r.mu.Lock()
 	r.life = ctx
 	r.mu.Unlock()
+	defer r.stand()
 	if err := r.resume(ctx); err != nil {
 		return err
 	}
@@ -91,7 +99,7 @@ func (r *reconciler) resume(ctx context.Context) error {
 		return err
 	}
 	for _, entry := range entries {
-		if m := entry.Value; !m.State.Final() || len(m.Pending) > 0 {
+		if !isOver(entry.Value) {
 			r.adopt(entry)
 		}
 	}
@@ -102,7 +110,9 @@ func (r *reconciler) resume(ctx context.Context) error {
 func (r *reconciler) adopt(entry store.Entry[migration.Migration]) {
 	one := r.runOf(entry.Value.ID)
 	one.mu.Lock()
-	one.entry = entry
+	if one.entry.Version < entry.Version {
+		one.entry = entry
+	}
 	r.arm(one)
 	r.takeUp(one)
 	one.mu.Unlock()
@@ -274,19 +284,16 @@ func (r *reconciler) saved(one *run, before migration.Migration, effects []migra
 // dropIfOver lets go of a run with nothing left to do: the record is all there
 // will ever be. It must be called with the run's mu held.
 func (r *reconciler) dropIfOver(one *run) {
-	if m := &one.entry.Value; m.State.Final() && len(m.Pending) == 0 {
-		r.drop(m.ID)
+	if isOver(one.entry.Value) {
+		r.drop(one.entry.Value.ID)
 	}
 }
 
 // arm sets the clock for the migration's timer.
 func (r *reconciler) arm(one *run) {
-	if one.timer != nil {
-		one.timer.Stop()
-		one.timer = nil
-	}
+	one.disarm()
 	due := one.entry.Value.Timer
-	if due == nil {
+	if due == nil || !r.leads() {
 		return
 	}
 	id := one.entry.Value.ID
@@ -306,6 +313,9 @@ func (r *reconciler) lifetime() context.Context {
 // awaitAddresses posts AddressesKnown when the hosts have what the store had
 // at the revision of the commit.
 func (r *reconciler) awaitAddresses(id fleet.MigrationID, revision int64) {
+	if !r.leads() {
+		return
+	}
 	r.addresses.WhenApplied(revision, func(without []fleet.HostName) {
 		r.post(r.lifetime(), id, migration.Event{Kind: migration.AddressesKnown, From: "server", Detail: unaware(without)})
 	})

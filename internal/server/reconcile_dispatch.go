@@ -16,8 +16,12 @@ type commandMessage = *godwitv1.Command
 
 // dispatch sends effects to their hosts. One that can't be sent now, because
 // its host has no session or a record can't be read, is sent when the host
-// connects again.
+// connects again. A server that does not lead leaves it to the one that does,
+// which sees the record change.
 func (r *reconciler) dispatch(m *migration.Migration, effects []migration.Effect) {
+	if !r.leads() {
+		return
+	}
 	for _, effect := range effects {
 		command, err := r.command(m, effect)
 		if err == nil {

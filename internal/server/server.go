@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"os"
 	"sync"
 	"time"
 
@@ -32,6 +33,12 @@ type Config struct {
 	Socket    string        // path of the Unix socket; "" for DefaultSocket
 	Names     []string      // DNS names and IP addresses for the server's certificate
 	Heartbeat time.Duration // of sessions; a host is down after three; 0 for DefaultHeartbeat
+
+	// Replicas says that other servers may share the store. Of them one is
+	// elected to lead; this one reaches it, and is reached, at URLs like
+	// Advertise: "https://10.0.0.1:7443". Without, this server always leads.
+	Replicas  bool
+	Advertise string // "" for a URL made of Names and the listener's address
 }
 
 func (c Config) withDefaults() Config {
@@ -59,6 +66,7 @@ type Server struct {
 	certificate *pki.Keeper
 	admin       *pki.Keeper
 
+	leader     *leader
 	hub        *hub
 	mirror     *mirror
 	addresses  *addressPusher
@@ -88,7 +96,10 @@ func New(ctx context.Context, config Config) (*Server, error) {
 	s.lifecycle = newLifecycle(s.tables, s.mirror, s.hub, s.log)
 	s.mirror.changed = s.addresses.Changed
 	s.mirror.vmChanged = s.lifecycle.changed
-	s.migrations = migrationsOf(newReconciler(s.tables, s.hub, s.addresses, s.hub.connected, s.log))
+	migrations := newReconciler(s.tables, s.hub, s.addresses, s.hub.connected, s.log)
+	migrations.stand()
+	s.mirror.migrationChanged = migrations.changed
+	s.migrations = migrationsOf(migrations)
 	s.reclaimAtStart(ctx)
 	var err error
 	if s.authority, err = openAuthority(ctx, s.tables); err != nil {
@@ -100,7 +111,24 @@ func New(ctx context.Context, config Config) (*Server, error) {
 	if err := s.listen(ctx); err != nil {
 		return nil, err
 	}
+	s.leader = newLeader(s.advertised())
+	s.mirror.leaderChanged = s.leader.noticed
 	return s, nil
+}
+
+// advertised is the URL at which others reach this server.
+func (s *Server) advertised() string {
+	if s.config.Advertise != "" {
+		return s.config.Advertise
+	}
+	host, port, _ := net.SplitHostPort(s.Addr().String()) // a listener's address is well formed
+	if ip := net.ParseIP(host); ip.IsUnspecified() {
+		host, _ = os.Hostname()
+		if len(s.config.Names) > 0 {
+			host = s.config.Names[0]
+		}
+	}
+	return "https://" + net.JoinHostPort(host, port)
 }
 
 // Addr is where the TLS listener listens.
@@ -116,10 +144,9 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.mirror.follow(ctx, revision) })
-	group.Go(func() error { s.addresses.run(ctx); return nil })
-	group.Go(func() error { s.lifecycle.run(ctx); return nil })
+	group.Go(func() error { s.migrations.follow(ctx); return nil })
+	group.Go(func() error { return s.lead(ctx) })
 	group.Go(func() error { s.keepRoom(ctx); return nil })
-	group.Go(func() error { return s.migrations.run(ctx) })
 	group.Go(func() error { return s.certificate.Run(ctx) })
 	group.Go(func() error { return s.admin.Run(ctx) })
 	group.Go(func() error { return s.serve(ctx) })

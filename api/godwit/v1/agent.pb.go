@@ -569,7 +569,10 @@ func (x *Hello) GetInstances() []*InstanceReport {
 type Welcome struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The agent must hear from the server at least this often.
-	HeartbeatMs   int64 `protobuf:"varint,1,opt,name=heartbeat_ms,json=heartbeatMs,proto3" json:"heartbeat_ms,omitempty"`
+	HeartbeatMs int64 `protobuf:"varint,1,opt,name=heartbeat_ms,json=heartbeatMs,proto3" json:"heartbeat_ms,omitempty"`
+	// Another server leads, at this URL: it takes sessions, and this message is
+	// the last of this one.
+	Leader        string `protobuf:"bytes,2,opt,name=leader,proto3" json:"leader,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -609,6 +612,13 @@ func (x *Welcome) GetHeartbeatMs() int64 {
 		return x.HeartbeatMs
 	}
 	return 0
+}
+
+func (x *Welcome) GetLeader() string {
+	if x != nil {
+		return x.Leader
+	}
+	return ""
 }
 
 // State of an instance as its host sees it: "running", "paused", "incoming",
@@ -3380,9 +3390,10 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\x05Hello\x12#\n" +
 	"\x04host\x18\x01 \x01(\v2\x0f.godwit.v1.HostR\x04host\x12\x17\n" +
 	"\aboot_id\x18\x02 \x01(\tR\x06bootId\x127\n" +
-	"\tinstances\x18\x03 \x03(\v2\x19.godwit.v1.InstanceReportR\tinstances\",\n" +
+	"\tinstances\x18\x03 \x03(\v2\x19.godwit.v1.InstanceReportR\tinstances\"D\n" +
 	"\aWelcome\x12!\n" +
-	"\fheartbeat_ms\x18\x01 \x01(\x03R\vheartbeatMs\"\x92\x01\n" +
+	"\fheartbeat_ms\x18\x01 \x01(\x03R\vheartbeatMs\x12\x16\n" +
+	"\x06leader\x18\x02 \x01(\tR\x06leader\"\x92\x01\n" +
 	"\x0eInstanceReport\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12\x14\n" +

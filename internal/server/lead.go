@@ -1,0 +1,187 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/store"
+)
+
+// leaderKey is the record in which the server that leads names itself. It
+// vanishes with its leadership.
+const leaderKey = "leader"
+
+const (
+	// leaderWithin bounds how long a call waits for a server to lead. It is
+	// more than a dead leader's key lives on, and less than an agent waits for
+	// the answer to its Hello.
+	leaderWithin = 8 * time.Second
+	// campaignPause is the pause after a term that could not be begun, or an
+	// election that the store refused.
+	campaignPause = time.Second
+)
+
+// leaderRecord says who leads.
+type leaderRecord struct {
+	URL string `json:"url"` // at which agents and other servers reach it
+}
+
+// term is the time for which this server leads.
+type term struct {
+	ctx  context.Context
+	held []store.Condition // holds as long as this term does
+	// sessions are those of the agents; the term is over when they are.
+	sessions sync.WaitGroup
+}
+
+// leader knows which server leads. It is safe for concurrent use.
+type leader struct {
+	own string // this server's URL
+
+	mu      sync.Mutex
+	term    *term         // nil while this server does not lead
+	url     string        // of the server that leads by the records, "" for none
+	changed chan struct{} // closed with every change
+}
+
+func newLeader(own string) *leader { return &leader{own: own, changed: make(chan struct{})} }
+
+func (l *leader) set(change func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	change()
+	close(l.changed)
+	l.changed = make(chan struct{})
+}
+
+// noticed takes what the records say.
+func (l *leader) noticed(url string) { l.set(func() { l.url = url }) }
+
+// now gives the term of this server, or else the URL of another one that leads,
+// or neither; changed is closed when that is not so any more.
+func (l *leader) now() (own *term, url string, changed <-chan struct{}) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.term == nil && l.url != l.own {
+		url = l.url
+	}
+	return l.term, url, l.changed
+}
+
+// await is now, once there is an answer. Unavailable when nobody leads within
+// the limit.
+func (l *leader) await(ctx context.Context, limit time.Duration) (own *term, url string, err error) {
+	late := time.NewTimer(limit)
+	defer late.Stop()
+	for {
+		own, url, changed := l.now()
+		if own != nil || url != "" {
+			return own, url, nil
+		}
+		select {
+		case <-changed:
+		case <-late.C:
+			return nil, "", noLeader()
+		case <-ctx.Done():
+			return nil, "", ctx.Err()
+		}
+	}
+}
+
+func noLeader() error {
+	return &fleet.Error{
+		Code: fleet.Unavailable, Op: "find the leading server",
+		Cause: "no server leads at the moment",
+		Hint:  "another one takes over within seconds: try again; if that goes on, look after the servers and their etcd",
+	}
+}
+
+// join takes part in a term, until leave; false when it is over.
+func (l *leader) join(t *term) (leave func(), ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.term != t {
+		return nil, false
+	}
+	t.sessions.Add(1)
+	return t.sessions.Done, true
+}
+
+// lead leads whenever it is this server's turn, until ctx ends. Without
+// replicas it always is: the store is this process's own.
+func (s *Server) lead(ctx context.Context) error {
+	if !s.config.Replicas {
+		return s.serveTerm(ctx, &term{})
+	}
+	record, err := json.Marshal(leaderRecord{URL: s.leader.own})
+	if err != nil {
+		return err
+	}
+	for ctx.Err() == nil {
+		err := s.serveElected(ctx, string(record))
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			s.log.Warn("this server cannot lead now", "error", err)
+			rest(ctx, campaignPause)
+		}
+	}
+	return nil
+}
+
+// serveElected waits until this server is elected, and leads until it has lost
+// that.
+func (s *Server) serveElected(ctx context.Context, id string) error {
+	leadership, err := s.config.Store.Campaign(ctx, leaderKey, id)
+	if err != nil {
+		return err
+	}
+	// Resigned only when nothing is done on its behalf any more.
+	defer leadership.Resign()
+	ctx, end := context.WithCancel(ctx)
+	defer end()
+	go func() {
+		select {
+		case <-leadership.Lost():
+			end()
+		case <-ctx.Done():
+		}
+	}()
+	s.log.Info("this server leads", "url", s.leader.own)
+	err = s.serveTerm(ctx, &term{held: store.If(leadership.Held())})
+	s.log.Info("this server leads no more", "error", err)
+	return err
+}
+
+// serveTerm does what one server does for all, until ctx ends or something
+// fails. When it returns nothing of it goes on.
+func (s *Server) serveTerm(ctx context.Context, t *term) error {
+	group, ctx := errgroup.WithContext(ctx)
+	t.ctx = ctx
+	s.addresses.begin()
+	for _, name := range s.mirror.vmNames() {
+		s.lifecycle.changed(name)
+	}
+	s.leader.set(func() { s.leader.term = t })
+	group.Go(func() error { s.addresses.run(ctx); return nil })
+	group.Go(func() error { s.lifecycle.run(ctx); return nil })
+	group.Go(func() error { return s.migrations.run(ctx) })
+	err := group.Wait()
+	s.leader.set(func() { s.leader.term = nil })
+	t.sessions.Wait() // each ends with ctx
+	return err
+}
+
+// notLeading is why sessions end with a term.
+func notLeading(host fleet.HostName) error {
+	return &fleet.Error{
+		Code: fleet.Unavailable, Op: "keep session", Subject: "host " + string(host),
+		Cause: "this server does not lead any more", Hint: "the agent finds the one that does by itself",
+	}
+}

@@ -1,0 +1,109 @@
+package server
+
+import (
+	"context"
+
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/migration"
+	"godwit.dev/godwit/internal/store"
+)
+
+// Any server may decide a commit or an abort; the one that leads carries the
+// migration on. So each takes up what the others have saved, as its mirror
+// hears of it.
+
+// leads tells whether migrations are carried on here.
+func (r *reconciler) leads() bool { return r.lifetime().Err() == nil }
+
+// stand makes the reconciler carry on nothing any more, until run.
+func (r *reconciler) stand() {
+	over, end := context.WithCancel(context.Background())
+	end()
+	r.mu.Lock()
+	r.life = over
+	r.mu.Unlock()
+	for _, one := range r.all() {
+		one.mu.Lock()
+		one.disarm()
+		one.mu.Unlock()
+	}
+}
+
+// disarm must be called with mu held.
+func (one *run) disarm() {
+	if one.timer != nil {
+		one.timer.Stop()
+		one.timer = nil
+	}
+}
+
+// changed notes a record as the store has it. It does not block.
+func (r *reconciler) changed(entry store.Entry[migration.Migration]) {
+	r.mu.Lock()
+	r.news[entry.Value.ID] = entry
+	r.mu.Unlock()
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+// follow takes up what was noted, until ctx ends.
+func (r *reconciler) follow(ctx context.Context) {
+	for {
+		select {
+		case <-r.wake:
+		case <-ctx.Done():
+			return
+		}
+		r.mu.Lock()
+		news := r.news
+		r.news = map[fleet.MigrationID]store.Entry[migration.Migration]{}
+		r.mu.Unlock()
+		for _, entry := range news {
+			r.catchUp(ctx, entry)
+		}
+	}
+}
+
+// catchUp brings a run to what another server has saved. What this one has
+// saved itself it knows already.
+func (r *reconciler) catchUp(ctx context.Context, entry store.Entry[migration.Migration]) {
+	r.mu.Lock()
+	one := r.runs[entry.Value.ID]
+	r.mu.Unlock()
+	if one == nil {
+		r.discover(ctx, entry)
+		return
+	}
+	one.mu.Lock()
+	defer one.mu.Unlock()
+	if one.entry.Version >= entry.Version {
+		return
+	}
+	one.forget()
+	one.entry = entry
+	r.arm(one)
+	r.takeUp(one)
+	one.notify()
+	r.dropIfOver(one)
+}
+
+// discover adopts a migration that another server has made. The record is read
+// again, because of what this one has finished the news may be older.
+func (r *reconciler) discover(ctx context.Context, entry store.Entry[migration.Migration]) {
+	if !r.leads() || isOver(entry.Value) {
+		return
+	}
+	now, err := r.tables.migrations.Get(ctx, entry.Name)
+	if err != nil {
+		r.log.Warn("a migration of another server is not known yet", "migration", entry.Name, "error", err)
+		return // it is adopted with its next change, or in the next term
+	}
+	if !isOver(now.Value) {
+		r.adopt(now)
+	}
+}
+
+// isOver: its record is all there will ever be.
+func isOver(m migration.Migration) bool { return m.State.Final() && len(m.Pending) == 0 }
