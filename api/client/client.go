@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net"
@@ -31,7 +32,8 @@ const (
 	idleConnLifetime = 90 * time.Second
 )
 
-// Client holds a client of each service of one server.
+// Client holds a client of each service, of one server or of several that are
+// one fleet's.
 type Client struct {
 	VM        godwitv1connect.VMServiceClient
 	Host      godwitv1connect.HostServiceClient
@@ -40,13 +42,14 @@ type Client struct {
 	Enroll    godwitv1connect.EnrollServiceClient
 	Agent     godwitv1connect.AgentServiceClient
 
-	transport *http.Transport
+	doer *http.Client
 }
 
-// Dial gives a client of the server that config names. It reads the files that
-// config names but does not call the server. Its errors are a *fleet.Error.
+// Dial gives a client of the server that config names, or of several of which
+// any can answer. It reads the files that config names but does not call the
+// server. Its errors are a *fleet.Error.
 func Dial(config Config) (*Client, error) {
-	transport, doer, base, options, err := config.prepare()
+	doer, base, options, err := config.prepare()
 	if err != nil {
 		return nil, err
 	}
@@ -57,45 +60,54 @@ func Dial(config Config) (*Client, error) {
 		Migration: godwitv1connect.NewMigrationServiceClient(doer, base, options),
 		Enroll:    godwitv1connect.NewEnrollServiceClient(doer, base, options),
 		Agent:     godwitv1connect.NewAgentServiceClient(doer, base, options),
-		transport: transport,
+		doer:      doer,
 	}, nil
 }
 
 // Close drops the connections that no call is using.
-func (c *Client) Close() { c.transport.CloseIdleConnections() }
+func (c *Client) Close() { c.doer.CloseIdleConnections() }
 
 // Peer is a client of another host's agent.
 type Peer struct {
 	godwitv1connect.PeerServiceClient
-	transport *http.Transport
+	doer *http.Client
 }
 
 // DialPeer is Dial for the agent that config names as its server.
 func DialPeer(config Config) (*Peer, error) {
-	transport, doer, base, options, err := config.prepare()
+	doer, base, options, err := config.prepare()
 	if err != nil {
 		return nil, err
 	}
-	return &Peer{godwitv1connect.NewPeerServiceClient(doer, base, options), transport}, nil
+	return &Peer{godwitv1connect.NewPeerServiceClient(doer, base, options), doer}, nil
 }
 
 // Close drops the connections that no call is using.
-func (p *Peer) Close() { p.transport.CloseIdleConnections() }
+func (p *Peer) Close() { p.doer.CloseIdleConnections() }
 
 // prepare gives what every service's client is made of.
-func (c Config) prepare() (*http.Transport, *http.Client, string, connect.ClientOption, error) {
-	transport, base, err := c.transport()
-	if err != nil {
-		return nil, nil, "", nil, err
-	}
-	doer := &http.Client{Transport: transport}
-	if address, secure := strings.CutPrefix(base, "https://"); secure {
-		doer.Transport = explained{Transport: transport, address: address}
-	}
-	return transport, doer, base, connect.WithClientOptions(
+func (c Config) prepare() (*http.Client, string, connect.ClientOption, error) {
+	doer, base, err := c.doer()
+	return doer, base, connect.WithClientOptions(
 		connect.WithInterceptors(wire.ClientInterceptor(c.server())),
 		connect.WithReadMaxBytes(maxMessageBytes),
-	), nil
+	), err
+}
+
+// doer gives what carries calls, and the URL that all their paths begin with.
+func (c Config) doer() (*http.Client, string, error) {
+	if servers := Servers(c.server()); len(servers) > 1 {
+		routes, err := c.several(servers)
+		return &http.Client{Transport: routes}, "https://godwit", err // each call gets the address of its server
+	}
+	transport, base, err := c.transport()
+	if err != nil {
+		return nil, "", err
+	}
+	if address, secure := strings.CutPrefix(base, "https://"); secure {
+		return &http.Client{Transport: explained{Transport: transport, address: address}}, base, nil
+	}
+	return &http.Client{Transport: transport}, base, nil
 }
 
 // transport gives what carries calls to the server, and the URL that all their
@@ -111,7 +123,7 @@ func (c Config) transport() (*http.Transport, string, error) {
 		TLSHandshakeTimeout: dialTimeout,
 		IdleConnTimeout:     idleConnLifetime,
 	}
-	dialer := &net.Dialer{Timeout: dialTimeout}
+	dialer := &net.Dialer{Timeout: cmp.Or(c.DialTimeout, dialTimeout)}
 	switch server.Scheme {
 	case "unix":
 		if server.Host != "" || !filepath.IsAbs(server.Path) {

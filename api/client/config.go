@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"net"
 	"os"
+	"time"
 
 	"godwit.dev/godwit/internal/fleet"
 )
@@ -13,7 +14,8 @@ import (
 // Config says which server to call and how to prove who calls.
 type Config struct {
 	// Server is "unix:///path/of/socket" or "https://host:port"; empty means
-	// DefaultServer. The files are used for https only.
+	// DefaultServer. The files are used for https only. Of several servers with
+	// commas between, each call goes to the first that can be connected to.
 	Server string
 	// CAFile holds the certificates of the authorities that may have signed
 	// the server's certificate, in PEM; empty means the system's.
@@ -27,6 +29,9 @@ type Config struct {
 	TLS *tls.Config
 	// Dial, if set, opens the connections of https.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// DialTimeout bounds the connecting to the server; 0 for 5 seconds. It is
+	// not used with several servers, where the first attempts are shorter.
+	DialTimeout time.Duration
 }
 
 func (c Config) server() string {

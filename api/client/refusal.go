@@ -24,7 +24,7 @@ type explained struct {
 
 func (e explained) RoundTrip(request *http.Request) (*http.Response, error) {
 	response, err := e.Transport.RoundTrip(request)
-	if err == nil || request.Context().Err() != nil {
+	if err == nil || request.Context().Err() != nil || neverSent(err) {
 		return response, err
 	}
 	if refusal := e.probe(request.Context()); refusal != nil {

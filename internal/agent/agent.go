@@ -32,7 +32,8 @@ type Config struct {
 	Version string
 
 	Keeper  *pki.Keeper
-	Client  *client.Client // of the server, with this host's certificate
+	Servers []Server                                 // at least one; tried in this order
+	Dial    func(url string) (*client.Client, error) // reaches a server that another one names
 	Network *network.Host
 	Peers   Peers
 	Log     *slog.Logger
@@ -43,6 +44,7 @@ type Agent struct {
 	config   Config
 	lock     *os.File // of Config.Dir
 	features qemu.Features
+	servers  *servers
 	log      *slog.Logger
 
 	mu       sync.Mutex
@@ -71,7 +73,10 @@ func New(ctx context.Context, config Config) (*Agent, error) {
 	if err != nil {
 		return nil, errors.Join(err, lock.Close())
 	}
-	a := &Agent{config: config, lock: lock, features: features, log: config.Log, machines: map[machineKey]*machine{}}
+	a := &Agent{
+		config: config, lock: lock, features: features, servers: newServers(config.Servers, config.Dial),
+		log: config.Log, machines: map[machineKey]*machine{},
+	}
 	return a, a.adoptAll(ctx)
 }
 

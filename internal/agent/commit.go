@@ -17,6 +17,7 @@ const (
 	// commitWithin bounds the wait for one answer; it is asked again until the
 	// server has decided or the target is released.
 	commitWithin   = 2 * time.Second
+	commitTurn     = 400 * time.Millisecond // the same, where another server can be asked
 	commitRetryMin = 20 * time.Millisecond
 	commitRetryMax = time.Second
 )
@@ -39,15 +40,16 @@ type commitAnswer struct {
 	err      error
 }
 
-// openCommit opens a line and does not wait for it. What fails is its answer.
-func (m *machine) openCommit(ctx context.Context, migration string) *commitLine {
+// openCommit opens a line, to the servers in turn, and does not wait for it.
+// What fails is its answer.
+func (m *machine) openCommit(ctx context.Context, migration string, turn int) *commitLine {
 	ctx, cancel := context.WithCancel(ctx)
 	line := &commitLine{
 		migration: migration, epoch: uint64(m.key.epoch - 1), cancel: cancel,
 		opened: make(chan struct{}), answer: make(chan commitAnswer, 1),
 	}
 	go func() {
-		response, err := line.serve(ctx, m.agent.config.Client.Agent, func() {
+		response, err := line.serve(ctx, m.agent.servers.inTurn(turn).Client.Agent, func() {
 			if err := m.receiveInTurn(); err != nil { // it is tried again when the state has been loaded
 				m.agent.log.Warn("the target does not receive yet", "vm", m.key.vm, "migration", migration, "error", err)
 			}
@@ -83,9 +85,9 @@ func (l *commitLine) say(loaded bool) {
 }
 
 // decide asks for the decision, waits for it and closes the line.
-func (l *commitLine) decide(ended <-chan struct{}) (*godwitv1.CommitResponse, error) {
+func (l *commitLine) decide(within time.Duration, ended <-chan struct{}) (*godwitv1.CommitResponse, error) {
 	defer l.close()
-	limit := time.NewTimer(commitWithin)
+	limit := time.NewTimer(within)
 	defer limit.Stop()
 	opened := l.opened
 	for {
@@ -119,7 +121,7 @@ func (m *machine) askCommit(ctx context.Context, migration string, line *commitL
 	m.marks.Asked = timestamppb.Now()
 	m.mu.Unlock()
 	for tries := 0; !m.isEnding(); tries++ {
-		answer, err := line.decide(m.instance.Exited())
+		answer, err := line.decide(m.agent.servers.decideWithin(), m.instance.Exited())
 		switch code := fleet.CodeOf(err); {
 		case err == nil && fleet.Epoch(answer.GetEpoch()) == m.key.epoch:
 			m.granted(ctx, migration, answer.GetSequence())
@@ -128,13 +130,14 @@ func (m *machine) askCommit(ctx context.Context, migration string, line *commitL
 			m.agent.log.Info("the commit was refused", "migration", migration, "error", err)
 			return // the server releases this target
 		}
-		switch tries {
-		case 0: // the line was old, and may have broken long ago
-		case 1:
+		others := m.agent.servers.count() - 1
+		switch {
+		case tries <= others: // the line was old, and may have broken long ago; and others may answer
+		case tries == others+1:
 			m.agent.log.Warn("no answer to the commit yet; it is asked for again", "migration", migration, "error", err)
 			fallthrough
 		default:
-			pause := time.NewTimer(min(commitRetryMin<<min(tries-1, 10), commitRetryMax))
+			pause := time.NewTimer(min(commitRetryMin<<min(tries-1-others, 10), commitRetryMax))
 			select {
 			case <-pause.C:
 			case <-m.instance.Exited():
@@ -145,7 +148,7 @@ func (m *machine) askCommit(ctx context.Context, migration string, line *commitL
 				return
 			}
 		}
-		line = m.openCommit(ctx, migration)
+		line = m.openCommit(ctx, migration, tries+1)
 	}
 	line.close()
 }

@@ -106,11 +106,11 @@ func (h *testHost) start() {
 		Keeper: h.fleet.keeper(pki.Identity{Kind: pki.Host, Name: h.name}),
 		Log:    slog.New(slog.NewTextHandler(h.t.Output(), nil)).With("host", h.name),
 	}
-	var err error
-	config.Client, err = client.Dial(client.Config{Server: h.fleet.url, TLS: h.clientConfig(config.Keeper)})
+	c, err := client.Dial(client.Config{Server: h.fleet.url, TLS: h.clientConfig(config.Keeper)})
 	if err != nil {
 		h.t.Fatal(err)
 	}
+	config.Servers = []Server{{URL: h.fleet.url, Client: c}}
 	err = h.space.Do(func() (err error) {
 		if config.Network, err = network.Open(network.Config{Underlay: h.space.Addr}); err != nil {
 			return err
@@ -144,7 +144,7 @@ func (h *testHost) start() {
 		if err := <-ended; err != nil {
 			h.t.Errorf("agent of %s: %v", h.name, err)
 		}
-		config.Client.Close()
+		c.Close()
 	}
 	h.t.Cleanup(h.stop)
 	h.awaitSession()

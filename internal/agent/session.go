@@ -14,6 +14,7 @@ import (
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"godwit.dev/godwit/api/client"
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/wire"
@@ -56,19 +57,26 @@ func (s *session) send(message *godwitv1.SessionRequest) {
 	}
 }
 
-// keepSession holds a session for as long as ctx lives.
+// keepSession holds a session for as long as ctx lives. It pauses only when it
+// has been to as many servers as there are.
 func (a *Agent) keepSession(ctx context.Context) {
-	wait := retryMin
+	wait, tried := retryMin, 0
 	for ctx.Err() == nil {
 		began := time.Now()
-		err := a.runSession(ctx)
+		server := a.servers.current()
+		err := a.runSession(ctx, server.Client)
 		if ctx.Err() != nil {
 			return
 		}
-		a.log.Warn("no session with the server", "error", err, "hint", fleet.HintOf(err))
+		a.log.Warn("no session with the server", "server", server.URL, "error", err, "hint", fleet.HintOf(err))
+		a.turn(err)
 		if time.Since(began) > retryMax {
-			wait = retryMin
+			wait, tried = retryMin, 0
 		}
+		if tried++; tried < a.servers.count() {
+			continue
+		}
+		tried = 0
 		pause := time.NewTimer(wait + rand.N(wait/2))
 		select {
 		case <-pause.C:
@@ -79,11 +87,25 @@ func (a *Agent) keepSession(ctx context.Context) {
 	}
 }
 
+// turn chooses the server for the next session, by why there is none with the
+// last one.
+func (a *Agent) turn(cause error) {
+	elsewhere, named := errors.AsType[*ledElsewhere](cause)
+	if !named {
+		a.servers.next()
+		return
+	}
+	if err := a.servers.follow(elsewhere.url); err != nil {
+		a.log.Warn("the server that leads cannot be called", "server", elsewhere.url, "error", err)
+		a.servers.next()
+	}
+}
+
 // runSession opens one session and serves it to its end, or until life ends.
-func (a *Agent) runSession(life context.Context) error {
+func (a *Agent) runSession(life context.Context, server *client.Client) error {
 	ctx, end := context.WithCancelCause(life)
 	defer end(nil)
-	stream, err := a.config.Client.Agent.Session(ctx)
+	stream, err := server.Agent.Session(ctx)
 	if err != nil {
 		return err
 	}
@@ -180,6 +202,9 @@ func (a *Agent) greet(stream *stream) (time.Duration, error) {
 	welcome := first.GetWelcome()
 	if welcome == nil {
 		return 0, errors.New("the server's first message is not Welcome")
+	}
+	if leader := welcome.GetLeader(); leader != "" {
+		return 0, &ledElsewhere{leader}
 	}
 	beat := welcome.GetHeartbeatMs()
 	if beat <= 0 {

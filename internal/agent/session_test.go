@@ -23,7 +23,7 @@ func TestSilentServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	a := &Agent{config: Config{Name: "h1", Client: c}, log: slog.New(slog.DiscardHandler)}
+	a := &Agent{config: Config{Name: "h1"}, log: slog.New(slog.DiscardHandler)}
 	peer := s.peer("h1")
 	peer.mute = true
 
@@ -39,7 +39,7 @@ func TestSilentServer(t *testing.T) {
 
 	ctx, end = context.WithCancelCause(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- a.runSession(ctx) }()
+	go func() { ended <- a.runSession(ctx, c) }()
 	peer.await("second session", func() bool { return len(peer.hellos) == 2 })
 	enough := errors.New("enough")
 	end(enough)

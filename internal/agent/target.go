@@ -86,7 +86,7 @@ func (m *machine) arriveAgain(ctx context.Context, migration string) {
 	now, err := m.instance.Progress(ctx)
 	if err == nil && now.Status == qemu.StatusCompleted {
 		events.Close()
-		m.ready(ctx, migration, time.Now(), m.openCommit(ctx, migration))
+		m.ready(ctx, migration, time.Now(), m.openCommit(ctx, migration, 0))
 		return
 	}
 	m.arrive(ctx, migration, events)
@@ -129,7 +129,7 @@ func (m *machine) credentials() (string, error) {
 // arrive waits until the state has been loaded, asks for the commit and runs.
 func (m *machine) arrive(ctx context.Context, migration string, events *qemu.Subscription) {
 	defer events.Close()
-	line := m.openCommit(ctx, migration)
+	line := m.openCommit(ctx, migration, 0)
 	loaded, err := waitLoaded(events)
 	if err != nil {
 		line.close()

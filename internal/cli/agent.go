@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -27,7 +28,10 @@ newer and a kernel with eBPF, tap and VXLAN devices. VMs outlive it: stopping or
 restarting an agent changes nothing for them.
 
 The first start needs a token, which "godwit host token NAME" makes. With it the
-agent gets a certificate, which it renews by itself from then on.`
+agent gets a certificate, which it renews by itself from then on.
+
+With several servers, --server names them all, and the agent finds the one that
+leads.`
 
 // agentFlags are the flags of godwit agent.
 type agentFlags struct {
@@ -52,12 +56,13 @@ const (
 func newAgentCommand(app *App) *cobra.Command {
 	var flags agentFlags
 	cmd := &cobra.Command{
-		Use:     "agent",
-		Short:   "Run the agent of this host",
-		Long:    agentHelp,
-		Example: `  godwit agent --server https://control:7443 --address 10.0.0.21 --token gwt_…`,
-		Args:    exactly(),
-		RunE:    func(cmd *cobra.Command, _ []string) error { return app.runAgent(cmd.Context(), flags) },
+		Use:   "agent",
+		Short: "Run the agent of this host",
+		Long:  agentHelp,
+		Example: `  godwit agent --server https://control:7443 --address 10.0.0.21 --token gwt_…
+  godwit agent --server https://c1:7443,https://c2:7443,https://c3:7443 --address 10.0.0.21`,
+		Args: exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error { return app.runAgent(cmd.Context(), flags) },
 	}
 	f := cmd.Flags()
 	hostname, _ := os.Hostname()
@@ -100,7 +105,7 @@ func (a *App) agentConfig(ctx context.Context, flags agentFlags) (config agent.C
 	if err := fleet.CheckName(flags.name); err != nil {
 		return config, invalidFlag("name", err.Error())
 	}
-	if strings.HasPrefix(a.server.Server, "unix:") {
+	if strings.Contains(a.server.Server, "unix:") {
 		return config, &fleet.Error{
 			Code: fleet.Invalid, Op: "use server", Subject: a.server.Server, Cause: "the socket is for operators, not for agents",
 			Hint: "give the address for agents, also on the server's own machine: --server https://HOST:" + client.DefaultPort,
@@ -115,7 +120,10 @@ func (a *App) agentConfig(ctx context.Context, flags agentFlags) (config agent.C
 	if config.Memory, err = hostMemory(flags.memory); err != nil {
 		return config, err
 	}
-	if config.Keeper, config.Client, err = a.agentIdentity(ctx, config, flags); err != nil {
+	if config.Keeper, err = a.agentIdentity(ctx, config, flags); err != nil {
+		return config, err
+	}
+	if err := a.agentServers(&config); err != nil {
 		return config, err
 	}
 	if config.Peers.Listener, err = listenForPeers(ctx, netip.AddrPortFrom(config.Address, uint16(flags.port))); err != nil {
@@ -193,32 +201,53 @@ func badFolder(flag, folder string, err error) error {
 	}
 }
 
+// agentServers gives the servers that an agent begins with, each a client that
+// shows the host's certificate.
+func (a *App) agentServers(config *agent.Config) error {
+	config.Dial = func(url string) (*client.Client, error) {
+		return client.Dial(client.Config{
+			Server: url, TLS: config.Keeper.ClientConfig(pki.Expect{Kind: pki.Server}), DialTimeout: agentDial,
+		})
+	}
+	for _, url := range client.Servers(a.server.Server) {
+		c, err := config.Dial(url)
+		if err != nil {
+			return err
+		}
+		config.Servers = append(config.Servers, agent.Server{URL: url, Client: c})
+	}
+	return nil
+}
+
+// agentDial bounds an agent's connecting to a server: there may be another one.
+const agentDial = 2 * time.Second
+
 // agentIdentity gives the host's certificate, after enrolling if there is none
-// yet, and a client that shows it.
-func (a *App) agentIdentity(ctx context.Context, config agent.Config, flags agentFlags) (*pki.Keeper, *client.Client, error) {
+// yet.
+func (a *App) agentIdentity(ctx context.Context, config agent.Config, flags agentFlags) (*pki.Keeper, error) {
 	dir := filepath.Join(config.Dir, "certificate")
-	var c *client.Client
+	var c *client.Client // of any of the servers
 	keeper, err := pki.OpenKeeper(dir, agent.Renewal(func() *client.Client { return c }), config.Log)
 	if code := fleet.CodeOf(err); (code == fleet.NotFound || code == fleet.Denied) && flags.token != "" {
 		if err := agent.Enroll(ctx, a.server.Server, config.Name, flags.token, dir); err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 		keeper, err = pki.OpenKeeper(dir, agent.Renewal(func() *client.Client { return c }), config.Log)
 	}
 	if fleet.CodeOf(err) == fleet.NotFound {
-		return nil, nil, &fleet.Error{
+		return nil, &fleet.Error{
 			Code: fleet.Denied, Op: "start agent", Subject: "host " + flags.name, Cause: "it has no certificate yet",
 			Hint: fmt.Sprintf("on the server run: godwit host token %s; then start the agent with --token", flags.name),
 		}
 	}
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if have := keeper.Identity().Name; have != flags.name {
-		return nil, nil, invalidFlag("name", fmt.Sprintf("the certificate in %s is for %s", dir, have))
+		return nil, invalidFlag("name", fmt.Sprintf("the certificate in %s is for %s", dir, have))
 	}
 	c, err = client.Dial(client.Config{Server: a.server.Server, TLS: keeper.ClientConfig(pki.Expect{Kind: pki.Server})})
-	return keeper, c, err
+	return keeper, err
 }
 
 // hostMemory reads the flag, or takes nine tenths of what the host has.

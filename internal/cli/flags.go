@@ -79,6 +79,30 @@ func requestFlag(cmd *cobra.Command, to *string) {
 	})
 }
 
+// addressList is a list with commas that a flag may add to, the first time in
+// place of the default.
+type addressList struct {
+	to    *string
+	given bool
+}
+
+func (l *addressList) Set(text string) error {
+	if l.given {
+		text = *l.to + "," + text
+	}
+	*l.to, l.given = text, true
+	return nil
+}
+
+func (l *addressList) String() string {
+	if l.to == nil {
+		return ""
+	}
+	return *l.to
+}
+
+func (l *addressList) Type() string { return "string" }
+
 func parseDuration(text string) (time.Duration, error) {
 	d, err := time.ParseDuration(text)
 	if err != nil {

@@ -85,8 +85,9 @@ func newRoot(app *App) *cobra.Command {
 	root.SetFlagErrorFunc(badFlag)
 
 	flags := root.PersistentFlags()
-	flags.StringVar(&app.server.Server, "server", app.env("GODWIT_SERVER", client.DefaultServer),
-		"the server's `address`: unix:///path or https://host:port (GODWIT_SERVER)")
+	app.server.Server = app.env("GODWIT_SERVER", client.DefaultServer)
+	flags.Var(&addressList{to: &app.server.Server}, "server",
+		"the server's `address`: unix:///path or https://host:port; several with commas (GODWIT_SERVER)")
 	flags.StringVar(&app.server.CAFile, "ca", app.env("GODWIT_CA", ""),
 		"`file` with the certificate of the server's authority (GODWIT_CA)")
 	flags.StringVar(&app.server.CertFile, "cert", app.env("GODWIT_CERT", ""),

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/url"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -26,6 +27,9 @@ with --etcd in a cluster of your own. At its first start the server makes the
 fleet's certificate authority and keeps its key among the records: a cluster of
 your own must let in nobody else who is not to rule the fleet.
 
+Any number of servers may share such a cluster. One of them leads, another takes
+over when it ends, and clients may ask any of them.
+
 Whoever may open the server's socket may do everything; a certificate for
 administrators of other machines is in the folder "admin" of the data folder.`
 
@@ -38,6 +42,7 @@ type serverFlags struct {
 	etcd     []string
 	etcdTLS  store.TLSFiles
 	insecure bool
+	url      string
 	level    string
 }
 
@@ -66,6 +71,7 @@ func newServerCommand(app *App) *cobra.Command {
 	f.StringVar(&flags.listen, "listen", server.DefaultListen, "`address` for agents and remote clients")
 	f.StringVar(&flags.socket, "socket", server.DefaultSocket, "`path` of the socket for clients on this machine")
 	f.StringSliceVar(&flags.names, "name", nil, "DNS `name` or address in the server's certificate; may be repeated")
+	f.StringVar(&flags.url, "advertise", "", "`URL` at which agents and other servers reach this one (default: made of --listen and the first --name)")
 	f.StringSliceVar(&flags.etcd, "etcd", nil, "`URLs` of an etcd cluster to use instead of the built-in one")
 	f.StringVar(&flags.etcdTLS.CA, "etcd-ca", "", "`file` with the authority of that cluster (default: the system's)")
 	f.StringVar(&flags.etcdTLS.Cert, "etcd-cert", "", "`file` with the certificate to show to that cluster")
@@ -81,6 +87,9 @@ func newServerCommand(app *App) *cobra.Command {
 func (f *serverFlags) check(etcdGiven bool) error {
 	if err := checkListen(f.listen); err != nil {
 		return err
+	}
+	if u, err := url.Parse(f.url); f.url != "" && (err != nil || u.Scheme != "https" || u.Port() == "" || u.Path != "") {
+		return invalidFlag("advertise", "it is not of the form https://HOST:PORT")
 	}
 	tlsGiven := f.etcdTLS != store.TLSFiles{}
 	switch {
@@ -151,6 +160,7 @@ func (a *App) runServer(ctx context.Context, flags serverFlags) (err error) {
 	defer func() { err = errors.Join(err, records.Close()) }()
 	s, err := server.New(ctx, server.Config{
 		Store: records, DataDir: flags.data, Logger: log, Listen: flags.listen, Socket: flags.socket, Names: flags.names,
+		Replicas: !records.Embedded(), Advertise: flags.url,
 	})
 	if err != nil {
 		return err
