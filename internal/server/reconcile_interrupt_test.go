@@ -14,15 +14,18 @@ import (
 // with the same sequence, and the migration ends as it would have.
 func TestInterruptions(t *testing.T) {
 	t.Parallel()
-	interrupts := map[string]func(f *testFleet, fl *flight){
-		"agents reconnect": func(f *testFleet, fl *flight) {
+	interrupts := map[string]func(f *testFleet, fl *flight) *testFleet{
+		"agents reconnect": func(f *testFleet, fl *flight) *testFleet {
 			fl.source.close()
 			fl.target.close()
+			return f
 		},
-		"server restarts": func(f *testFleet, fl *flight) {
+		"server restarts": func(f *testFleet, fl *flight) *testFleet {
 			f.stop()
 			f.start()
+			return f
 		},
+		"another server leads": func(f *testFleet, fl *flight) *testFleet { return f.succeeded() },
 	}
 	stages := []struct {
 		name string
@@ -39,13 +42,14 @@ func TestInterruptions(t *testing.T) {
 	for name, interrupt := range interrupts {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			f := newFleet(t)
+			f, _ := newReplicas(t, 1)
 			h1, h2 := f.join("h1", roomy), f.join("h2", roomy)
 			for i, stage := range stages {
 				fl := f.fly(h1, h2, fmt.Sprintf("web%d", i), testPolicy())
 				fl.to(stage.name)
 				before := fl.record()
-				interrupt(f, fl)
+				f = interrupt(f, fl)
+				fl.testFleet = f
 				h1, h2 = f.join("h1", roomy), f.join("h2", roomy)
 				fl.source, fl.target = h1, h2
 				for _, agent := range []*fakeAgent{h1, h2} {
