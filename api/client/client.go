@@ -41,6 +41,7 @@ type Client struct {
 	Migration godwitv1connect.MigrationServiceClient
 	Enroll    godwitv1connect.EnrollServiceClient
 	Agent     godwitv1connect.AgentServiceClient
+	Server    godwitv1connect.ServerServiceClient
 
 	doer *http.Client
 }
@@ -60,6 +61,7 @@ func Dial(config Config) (*Client, error) {
 		Migration: godwitv1connect.NewMigrationServiceClient(doer, base, options),
 		Enroll:    godwitv1connect.NewEnrollServiceClient(doer, base, options),
 		Agent:     godwitv1connect.NewAgentServiceClient(doer, base, options),
+		Server:    godwitv1connect.NewServerServiceClient(doer, base, options),
 		doer:      doer,
 	}, nil
 }

@@ -35,11 +35,11 @@ type route struct {
 }
 
 // failover carries each call to the first of several servers that can be
-// connected to, beginning with the one that the last call went to. A call that
+// connected to, beginning with the one that answered the last. A call that
 // may have reached a server is never sent to another.
 type failover struct {
 	routes []*route
-	last   atomic.Int32 // index of the route that worked last
+	last   atomic.Int32 // index of the route to begin with
 }
 
 // several gives the ways to the servers that config names.
@@ -84,9 +84,12 @@ func (f *failover) RoundTrip(request *http.Request) (response *http.Response, er
 			at := (first + i) % len(f.routes)
 			f.routes[at].quick.Store(quick)
 			response, err = f.routes[at].try(request, body)
-			if err == nil {
-				f.last.Store(int32(at))
+			// One that broke a call off may hang: the next call goes elsewhere.
+			next := at
+			if err != nil {
+				next = (at + 1) % len(f.routes)
 			}
+			f.last.Store(int32(next))
 			if err == nil || !neverSent(err) || request.Context().Err() != nil {
 				return response, errors.Join(err, body.release())
 			}

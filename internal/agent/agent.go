@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -47,6 +48,8 @@ type Agent struct {
 	servers  *servers
 	log      *slog.Logger
 
+	mark atomic.Pointer[godwitv1.StoreMark] // see markFile
+
 	mu       sync.Mutex
 	machines map[machineKey]*machine
 	session  *session       // nil while there is none
@@ -77,6 +80,11 @@ func New(ctx context.Context, config Config) (*Agent, error) {
 		config: config, lock: lock, features: features, servers: newServers(config.Servers, config.Dial),
 		log: config.Log, machines: map[machineKey]*machine{},
 	}
+	mark, err := loadMark(config.Dir)
+	if err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	a.mark.Store(mark)
 	return a, a.adoptAll(ctx)
 }
 

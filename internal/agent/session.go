@@ -206,6 +206,7 @@ func (a *Agent) greet(stream *stream) (time.Duration, error) {
 	if leader := welcome.GetLeader(); leader != "" {
 		return 0, &ledElsewhere{leader}
 	}
+	a.noteMark(welcome.GetStore())
 	beat := welcome.GetHeartbeatMs()
 	if beat <= 0 {
 		beat = defaultBeatMs
@@ -223,7 +224,7 @@ func (a *Agent) hello() (*godwitv1.Hello, error) {
 			Name: a.config.Name, Address: a.config.Address, PeerPort: a.config.Peers.port(), CPUs: a.config.CPUs, Memory: a.config.Memory,
 			QEMU: a.qemuFeatures(), Version: a.config.Version,
 		}, wire.HostStatus{}),
-		BootId: strings.TrimSpace(string(boot)),
+		BootId: strings.TrimSpace(string(boot)), Store: a.mark.Load(),
 	}
 	for _, m := range a.all() {
 		hello.Instances = append(hello.Instances, m.inventory())
@@ -235,6 +236,8 @@ func (a *Agent) hello() (*godwitv1.Hello, error) {
 // queues of their machines, and are carried out as long as the agent lives.
 func (a *Agent) hear(life context.Context, s *session, message *godwitv1.SessionResponse) {
 	switch said := message.GetMessage().(type) {
+	case *godwitv1.SessionResponse_Heartbeat:
+		a.noteMark(said.Heartbeat.GetStore())
 	case *godwitv1.SessionResponse_Command:
 		a.command(life, said.Command)
 	case *godwitv1.SessionResponse_Addresses:

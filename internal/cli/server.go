@@ -67,7 +67,7 @@ func newServerCommand(app *App) *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&flags.data, "data", "/var/lib/godwit/server", "`folder` of the records and certificates")
+	f.StringVar(&flags.data, "data", defaultServerData, "`folder` of the records and certificates")
 	f.StringVar(&flags.listen, "listen", server.DefaultListen, "`address` for agents and remote clients")
 	f.StringVar(&flags.socket, "socket", server.DefaultSocket, "`path` of the socket for clients on this machine")
 	f.StringSliceVar(&flags.names, "name", nil, "DNS `name` or address in the server's certificate; may be repeated")
@@ -78,8 +78,11 @@ func newServerCommand(app *App) *cobra.Command {
 	f.StringVar(&flags.etcdTLS.Key, "etcd-key", "", "`file` with the key of --etcd-cert")
 	f.BoolVar(&flags.insecure, "etcd-insecure", false, "allow http:// to other machines: whoever listens on the way gets the fleet's keys")
 	addLogLevel(cmd, &flags.level)
+	cmd.AddCommand(newServerChildren(app)...)
 	return cmd
 }
+
+const defaultServerData = "/var/lib/godwit/server"
 
 // check finds what is wrong with the flags before anything is opened or made.
 // etcdGiven tells an --etcd that came out empty, as from an unset variable,

@@ -260,7 +260,7 @@ func waitFor(t *testing.T, done <-chan struct{}, what string) {
 }
 
 func TestPositionsGrow(t *testing.T) {
-	order := []position{{1, 0}, {1, 1}, {1, store.MaxOps - 1}, {2, 0}, {300, 0}}
+	order := []position{{0, 1, 0}, {0, 1, 1}, {0, 1, store.MaxOps - 1}, {0, 2, 0}, {0, 300, 0}, {1, 1, 0}, {1, 2, 0}, {2, 1, 0}}
 	for i := range len(order) - 1 {
 		if order[i].version() >= order[i+1].version() {
 			t.Errorf("%v is not before %v", order[i], order[i+1])

@@ -60,7 +60,14 @@ func (a agentService) Session(ctx context.Context, stream *connect.BidiStream[go
 		return notLeading(host)
 	}
 	defer leave()
+	mark, err := s.checkStore(ctx, own, host, hello)
+	if err != nil {
+		return err
+	}
 	one := newSession(host, s.config.Heartbeat)
+	one.mark = func() *godwitv1.StoreMark {
+		return &godwitv1.StoreMark{Cluster: mark.GetCluster(), Generation: mark.GetGeneration(), Revision: max(mark.GetRevision(), s.mirror.revision())}
+	}
 	stop := context.AfterFunc(own.ctx, func() { one.end(notLeading(host)) })
 	defer stop()
 	if err := s.hub.open(ctx, one); err != nil {
@@ -71,7 +78,7 @@ func (a agentService) Session(ctx context.Context, stream *connect.BidiStream[go
 	if err != nil {
 		return err
 	}
-	if err := welcome(stream, &godwitv1.Welcome{HeartbeatMs: s.config.Heartbeat.Milliseconds()}); err != nil {
+	if err := welcome(stream, &godwitv1.Welcome{HeartbeatMs: s.config.Heartbeat.Milliseconds(), Store: mark}); err != nil {
 		return err
 	}
 	s.log.Info("host is up", "host", host, "address", hello.GetHost().GetAddress())

@@ -45,6 +45,8 @@ var answeredHere = map[string]bool{
 	godwitv1connect.NetworkServiceListProcedure:     true,
 	godwitv1connect.MigrationServiceListProcedure:   true,
 	godwitv1connect.MigrationServiceCancelProcedure: true,
+	godwitv1connect.ServerServiceStatusProcedure:    true,
+	godwitv1connect.ServerServiceBackupProcedure:    true,
 	godwitv1connect.AgentServiceSessionProcedure:    true,
 	godwitv1connect.AgentServiceCommitProcedure:     true,
 	godwitv1connect.EnrollServiceEnrollProcedure:    true,

@@ -134,7 +134,7 @@ func authorize(ctx context.Context, procedure string) error {
 	allowed := false
 	switch service {
 	case godwitv1connect.VMServiceName, godwitv1connect.HostServiceName,
-		godwitv1connect.NetworkServiceName, godwitv1connect.MigrationServiceName:
+		godwitv1connect.NetworkServiceName, godwitv1connect.MigrationServiceName, godwitv1connect.ServerServiceName:
 		allowed = who.identity.Kind == pki.Admin
 	case godwitv1connect.AgentServiceName:
 		allowed = who.identity.Kind == pki.Host

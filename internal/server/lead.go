@@ -34,6 +34,7 @@ type leaderRecord struct {
 // term is the time for which this server leads.
 type term struct {
 	ctx  context.Context
+	end  context.CancelFunc
 	held []store.Condition // holds as long as this term does
 	// sessions are those of the agents; the term is over when they are.
 	sessions sync.WaitGroup
@@ -115,8 +116,10 @@ func (l *leader) join(t *term) (leave func(), ok bool) {
 // lead leads whenever it is this server's turn, until ctx ends. Without
 // replicas it always is: the store is this process's own.
 func (s *Server) lead(ctx context.Context) error {
-	if !s.config.Replicas {
-		return s.serveTerm(ctx, &term{})
+	for !s.config.Replicas && ctx.Err() == nil {
+		if err := s.serveTerm(ctx, &term{}); err != nil {
+			return err
+		}
 	}
 	record, err := json.Marshal(leaderRecord{URL: s.leader.own})
 	if err != nil {
@@ -162,20 +165,40 @@ func (s *Server) serveElected(ctx context.Context, id string) error {
 // serveTerm does what one server does for all, until ctx ends or something
 // fails. When it returns nothing of it goes on.
 func (s *Server) serveTerm(ctx context.Context, t *term) error {
-	group, ctx := errgroup.WithContext(ctx)
-	t.ctx = ctx
+	t.ctx, t.end = context.WithCancel(ctx)
+	defer t.end()
+	restored, err := s.loadRecovery(t.ctx)
+	if err != nil {
+		return err
+	}
 	s.addresses.begin()
+	s.recovery.forget()
 	for _, name := range s.mirror.vmNames() {
 		s.lifecycle.changed(name)
 	}
 	s.leader.set(func() { s.leader.term = t })
-	group.Go(func() error { s.addresses.run(ctx); return nil })
-	group.Go(func() error { s.lifecycle.run(ctx); return nil })
-	group.Go(func() error { return s.migrations.run(ctx) })
-	err := group.Wait()
+	if restored {
+		s.log.Error("the store was restored: nothing is done until godwit server accept-restore")
+		<-t.ctx.Done()
+	} else {
+		err = s.actFor(t.ctx)
+	}
+	t.end()
 	s.leader.set(func() { s.leader.term = nil })
-	t.sessions.Wait() // each ends with ctx
+	t.sessions.Wait() // each ends with the term
 	return err
+}
+
+// actFor is all that a leader does by itself, until ctx ends or something fails.
+func (s *Server) actFor(ctx context.Context) error {
+	group, within := errgroup.WithContext(ctx)
+	group.Go(func() error { s.addresses.run(within); return nil })
+	group.Go(func() error { s.lifecycle.run(within); return nil })
+	group.Go(func() error { return s.migrations.run(within) })
+	if err := group.Wait(); ctx.Err() == nil {
+		return err
+	}
+	return nil
 }
 
 // notLeading is why sessions end with a term.

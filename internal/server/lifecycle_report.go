@@ -12,6 +12,7 @@ import (
 // States of an instance, as in InstanceReport.
 const (
 	instanceRunning = "running"
+	instancePaused  = "paused"
 	instanceExited  = "exited"
 	instanceAbsent  = "absent"
 )

@@ -83,7 +83,7 @@ func (s *Server) closeListeners() {
 func (s *Server) routes() http.Handler {
 	options := []connect.HandlerOption{
 		// The first is the outermost: it also spells the authorizer's errors.
-		connect.WithInterceptors(wire.ServerInterceptor(), authorizer{}),
+		connect.WithInterceptors(wire.ServerInterceptor(), authorizer{}, restoreGate{s.mirror}),
 		connect.WithReadMaxBytes(maxMessageBytes),
 		wire.StrictJSON(),
 	}
@@ -94,6 +94,7 @@ func (s *Server) routes() http.Handler {
 	mux.Handle(godwitv1connect.NewMigrationServiceHandler(s.migrations.service, options...))
 	mux.Handle(godwitv1connect.NewAgentServiceHandler(agentService{s}, options...))
 	mux.Handle(godwitv1connect.NewEnrollServiceHandler(enrollService{s}, options...))
+	mux.Handle(godwitv1connect.NewServerServiceHandler(serverService{s}, options...))
 	return mux
 }
 

@@ -29,6 +29,8 @@ type mirror struct {
 
 	mu         sync.RWMutex
 	at         position
+	generation uint32 // of the store
+	restored   string // why nothing may be done, or ""
 	vms        map[fleet.VMName]store.Entry[fleet.VM]
 	hosts      map[fleet.HostName]fleet.Host
 	networks   map[fleet.NetworkName]fleet.Network
@@ -37,13 +39,21 @@ type mirror struct {
 
 // position is a point in the store's history of changes: a revision and, since
 // one commit can change several records, how many of its changes were seen.
+// After a restored store was accepted the revisions are of a new generation.
 type position struct {
-	revision int64
-	seen     int64
+	generation uint32
+	revision   int64
+	seen       int64
 }
 
+// generationBits are those of a version below the generation: room for 2^41
+// revisions.
+const generationBits = 48
+
 // version orders positions, and is the same on every server.
-func (p position) version() int64 { return p.revision*store.MaxOps + p.seen }
+func (p position) version() int64 {
+	return int64(p.generation)<<generationBits + p.revision*store.MaxOps + p.seen
+}
 
 // move is what the mirror keeps of a migration.
 type move struct {
@@ -70,6 +80,7 @@ func (m *mirror) load(ctx context.Context) (revision int64, err error) {
 	m.hosts = map[fleet.HostName]fleet.Host{}
 	m.networks = map[fleet.NetworkName]fleet.Network{}
 	m.migrations = map[fleet.MigrationID]move{}
+	m.restored = ""
 	leader := store.Event{Deleted: true}
 	for _, record := range records {
 		if record.Key == leaderKey {
@@ -79,7 +90,7 @@ func (m *mirror) load(ctx context.Context) (revision int64, err error) {
 			m.log.Error("a record cannot be read", "key", record.Key, "error", err)
 		}
 	}
-	m.at = position{revision: revision, seen: store.MaxOps - 1}
+	m.at = position{generation: m.generation, revision: revision, seen: store.MaxOps - 1}
 	m.mu.Unlock()
 	for _, name := range m.vmNames() {
 		m.vmChanged(name)
@@ -143,12 +154,13 @@ func (m *mirror) apply(ctx context.Context, event store.Event) {
 	case m.tables.vms.Prefix(), m.tables.hosts.Prefix(), m.tables.networks.Prefix():
 	case m.tables.migrations.Prefix():
 		m.refreshVMOf(ctx, event)
+	case m.tables.counters.Prefix(), m.tables.restores.Prefix():
 	default:
 		return
 	}
 	m.mu.Lock()
 	if event.Version > m.at.revision {
-		m.at = position{revision: event.Version}
+		m.at = position{generation: m.generation, revision: event.Version}
 	} else {
 		m.at.seen++
 	}
@@ -201,6 +213,12 @@ func (m *mirror) put(event store.Event) error {
 		return putInto(m.hosts, fleet.HostName(name), event, m.tables.hosts, keep[fleet.Host])
 	case m.tables.networks.Prefix():
 		return putInto(m.networks, fleet.NetworkName(name), event, m.tables.networks, keep[fleet.Network])
+	case m.tables.counters.Prefix():
+		if name == generationCounter {
+			return m.putGeneration(event)
+		}
+	case m.tables.restores.Prefix():
+		return m.putRestore(event)
 	case m.tables.migrations.Prefix():
 		return putInto(m.migrations, fleet.MigrationID(name), event, m.tables.migrations, moveOf)
 	}

@@ -67,6 +67,7 @@ type Server struct {
 	admin       *pki.Keeper
 
 	leader     *leader
+	recovery   *recovery
 	hub        *hub
 	mirror     *mirror
 	addresses  *addressPusher
@@ -90,7 +91,7 @@ func New(ctx context.Context, config Config) (*Server, error) {
 	if config.Store == nil || config.DataDir == "" {
 		return nil, &fleet.Error{Code: fleet.Invalid, Op: "start server", Cause: "a store and a data folder must be given"}
 	}
-	s := &Server{config: config, log: config.Logger, tables: newTables(config.Store), hub: newHub()}
+	s := &Server{config: config, log: config.Logger, tables: newTables(config.Store), hub: newHub(), recovery: newRecovery()}
 	s.mirror = newMirror(s.tables, s.log)
 	s.addresses = newAddressPusher(s.mirror, s.hub)
 	s.lifecycle = newLifecycle(s.tables, s.mirror, s.hub, s.log)

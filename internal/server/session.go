@@ -32,6 +32,7 @@ type session struct {
 	host   fleet.HostName
 	number uint64
 	beat   time.Duration
+	mark   func() *godwitv1.StoreMark // the present one
 
 	queue     chan *godwitv1.SessionResponse
 	addresses chan *godwitv1.AddressMap // the newest only
@@ -44,7 +45,7 @@ type session struct {
 
 func newSession(host fleet.HostName, beat time.Duration) *session {
 	return &session{
-		host: host, beat: beat,
+		host: host, beat: beat, mark: func() *godwitv1.StoreMark { return nil },
 		queue:     make(chan *godwitv1.SessionResponse, sessionQueue),
 		addresses: make(chan *godwitv1.AddressMap, 1),
 		ended:     make(chan struct{}), finished: make(chan struct{}),
@@ -155,7 +156,7 @@ func (s *session) write(stream messageStream) {
 		case addresses := <-s.addresses:
 			message = &godwitv1.SessionResponse{Message: &godwitv1.SessionResponse_Addresses{Addresses: addresses}}
 		case <-beats.C:
-			message = &godwitv1.SessionResponse{Message: &godwitv1.SessionResponse_Heartbeat{Heartbeat: &godwitv1.Heartbeat{}}}
+			message = &godwitv1.SessionResponse{Message: &godwitv1.SessionResponse_Heartbeat{Heartbeat: &godwitv1.Heartbeat{Store: s.mark()}}}
 		case <-s.ended:
 			return
 		}

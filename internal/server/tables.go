@@ -25,6 +25,7 @@ type tables struct {
 	answers    store.Table[keptAnswer]          // by the request's id
 	counters   store.Table[uint32]              // the newest of ids that are given in turn
 	authority  store.Table[authorityRecord]     // authorityKey is the only one
+	restores   store.Table[restoreRecord]       // restoreKey is the only one
 }
 
 func newTables(s *store.Store) tables {
@@ -42,6 +43,7 @@ func newTables(s *store.Store) tables {
 		answers:    store.NewTable[keptAnswer](s, "answers"),
 		counters:   store.NewTable[uint32](s, "counters"),
 		authority:  store.NewTable[authorityRecord](s, "authority"),
+		restores:   store.NewTable[restoreRecord](s, "restores"),
 	}
 }
 

@@ -27,6 +27,23 @@ func (s *Store) Backup(ctx context.Context, w io.Writer) error {
 	return nil
 }
 
+// Mark is a point in the history of one store.
+type Mark struct {
+	Cluster  uint64 // etcd's own id of it
+	Revision int64
+}
+
+// Mark gives the present one: no Commit that returned before is after it.
+func (s *Store) Mark(ctx context.Context) (Mark, error) {
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
+	now, err := s.client.Get(ctx, s.config.Prefix, clientv3.WithCountOnly())
+	if err != nil {
+		return Mark{}, translate(err, "look at", "store")
+	}
+	return Mark{Cluster: now.Header.GetClusterId(), Revision: now.Header.GetRevision()}, nil
+}
+
 // Compact forgets the history before the present revision: watches from
 // before it end in ErrCompacted. The embedded server does so by itself every
 // hour.

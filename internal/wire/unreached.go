@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"strings"
 	"syscall"
 
 	"connectrpc.com/connect"
@@ -26,7 +27,7 @@ func unreached(coded *connect.Error, server string) error {
 			Err:   network.Err,
 		}
 	}
-	broken := errors.Is(coded, io.EOF) || errors.Is(coded, io.ErrUnexpectedEOF) || ok
+	broken := errors.Is(coded, io.EOF) || errors.Is(coded, io.ErrUnexpectedEOF) || ok || brokenOff(coded)
 	if broken && coded.Code() != connect.CodeUnavailable {
 		return &fleet.Error{
 			Code:  fleet.Unavailable,
@@ -77,4 +78,12 @@ func rootCause(err error) string {
 		}
 		err = below
 	}
+}
+
+// brokenOff tells by its text what net/http exports no error for: a connection
+// that fell silent, and a stream that a server, or one on the way to it, gave up
+// in the middle.
+func brokenOff(coded *connect.Error) bool {
+	text := coded.Message()
+	return strings.HasSuffix(text, "http2: client connection lost") || strings.Contains(text, "INTERNAL_ERROR; received from peer")
 }

@@ -470,7 +470,9 @@ func (*SessionResponse_Addresses) isSessionResponse_Message() {}
 func (*SessionResponse_Heartbeat) isSessionResponse_Message() {}
 
 type Heartbeat struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of the server, if it knows a newer one than it has sent.
+	Store         *StoreMark `protobuf:"bytes,1,opt,name=store,proto3" json:"store,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -505,12 +507,21 @@ func (*Heartbeat) Descriptor() ([]byte, []int) {
 	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{6}
 }
 
+func (x *Heartbeat) GetStore() *StoreMark {
+	if x != nil {
+		return x.Store
+	}
+	return nil
+}
+
 // Hello describes the host and every instance the agent found on it.
 type Hello struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Host          *Host                  `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
-	BootId        string                 `protobuf:"bytes,2,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
-	Instances     []*InstanceReport      `protobuf:"bytes,3,rep,name=instances,proto3" json:"instances,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Host      *Host                  `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	BootId    string                 `protobuf:"bytes,2,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
+	Instances []*InstanceReport      `protobuf:"bytes,3,rep,name=instances,proto3" json:"instances,omitempty"`
+	// The newest that it was ever told of.
+	Store         *StoreMark `protobuf:"bytes,4,opt,name=store,proto3" json:"store,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -566,13 +577,21 @@ func (x *Hello) GetInstances() []*InstanceReport {
 	return nil
 }
 
+func (x *Hello) GetStore() *StoreMark {
+	if x != nil {
+		return x.Store
+	}
+	return nil
+}
+
 type Welcome struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The agent must hear from the server at least this often.
 	HeartbeatMs int64 `protobuf:"varint,1,opt,name=heartbeat_ms,json=heartbeatMs,proto3" json:"heartbeat_ms,omitempty"`
 	// Another server leads, at this URL: it takes sessions, and this message is
 	// the last of this one.
-	Leader        string `protobuf:"bytes,2,opt,name=leader,proto3" json:"leader,omitempty"`
+	Leader        string     `protobuf:"bytes,2,opt,name=leader,proto3" json:"leader,omitempty"`
+	Store         *StoreMark `protobuf:"bytes,3,opt,name=store,proto3" json:"store,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -621,6 +640,77 @@ func (x *Welcome) GetLeader() string {
 	return ""
 }
 
+func (x *Welcome) GetStore() *StoreMark {
+	if x != nil {
+		return x.Store
+	}
+	return nil
+}
+
+// StoreMark is a point in the history of the store. It only grows: a server
+// whose store is behind what an agent was told of has an old copy of it.
+type StoreMark struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of the etcd cluster.
+	Cluster uint64 `protobuf:"varint,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	// How often a restored copy was accepted.
+	Generation    uint32 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
+	Revision      int64  `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StoreMark) Reset() {
+	*x = StoreMark{}
+	mi := &file_godwit_v1_agent_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StoreMark) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StoreMark) ProtoMessage() {}
+
+func (x *StoreMark) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_agent_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StoreMark.ProtoReflect.Descriptor instead.
+func (*StoreMark) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *StoreMark) GetCluster() uint64 {
+	if x != nil {
+		return x.Cluster
+	}
+	return 0
+}
+
+func (x *StoreMark) GetGeneration() uint32 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *StoreMark) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
 // State of an instance as its host sees it: "running", "paused", "incoming",
 // "exited" or "absent".
 type InstanceReport struct {
@@ -637,7 +727,7 @@ type InstanceReport struct {
 
 func (x *InstanceReport) Reset() {
 	*x = InstanceReport{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[9]
+	mi := &file_godwit_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -649,7 +739,7 @@ func (x *InstanceReport) String() string {
 func (*InstanceReport) ProtoMessage() {}
 
 func (x *InstanceReport) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[9]
+	mi := &file_godwit_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -662,7 +752,7 @@ func (x *InstanceReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstanceReport.ProtoReflect.Descriptor instead.
 func (*InstanceReport) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *InstanceReport) GetVm() string {
@@ -718,7 +808,7 @@ type CommitRequest struct {
 
 func (x *CommitRequest) Reset() {
 	*x = CommitRequest{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[10]
+	mi := &file_godwit_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -730,7 +820,7 @@ func (x *CommitRequest) String() string {
 func (*CommitRequest) ProtoMessage() {}
 
 func (x *CommitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[10]
+	mi := &file_godwit_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -743,7 +833,7 @@ func (x *CommitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitRequest.ProtoReflect.Descriptor instead.
 func (*CommitRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *CommitRequest) GetMigration() string {
@@ -781,7 +871,7 @@ type CommitResponse struct {
 
 func (x *CommitResponse) Reset() {
 	*x = CommitResponse{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[11]
+	mi := &file_godwit_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -793,7 +883,7 @@ func (x *CommitResponse) String() string {
 func (*CommitResponse) ProtoMessage() {}
 
 func (x *CommitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[11]
+	mi := &file_godwit_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -806,7 +896,7 @@ func (x *CommitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitResponse.ProtoReflect.Descriptor instead.
 func (*CommitResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *CommitResponse) GetSourceStopped() bool {
@@ -844,7 +934,7 @@ type Instance struct {
 
 func (x *Instance) Reset() {
 	*x = Instance{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[12]
+	mi := &file_godwit_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -856,7 +946,7 @@ func (x *Instance) String() string {
 func (*Instance) ProtoMessage() {}
 
 func (x *Instance) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[12]
+	mi := &file_godwit_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -869,7 +959,7 @@ func (x *Instance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Instance.ProtoReflect.Descriptor instead.
 func (*Instance) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Instance) GetVm() string {
@@ -920,7 +1010,7 @@ type PortNetwork struct {
 
 func (x *PortNetwork) Reset() {
 	*x = PortNetwork{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[13]
+	mi := &file_godwit_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -932,7 +1022,7 @@ func (x *PortNetwork) String() string {
 func (*PortNetwork) ProtoMessage() {}
 
 func (x *PortNetwork) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[13]
+	mi := &file_godwit_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -945,7 +1035,7 @@ func (x *PortNetwork) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortNetwork.ProtoReflect.Descriptor instead.
 func (*PortNetwork) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *PortNetwork) GetPort() string {
@@ -1004,7 +1094,7 @@ type Command struct {
 
 func (x *Command) Reset() {
 	*x = Command{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[14]
+	mi := &file_godwit_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1016,7 +1106,7 @@ func (x *Command) String() string {
 func (*Command) ProtoMessage() {}
 
 func (x *Command) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[14]
+	mi := &file_godwit_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1029,7 +1119,7 @@ func (x *Command) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Command.ProtoReflect.Descriptor instead.
 func (*Command) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Command) GetSubject() string {
@@ -1238,7 +1328,7 @@ type StartInstance struct {
 
 func (x *StartInstance) Reset() {
 	*x = StartInstance{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[15]
+	mi := &file_godwit_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1250,7 +1340,7 @@ func (x *StartInstance) String() string {
 func (*StartInstance) ProtoMessage() {}
 
 func (x *StartInstance) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[15]
+	mi := &file_godwit_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1263,7 +1353,7 @@ func (x *StartInstance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartInstance.ProtoReflect.Descriptor instead.
 func (*StartInstance) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *StartInstance) GetInstance() *Instance {
@@ -1283,7 +1373,7 @@ type StopInstance struct {
 
 func (x *StopInstance) Reset() {
 	*x = StopInstance{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[16]
+	mi := &file_godwit_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1295,7 +1385,7 @@ func (x *StopInstance) String() string {
 func (*StopInstance) ProtoMessage() {}
 
 func (x *StopInstance) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[16]
+	mi := &file_godwit_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1308,7 +1398,7 @@ func (x *StopInstance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopInstance.ProtoReflect.Descriptor instead.
 func (*StopInstance) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *StopInstance) GetVm() string {
@@ -1336,7 +1426,7 @@ type ForgetInstance struct {
 
 func (x *ForgetInstance) Reset() {
 	*x = ForgetInstance{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[17]
+	mi := &file_godwit_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1348,7 +1438,7 @@ func (x *ForgetInstance) String() string {
 func (*ForgetInstance) ProtoMessage() {}
 
 func (x *ForgetInstance) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[17]
+	mi := &file_godwit_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1361,7 +1451,7 @@ func (x *ForgetInstance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetInstance.ProtoReflect.Descriptor instead.
 func (*ForgetInstance) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ForgetInstance) GetVm() string {
@@ -1392,7 +1482,7 @@ type PrepareTarget struct {
 
 func (x *PrepareTarget) Reset() {
 	*x = PrepareTarget{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[18]
+	mi := &file_godwit_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1404,7 +1494,7 @@ func (x *PrepareTarget) String() string {
 func (*PrepareTarget) ProtoMessage() {}
 
 func (x *PrepareTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[18]
+	mi := &file_godwit_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1417,7 +1507,7 @@ func (x *PrepareTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareTarget.ProtoReflect.Descriptor instead.
 func (*PrepareTarget) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PrepareTarget) GetInstance() *Instance {
@@ -1468,7 +1558,7 @@ type StartCopy struct {
 
 func (x *StartCopy) Reset() {
 	*x = StartCopy{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[19]
+	mi := &file_godwit_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1480,7 +1570,7 @@ func (x *StartCopy) String() string {
 func (*StartCopy) ProtoMessage() {}
 
 func (x *StartCopy) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[19]
+	mi := &file_godwit_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1493,7 +1583,7 @@ func (x *StartCopy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartCopy.ProtoReflect.Descriptor instead.
 func (*StartCopy) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *StartCopy) GetVm() string {
@@ -1577,7 +1667,7 @@ type ResumeSource struct {
 
 func (x *ResumeSource) Reset() {
 	*x = ResumeSource{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[20]
+	mi := &file_godwit_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1589,7 +1679,7 @@ func (x *ResumeSource) String() string {
 func (*ResumeSource) ProtoMessage() {}
 
 func (x *ResumeSource) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[20]
+	mi := &file_godwit_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1602,7 +1692,7 @@ func (x *ResumeSource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeSource.ProtoReflect.Descriptor instead.
 func (*ResumeSource) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ResumeSource) GetVm() string {
@@ -1631,7 +1721,7 @@ type ReleaseTarget struct {
 
 func (x *ReleaseTarget) Reset() {
 	*x = ReleaseTarget{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[21]
+	mi := &file_godwit_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1643,7 +1733,7 @@ func (x *ReleaseTarget) String() string {
 func (*ReleaseTarget) ProtoMessage() {}
 
 func (x *ReleaseTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[21]
+	mi := &file_godwit_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1656,7 +1746,7 @@ func (x *ReleaseTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseTarget.ProtoReflect.Descriptor instead.
 func (*ReleaseTarget) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ReleaseTarget) GetVm() string {
@@ -1689,7 +1779,7 @@ type RunTarget struct {
 
 func (x *RunTarget) Reset() {
 	*x = RunTarget{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[22]
+	mi := &file_godwit_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1701,7 +1791,7 @@ func (x *RunTarget) String() string {
 func (*RunTarget) ProtoMessage() {}
 
 func (x *RunTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[22]
+	mi := &file_godwit_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1714,7 +1804,7 @@ func (x *RunTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunTarget.ProtoReflect.Descriptor instead.
 func (*RunTarget) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RunTarget) GetVm() string {
@@ -1733,7 +1823,7 @@ type RetireSource struct {
 
 func (x *RetireSource) Reset() {
 	*x = RetireSource{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[23]
+	mi := &file_godwit_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1745,7 +1835,7 @@ func (x *RetireSource) String() string {
 func (*RetireSource) ProtoMessage() {}
 
 func (x *RetireSource) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[23]
+	mi := &file_godwit_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1758,7 +1848,7 @@ func (x *RetireSource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireSource.ProtoReflect.Descriptor instead.
 func (*RetireSource) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RetireSource) GetVm() string {
@@ -1777,7 +1867,7 @@ type ReleaseSource struct {
 
 func (x *ReleaseSource) Reset() {
 	*x = ReleaseSource{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[24]
+	mi := &file_godwit_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1789,7 +1879,7 @@ func (x *ReleaseSource) String() string {
 func (*ReleaseSource) ProtoMessage() {}
 
 func (x *ReleaseSource) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[24]
+	mi := &file_godwit_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1802,7 +1892,7 @@ func (x *ReleaseSource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseSource.ProtoReflect.Descriptor instead.
 func (*ReleaseSource) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ReleaseSource) GetVm() string {
@@ -1821,7 +1911,7 @@ type FinishTarget struct {
 
 func (x *FinishTarget) Reset() {
 	*x = FinishTarget{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[25]
+	mi := &file_godwit_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1833,7 +1923,7 @@ func (x *FinishTarget) String() string {
 func (*FinishTarget) ProtoMessage() {}
 
 func (x *FinishTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[25]
+	mi := &file_godwit_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1846,7 +1936,7 @@ func (x *FinishTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishTarget.ProtoReflect.Descriptor instead.
 func (*FinishTarget) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *FinishTarget) GetVm() string {
@@ -1888,7 +1978,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[26]
+	mi := &file_godwit_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1900,7 +1990,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[26]
+	mi := &file_godwit_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1913,7 +2003,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Report) GetSubject() string {
@@ -2189,7 +2279,7 @@ type TargetPrepared struct {
 
 func (x *TargetPrepared) Reset() {
 	*x = TargetPrepared{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[27]
+	mi := &file_godwit_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2201,7 +2291,7 @@ func (x *TargetPrepared) String() string {
 func (*TargetPrepared) ProtoMessage() {}
 
 func (x *TargetPrepared) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[27]
+	mi := &file_godwit_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2214,7 +2304,7 @@ func (x *TargetPrepared) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetPrepared.ProtoReflect.Descriptor instead.
 func (*TargetPrepared) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *TargetPrepared) GetPort() uint32 {
@@ -2240,7 +2330,7 @@ type CopyProgress struct {
 
 func (x *CopyProgress) Reset() {
 	*x = CopyProgress{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[28]
+	mi := &file_godwit_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2252,7 +2342,7 @@ func (x *CopyProgress) String() string {
 func (*CopyProgress) ProtoMessage() {}
 
 func (x *CopyProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[28]
+	mi := &file_godwit_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2265,7 +2355,7 @@ func (x *CopyProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyProgress.ProtoReflect.Descriptor instead.
 func (*CopyProgress) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *CopyProgress) GetPass() int32 {
@@ -2327,7 +2417,7 @@ type SourceStopped struct {
 
 func (x *SourceStopped) Reset() {
 	*x = SourceStopped{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[29]
+	mi := &file_godwit_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2339,7 +2429,7 @@ func (x *SourceStopped) String() string {
 func (*SourceStopped) ProtoMessage() {}
 
 func (x *SourceStopped) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[29]
+	mi := &file_godwit_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2352,7 +2442,7 @@ func (x *SourceStopped) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceStopped.ProtoReflect.Descriptor instead.
 func (*SourceStopped) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *SourceStopped) GetStoppedBy() string {
@@ -2386,7 +2476,7 @@ type SwitchMeasured struct {
 
 func (x *SwitchMeasured) Reset() {
 	*x = SwitchMeasured{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[30]
+	mi := &file_godwit_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2398,7 +2488,7 @@ func (x *SwitchMeasured) String() string {
 func (*SwitchMeasured) ProtoMessage() {}
 
 func (x *SwitchMeasured) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[30]
+	mi := &file_godwit_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2411,7 +2501,7 @@ func (x *SwitchMeasured) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SwitchMeasured.ProtoReflect.Descriptor instead.
 func (*SwitchMeasured) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *SwitchMeasured) GetMarks() *SourceMarks {
@@ -2472,7 +2562,7 @@ type SourceMarks struct {
 
 func (x *SourceMarks) Reset() {
 	*x = SourceMarks{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[31]
+	mi := &file_godwit_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2484,7 +2574,7 @@ func (x *SourceMarks) String() string {
 func (*SourceMarks) ProtoMessage() {}
 
 func (x *SourceMarks) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[31]
+	mi := &file_godwit_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2497,7 +2587,7 @@ func (x *SourceMarks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceMarks.ProtoReflect.Descriptor instead.
 func (*SourceMarks) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *SourceMarks) GetGateFlipped() *timestamppb.Timestamp {
@@ -2554,7 +2644,7 @@ type TargetMarks struct {
 
 func (x *TargetMarks) Reset() {
 	*x = TargetMarks{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[32]
+	mi := &file_godwit_v1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2566,7 +2656,7 @@ func (x *TargetMarks) String() string {
 func (*TargetMarks) ProtoMessage() {}
 
 func (x *TargetMarks) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[32]
+	mi := &file_godwit_v1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2579,7 +2669,7 @@ func (x *TargetMarks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetMarks.ProtoReflect.Descriptor instead.
 func (*TargetMarks) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{32}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *TargetMarks) GetLoaded() *timestamppb.Timestamp {
@@ -2618,7 +2708,7 @@ type SourceResumed struct {
 
 func (x *SourceResumed) Reset() {
 	*x = SourceResumed{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[33]
+	mi := &file_godwit_v1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2630,7 +2720,7 @@ func (x *SourceResumed) String() string {
 func (*SourceResumed) ProtoMessage() {}
 
 func (x *SourceResumed) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[33]
+	mi := &file_godwit_v1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2643,7 +2733,7 @@ func (x *SourceResumed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceResumed.ProtoReflect.Descriptor instead.
 func (*SourceResumed) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{33}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{34}
 }
 
 type TargetReleased struct {
@@ -2657,7 +2747,7 @@ type TargetReleased struct {
 
 func (x *TargetReleased) Reset() {
 	*x = TargetReleased{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[34]
+	mi := &file_godwit_v1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2669,7 +2759,7 @@ func (x *TargetReleased) String() string {
 func (*TargetReleased) ProtoMessage() {}
 
 func (x *TargetReleased) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[34]
+	mi := &file_godwit_v1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2682,7 +2772,7 @@ func (x *TargetReleased) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetReleased.ProtoReflect.Descriptor instead.
 func (*TargetReleased) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{34}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *TargetReleased) GetFramesReturned() int64 {
@@ -2708,7 +2798,7 @@ type TargetRunning struct {
 
 func (x *TargetRunning) Reset() {
 	*x = TargetRunning{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[35]
+	mi := &file_godwit_v1_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2720,7 +2810,7 @@ func (x *TargetRunning) String() string {
 func (*TargetRunning) ProtoMessage() {}
 
 func (x *TargetRunning) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[35]
+	mi := &file_godwit_v1_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2733,7 +2823,7 @@ func (x *TargetRunning) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetRunning.ProtoReflect.Descriptor instead.
 func (*TargetRunning) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{35}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *TargetRunning) GetMarks() *TargetMarks {
@@ -2751,7 +2841,7 @@ type SourceRetired struct {
 
 func (x *SourceRetired) Reset() {
 	*x = SourceRetired{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[36]
+	mi := &file_godwit_v1_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2763,7 +2853,7 @@ func (x *SourceRetired) String() string {
 func (*SourceRetired) ProtoMessage() {}
 
 func (x *SourceRetired) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[36]
+	mi := &file_godwit_v1_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2776,7 +2866,7 @@ func (x *SourceRetired) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceRetired.ProtoReflect.Descriptor instead.
 func (*SourceRetired) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{36}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{37}
 }
 
 type SourceReleased struct {
@@ -2787,7 +2877,7 @@ type SourceReleased struct {
 
 func (x *SourceReleased) Reset() {
 	*x = SourceReleased{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[37]
+	mi := &file_godwit_v1_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2799,7 +2889,7 @@ func (x *SourceReleased) String() string {
 func (*SourceReleased) ProtoMessage() {}
 
 func (x *SourceReleased) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[37]
+	mi := &file_godwit_v1_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2812,7 +2902,7 @@ func (x *SourceReleased) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceReleased.ProtoReflect.Descriptor instead.
 func (*SourceReleased) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{37}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{38}
 }
 
 type TargetFinished struct {
@@ -2823,7 +2913,7 @@ type TargetFinished struct {
 
 func (x *TargetFinished) Reset() {
 	*x = TargetFinished{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[38]
+	mi := &file_godwit_v1_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2835,7 +2925,7 @@ func (x *TargetFinished) String() string {
 func (*TargetFinished) ProtoMessage() {}
 
 func (x *TargetFinished) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[38]
+	mi := &file_godwit_v1_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2848,7 +2938,7 @@ func (x *TargetFinished) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetFinished.ProtoReflect.Descriptor instead.
 func (*TargetFinished) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{38}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{39}
 }
 
 type SourceFailed struct {
@@ -2864,7 +2954,7 @@ type SourceFailed struct {
 
 func (x *SourceFailed) Reset() {
 	*x = SourceFailed{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[39]
+	mi := &file_godwit_v1_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2876,7 +2966,7 @@ func (x *SourceFailed) String() string {
 func (*SourceFailed) ProtoMessage() {}
 
 func (x *SourceFailed) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[39]
+	mi := &file_godwit_v1_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2889,7 +2979,7 @@ func (x *SourceFailed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceFailed.ProtoReflect.Descriptor instead.
 func (*SourceFailed) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{39}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *SourceFailed) GetCode() string {
@@ -2934,7 +3024,7 @@ type TargetFailed struct {
 
 func (x *TargetFailed) Reset() {
 	*x = TargetFailed{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[40]
+	mi := &file_godwit_v1_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2946,7 +3036,7 @@ func (x *TargetFailed) String() string {
 func (*TargetFailed) ProtoMessage() {}
 
 func (x *TargetFailed) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[40]
+	mi := &file_godwit_v1_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2959,7 +3049,7 @@ func (x *TargetFailed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetFailed.ProtoReflect.Descriptor instead.
 func (*TargetFailed) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{40}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *TargetFailed) GetCode() string {
@@ -3008,7 +3098,7 @@ type TargetRefused struct {
 
 func (x *TargetRefused) Reset() {
 	*x = TargetRefused{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[41]
+	mi := &file_godwit_v1_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3020,7 +3110,7 @@ func (x *TargetRefused) String() string {
 func (*TargetRefused) ProtoMessage() {}
 
 func (x *TargetRefused) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[41]
+	mi := &file_godwit_v1_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3033,7 +3123,7 @@ func (x *TargetRefused) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetRefused.ProtoReflect.Descriptor instead.
 func (*TargetRefused) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{41}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *TargetRefused) GetCause() string {
@@ -3053,7 +3143,7 @@ type SourceRanOn struct {
 
 func (x *SourceRanOn) Reset() {
 	*x = SourceRanOn{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[42]
+	mi := &file_godwit_v1_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3065,7 +3155,7 @@ func (x *SourceRanOn) String() string {
 func (*SourceRanOn) ProtoMessage() {}
 
 func (x *SourceRanOn) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[42]
+	mi := &file_godwit_v1_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3078,7 +3168,7 @@ func (x *SourceRanOn) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceRanOn.ProtoReflect.Descriptor instead.
 func (*SourceRanOn) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{42}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *SourceRanOn) GetCause() string {
@@ -3100,7 +3190,7 @@ type AddressMap struct {
 
 func (x *AddressMap) Reset() {
 	*x = AddressMap{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[43]
+	mi := &file_godwit_v1_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3112,7 +3202,7 @@ func (x *AddressMap) String() string {
 func (*AddressMap) ProtoMessage() {}
 
 func (x *AddressMap) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[43]
+	mi := &file_godwit_v1_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3125,7 +3215,7 @@ func (x *AddressMap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressMap.ProtoReflect.Descriptor instead.
 func (*AddressMap) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{43}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *AddressMap) GetVersion() int64 {
@@ -3157,7 +3247,7 @@ type NetworkMap struct {
 
 func (x *NetworkMap) Reset() {
 	*x = NetworkMap{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[44]
+	mi := &file_godwit_v1_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3169,7 +3259,7 @@ func (x *NetworkMap) String() string {
 func (*NetworkMap) ProtoMessage() {}
 
 func (x *NetworkMap) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[44]
+	mi := &file_godwit_v1_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3182,7 +3272,7 @@ func (x *NetworkMap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkMap.ProtoReflect.Descriptor instead.
 func (*NetworkMap) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{44}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *NetworkMap) GetName() string {
@@ -3242,7 +3332,7 @@ type AddressEntry struct {
 
 func (x *AddressEntry) Reset() {
 	*x = AddressEntry{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[45]
+	mi := &file_godwit_v1_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3254,7 +3344,7 @@ func (x *AddressEntry) String() string {
 func (*AddressEntry) ProtoMessage() {}
 
 func (x *AddressEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[45]
+	mi := &file_godwit_v1_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3267,7 +3357,7 @@ func (x *AddressEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressEntry.ProtoReflect.Descriptor instead.
 func (*AddressEntry) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{45}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *AddressEntry) GetMac() string {
@@ -3321,7 +3411,7 @@ type AddressesApplied struct {
 
 func (x *AddressesApplied) Reset() {
 	*x = AddressesApplied{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[46]
+	mi := &file_godwit_v1_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3333,7 +3423,7 @@ func (x *AddressesApplied) String() string {
 func (*AddressesApplied) ProtoMessage() {}
 
 func (x *AddressesApplied) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[46]
+	mi := &file_godwit_v1_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3346,7 +3436,7 @@ func (x *AddressesApplied) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressesApplied.ProtoReflect.Descriptor instead.
 func (*AddressesApplied) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{46}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *AddressesApplied) GetVersion() int64 {
@@ -3385,15 +3475,24 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\acommand\x18\x02 \x01(\v2\x12.godwit.v1.CommandH\x00R\acommand\x125\n" +
 	"\taddresses\x18\x03 \x01(\v2\x15.godwit.v1.AddressMapH\x00R\taddresses\x124\n" +
 	"\theartbeat\x18\x04 \x01(\v2\x14.godwit.v1.HeartbeatH\x00R\theartbeatB\t\n" +
-	"\amessage\"\v\n" +
-	"\tHeartbeat\"~\n" +
+	"\amessage\"7\n" +
+	"\tHeartbeat\x12*\n" +
+	"\x05store\x18\x01 \x01(\v2\x14.godwit.v1.StoreMarkR\x05store\"\xaa\x01\n" +
 	"\x05Hello\x12#\n" +
 	"\x04host\x18\x01 \x01(\v2\x0f.godwit.v1.HostR\x04host\x12\x17\n" +
 	"\aboot_id\x18\x02 \x01(\tR\x06bootId\x127\n" +
-	"\tinstances\x18\x03 \x03(\v2\x19.godwit.v1.InstanceReportR\tinstances\"D\n" +
+	"\tinstances\x18\x03 \x03(\v2\x19.godwit.v1.InstanceReportR\tinstances\x12*\n" +
+	"\x05store\x18\x04 \x01(\v2\x14.godwit.v1.StoreMarkR\x05store\"p\n" +
 	"\aWelcome\x12!\n" +
 	"\fheartbeat_ms\x18\x01 \x01(\x03R\vheartbeatMs\x12\x16\n" +
-	"\x06leader\x18\x02 \x01(\tR\x06leader\"\x92\x01\n" +
+	"\x06leader\x18\x02 \x01(\tR\x06leader\x12*\n" +
+	"\x05store\x18\x03 \x01(\v2\x14.godwit.v1.StoreMarkR\x05store\"a\n" +
+	"\tStoreMark\x12\x18\n" +
+	"\acluster\x18\x01 \x01(\x04R\acluster\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\rR\n" +
+	"generation\x12\x1a\n" +
+	"\brevision\x18\x03 \x01(\x03R\brevision\"\x92\x01\n" +
 	"\x0eInstanceReport\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12\x14\n" +
@@ -3605,7 +3704,7 @@ func file_godwit_v1_agent_proto_rawDescGZIP() []byte {
 	return file_godwit_v1_agent_proto_rawDescData
 }
 
-var file_godwit_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
+var file_godwit_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
 var file_godwit_v1_agent_proto_goTypes = []any{
 	(*GiveUpRequest)(nil),         // 0: godwit.v1.GiveUpRequest
 	(*GiveUpResponse)(nil),        // 1: godwit.v1.GiveUpResponse
@@ -3616,121 +3715,125 @@ var file_godwit_v1_agent_proto_goTypes = []any{
 	(*Heartbeat)(nil),             // 6: godwit.v1.Heartbeat
 	(*Hello)(nil),                 // 7: godwit.v1.Hello
 	(*Welcome)(nil),               // 8: godwit.v1.Welcome
-	(*InstanceReport)(nil),        // 9: godwit.v1.InstanceReport
-	(*CommitRequest)(nil),         // 10: godwit.v1.CommitRequest
-	(*CommitResponse)(nil),        // 11: godwit.v1.CommitResponse
-	(*Instance)(nil),              // 12: godwit.v1.Instance
-	(*PortNetwork)(nil),           // 13: godwit.v1.PortNetwork
-	(*Command)(nil),               // 14: godwit.v1.Command
-	(*StartInstance)(nil),         // 15: godwit.v1.StartInstance
-	(*StopInstance)(nil),          // 16: godwit.v1.StopInstance
-	(*ForgetInstance)(nil),        // 17: godwit.v1.ForgetInstance
-	(*PrepareTarget)(nil),         // 18: godwit.v1.PrepareTarget
-	(*StartCopy)(nil),             // 19: godwit.v1.StartCopy
-	(*ResumeSource)(nil),          // 20: godwit.v1.ResumeSource
-	(*ReleaseTarget)(nil),         // 21: godwit.v1.ReleaseTarget
-	(*RunTarget)(nil),             // 22: godwit.v1.RunTarget
-	(*RetireSource)(nil),          // 23: godwit.v1.RetireSource
-	(*ReleaseSource)(nil),         // 24: godwit.v1.ReleaseSource
-	(*FinishTarget)(nil),          // 25: godwit.v1.FinishTarget
-	(*Report)(nil),                // 26: godwit.v1.Report
-	(*TargetPrepared)(nil),        // 27: godwit.v1.TargetPrepared
-	(*CopyProgress)(nil),          // 28: godwit.v1.CopyProgress
-	(*SourceStopped)(nil),         // 29: godwit.v1.SourceStopped
-	(*SwitchMeasured)(nil),        // 30: godwit.v1.SwitchMeasured
-	(*SourceMarks)(nil),           // 31: godwit.v1.SourceMarks
-	(*TargetMarks)(nil),           // 32: godwit.v1.TargetMarks
-	(*SourceResumed)(nil),         // 33: godwit.v1.SourceResumed
-	(*TargetReleased)(nil),        // 34: godwit.v1.TargetReleased
-	(*TargetRunning)(nil),         // 35: godwit.v1.TargetRunning
-	(*SourceRetired)(nil),         // 36: godwit.v1.SourceRetired
-	(*SourceReleased)(nil),        // 37: godwit.v1.SourceReleased
-	(*TargetFinished)(nil),        // 38: godwit.v1.TargetFinished
-	(*SourceFailed)(nil),          // 39: godwit.v1.SourceFailed
-	(*TargetFailed)(nil),          // 40: godwit.v1.TargetFailed
-	(*TargetRefused)(nil),         // 41: godwit.v1.TargetRefused
-	(*SourceRanOn)(nil),           // 42: godwit.v1.SourceRanOn
-	(*AddressMap)(nil),            // 43: godwit.v1.AddressMap
-	(*NetworkMap)(nil),            // 44: godwit.v1.NetworkMap
-	(*AddressEntry)(nil),          // 45: godwit.v1.AddressEntry
-	(*AddressesApplied)(nil),      // 46: godwit.v1.AddressesApplied
-	(*Host)(nil),                  // 47: godwit.v1.Host
-	(*VMSpec)(nil),                // 48: godwit.v1.VMSpec
-	(*timestamppb.Timestamp)(nil), // 49: google.protobuf.Timestamp
-	(*Endpoint)(nil),              // 50: godwit.v1.Endpoint
+	(*StoreMark)(nil),             // 9: godwit.v1.StoreMark
+	(*InstanceReport)(nil),        // 10: godwit.v1.InstanceReport
+	(*CommitRequest)(nil),         // 11: godwit.v1.CommitRequest
+	(*CommitResponse)(nil),        // 12: godwit.v1.CommitResponse
+	(*Instance)(nil),              // 13: godwit.v1.Instance
+	(*PortNetwork)(nil),           // 14: godwit.v1.PortNetwork
+	(*Command)(nil),               // 15: godwit.v1.Command
+	(*StartInstance)(nil),         // 16: godwit.v1.StartInstance
+	(*StopInstance)(nil),          // 17: godwit.v1.StopInstance
+	(*ForgetInstance)(nil),        // 18: godwit.v1.ForgetInstance
+	(*PrepareTarget)(nil),         // 19: godwit.v1.PrepareTarget
+	(*StartCopy)(nil),             // 20: godwit.v1.StartCopy
+	(*ResumeSource)(nil),          // 21: godwit.v1.ResumeSource
+	(*ReleaseTarget)(nil),         // 22: godwit.v1.ReleaseTarget
+	(*RunTarget)(nil),             // 23: godwit.v1.RunTarget
+	(*RetireSource)(nil),          // 24: godwit.v1.RetireSource
+	(*ReleaseSource)(nil),         // 25: godwit.v1.ReleaseSource
+	(*FinishTarget)(nil),          // 26: godwit.v1.FinishTarget
+	(*Report)(nil),                // 27: godwit.v1.Report
+	(*TargetPrepared)(nil),        // 28: godwit.v1.TargetPrepared
+	(*CopyProgress)(nil),          // 29: godwit.v1.CopyProgress
+	(*SourceStopped)(nil),         // 30: godwit.v1.SourceStopped
+	(*SwitchMeasured)(nil),        // 31: godwit.v1.SwitchMeasured
+	(*SourceMarks)(nil),           // 32: godwit.v1.SourceMarks
+	(*TargetMarks)(nil),           // 33: godwit.v1.TargetMarks
+	(*SourceResumed)(nil),         // 34: godwit.v1.SourceResumed
+	(*TargetReleased)(nil),        // 35: godwit.v1.TargetReleased
+	(*TargetRunning)(nil),         // 36: godwit.v1.TargetRunning
+	(*SourceRetired)(nil),         // 37: godwit.v1.SourceRetired
+	(*SourceReleased)(nil),        // 38: godwit.v1.SourceReleased
+	(*TargetFinished)(nil),        // 39: godwit.v1.TargetFinished
+	(*SourceFailed)(nil),          // 40: godwit.v1.SourceFailed
+	(*TargetFailed)(nil),          // 41: godwit.v1.TargetFailed
+	(*TargetRefused)(nil),         // 42: godwit.v1.TargetRefused
+	(*SourceRanOn)(nil),           // 43: godwit.v1.SourceRanOn
+	(*AddressMap)(nil),            // 44: godwit.v1.AddressMap
+	(*NetworkMap)(nil),            // 45: godwit.v1.NetworkMap
+	(*AddressEntry)(nil),          // 46: godwit.v1.AddressEntry
+	(*AddressesApplied)(nil),      // 47: godwit.v1.AddressesApplied
+	(*Host)(nil),                  // 48: godwit.v1.Host
+	(*VMSpec)(nil),                // 49: godwit.v1.VMSpec
+	(*timestamppb.Timestamp)(nil), // 50: google.protobuf.Timestamp
+	(*Endpoint)(nil),              // 51: godwit.v1.Endpoint
 }
 var file_godwit_v1_agent_proto_depIdxs = []int32{
 	7,  // 0: godwit.v1.SessionRequest.hello:type_name -> godwit.v1.Hello
-	26, // 1: godwit.v1.SessionRequest.report:type_name -> godwit.v1.Report
-	46, // 2: godwit.v1.SessionRequest.addresses_applied:type_name -> godwit.v1.AddressesApplied
+	27, // 1: godwit.v1.SessionRequest.report:type_name -> godwit.v1.Report
+	47, // 2: godwit.v1.SessionRequest.addresses_applied:type_name -> godwit.v1.AddressesApplied
 	6,  // 3: godwit.v1.SessionRequest.heartbeat:type_name -> godwit.v1.Heartbeat
 	8,  // 4: godwit.v1.SessionResponse.welcome:type_name -> godwit.v1.Welcome
-	14, // 5: godwit.v1.SessionResponse.command:type_name -> godwit.v1.Command
-	43, // 6: godwit.v1.SessionResponse.addresses:type_name -> godwit.v1.AddressMap
+	15, // 5: godwit.v1.SessionResponse.command:type_name -> godwit.v1.Command
+	44, // 6: godwit.v1.SessionResponse.addresses:type_name -> godwit.v1.AddressMap
 	6,  // 7: godwit.v1.SessionResponse.heartbeat:type_name -> godwit.v1.Heartbeat
-	47, // 8: godwit.v1.Hello.host:type_name -> godwit.v1.Host
-	9,  // 9: godwit.v1.Hello.instances:type_name -> godwit.v1.InstanceReport
-	48, // 10: godwit.v1.Instance.spec:type_name -> godwit.v1.VMSpec
-	13, // 11: godwit.v1.Instance.networks:type_name -> godwit.v1.PortNetwork
-	15, // 12: godwit.v1.Command.start_instance:type_name -> godwit.v1.StartInstance
-	16, // 13: godwit.v1.Command.stop_instance:type_name -> godwit.v1.StopInstance
-	18, // 14: godwit.v1.Command.prepare_target:type_name -> godwit.v1.PrepareTarget
-	19, // 15: godwit.v1.Command.start_copy:type_name -> godwit.v1.StartCopy
-	20, // 16: godwit.v1.Command.resume_source:type_name -> godwit.v1.ResumeSource
-	21, // 17: godwit.v1.Command.release_target:type_name -> godwit.v1.ReleaseTarget
-	22, // 18: godwit.v1.Command.run_target:type_name -> godwit.v1.RunTarget
-	23, // 19: godwit.v1.Command.retire_source:type_name -> godwit.v1.RetireSource
-	24, // 20: godwit.v1.Command.release_source:type_name -> godwit.v1.ReleaseSource
-	25, // 21: godwit.v1.Command.finish_target:type_name -> godwit.v1.FinishTarget
-	17, // 22: godwit.v1.Command.forget_instance:type_name -> godwit.v1.ForgetInstance
-	12, // 23: godwit.v1.StartInstance.instance:type_name -> godwit.v1.Instance
-	12, // 24: godwit.v1.PrepareTarget.instance:type_name -> godwit.v1.Instance
-	13, // 25: godwit.v1.StartCopy.networks:type_name -> godwit.v1.PortNetwork
-	49, // 26: godwit.v1.Report.at:type_name -> google.protobuf.Timestamp
-	9,  // 27: godwit.v1.Report.instance:type_name -> godwit.v1.InstanceReport
-	27, // 28: godwit.v1.Report.target_prepared:type_name -> godwit.v1.TargetPrepared
-	28, // 29: godwit.v1.Report.copy_progress:type_name -> godwit.v1.CopyProgress
-	29, // 30: godwit.v1.Report.source_stopped:type_name -> godwit.v1.SourceStopped
-	33, // 31: godwit.v1.Report.source_resumed:type_name -> godwit.v1.SourceResumed
-	34, // 32: godwit.v1.Report.target_released:type_name -> godwit.v1.TargetReleased
-	35, // 33: godwit.v1.Report.target_running:type_name -> godwit.v1.TargetRunning
-	36, // 34: godwit.v1.Report.source_retired:type_name -> godwit.v1.SourceRetired
-	37, // 35: godwit.v1.Report.source_released:type_name -> godwit.v1.SourceReleased
-	38, // 36: godwit.v1.Report.target_finished:type_name -> godwit.v1.TargetFinished
-	39, // 37: godwit.v1.Report.source_failed:type_name -> godwit.v1.SourceFailed
-	40, // 38: godwit.v1.Report.target_failed:type_name -> godwit.v1.TargetFailed
-	30, // 39: godwit.v1.Report.switch_measured:type_name -> godwit.v1.SwitchMeasured
-	41, // 40: godwit.v1.Report.target_refused:type_name -> godwit.v1.TargetRefused
-	42, // 41: godwit.v1.Report.source_ran_on:type_name -> godwit.v1.SourceRanOn
-	49, // 42: godwit.v1.SourceStopped.stopped:type_name -> google.protobuf.Timestamp
-	31, // 43: godwit.v1.SwitchMeasured.marks:type_name -> godwit.v1.SourceMarks
-	49, // 44: godwit.v1.SourceMarks.gate_flipped:type_name -> google.protobuf.Timestamp
-	49, // 45: godwit.v1.SourceMarks.stopped:type_name -> google.protobuf.Timestamp
-	49, // 46: godwit.v1.SourceMarks.pre_switchover:type_name -> google.protobuf.Timestamp
-	49, // 47: godwit.v1.SourceMarks.continued:type_name -> google.protobuf.Timestamp
-	49, // 48: godwit.v1.SourceMarks.drained:type_name -> google.protobuf.Timestamp
-	49, // 49: godwit.v1.SourceMarks.completed:type_name -> google.protobuf.Timestamp
-	49, // 50: godwit.v1.TargetMarks.loaded:type_name -> google.protobuf.Timestamp
-	49, // 51: godwit.v1.TargetMarks.asked:type_name -> google.protobuf.Timestamp
-	49, // 52: godwit.v1.TargetMarks.answered:type_name -> google.protobuf.Timestamp
-	49, // 53: godwit.v1.TargetMarks.resumed:type_name -> google.protobuf.Timestamp
-	32, // 54: godwit.v1.TargetRunning.marks:type_name -> godwit.v1.TargetMarks
-	44, // 55: godwit.v1.AddressMap.networks:type_name -> godwit.v1.NetworkMap
-	45, // 56: godwit.v1.NetworkMap.entries:type_name -> godwit.v1.AddressEntry
-	50, // 57: godwit.v1.NetworkMap.endpoints:type_name -> godwit.v1.Endpoint
-	4,  // 58: godwit.v1.AgentService.Session:input_type -> godwit.v1.SessionRequest
-	10, // 59: godwit.v1.AgentService.Commit:input_type -> godwit.v1.CommitRequest
-	0,  // 60: godwit.v1.PeerService.GiveUp:input_type -> godwit.v1.GiveUpRequest
-	2,  // 61: godwit.v1.PeerService.ReturnFrames:input_type -> godwit.v1.ReturnFramesRequest
-	5,  // 62: godwit.v1.AgentService.Session:output_type -> godwit.v1.SessionResponse
-	11, // 63: godwit.v1.AgentService.Commit:output_type -> godwit.v1.CommitResponse
-	1,  // 64: godwit.v1.PeerService.GiveUp:output_type -> godwit.v1.GiveUpResponse
-	3,  // 65: godwit.v1.PeerService.ReturnFrames:output_type -> godwit.v1.ReturnFramesResponse
-	62, // [62:66] is the sub-list for method output_type
-	58, // [58:62] is the sub-list for method input_type
-	58, // [58:58] is the sub-list for extension type_name
-	58, // [58:58] is the sub-list for extension extendee
-	0,  // [0:58] is the sub-list for field type_name
+	9,  // 8: godwit.v1.Heartbeat.store:type_name -> godwit.v1.StoreMark
+	48, // 9: godwit.v1.Hello.host:type_name -> godwit.v1.Host
+	10, // 10: godwit.v1.Hello.instances:type_name -> godwit.v1.InstanceReport
+	9,  // 11: godwit.v1.Hello.store:type_name -> godwit.v1.StoreMark
+	9,  // 12: godwit.v1.Welcome.store:type_name -> godwit.v1.StoreMark
+	49, // 13: godwit.v1.Instance.spec:type_name -> godwit.v1.VMSpec
+	14, // 14: godwit.v1.Instance.networks:type_name -> godwit.v1.PortNetwork
+	16, // 15: godwit.v1.Command.start_instance:type_name -> godwit.v1.StartInstance
+	17, // 16: godwit.v1.Command.stop_instance:type_name -> godwit.v1.StopInstance
+	19, // 17: godwit.v1.Command.prepare_target:type_name -> godwit.v1.PrepareTarget
+	20, // 18: godwit.v1.Command.start_copy:type_name -> godwit.v1.StartCopy
+	21, // 19: godwit.v1.Command.resume_source:type_name -> godwit.v1.ResumeSource
+	22, // 20: godwit.v1.Command.release_target:type_name -> godwit.v1.ReleaseTarget
+	23, // 21: godwit.v1.Command.run_target:type_name -> godwit.v1.RunTarget
+	24, // 22: godwit.v1.Command.retire_source:type_name -> godwit.v1.RetireSource
+	25, // 23: godwit.v1.Command.release_source:type_name -> godwit.v1.ReleaseSource
+	26, // 24: godwit.v1.Command.finish_target:type_name -> godwit.v1.FinishTarget
+	18, // 25: godwit.v1.Command.forget_instance:type_name -> godwit.v1.ForgetInstance
+	13, // 26: godwit.v1.StartInstance.instance:type_name -> godwit.v1.Instance
+	13, // 27: godwit.v1.PrepareTarget.instance:type_name -> godwit.v1.Instance
+	14, // 28: godwit.v1.StartCopy.networks:type_name -> godwit.v1.PortNetwork
+	50, // 29: godwit.v1.Report.at:type_name -> google.protobuf.Timestamp
+	10, // 30: godwit.v1.Report.instance:type_name -> godwit.v1.InstanceReport
+	28, // 31: godwit.v1.Report.target_prepared:type_name -> godwit.v1.TargetPrepared
+	29, // 32: godwit.v1.Report.copy_progress:type_name -> godwit.v1.CopyProgress
+	30, // 33: godwit.v1.Report.source_stopped:type_name -> godwit.v1.SourceStopped
+	34, // 34: godwit.v1.Report.source_resumed:type_name -> godwit.v1.SourceResumed
+	35, // 35: godwit.v1.Report.target_released:type_name -> godwit.v1.TargetReleased
+	36, // 36: godwit.v1.Report.target_running:type_name -> godwit.v1.TargetRunning
+	37, // 37: godwit.v1.Report.source_retired:type_name -> godwit.v1.SourceRetired
+	38, // 38: godwit.v1.Report.source_released:type_name -> godwit.v1.SourceReleased
+	39, // 39: godwit.v1.Report.target_finished:type_name -> godwit.v1.TargetFinished
+	40, // 40: godwit.v1.Report.source_failed:type_name -> godwit.v1.SourceFailed
+	41, // 41: godwit.v1.Report.target_failed:type_name -> godwit.v1.TargetFailed
+	31, // 42: godwit.v1.Report.switch_measured:type_name -> godwit.v1.SwitchMeasured
+	42, // 43: godwit.v1.Report.target_refused:type_name -> godwit.v1.TargetRefused
+	43, // 44: godwit.v1.Report.source_ran_on:type_name -> godwit.v1.SourceRanOn
+	50, // 45: godwit.v1.SourceStopped.stopped:type_name -> google.protobuf.Timestamp
+	32, // 46: godwit.v1.SwitchMeasured.marks:type_name -> godwit.v1.SourceMarks
+	50, // 47: godwit.v1.SourceMarks.gate_flipped:type_name -> google.protobuf.Timestamp
+	50, // 48: godwit.v1.SourceMarks.stopped:type_name -> google.protobuf.Timestamp
+	50, // 49: godwit.v1.SourceMarks.pre_switchover:type_name -> google.protobuf.Timestamp
+	50, // 50: godwit.v1.SourceMarks.continued:type_name -> google.protobuf.Timestamp
+	50, // 51: godwit.v1.SourceMarks.drained:type_name -> google.protobuf.Timestamp
+	50, // 52: godwit.v1.SourceMarks.completed:type_name -> google.protobuf.Timestamp
+	50, // 53: godwit.v1.TargetMarks.loaded:type_name -> google.protobuf.Timestamp
+	50, // 54: godwit.v1.TargetMarks.asked:type_name -> google.protobuf.Timestamp
+	50, // 55: godwit.v1.TargetMarks.answered:type_name -> google.protobuf.Timestamp
+	50, // 56: godwit.v1.TargetMarks.resumed:type_name -> google.protobuf.Timestamp
+	33, // 57: godwit.v1.TargetRunning.marks:type_name -> godwit.v1.TargetMarks
+	45, // 58: godwit.v1.AddressMap.networks:type_name -> godwit.v1.NetworkMap
+	46, // 59: godwit.v1.NetworkMap.entries:type_name -> godwit.v1.AddressEntry
+	51, // 60: godwit.v1.NetworkMap.endpoints:type_name -> godwit.v1.Endpoint
+	4,  // 61: godwit.v1.AgentService.Session:input_type -> godwit.v1.SessionRequest
+	11, // 62: godwit.v1.AgentService.Commit:input_type -> godwit.v1.CommitRequest
+	0,  // 63: godwit.v1.PeerService.GiveUp:input_type -> godwit.v1.GiveUpRequest
+	2,  // 64: godwit.v1.PeerService.ReturnFrames:input_type -> godwit.v1.ReturnFramesRequest
+	5,  // 65: godwit.v1.AgentService.Session:output_type -> godwit.v1.SessionResponse
+	12, // 66: godwit.v1.AgentService.Commit:output_type -> godwit.v1.CommitResponse
+	1,  // 67: godwit.v1.PeerService.GiveUp:output_type -> godwit.v1.GiveUpResponse
+	3,  // 68: godwit.v1.PeerService.ReturnFrames:output_type -> godwit.v1.ReturnFramesResponse
+	65, // [65:69] is the sub-list for method output_type
+	61, // [61:65] is the sub-list for method input_type
+	61, // [61:61] is the sub-list for extension type_name
+	61, // [61:61] is the sub-list for extension extendee
+	0,  // [0:61] is the sub-list for field type_name
 }
 
 func init() { file_godwit_v1_agent_proto_init() }
@@ -3751,7 +3854,7 @@ func file_godwit_v1_agent_proto_init() {
 		(*SessionResponse_Addresses)(nil),
 		(*SessionResponse_Heartbeat)(nil),
 	}
-	file_godwit_v1_agent_proto_msgTypes[14].OneofWrappers = []any{
+	file_godwit_v1_agent_proto_msgTypes[15].OneofWrappers = []any{
 		(*Command_StartInstance)(nil),
 		(*Command_StopInstance)(nil),
 		(*Command_PrepareTarget)(nil),
@@ -3764,7 +3867,7 @@ func file_godwit_v1_agent_proto_init() {
 		(*Command_FinishTarget)(nil),
 		(*Command_ForgetInstance)(nil),
 	}
-	file_godwit_v1_agent_proto_msgTypes[26].OneofWrappers = []any{
+	file_godwit_v1_agent_proto_msgTypes[27].OneofWrappers = []any{
 		(*Report_Instance)(nil),
 		(*Report_TargetPrepared)(nil),
 		(*Report_CopyProgress)(nil),
@@ -3787,7 +3890,7 @@ func file_godwit_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_godwit_v1_agent_proto_rawDesc), len(file_godwit_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   47,
+			NumMessages:   48,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

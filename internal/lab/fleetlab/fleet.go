@@ -81,7 +81,7 @@ var networks = [...]Network{
 // Fleet is a running fleet.
 type Fleet struct {
 	Lab    *lab.Lab
-	API    *client.Client // of the first server
+	API    *client.Client // of the first server that answers
 	Client *lab.Namespace // eth0 is in the first network, eth1 in the second
 
 	config  Config
@@ -213,7 +213,10 @@ func (f *Fleet) startAgent(ctx context.Context, host Host) error {
 
 // AwaitHosts waits until the server knows every host as up.
 func (f *Fleet) AwaitHosts(ctx context.Context) error {
-	processes := slices.Clone(f.servers[:1])
+	var processes []*Process
+	if len(f.servers) == 1 {
+		processes = append(processes, f.servers[0])
+	}
 	for _, name := range f.Hosts() {
 		processes = append(processes, f.agents[name])
 	}

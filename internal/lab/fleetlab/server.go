@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"godwit.dev/godwit/api/client"
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
@@ -58,8 +59,48 @@ func (f *Fleet) startServers(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	return nil
+	if f.config.Servers == 1 {
+		return nil
+	}
+	var sockets []string
+	for i := range f.servers {
+		sockets = append(sockets, "unix://"+f.socketPath(i))
+	}
+	any, err := client.Dial(client.Config{Server: strings.Join(sockets, ",")})
+	if err == nil {
+		f.API, f.apis = any, append(f.apis, any)
+	}
+	return err
 }
+
+// Leader waits until one of the servers that run leads, and gives its place
+// among Servers.
+func (f *Fleet) Leader(ctx context.Context) (leader int, err error) {
+	err = f.await(ctx, "a server to lead", func(ctx context.Context) (bool, error) {
+		for i, process := range f.servers {
+			if process.PID() == 0 {
+				continue
+			}
+			if f.leads(ctx, i) {
+				leader = i
+				return true, nil
+			}
+		}
+		return false, nil
+	})
+	return leader, err
+}
+
+// leads asks a server, which may hang.
+func (f *Fleet) leads(ctx context.Context, i int) bool {
+	ctx, cancel := context.WithTimeout(ctx, statusWithin)
+	defer cancel()
+	status, err := f.apis[i].Server.Status(ctx, &godwitv1.StatusRequest{})
+	return err == nil && status.GetLeads()
+}
+
+// statusWithin bounds one question to one server.
+const statusWithin = time.Second
 
 func (f *Fleet) startServer(i int, etcd []string) error {
 	home, name := f.Lab.Host(controlName(i)), numbered("server", i)

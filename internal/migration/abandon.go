@@ -1,0 +1,12 @@
+package migration
+
+import "time"
+
+// Abandon ends a migration of which the record is not true any more, because an
+// old copy of it was restored. No host is told anything: whoever calls this has
+// found out by other means where the VM is.
+func Abandon(m Migration, cause string, at time.Time) Migration {
+	m.State, m.Cause, m.Ended = NeedsOperator, cause, at
+	m.Pending, m.Timer = nil, nil
+	return m
+}
