@@ -10,6 +10,13 @@
 // told the source to resume after an abort. Closing is always allowed: a source
 // closes its own gate before it lets QEMU finish, without asking.
 //
+// # Servers
+//
+// The session goes to the server that leads, which any of them names. The
+// commit is asked of any, in turn, until one answers. The agent keeps the
+// newest point in the history of their store that it was told of, and says it
+// in Hello: so a server finds out that its store is an old copy.
+//
 // # Machines
 //
 // A machine is one instance with its taps and its folder, by VM and epoch.

@@ -23,9 +23,21 @@
 // then keeps its answer in the commit that creates, and gives it when the
 // request comes again.
 //
+// # Terms
+//
+// Of servers that share a store one leads, for a term. What needs one place
+// exists in a term only: sessions, the life cycle, the address map, and the
+// carrying on of migrations. Every server reads records, and decides commits and
+// aborts; the leader takes up what another one has decided as its mirror hears
+// of it. All other calls go on to the leader.
+//
+// In a term on a store that was restored from a backup nothing is done: sessions
+// are refused once the host has said what it has, until an operator accepts the
+// store.
+//
 // # Sessions
 //
-// An agent holds one stream to the server. The newest session of a host is the
+// An agent holds one stream to the server that leads. The newest session of a host is the
 // session: it first ends the older one and waits until its last report was
 // handled, so the reports of a host are handled one after the other and in
 // order, also over a reconnect. Who is speaking is what the certificate says,
@@ -52,8 +64,8 @@
 //
 // # Locks
 //
-// hub.mu, mirror.mu, addressPusher.mu and lifecycle.mu are never held while
-// another lock of the package is taken, except that addressPusher.mu is held
-// while the mirror is read and the hub is written to. None is held over a call
-// to the store or to a host.
+// hub.mu, mirror.mu, addressPusher.mu, lifecycle.mu, leader.mu and recovery.mu
+// are never held while another lock of the package is taken, except that
+// addressPusher.mu is held while the mirror is read and the hub is written to.
+// None is held over a call to the store or to a host.
 package server
