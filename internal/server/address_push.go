@@ -61,7 +61,8 @@ func newAddressPusher(m *mirror, h *hub) *addressPusher {
 }
 
 // begin forgets what was of an earlier term, in which this server led: hosts
-// have other sessions now, and have perhaps heard of others.
+// have other sessions now, and have perhaps heard of others. Whoever waits goes
+// on to wait.
 func (p *addressPusher) begin() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -70,7 +71,7 @@ func (p *addressPusher) begin() {
 			state.giveUp.Stop()
 		}
 	}
-	p.began, p.hosts, p.waiters = time.Now(), map[fleet.HostName]*informed{}, nil
+	p.began, p.hosts = time.Now(), map[fleet.HostName]*informed{}
 	p.Changed()
 }
 
