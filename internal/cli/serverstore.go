@@ -26,9 +26,9 @@ can be any agent or administrator.
 Records change whenever a VM starts, stops or moves. The younger the backup, the
 less has to be put in order after a restore.`
 
-const restoreHelp = `Restore puts the records of a backup in the place of the built-in etcd, in a data
-folder that has none. The server must not run. Stop it, move the folder "etcd"
-of its data folder away, restore, and start it again.
+const restoreHelp = `Restore puts the records of a backup in the place of the built-in etcd, in a
+data folder that has none. The server must not run. Stop it, move the folder
+"etcd" of its data folder away, restore, and start it again.
 
 VMs run on all the while. But they may have moved since the backup was taken, so
 the server then does nothing at all until "godwit server accept-restore".
@@ -47,8 +47,8 @@ has there. One of which no host has an instance counts as failed, with an epoch
 above all that can have been given since. Migrations of the backup end. What was
 changed is printed.`
 
-const statusHelp = `Status shows what the server that is asked knows: which server leads, and whether
-the fleet stands still because its store was restored from a backup.`
+const statusHelp = `Status shows what the server that is asked knows: which server leads, and
+whether the fleet stands still because its store was restored from a backup.`
 
 // newServerChildren are the commands about a server's store.
 func newServerChildren(app *App) []*cobra.Command {

@@ -199,7 +199,11 @@ func (s *Server) endRestore(ctx context.Context, newest uint32) error {
 	if err != nil && fleet.CodeOf(err) != fleet.NotFound {
 		return err
 	}
+	next := max(generation.Value, newest) + 1
 	_, err = s.tables.store.Commit(ctx, store.If(counters.At(generationCounter, generation.Version)),
-		counters.Put(generationCounter, max(generation.Value, newest)+1), s.tables.restores.Delete(restoreKey))
+		counters.Put(generationCounter, next), s.tables.restores.Delete(restoreKey))
+	if err == nil {
+		s.mirror.noteRecovery(next, "") // so that the next call finds the fleet going on
+	}
 	return err
 }
