@@ -77,7 +77,7 @@ var bannedCalls = map[string][]string{
 // files included.
 var owners = map[string][]string{
 	"go.etcd.io/":                {"internal/store", "internal/lab/etcd"},
-	"github.com/cilium/ebpf":     {"internal/network"},
+	"github.com/cilium/ebpf":     {"internal/network", "internal/lab"},
 	"github.com/vishvananda/":    {"internal/network", "internal/lab"},
 	"github.com/spf13/cobra":     {"internal/cli"},
 	"github.com/goccy/go-yaml":   {"internal/cli"},
