@@ -30,7 +30,9 @@ type GuestConfig struct {
 	Ports  int         // one in each of so many networks; 1
 	Queues int32       // of each port; 1
 	Dirty  witness.Dirty
-	Disks  []*godwitv1.Disk
+	// Records is how many records a second the guest writes to its first disk.
+	Records int
+	Disks   []*godwitv1.Disk
 }
 
 // Guest is a VM that runs the lab's guest.
@@ -79,7 +81,7 @@ func (f *Fleet) Plan(config GuestConfig) (*Guest, *godwitv1.CreateVMRequest, err
 		return nil, nil, fmt.Errorf("plan vm %s: it is number %d and has %d ports", config.Name, number, config.Ports)
 	}
 	g := &Guest{Name: config.Name, fleet: f}
-	args := witness.Args{Dirty: config.Dirty}
+	args := witness.Args{Dirty: config.Dirty, Disk: witness.Disk{Rate: config.Records}}
 	spec := &godwitv1.VMSpec{Cpus: config.CPUs, MemoryBytes: uint64(config.Memory), Disks: config.Disks}
 	for i, network := range networks[:config.Ports] {
 		mac := net.HardwareAddr{0x52, 0x54, 0, 0x90, byte(i), byte(number)}

@@ -48,7 +48,7 @@ func (f *Fleet) Inventory(ctx context.Context, host string) (i Inventory, err er
 	if home == nil {
 		return i, fmt.Errorf("inventory: there is no host %s", host)
 	}
-	if i.QEMUs, err = qemusIn(home.Name()); err != nil {
+	if i.QEMUs, err = f.QEMUs(host); err != nil {
 		return i, err
 	}
 	err = home.Do(func() error {
@@ -75,6 +75,9 @@ func (f *Fleet) Inventory(ctx context.Context, host string) (i Inventory, err er
 	i.CPUsReserved, i.MemoryReserved = answer.GetHost().GetCpusReserved(), answer.GetHost().GetMemoryReservedBytes()
 	return i, err
 }
+
+// QEMUs gives the pids of the QEMUs on a host, in order.
+func (f *Fleet) QEMUs(host string) ([]int, error) { return qemusIn(f.Lab.Host(host).Name()) }
 
 // qemusIn gives the pids of the QEMUs in a named network namespace, in order.
 func qemusIn(namespace string) (pids []int, err error) {

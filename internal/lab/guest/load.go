@@ -189,15 +189,22 @@ func openDisk(path string, rate int) (*diskWriter, error) {
 }
 
 func (w *diskWriter) run(g *guest) {
+	var record witness.Record
+	var nonces witness.Nonces
 	for range time.Tick(w.every) {
-		record := witness.Record{
-			Sequence: w.report().Written + 1, Boot: g.boot,
-			Clock: int64(g.clock()), Counter: g.ledger.Counter(),
+		if next := w.report().Written + 1; next != record.Sequence { // else it failed, and is written again as it was
+			now := g.clock()
+			record = witness.Record{
+				Sequence: next, Boot: g.boot, Clock: int64(now), Counter: g.ledger.Counter(), Nonce: nonces.Draw(now),
+			}
+			record.Marshal(w.block)
 		}
-		record.Marshal(w.block)
 		begun := time.Now()
 		_, err := w.file.WriteAt(w.block, int64(record.Sequence%w.blocks)*witness.BlockSize)
 		w.note(record.Sequence, time.Since(begun), err)
+		if err == nil {
+			g.ledger.Wrote(record)
+		}
 	}
 }
 

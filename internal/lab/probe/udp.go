@@ -24,7 +24,7 @@ import (
 const (
 	DefaultRate     = 500
 	MaxRate         = 50_000
-	DefaultSize     = 64
+	DefaultSize     = 96
 	MinSize         = witness.HeaderSize
 	DefaultStraggle = 2 * time.Second
 

@@ -13,7 +13,9 @@
 //
 // The guest's counter rises by one with every packet it handles and lives in
 // guest memory only. A client that sees one value twice has seen the guest
-// run twice from one state: two instances, or a rollback.
+// run twice from one state: two instances, or a rollback. Every reply also
+// names the last disk record that was acknowledged, so that a client knows
+// which must be on the disk, whatever becomes of the guest.
 //
 // # Ownership
 //

@@ -69,9 +69,11 @@ const maxFlows = 64
 
 // Ledger counts the packets a guest handles, by flow, and numbers them.
 type Ledger struct {
-	mu      sync.Mutex
-	counter uint64
-	flows   map[uint64]*flowEntry
+	mu           sync.Mutex
+	counter      uint64
+	written      uint64 // sequence number of a disk record
+	writtenNonce uint64
+	flows        map[uint64]*flowEntry
 }
 
 type flowEntry struct {
@@ -128,6 +130,20 @@ func (l *Ledger) Counter() uint64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.counter
+}
+
+// Wrote notes that the disk has acknowledged a record.
+func (l *Ledger) Wrote(r Record) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.written, l.writtenNonce = r.Sequence, r.Nonce
+}
+
+// Written gives the last record that the disk has acknowledged.
+func (l *Ledger) Written() (sequence, nonce uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.written, l.writtenNonce
 }
 
 // Flows gives every flow kept, by id.

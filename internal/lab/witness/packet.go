@@ -13,7 +13,7 @@ const (
 )
 
 // HeaderSize is the number of bytes of a packet before its filler.
-const HeaderSize = 56
+const HeaderSize = 80
 
 // MaxPacketSize is the largest payload the guest echoes, in bytes.
 const MaxPacketSize = 9000
@@ -25,7 +25,7 @@ const (
 
 // Packet is the header of an echo packet, big endian on the wire. The client
 // fills Flow, Sequence and Sent; the guest sends the whole packet back as a
-// reply with Counter, Clock and Boot filled in. What follows the header comes
+// reply with the rest filled in. What follows the header comes
 // back untouched.
 type Packet struct {
 	Reply    bool
@@ -35,6 +35,11 @@ type Packet struct {
 	Counter  uint64 // the guest's counter, from 1, by one for every packet
 	Clock    int64  // the guest's monotonic clock, ns since its init began
 	Boot     uint64 // random number of this boot of the guest
+	Nonce    uint64 // drawn for this reply, see Nonces
+
+	// The last record that the guest's disk has acknowledged; 0 without one.
+	Written      uint64 // its sequence number
+	WrittenNonce uint64
 }
 
 // ErrNotPacket says that the bytes are no echo packet.
@@ -55,6 +60,9 @@ func (p Packet) Marshal(b []byte) {
 	binary.BigEndian.PutUint64(b[32:], p.Counter)
 	binary.BigEndian.PutUint64(b[40:], uint64(p.Clock))
 	binary.BigEndian.PutUint64(b[48:], p.Boot)
+	binary.BigEndian.PutUint64(b[56:], p.Nonce)
+	binary.BigEndian.PutUint64(b[64:], p.Written)
+	binary.BigEndian.PutUint64(b[72:], p.WrittenNonce)
 }
 
 // ParsePacket reads the header at the start of b, or gives ErrNotPacket.
@@ -74,5 +82,9 @@ func ParsePacket(b []byte) (Packet, error) {
 		Counter:  binary.BigEndian.Uint64(b[32:]),
 		Clock:    int64(binary.BigEndian.Uint64(b[40:])),
 		Boot:     binary.BigEndian.Uint64(b[48:]),
+		Nonce:    binary.BigEndian.Uint64(b[56:]),
+
+		Written:      binary.BigEndian.Uint64(b[64:]),
+		WrittenNonce: binary.BigEndian.Uint64(b[72:]),
 	}, nil
 }

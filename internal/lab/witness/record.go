@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"hash/crc32"
+	"time"
 )
 
 // BlockSize is the size of a disk record in bytes, and its alignment.
@@ -18,6 +19,7 @@ type Record struct {
 	Boot     uint64 // random number of the boot that wrote it
 	Clock    int64  // the guest's monotonic clock at the write, ns
 	Counter  uint64 // the guest's packet counter at the write
+	Nonce    uint64 // drawn for this record, see Nonces
 }
 
 // ErrNotRecord says that a block holds no record, or a torn one.
@@ -34,8 +36,9 @@ func (r Record) Marshal(block []byte) {
 	binary.BigEndian.PutUint64(block[16:], r.Boot)
 	binary.BigEndian.PutUint64(block[24:], uint64(r.Clock))
 	binary.BigEndian.PutUint64(block[32:], r.Counter)
+	binary.BigEndian.PutUint64(block[40:], r.Nonce)
 	noise := Noise(r.Boot ^ r.Sequence)
-	noise.Fill(block[40 : BlockSize-8])
+	noise.Fill(block[48 : BlockSize-8])
 	binary.BigEndian.PutUint64(block[BlockSize-8:], uint64(crc32.Checksum(block[:BlockSize-8], castagnoli)))
 }
 
@@ -53,7 +56,21 @@ func ParseRecord(block []byte) (Record, error) {
 		Boot:     binary.BigEndian.Uint64(block[16:]),
 		Clock:    int64(binary.BigEndian.Uint64(block[24:])),
 		Counter:  binary.BigEndian.Uint64(block[32:]),
+		Nonce:    binary.BigEndian.Uint64(block[40:]),
 	}, nil
+}
+
+// Nonces draws numbers that no copy of the guest draws as well. Two copies that
+// run from one state have the same memory, the kernel's random numbers
+// included, but do the same thing at different nanoseconds: so the moment of
+// every draw goes into all that follow. It is not safe for concurrent use.
+type Nonces struct{ state Noise }
+
+// Draw gives the nonce of something that happens now, on the guest's clock.
+func (n *Nonces) Draw(now time.Duration) uint64 {
+	n.state ^= Noise(now)
+	n.state = Noise(n.state.Next())
+	return uint64(n.state)
 }
 
 // Noise is a stream of incompressible bytes: the splitmix64 generator, whose

@@ -37,6 +37,7 @@ func ServeUDP(ctx context.Context, conn PacketConn, ledger *Ledger, boot uint64,
 	defer conn.Close()
 	defer stop()
 	buffer := make([]byte, MaxPacketSize+1)
+	var nonces Nonces
 	for {
 		n, from, err := conn.ReadFromUDPAddrPort(buffer)
 		if err != nil {
@@ -53,7 +54,9 @@ func ServeUDP(ctx context.Context, conn PacketConn, ledger *Ledger, boot uint64,
 		packet.Reply = true
 		packet.Clock = int64(now)
 		packet.Boot = boot
+		packet.Nonce = nonces.Draw(now)
 		packet.Counter = ledger.Note(packet.Flow, packet.Sequence, now)
+		packet.Written, packet.WrittenNonce = ledger.Written()
 		packet.Marshal(buffer)
 		// A reply that cannot be sent is a lost packet, and the client will
 		// see it as one.

@@ -43,7 +43,7 @@ func TestArgsRefused(t *testing.T) {
 func TestPacketSurvivesTheWire(t *testing.T) {
 	for _, want := range []Packet{
 		{Flow: 1, Sequence: 2, Sent: 3},
-		{Reply: true, Flow: 1 << 63, Sequence: 5, Sent: -6, Counter: 7, Clock: 8, Boot: 9},
+		{Reply: true, Flow: 1 << 63, Sequence: 5, Sent: -6, Counter: 7, Clock: 8, Boot: 9, Nonce: 10, Written: 11, WrittenNonce: 12},
 	} {
 		b := make([]byte, HeaderSize)
 		want.Marshal(b)
@@ -60,9 +60,26 @@ func TestPacketSurvivesTheWire(t *testing.T) {
 	}
 }
 
+// Two copies of a guest draw different nonces once they have done one thing at
+// different times, and a guest never draws one again.
+func TestNoncesOfCopies(t *testing.T) {
+	var one Nonces
+	one.Draw(1)
+	other := one
+	if one.Draw(2) == other.Draw(3) {
+		t.Error("two copies have drawn the same")
+	}
+	if one.Draw(4) == other.Draw(4) {
+		t.Error("two copies have become the same")
+	}
+	if one.Draw(5) == one.Draw(5) {
+		t.Error("one was drawn twice")
+	}
+}
+
 // Any single byte that is wrong makes a disk record none.
 func TestRecordThatIsTorn(t *testing.T) {
-	want := Record{Sequence: 1, Boot: 2, Clock: 3, Counter: 4}
+	want := Record{Sequence: 1, Boot: 2, Clock: 3, Counter: 4, Nonce: 5}
 	block := make([]byte, BlockSize)
 	want.Marshal(block)
 	if got, err := ParseRecord(block); err != nil || got != want {
