@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
@@ -215,11 +216,20 @@ func (m *machine) unclaim() error {
 	return errors.Join(errs...)
 }
 
+// letIn: an earlier agent has let frames come, and an address map may say so
+// already. It must be called with mu held.
+func (m *machine) letIn() bool {
+	return len(m.ports) > 0 && !slices.ContainsFunc(m.ports, func(p *port) bool {
+		gate, err := p.tap.Gate()
+		return err != nil || gate.Mode != network.Arriving && gate.Mode != network.Settling
+	})
+}
+
 // claim gives the tap of a port, if the machine wants its frames.
 func (m *machine) claim(name string) (tap string, claims bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.leaving || m.record.Role == arriving && !m.receives {
+	if m.leaving || m.record.Role == arriving && !m.receives && !m.letIn() {
 		return "", false
 	}
 	if m.unadopted != nil {
