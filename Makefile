@@ -11,9 +11,11 @@ PACKAGES  = ./...
 DEMOFLAGS =
 # For example: make bench BENCHFLAGS='client --runs 4'
 BENCHFLAGS =
+# For example: make faults FAULTSFLAGS='--victim all-servers --state copying'
+FAULTSFLAGS =
 
 .DEFAULT_GOAL = help
-.PHONY: help setup build demo test bench explore lint generate qemu72 clean distclean
+.PHONY: help setup build demo test bench explore faults lint generate qemu72 clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -41,6 +43,10 @@ bench: setup build ## measure; prints tables and writes out/*.json
 
 explore: ## walk through all states of a migration with two faults; writes out/explore.json
 	go run ./test/explore
+
+faults: setup build ## do harm in every state of migrations; prints a table and writes out/faults.json
+	go build -o bin/lab-etcd ./internal/lab/etcd
+	go run ./test/faults $(FAULTSFLAGS)
 
 lint: ## gofmt, go vet, staticcheck
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "not gofmt'ed: $$unformatted"; exit 1; }

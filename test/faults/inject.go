@@ -1,0 +1,153 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+
+	"godwit.dev/godwit/internal/lab/fleetlab"
+)
+
+const (
+	// deadFor is how long a killed program stays dead: longer than the deadline
+	// of a switch.
+	deadFor = 10 * time.Second
+	// brokenFor is how long a stop or a cut lasts.
+	brokenFor = 5 * time.Second
+	// lookEvery is how often a process is looked at for what it tells nobody.
+	lookEvery = 2 * time.Millisecond
+)
+
+// effect is a fault that has begun.
+type effect struct {
+	lasts time.Duration
+	end   func() error // nil if it is over, or for good
+}
+
+// inject does a cell's fault to its victim. Held is the target's agent if it is
+// stopped by a signal already.
+func inject(ctx context.Context, f *fleetlab.Fleet, p plane, c cell, held *fleetlab.Process) (effect, error) {
+	if c.Fault.cuts() {
+		heal, err := cut(f, p, c)
+		return effect{brokenFor, heal}, err
+	}
+	if c.Victim.isQEMU() {
+		return signalQEMU(ctx, f, c)
+	}
+	victims := programs(f, p, c.Victim)
+	switch c.Fault {
+	case sigstop:
+		pause := func(p *fleetlab.Process) error {
+			if p == held {
+				return nil
+			}
+			return p.Pause()
+		}
+		return effect{brokenFor, each(victims, (*fleetlab.Process).Continue)}, each(victims, pause)()
+	case sigkill:
+		return effect{deadFor, each(victims, (*fleetlab.Process).Start)}, each(victims, (*fleetlab.Process).Kill)()
+	}
+	if err := each(victims, (*fleetlab.Process).Kill)(); err != nil {
+		return effect{}, err
+	}
+	return effect{}, each(victims, (*fleetlab.Process).Start)()
+}
+
+// each does the same to all processes.
+func each(all []*fleetlab.Process, do func(*fleetlab.Process) error) func() error {
+	return func() error {
+		var errs []error
+		for _, one := range all {
+			errs = append(errs, do(one))
+		}
+		return errors.Join(errs...)
+	}
+}
+
+// programs are the processes of a victim that is made of programs.
+func programs(f *fleetlab.Fleet, p plane, v victim) []*fleetlab.Process {
+	switch v {
+	case sourceAgent:
+		return []*fleetlab.Process{f.Agent(sourceHost)}
+	case targetAgent:
+		return []*fleetlab.Process{f.Agent(targetHost)}
+	case serverLeader:
+		return f.Servers()[p.leader : p.leader+1]
+	case etcdMember:
+		return f.Etcds()[len(f.Etcds())-1:]
+	case etcdQuorum:
+		return f.Etcds()[p.survivors():]
+	}
+	return f.Servers()
+}
+
+func signalQEMU(ctx context.Context, f *fleetlab.Fleet, c cell) (effect, error) {
+	host := sourceHost
+	if c.Victim == targetQEMU {
+		host = targetHost
+	}
+	process, err := awaitQEMU(ctx, f, host)
+	if err != nil {
+		return effect{}, err
+	}
+	if c.Fault == sigkill {
+		return effect{}, process.Kill()
+	}
+	if err := process.Signal(syscall.SIGSTOP); err != nil {
+		return effect{}, err
+	}
+	return effect{brokenFor, func() error {
+		if err := process.Signal(syscall.SIGCONT); err != nil && !gone(process) {
+			return err
+		}
+		return nil // who ends a stopped QEMU needs no leave from here
+	}}, awaitStopped(ctx, process)
+}
+
+// awaitQEMU waits for a host's QEMU: one that is being started is there soon.
+func awaitQEMU(ctx context.Context, f *fleetlab.Fleet, host string) (process *os.Process, err error) {
+	err = look(ctx, "a QEMU on "+host, func() (bool, error) {
+		pids, err := f.QEMUs(host)
+		if err != nil || len(pids) == 0 {
+			return false, err
+		}
+		process, err = os.FindProcess(pids[0])
+		return true, err
+	})
+	return process, err
+}
+
+// awaitStopped waits until a signal that stops a process has done so.
+func awaitStopped(ctx context.Context, process *os.Process) error {
+	return look(ctx, "QEMU to be stopped", func() (bool, error) {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", process.Pid))
+		if err != nil {
+			return false, err
+		}
+		_, rest, _ := strings.Cut(string(text), ") ") // proc_pid_stat(5)
+		return strings.HasPrefix(rest, "T"), nil
+	})
+}
+
+func gone(process *os.Process) bool { return process.Signal(syscall.Signal(0)) != nil }
+
+// look waits for what nobody tells.
+func look(ctx context.Context, what string, is func() (bool, error)) error {
+	ticker := time.NewTicker(lookEvery)
+	defer ticker.Stop()
+	for {
+		done, err := is()
+		if done || err != nil {
+			return err
+		}
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return fmt.Errorf("wait for %s: %w", what, ctx.Err())
+		}
+	}
+}

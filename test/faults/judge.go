@@ -1,0 +1,125 @@
+package main
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+
+	"godwit.dev/godwit/internal/lab/probe"
+)
+
+const (
+	// switchMax is the deadline of a switch, and pauseMax what the guest may
+	// stand still as its client sees it, if one host with the VM and one path
+	// survive.
+	switchMax = 3 * time.Second
+	pauseMax  = switchMax + time.Second
+	// sayMost bounds how many violations of one kind are told of a cell.
+	sayMost = 3
+)
+
+// Kinds of violations after which the lab is not as it was.
+const (
+	notBack    = "not back"
+	leftBehind = "left behind"
+)
+
+// evidence is all that the checks look at.
+type evidence struct {
+	frames         []sighting
+	disk           written
+	client         probe.UDPResult
+	doubled        uint64 // packets that came to the guest more than once
+	source, target netip.Addr
+	movedTo        bool // the record says that the target owns the VM
+}
+
+// findings gathers violations, not more than a few of each kind.
+type findings struct {
+	list  []string
+	kinds map[string]int
+}
+
+func (f *findings) add(kind, format string, args ...any) {
+	if f.kinds == nil {
+		f.kinds = map[string]int{}
+	}
+	if f.kinds[kind]++; f.kinds[kind] <= sayMost {
+		f.list = append(f.list, kind+": "+fmt.Sprintf(format, args...))
+	}
+}
+
+// checkEpochs: the guest's frames come from the source first and then, if it
+// has moved, from the target, and never again from the other.
+func (e evidence) checkEpochs(f *findings) {
+	var moved time.Time
+	for _, one := range e.frames {
+		switch {
+		case one.host == e.target && !e.movedTo:
+			f.add("never two", "a frame left the target, which has no right to the VM, at %s", clock(one.at))
+		case one.host == e.target && moved.IsZero():
+			moved = one.at
+		case one.host == e.source && !moved.IsZero():
+			f.add("never two", "a frame left the source at %s, after the target's first at %s", clock(one.at), clock(moved))
+		case one.host != e.source && one.host != e.target:
+			f.add("never two", "a frame left %s, which has nothing to do with the VM", one.host)
+		}
+	}
+}
+
+func clock(at time.Time) string { return at.UTC().Format("15:04:05.000000") }
+
+// checkReplies: the guest gives no number twice.
+func (e evidence) checkReplies(f *findings) {
+	nonces := map[uint64]uint64{} // by the guest's counter
+	for _, one := range e.frames {
+		if one.reply == nil {
+			continue
+		}
+		before, known := nonces[one.reply.Counter]
+		if known && before != one.reply.Nonce {
+			f.add("ran twice", "the guest has given number %d to two replies", one.reply.Counter)
+		}
+		nonces[one.reply.Counter] = one.reply.Nonce
+	}
+}
+
+// checkDisk: what was acknowledged is there, and nobody wrote over it.
+func (e evidence) checkDisk(f *findings) {
+	for i, record := range e.disk.last {
+		switch first := e.disk.first[i]; {
+		case record.Sequence != first.Sequence:
+			f.add("write lost", "record %d is not on the disk any more", first.Sequence)
+		case record.Nonce != first.Nonce:
+			f.add("ran twice", "record %d was written twice, with nonces %x and %x", first.Sequence, first.Nonce, record.Nonce)
+		}
+	}
+	for _, one := range e.frames {
+		if one.reply == nil || one.reply.Written == 0 {
+			continue
+		}
+		acknowledged, nonce := one.reply.Written, one.reply.WrittenNonce
+		switch {
+		case acknowledged > uint64(len(e.disk.last)):
+			f.add("write lost", "record %d was acknowledged; the last on the disk is %d", acknowledged, len(e.disk.last))
+		case e.disk.last[acknowledged-1].Nonce != nonce:
+			f.add("write lost", "record %d was acknowledged with nonce %x; on the disk it is %x", acknowledged, nonce, e.disk.last[acknowledged-1].Nonce)
+		}
+	}
+}
+
+// checkPackets: none is doubled, broken or lost, but those that had to be.
+func (e evidence) checkPackets(f *findings, mayLose bool) {
+	if n := e.client.Duplicated; n > 0 {
+		f.add("packet doubled", "%d replies came more than once", n)
+	}
+	if e.doubled > 0 {
+		f.add("packet doubled", "%d packets came to the guest more than once", e.doubled)
+	}
+	if e.client.Corrupted+e.client.Replayed+e.client.Reboots > 0 {
+		f.add("packet broken", "%d corrupted, %d replayed, %d of another boot", e.client.Corrupted, e.client.Replayed, e.client.Reboots)
+	}
+	if e.client.Lost > 0 && !mayLose {
+		f.add("packet lost", "%d of %d, and no host died that held them", e.client.Lost, e.client.Sent)
+	}
+}

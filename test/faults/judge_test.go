@@ -1,0 +1,99 @@
+package main
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"godwit.dev/godwit/internal/lab/probe"
+	"godwit.dev/godwit/internal/lab/witness"
+)
+
+var (
+	one   = netip.MustParseAddr("10.77.0.11")
+	other = netip.MustParseAddr("10.77.0.12")
+)
+
+// moved is the evidence of a migration in which all is well.
+func moved() evidence {
+	begun := time.Now()
+	e := evidence{source: one, target: other, movedTo: true, client: probe.UDPResult{Sent: 4}}
+	for i := range uint64(4) {
+		at := begun.Add(time.Duration(i) * time.Second)
+		host := one
+		if i > 1 {
+			host = other
+		}
+		e.frames = append(e.frames, sighting{at: at, host: host, reply: &witness.Packet{
+			Counter: i + 1, Nonce: 100 + i, Written: i, WrittenNonce: 200 + i,
+		}})
+		record := witness.Record{Sequence: i + 1, Nonce: 201 + i}
+		e.disk.first, e.disk.last, e.disk.at = append(e.disk.first, record), append(e.disk.last, record), append(e.disk.at, at)
+	}
+	return e
+}
+
+func (e evidence) findings(mayLose bool) []string {
+	var f findings
+	e.checkEpochs(&f)
+	e.checkReplies(&f)
+	e.checkDisk(&f)
+	e.checkPackets(&f, mayLose)
+	return f.list
+}
+
+// Each check finds what it is for, and nothing where all is well.
+func TestChecks(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		change func(*evidence)
+		want   string
+	}{
+		{"nothing", func(*evidence) {}, ""},
+		{"the source after the target", func(e *evidence) { e.frames[3].host = one }, "never two: a frame left the source"},
+		{"a target without the right", func(e *evidence) { e.movedTo = false }, "never two: a frame left the target"},
+		{"a stranger", func(e *evidence) { e.frames[0].host = netip.MustParseAddr("10.77.0.13") }, "never two"},
+		{"a reply's number twice", func(e *evidence) { e.frames[3].reply.Counter = 2 }, "ran twice: the guest"},
+		{"one reply twice", func(e *evidence) { *e.frames[3].reply = *e.frames[2].reply }, ""}, // the client counts these
+		{"a record twice", func(e *evidence) { e.disk.first[3].Nonce = 1 }, "ran twice: record 4"},
+		{"a record gone", func(e *evidence) { e.disk.last[3] = witness.Record{} }, "write lost: record 4 is not"},
+		{"an acknowledged record missing", func(e *evidence) { e.disk.first, e.disk.last = e.disk.first[:2], e.disk.last[:2] }, "write lost: record 3 was acknowledged"},
+		{"an acknowledged record replaced", func(e *evidence) { e.disk.first[1].Nonce, e.disk.last[1].Nonce = 1, 1 }, "write lost: record 2 was acknowledged with"},
+		{"a reply doubled", func(e *evidence) { e.client.Duplicated = 1 }, "packet doubled"},
+		{"a packet doubled", func(e *evidence) { e.doubled = 1 }, "packet doubled"},
+		{"a packet lost", func(e *evidence) { e.client.Lost = 1 }, "packet lost"},
+		{"a packet broken", func(e *evidence) { e.client.Corrupted = 1 }, "packet broken"},
+		{"another boot", func(e *evidence) { e.client.Reboots = 1 }, "packet broken"},
+	} {
+		e := moved()
+		test.change(&e)
+		found := e.findings(false)
+		if test.want == "" && len(found) > 0 || test.want != "" && (len(found) == 0 || !strings.HasPrefix(found[0], test.want)) {
+			t.Errorf("%s: found %q, want %q", test.name, found, test.want)
+		}
+	}
+	e := moved()
+	e.client.Lost = 1
+	if found := e.findings(true); len(found) > 0 {
+		t.Errorf("a packet that may be lost: %q", found)
+	}
+	var many findings
+	for range 10 {
+		many.add("kind", "something")
+	}
+	if len(many.list) != sayMost {
+		t.Errorf("%d of one kind", len(many.list))
+	}
+}
+
+func TestLongestGapOfDisk(t *testing.T) {
+	begun := time.Now()
+	second := func(n int) time.Time { return begun.Add(time.Duration(n) * time.Second) }
+	w := written{at: []time.Time{second(1), second(2), second(5), second(6)}}
+	for _, test := range []struct{ from, to, want int }{{1, 7, 3}, {5, 10, 4}, {0, 2, 1}, {7, 9, 2}} {
+		if got := w.longestGap(second(test.from), second(test.to)); got != time.Duration(test.want)*time.Second {
+			t.Errorf("from %d to %d: %s, want %d s", test.from, test.to, got, test.want)
+		}
+	}
+}
