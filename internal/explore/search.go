@@ -130,7 +130,7 @@ func (s *search) serverSteps(w *world, follow func(string, func(*world) string, 
 	if w.m.Timer != nil && !w.m.State.Final() {
 		event("the deadline passes", migration.Event{Kind: migration.TimerFired}, true)
 	}
-	if w.m.State == migration.Settling && !w.m.AddressesKnown {
+	if w.m.State == migration.Settling && w.m.TargetRuns && !w.m.AddressesKnown {
 		event("all hosts have the addresses", migration.Event{Kind: migration.AddressesKnown}, true)
 	}
 	if w.cancels > 0 {

@@ -169,8 +169,9 @@ func (m *Migration) Locked() bool {
 	return !m.State.Final() || m.State == NeedsOperator && !m.TargetRuns && !m.TargetGone
 }
 
-// awaitsTarget: the target has the right to run, and there is no word from it.
-func (m *Migration) awaitsTarget() bool {
+// AwaitsTarget: the target has the right to run, and there is no word from it. It
+// may yet refuse, so others go on to send to the source, which forwards.
+func (m *Migration) AwaitsTarget() bool {
 	return m.Committed && !m.TargetRuns && !m.TargetGone && !m.TakenBack
 }
 

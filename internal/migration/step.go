@@ -257,7 +257,7 @@ func targetFailedAfterCommit(m *Migration, event Event) {
 	switch {
 	case !event.Gone:
 	case m.TargetRuns: // then the VM has ended, as any may; what is left to do is the same
-	case event.Unrun && m.awaitsTarget():
+	case event.Unrun && m.AwaitsTarget():
 		takeBack(m, event)
 	default:
 		m.lose(event, fmt.Sprintf("the instance on %s ended after the commit: %s", m.Target, event.Detail))

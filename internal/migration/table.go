@@ -36,7 +36,7 @@ func act(apply func(*Migration, Event)) cell { return cell{verdict: Act, apply: 
 // ifAwaited makes an Act depend on that the target has the right to run, and
 // nobody knows that it ever did.
 func (c cell) ifAwaited(otherwise Verdict) cell {
-	c.when, c.otherwise = (*Migration).awaitsTarget, otherwise
+	c.when, c.otherwise = (*Migration).AwaitsTarget, otherwise
 	return c
 }
 

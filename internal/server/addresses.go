@@ -50,15 +50,19 @@ func overlaysOf(p picture) []*overlay {
 		byName[name] = &overlay{network: network, members: map[fleet.HostName]bool{}}
 	}
 	joining := map[fleet.VMName][]fleet.HostName{}
+	forwarding := map[fleet.VMName]fleet.HostName{}
 	for _, move := range p.moves {
 		if !move.over {
 			joining[move.vm] = append(joining[move.vm], move.source, move.target)
+		}
+		if move.awaitsTarget {
+			forwarding[move.vm] = move.source
 		}
 	}
 	for name, entry := range p.vms {
 		for _, port := range entry.Value.Spec.Ports {
 			if o := byName[port.Network]; o != nil && isPlaced(entry.Value) {
-				o.addPort(entry.Value, port, p.hosts)
+				o.addPort(entry.Value, port, cmp.Or(forwarding[name], entry.Value.Owner.Host), p.hosts)
 				for _, host := range joining[name] {
 					o.members[host] = true
 				}
@@ -83,11 +87,13 @@ func isPlaced(vm fleet.VM) bool {
 	return false
 }
 
-func (o *overlay) addPort(vm fleet.VM, port fleet.Port, hosts map[fleet.HostName]fleet.Host) {
-	o.members[vm.Owner.Host] = true
+// addPort says where frames for a port are sent: to the owner's host, or to the
+// source that forwards them there.
+func (o *overlay) addPort(vm fleet.VM, port fleet.Port, at fleet.HostName, hosts map[fleet.HostName]fleet.Host) {
+	o.members[at] = true
 	o.entries = append(o.entries, &godwitv1.AddressEntry{
 		Mac: port.MAC, Ips: texts(port.IPs),
-		Host: string(vm.Owner.Host), Address: addressOf(hosts, vm.Owner.Host),
+		Host: string(at), Address: addressOf(hosts, at),
 		Vm: string(vm.Name), Port: port.Name,
 	})
 }

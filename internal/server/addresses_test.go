@@ -55,6 +55,12 @@ func (p picture) withMove(vm, source, target string, over bool) picture {
 	return p
 }
 
+// withUnheardMove has committed, and the target has not said that it runs.
+func (p picture) withUnheardMove(vm, source, target string) picture {
+	p.moves[fleet.MigrationID("m-"+vm)] = move{vm: fleet.VMName(vm), source: fleet.HostName(source), target: fleet.HostName(target), awaitsTarget: true}
+	return p
+}
+
 // spell writes the maps on one line for each host and network.
 func spell(maps map[fleet.HostName][]*godwitv1.NetworkMap) string {
 	var lines []string
@@ -101,6 +107,8 @@ func TestAddressMaps(t *testing.T) {
 			[]string{"a: blue vm1@1 | 2", "b: blue vm1@1 | 1"}},
 		{"the source knows as long as it forwards", testPicture().with("vm1", "b", fleet.VMRunning, "blue").withMove("vm1", "a", "b", false),
 			[]string{"a: blue vm1@2 | 2", "b: blue vm1@2 | 1"}},
+		{"until the target is heard of, the source forwards", testPicture().with("vm1", "b", fleet.VMRunning, "blue").withUnheardMove("vm1", "a", "b"),
+			[]string{"a: blue vm1@1 | 2", "b: blue vm1@1 | 1"}},
 		{"and not after", testPicture().with("vm1", "b", fleet.VMRunning, "blue").withMove("vm1", "a", "b", true),
 			[]string{"b: blue vm1@2 |"}},
 		{"a network that is gone", testPicture().with("vm1", "a", fleet.VMRunning, "green"), nil},
@@ -165,7 +173,7 @@ func (f *testFleet) move(vm string, target fleet.HostName, id fleet.MigrationID)
 	}
 	record := migration.Migration{
 		ID: id, VM: entry.Value.Name, Source: entry.Value.Owner.Host, Target: target,
-		State: migration.Settling, Committed: true,
+		State: migration.Settling, Committed: true, TargetRuns: true,
 	}
 	entry.Value.Owner = fleet.Owner{Host: target, Epoch: entry.Value.Owner.Epoch + 1}
 	revision, err = tables.store.Commit(f.t.Context(), nil, tables.migrations.Put(string(id), record), tables.vms.Put(vm, entry.Value))

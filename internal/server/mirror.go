@@ -60,6 +60,7 @@ type move struct {
 	vm             fleet.VMName
 	source, target fleet.HostName
 	over           bool // neither host has anything left to do for it
+	awaitsTarget   bool // it has committed, and the target was not heard of since
 }
 
 func newMirror(t tables, log *slog.Logger) *mirror {
@@ -249,7 +250,10 @@ func keep[T any](entry store.Entry[T]) T { return entry.Value }
 
 func moveOf(entry store.Entry[migration.Migration]) move {
 	m := entry.Value
-	return move{vm: m.VM, source: m.Source, target: m.Target, over: m.State.Final() && len(m.Pending) == 0}
+	return move{
+		vm: m.VM, source: m.Source, target: m.Target,
+		over: m.State.Final() && len(m.Pending) == 0, awaitsTarget: m.AwaitsTarget(),
+	}
 }
 
 // vm gives a VM's record.

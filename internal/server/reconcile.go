@@ -125,7 +125,7 @@ func (r *reconciler) adopt(entry store.Entry[migration.Migration]) {
 func (r *reconciler) takeUp(one *run) {
 	m := &one.entry.Value
 	r.dispatch(m, m.Pending)
-	if m.State == migration.Settling && !m.AddressesKnown {
+	if m.State == migration.Settling && m.TargetRuns && !m.AddressesKnown {
 		r.awaitAddresses(m.ID, one.entry.Version)
 	}
 }
@@ -274,7 +274,7 @@ func (r *reconciler) saved(one *run, before migration.Migration, effects []migra
 	}
 	r.arm(one)
 	r.dispatch(after, effects)
-	if after.State == migration.Settling && before.State != migration.Settling {
+	if after.TargetRuns && !before.TargetRuns {
 		r.awaitAddresses(after.ID, one.entry.Version)
 	}
 	one.notify()
@@ -311,7 +311,7 @@ func (r *reconciler) lifetime() context.Context {
 }
 
 // awaitAddresses posts AddressesKnown when the hosts have what the store had
-// at the revision of the commit.
+// at the revision at which the target ran.
 func (r *reconciler) awaitAddresses(id fleet.MigrationID, revision int64) {
 	if !r.leads() {
 		return
