@@ -18,8 +18,9 @@ type Migration struct {
 	Tunnels map[string]fleet.TunnelID `json:"tunnels"` // by port
 	Reason  string                    `json:"reason"`
 	Policy  Policy                    `json:"policy"`
-	Refused []RefusedHost             `json:"refused,omitempty"` // hosts that were not chosen
-	Why     string                    `json:"why,omitempty"`     // the target was
+	Choice  Choice                    `json:"choice,omitzero"`
+	Refused []RefusedHost             `json:"refused,omitempty"` // hosts that could not be the target
+	Why     string                    `json:"why,omitempty"`     // the target was chosen
 	// Connections carry the memory; 1, or 0 in old records: QEMU's main one does.
 	Connections int `json:"connections,omitempty"`
 
@@ -53,26 +54,27 @@ type Migration struct {
 	Story          []Entry      `json:"story"`
 }
 
+// Choice is how the target was chosen, beside Refused and Why.
+type Choice struct {
+	Named    bool        `json:"named,omitempty"`    // by the request, so that no other host was considered
+	Others   []OtherHost `json:"others,omitempty"`   // that could have been the target, the best first
+	Unlisted int         `json:"unlisted,omitempty"` // hosts that the record has no room for
+}
+
+// OtherHost is a host that fitted and scored lower, and what it had to offer.
+type OtherHost struct {
+	Host fleet.HostName `json:"host"`
+	Why  string         `json:"why"`
+}
+
 // RefusedHost is a host that could not be the target, and why.
 type RefusedHost struct {
 	Host fleet.HostName `json:"host"`
 	Why  []string       `json:"why"`
 }
 
-// Entry is one line of a migration's story.
-type Entry struct {
-	At     time.Time `json:"at"`
-	From   string    `json:"from"`
-	Event  EventKind `json:"event"`
-	State  State     `json:"state"` // after the event
-	Detail string    `json:"detail,omitempty"`
-}
-
-// Limits of a record, so that no guest and no fault can grow it without end.
-const (
-	maxStory  = 200
-	maxPasses = 200
-)
+// maxPasses bounds a record, so that no guest can grow it without end.
+const maxPasses = 200
 
 // Timer asks for a TimerFired event at a time.
 type Timer struct {
@@ -90,6 +92,7 @@ type Policy struct {
 	Grace        time.Duration        `json:"grace"`        // forwarding goes on so long after all know
 	BandwidthMax fleet.BytesPerSecond `json:"bandwidthMax"` // zero: no limit
 	BlackoutMax  time.Duration        `json:"blackoutMax"`
+	Asked        []PolicyName         `json:"asked"` // what the request set; nil: it was not kept
 }
 
 // DefaultPolicy gives the limits for a VM of that much memory. The copy's
@@ -104,6 +107,7 @@ func DefaultPolicy(memory fleet.Bytes) Policy {
 		RollbackMax: 30 * time.Second,
 		Grace:       time.Second,
 		BlackoutMax: 300 * time.Millisecond,
+		Asked:       []PolicyName{},
 	}
 }
 
@@ -208,11 +212,4 @@ func (m *Migration) drop(kind EffectKind) {
 		}
 	}
 	m.Pending = kept
-}
-
-func (m *Migration) tell(event Event) {
-	if len(m.Story) >= maxStory {
-		return
-	}
-	m.Story = append(m.Story, Entry{At: event.At, From: event.From, Event: event.Kind, State: m.State, Detail: event.Detail})
 }

@@ -57,6 +57,7 @@ func play(t *testing.T, text string) string {
 		e := parseEvent(t, m, line)
 		next, effects, verdict := Step(m, e)
 		trace(&out, m, next, effects, verdict)
+		checkStory(t, m, next, e, effects)
 		m = next
 	}
 	return out.String()
@@ -114,6 +115,9 @@ func trace(out *strings.Builder, before, after Migration, effects []Effect, verd
 			fmt.Fprintf(out, ", at epoch %d", effect.Epoch)
 		}
 		fmt.Fprintln(out)
+	}
+	if story := after.Story; len(story) > len(before.Story) && len(story[len(story)-1].Withdrawn) > 0 {
+		fmt.Fprintf(out, "|   withdraw %v\n", story[len(story)-1].Withdrawn)
 	}
 	if len(after.Pending) > len(effects) {
 		fmt.Fprintf(out, "|   still waiting for %d\n", len(after.Pending)-len(effects))

@@ -36,8 +36,8 @@ func Step(m Migration, event Event) (Migration, []Effect, Verdict) {
 		next.drop(kind)
 	}
 	decided.apply(&next, event)
-	if event.Kind != CopyProgressed || event.Progress.PassBegins {
-		next.tell(event)
+	if event.Kind != CopyProgressed { // Progress and Passes tell of it
+		next.tell(m, event)
 	}
 	return next, next.Pending[next.firstSince(m.Sequence):], Act
 }
