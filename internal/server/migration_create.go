@@ -88,11 +88,8 @@ func (r *reconciler) tryCreate(ctx context.Context, request migrationRequest) (s
 	}
 	now := time.Now()
 	m := migration.New(newMigrationID(now), vm.Value, chosen.Host, tunnels, policy, request.reason, now)
-	m.Why = chosen.Why
+	noteChoice(&m, chosen, request.target)
 	m.Connections = migration.Connections(on.hosts[m.Source].Value.QEMU, on.hosts[m.Target].Value.QEMU, policy)
-	for _, refused := range chosen.Refused {
-		m.Refused = append(m.Refused, migration.RefusedHost{Host: refused.Host, Why: refused.Why})
-	}
 	return r.record(ctx, m, vm, on, counter, request.receipt)
 }
 

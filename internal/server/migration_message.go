@@ -24,14 +24,8 @@ func migrationMessage(entry store.Entry[migration.Migration]) *godwitv1.Migratio
 		Connections: uint32(max(1, m.Connections)),
 		Progress:    progressMessage(m.Progress), Outcome: outcomeMessage(m.Outcome()),
 	}
-	if m.Timer != nil {
-		message.Deadline = timestamp(m.Timer.At)
-	}
-	for _, entry := range m.Story {
-		message.Story = append(message.Story, &godwitv1.StoryEntry{
-			At: timestamp(entry.At), Who: entry.From, Event: string(entry.Event), State: string(entry.State), Detail: entry.Detail,
-		})
-	}
+	addDecisions(message, m)
+	addStory(message, m)
 	for _, refused := range m.Refused {
 		message.Refused = append(message.Refused, &godwitv1.RefusedHost{Host: string(refused.Host), Why: refused.Why})
 	}

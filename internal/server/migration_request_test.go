@@ -1,6 +1,7 @@
 package server
 
 import (
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -72,6 +73,7 @@ func TestPolicyOfARequest(t *testing.T) {
 		{"all of them", &godwitv1.MigrationPolicy{CopyLimitMs: 1000, SwitchLimitMs: 2000, BandwidthMax: 7, BlackoutMaxMs: 50},
 			func(p *migration.Policy) {
 				p.CopyMax, p.SwitchMax, p.BandwidthMax, p.BlackoutMax = time.Second, 2*time.Second, 7, 50*time.Millisecond
+				p.Asked = []migration.PolicyName{migration.PolicyCopy, migration.PolicySwitch, migration.PolicyBlackout, migration.PolicyBandwidth}
 			}, ""},
 		{"negative time", &godwitv1.MigrationPolicy{CopyLimitMs: -1}, nil, "the time to copy must be between"},
 		{"a negative time that overflows", &godwitv1.MigrationPolicy{CopyLimitMs: -9223372036855}, nil, "the time to copy must be between"},
@@ -90,7 +92,7 @@ func TestPolicyOfARequest(t *testing.T) {
 		}
 		want := migration.DefaultPolicy(memory)
 		test.want(&want)
-		if err != nil || got != want {
+		if err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("%s: %+v, %v", test.name, got, err)
 		}
 	}

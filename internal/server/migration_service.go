@@ -48,24 +48,29 @@ const longestLimit = 30 * 24 * time.Hour
 func policyOf(request *godwitv1.MigrationPolicy, memory fleet.Bytes) (migration.Policy, error) {
 	policy := migration.DefaultPolicy(memory)
 	for _, limit := range []struct {
-		name  string
+		what  string
+		name  migration.PolicyName
 		asked int64
 		field *time.Duration
 	}{
-		{"the time to copy", request.GetCopyLimitMs(), &policy.CopyMax},
-		{"the time to switch", request.GetSwitchLimitMs(), &policy.SwitchMax},
-		{"the blackout", request.GetBlackoutMaxMs(), &policy.BlackoutMax},
+		{"the time to copy", migration.PolicyCopy, request.GetCopyLimitMs(), &policy.CopyMax},
+		{"the time to switch", migration.PolicySwitch, request.GetSwitchLimitMs(), &policy.SwitchMax},
+		{"the blackout", migration.PolicyBlackout, request.GetBlackoutMaxMs(), &policy.BlackoutMax},
 	} {
 		if limit.asked < 0 || limit.asked > longestLimit.Milliseconds() {
 			return policy, &fleet.Error{
-				Code: fleet.Invalid, Op: "check policy", Cause: fmt.Sprintf("%s must be between 1ms and %v", limit.name, longestLimit),
+				Code: fleet.Invalid, Op: "check policy", Cause: fmt.Sprintf("%s must be between 1ms and %v", limit.what, longestLimit),
 			}
 		}
 		if limit.asked != 0 {
 			*limit.field = time.Duration(limit.asked) * time.Millisecond
+			policy.Asked = append(policy.Asked, limit.name)
 		}
 	}
-	policy.BandwidthMax = fleet.BytesPerSecond(request.GetBandwidthMax())
+	if request.GetBandwidthMax() != 0 {
+		policy.BandwidthMax = fleet.BytesPerSecond(request.GetBandwidthMax())
+		policy.Asked = append(policy.Asked, migration.PolicyBandwidth)
+	}
 	return policy, policy.Validate()
 }
 

@@ -43,6 +43,9 @@ func TestMigration(t *testing.T) {
 	if r := m.GetRefused(); len(r) != 1 || r[0].GetHost() != "h1" || !slices.Equal(r[0].GetWhy(), []string{"it is where the VM is now"}) {
 		t.Errorf("refused hosts %v", r)
 	}
+	if c := m.GetChoice(); c.GetNamed() || c.GetWhy() == "" || len(c.GetOthers()) != 1 || c.GetOthers()[0].GetHost() != "h3" || c.GetOthers()[0].GetWhy() == "" {
+		t.Errorf("the choice is told as %v", c)
+	}
 	fl := f.follow(h1, h2, "web1", m.GetId())
 	prepare := fl.next(h2, "prepare_target")
 	f.checkPlace("web1", fleet.Owner{Host: "h1", Epoch: 1}, fl.id, "h1", "h2")
@@ -90,13 +93,41 @@ func TestMigration(t *testing.T) {
 		t.Errorf("the forwarding was ended %v after the addresses were known", waited)
 	}
 	fl.answer(h2, "finish_target")
-	checkSuccess(t, fl.await(migration.Succeeded))
+	end := fl.await(migration.Succeeded)
+	checkSuccess(t, end)
+	checkTold(t, end)
 	fl.atTarget(t)
 	if vm := f.vm("web1"); vm.GetPhase() != "running" {
 		t.Errorf("it is %s", vm.GetPhase())
 	}
 	if pending := fl.record().Pending; len(pending) != 0 {
 		t.Errorf("pending at the end: %v", pending)
+	}
+}
+
+// checkTold demands that whatever the record knows is in the message.
+func checkTold(t *testing.T, m *godwitv1.Migration) {
+	t.Helper()
+	origins := map[string]string{}
+	for _, limit := range m.GetLimits() {
+		origins[limit.GetName()] = limit.GetFrom()
+	}
+	if origins["bandwidth"] != "the request" || origins["blackout"] != "the request" || origins["prepare"] != "default" {
+		t.Errorf("origins %v", origins)
+	}
+	story := m.GetStory()
+	if first := story[0]; len(first.GetOrdered()) != 1 || first.GetOrdered()[0].GetKind() != string(migration.PrepareTarget) ||
+		first.GetOrdered()[0].GetHost() != "h2" || first.GetDeadlineMeans() == "" {
+		t.Errorf("the first line is %v", first)
+	}
+	if second := story[1]; second.GetAnswers() != story[0].GetOrdered()[0].GetSequence() {
+		t.Errorf("the second line is %v", second)
+	}
+	if s, g := m.GetSourceMarks(), m.GetTargetMarks(); s.GetStopped() == nil || s.GetContinued() == nil || g.GetLoaded() == nil || g.GetResumed() == nil {
+		t.Errorf("marks %v and %v", s, g)
+	}
+	if !m.GetCommitted() || !m.GetTargetRuns() || len(m.GetPending()) != 0 || m.GetPort() != testPort || len(m.GetTunnels()) != 1 || m.GetUid() == "" {
+		t.Errorf("the end is told as %v", m)
 	}
 }
 

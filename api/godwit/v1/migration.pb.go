@@ -307,9 +307,15 @@ func (x *GetMigrationResponse) GetMigration() *Migration {
 }
 
 type ListMigrationsRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Page          *PageRequest           `protobuf:"bytes,1,opt,name=page,proto3" json:"page,omitempty"`
-	Vm            string                 `protobuf:"bytes,2,opt,name=vm,proto3" json:"vm,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Page  *PageRequest           `protobuf:"bytes,1,opt,name=page,proto3" json:"page,omitempty"`
+	Vm    string                 `protobuf:"bytes,2,opt,name=vm,proto3" json:"vm,omitempty"`
+	// Only those in this state.
+	State string `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
+	// Only those that ended at this time or later, or have not ended yet.
+	Since *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"`
+	// The oldest first, instead of the newest.
+	OldestFirst   bool `protobuf:"varint,5,opt,name=oldest_first,json=oldestFirst,proto3" json:"oldest_first,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -356,6 +362,27 @@ func (x *ListMigrationsRequest) GetVm() string {
 		return x.Vm
 	}
 	return ""
+}
+
+func (x *ListMigrationsRequest) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *ListMigrationsRequest) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *ListMigrationsRequest) GetOldestFirst() bool {
+	if x != nil {
+		return x.OldestFirst
+	}
+	return false
 }
 
 type ListMigrationsResponse struct {
@@ -735,7 +762,35 @@ type Migration struct {
 	Version  int64    `protobuf:"varint,18,opt,name=version,proto3" json:"version,omitempty"`
 	Passes   []*Pass  `protobuf:"bytes,19,rep,name=passes,proto3" json:"passes,omitempty"`
 	// The connections that carry the memory.
-	Connections   uint32 `protobuf:"varint,20,opt,name=connections,proto3" json:"connections,omitempty"`
+	Connections uint32 `protobuf:"varint,20,opt,name=connections,proto3" json:"connections,omitempty"`
+	// The VM's instances, on whichever host.
+	Uid string `protobuf:"bytes,21,opt,name=uid,proto3" json:"uid,omitempty"`
+	// Whether the target owns the VM.
+	Committed bool    `protobuf:"varint,22,opt,name=committed,proto3" json:"committed,omitempty"`
+	Choice    *Choice `protobuf:"bytes,23,opt,name=choice,proto3" json:"choice,omitempty"`
+	// What the policy held it to, with the origin of each value.
+	Limits []*PolicyValue `protobuf:"bytes,24,rep,name=limits,proto3" json:"limits,omitempty"`
+	// Instants of the hand-over, each by the clock of its host.
+	SourceMarks *SourceMarks `protobuf:"bytes,25,opt,name=source_marks,json=sourceMarks,proto3" json:"source_marks,omitempty"`
+	TargetMarks *TargetMarks `protobuf:"bytes,26,opt,name=target_marks,json=targetMarks,proto3" json:"target_marks,omitempty"`
+	// What hosts still have to do, also after the end.
+	Pending []*Order `protobuf:"bytes,27,rep,name=pending,proto3" json:"pending,omitempty"`
+	// What it will mean when the deadline passes.
+	DeadlineMeans string `protobuf:"bytes,28,opt,name=deadline_means,json=deadlineMeans,proto3" json:"deadline_means,omitempty"`
+	// The identifiers of the tunnels that carry waiting frames, by port.
+	Tunnels map[string]uint32 `protobuf:"bytes,29,rep,name=tunnels,proto3" json:"tunnels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// Whether the target runs, the source's instance has ended, and every host
+	// knows the new address, but those that "unaware" tells of.
+	TargetRuns     bool   `protobuf:"varint,30,opt,name=target_runs,json=targetRuns,proto3" json:"target_runs,omitempty"`
+	SourceGone     bool   `protobuf:"varint,31,opt,name=source_gone,json=sourceGone,proto3" json:"source_gone,omitempty"`
+	AddressesKnown bool   `protobuf:"varint,32,opt,name=addresses_known,json=addressesKnown,proto3" json:"addresses_known,omitempty"`
+	Unaware        string `protobuf:"bytes,33,opt,name=unaware,proto3" json:"unaware,omitempty"`
+	// Where the target's QEMU listens for the memory; zero before it does.
+	Port uint32 `protobuf:"varint,34,opt,name=port,proto3" json:"port,omitempty"`
+	// After the commit: the source owns the VM again, since the target never ran
+	// it; or the target's instance has ended, and the VM is lost.
+	TakenBack     bool `protobuf:"varint,35,opt,name=taken_back,json=takenBack,proto3" json:"taken_back,omitempty"`
+	TargetGone    bool `protobuf:"varint,36,opt,name=target_gone,json=targetGone,proto3" json:"target_gone,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -910,6 +965,395 @@ func (x *Migration) GetConnections() uint32 {
 	return 0
 }
 
+func (x *Migration) GetUid() string {
+	if x != nil {
+		return x.Uid
+	}
+	return ""
+}
+
+func (x *Migration) GetCommitted() bool {
+	if x != nil {
+		return x.Committed
+	}
+	return false
+}
+
+func (x *Migration) GetChoice() *Choice {
+	if x != nil {
+		return x.Choice
+	}
+	return nil
+}
+
+func (x *Migration) GetLimits() []*PolicyValue {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
+func (x *Migration) GetSourceMarks() *SourceMarks {
+	if x != nil {
+		return x.SourceMarks
+	}
+	return nil
+}
+
+func (x *Migration) GetTargetMarks() *TargetMarks {
+	if x != nil {
+		return x.TargetMarks
+	}
+	return nil
+}
+
+func (x *Migration) GetPending() []*Order {
+	if x != nil {
+		return x.Pending
+	}
+	return nil
+}
+
+func (x *Migration) GetDeadlineMeans() string {
+	if x != nil {
+		return x.DeadlineMeans
+	}
+	return ""
+}
+
+func (x *Migration) GetTunnels() map[string]uint32 {
+	if x != nil {
+		return x.Tunnels
+	}
+	return nil
+}
+
+func (x *Migration) GetTargetRuns() bool {
+	if x != nil {
+		return x.TargetRuns
+	}
+	return false
+}
+
+func (x *Migration) GetSourceGone() bool {
+	if x != nil {
+		return x.SourceGone
+	}
+	return false
+}
+
+func (x *Migration) GetAddressesKnown() bool {
+	if x != nil {
+		return x.AddressesKnown
+	}
+	return false
+}
+
+func (x *Migration) GetUnaware() string {
+	if x != nil {
+		return x.Unaware
+	}
+	return ""
+}
+
+func (x *Migration) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *Migration) GetTakenBack() bool {
+	if x != nil {
+		return x.TakenBack
+	}
+	return false
+}
+
+func (x *Migration) GetTargetGone() bool {
+	if x != nil {
+		return x.TargetGone
+	}
+	return false
+}
+
+// How the target was chosen, beside the hosts that were refused.
+type Choice struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Why   string                 `protobuf:"bytes,1,opt,name=why,proto3" json:"why,omitempty"`
+	// The request named the target: no other host was considered.
+	Named bool `protobuf:"varint,2,opt,name=named,proto3" json:"named,omitempty"`
+	// Hosts that fitted and scored lower, the best first.
+	Others []*OtherHost `protobuf:"bytes,3,rep,name=others,proto3" json:"others,omitempty"`
+	// Hosts that were looked at and are not listed, for want of room.
+	Unlisted      uint32 `protobuf:"varint,4,opt,name=unlisted,proto3" json:"unlisted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Choice) Reset() {
+	*x = Choice{}
+	mi := &file_godwit_v1_migration_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Choice) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Choice) ProtoMessage() {}
+
+func (x *Choice) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_migration_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Choice.ProtoReflect.Descriptor instead.
+func (*Choice) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Choice) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+func (x *Choice) GetNamed() bool {
+	if x != nil {
+		return x.Named
+	}
+	return false
+}
+
+func (x *Choice) GetOthers() []*OtherHost {
+	if x != nil {
+		return x.Others
+	}
+	return nil
+}
+
+func (x *Choice) GetUnlisted() uint32 {
+	if x != nil {
+		return x.Unlisted
+	}
+	return 0
+}
+
+type OtherHost struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Host          string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	Why           string                 `protobuf:"bytes,2,opt,name=why,proto3" json:"why,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OtherHost) Reset() {
+	*x = OtherHost{}
+	mi := &file_godwit_v1_migration_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OtherHost) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OtherHost) ProtoMessage() {}
+
+func (x *OtherHost) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_migration_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OtherHost.ProtoReflect.Descriptor instead.
+func (*OtherHost) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *OtherHost) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *OtherHost) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+type PolicyValue struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "bandwidth", "blackout", "prepare", "copy", "switch", "settle", "grace" or
+	// "roll-back".
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Ms   int64  `protobuf:"varint,2,opt,name=ms,proto3" json:"ms,omitempty"`
+	// Of the bandwidth; zero means no limit.
+	BytesPerSecond uint64 `protobuf:"varint,3,opt,name=bytes_per_second,json=bytesPerSecond,proto3" json:"bytes_per_second,omitempty"`
+	// "the request", or which default; empty if it was not kept.
+	From          string `protobuf:"bytes,4,opt,name=from,proto3" json:"from,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PolicyValue) Reset() {
+	*x = PolicyValue{}
+	mi := &file_godwit_v1_migration_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PolicyValue) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PolicyValue) ProtoMessage() {}
+
+func (x *PolicyValue) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_migration_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PolicyValue.ProtoReflect.Descriptor instead.
+func (*PolicyValue) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *PolicyValue) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *PolicyValue) GetMs() int64 {
+	if x != nil {
+		return x.Ms
+	}
+	return 0
+}
+
+func (x *PolicyValue) GetBytesPerSecond() uint64 {
+	if x != nil {
+		return x.BytesPerSecond
+	}
+	return 0
+}
+
+func (x *PolicyValue) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+// Something that a host was told to do.
+type Order struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Sequence uint64                 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	// "prepare-target", "start-copy", "resume-source", "release-target",
+	// "run-target", "retire-source", "release-source" or "finish-target".
+	Kind string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	Host string `protobuf:"bytes,3,opt,name=host,proto3" json:"host,omitempty"`
+	// Of "release-target": frames that wait there are to return.
+	ReturnFrames bool `protobuf:"varint,4,opt,name=return_frames,json=returnFrames,proto3" json:"return_frames,omitempty"`
+	// Of "resume-source": the epoch at which the instance goes on; zero: its own.
+	Epoch         uint64 `protobuf:"varint,5,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Order) Reset() {
+	*x = Order{}
+	mi := &file_godwit_v1_migration_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Order) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Order) ProtoMessage() {}
+
+func (x *Order) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_migration_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Order.ProtoReflect.Descriptor instead.
+func (*Order) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *Order) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *Order) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Order) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *Order) GetReturnFrames() bool {
+	if x != nil {
+		return x.ReturnFrames
+	}
+	return false
+}
+
+func (x *Order) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
 type Progress struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Passes over the memory, beginning with 1.
@@ -928,7 +1372,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[14]
+	mi := &file_godwit_v1_migration_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -940,7 +1384,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[14]
+	mi := &file_godwit_v1_migration_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -953,7 +1397,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{14}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Progress) GetPass() int32 {
@@ -1024,7 +1468,7 @@ type Pass struct {
 
 func (x *Pass) Reset() {
 	*x = Pass{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[15]
+	mi := &file_godwit_v1_migration_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1036,7 +1480,7 @@ func (x *Pass) String() string {
 func (*Pass) ProtoMessage() {}
 
 func (x *Pass) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[15]
+	mi := &file_godwit_v1_migration_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1049,7 +1493,7 @@ func (x *Pass) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pass.ProtoReflect.Descriptor instead.
 func (*Pass) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{15}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Pass) GetNumber() int32 {
@@ -1110,7 +1554,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[16]
+	mi := &file_godwit_v1_migration_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1122,7 +1566,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[16]
+	mi := &file_godwit_v1_migration_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1135,7 +1579,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{16}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Outcome) GetTotalMs() float64 {
@@ -1232,7 +1676,7 @@ type BlackoutPhase struct {
 
 func (x *BlackoutPhase) Reset() {
 	*x = BlackoutPhase{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[17]
+	mi := &file_godwit_v1_migration_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1244,7 +1688,7 @@ func (x *BlackoutPhase) String() string {
 func (*BlackoutPhase) ProtoMessage() {}
 
 func (x *BlackoutPhase) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[17]
+	mi := &file_godwit_v1_migration_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1257,7 +1701,7 @@ func (x *BlackoutPhase) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlackoutPhase.ProtoReflect.Descriptor instead.
 func (*BlackoutPhase) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{17}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *BlackoutPhase) GetName() string {
@@ -1275,19 +1719,31 @@ func (x *BlackoutPhase) GetMs() float64 {
 }
 
 type StoryEntry struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	At            *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"`
-	Who           string                 `protobuf:"bytes,2,opt,name=who,proto3" json:"who,omitempty"`
-	Event         string                 `protobuf:"bytes,3,opt,name=event,proto3" json:"event,omitempty"`
-	State         string                 `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"`
-	Detail        string                 `protobuf:"bytes,5,opt,name=detail,proto3" json:"detail,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// By the server's clock.
+	At     *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"`
+	Who    string                 `protobuf:"bytes,2,opt,name=who,proto3" json:"who,omitempty"`
+	Event  string                 `protobuf:"bytes,3,opt,name=event,proto3" json:"event,omitempty"`
+	State  string                 `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"`
+	Detail string                 `protobuf:"bytes,5,opt,name=detail,proto3" json:"detail,omitempty"`
+	// The instance of who has ended.
+	Gone bool `protobuf:"varint,6,opt,name=gone,proto3" json:"gone,omitempty"`
+	// The order that who speaks of, by its sequence; zero for none.
+	Answers uint64 `protobuf:"varint,7,opt,name=answers,proto3" json:"answers,omitempty"`
+	// What the event led to: orders to hosts, orders of which no answer is
+	// awaited any more, and a new deadline.
+	Ordered   []*Order               `protobuf:"bytes,8,rep,name=ordered,proto3" json:"ordered,omitempty"`
+	Withdrawn []uint64               `protobuf:"varint,9,rep,packed,name=withdrawn,proto3" json:"withdrawn,omitempty"`
+	Deadline  *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	// What it will mean when that deadline passes.
+	DeadlineMeans string `protobuf:"bytes,11,opt,name=deadline_means,json=deadlineMeans,proto3" json:"deadline_means,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StoryEntry) Reset() {
 	*x = StoryEntry{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[18]
+	mi := &file_godwit_v1_migration_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1299,7 +1755,7 @@ func (x *StoryEntry) String() string {
 func (*StoryEntry) ProtoMessage() {}
 
 func (x *StoryEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[18]
+	mi := &file_godwit_v1_migration_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1312,7 +1768,7 @@ func (x *StoryEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoryEntry.ProtoReflect.Descriptor instead.
 func (*StoryEntry) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{18}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *StoryEntry) GetAt() *timestamppb.Timestamp {
@@ -1350,6 +1806,48 @@ func (x *StoryEntry) GetDetail() string {
 	return ""
 }
 
+func (x *StoryEntry) GetGone() bool {
+	if x != nil {
+		return x.Gone
+	}
+	return false
+}
+
+func (x *StoryEntry) GetAnswers() uint64 {
+	if x != nil {
+		return x.Answers
+	}
+	return 0
+}
+
+func (x *StoryEntry) GetOrdered() []*Order {
+	if x != nil {
+		return x.Ordered
+	}
+	return nil
+}
+
+func (x *StoryEntry) GetWithdrawn() []uint64 {
+	if x != nil {
+		return x.Withdrawn
+	}
+	return nil
+}
+
+func (x *StoryEntry) GetDeadline() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Deadline
+	}
+	return nil
+}
+
+func (x *StoryEntry) GetDeadlineMeans() string {
+	if x != nil {
+		return x.DeadlineMeans
+	}
+	return ""
+}
+
 type RefusedHost struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Host          string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
@@ -1360,7 +1858,7 @@ type RefusedHost struct {
 
 func (x *RefusedHost) Reset() {
 	*x = RefusedHost{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[19]
+	mi := &file_godwit_v1_migration_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1372,7 +1870,7 @@ func (x *RefusedHost) String() string {
 func (*RefusedHost) ProtoMessage() {}
 
 func (x *RefusedHost) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[19]
+	mi := &file_godwit_v1_migration_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1385,7 +1883,7 @@ func (x *RefusedHost) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefusedHost.ProtoReflect.Descriptor instead.
 func (*RefusedHost) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{19}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RefusedHost) GetHost() string {
@@ -1406,7 +1904,7 @@ var File_godwit_v1_migration_proto protoreflect.FileDescriptor
 
 const file_godwit_v1_migration_proto_rawDesc = "" +
 	"\n" +
-	"\x19godwit/v1/migration.proto\x12\tgodwit.v1\x1a\x15godwit/v1/fleet.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xaa\x01\n" +
+	"\x19godwit/v1/migration.proto\x12\tgodwit.v1\x1a\x15godwit/v1/agent.proto\x1a\x15godwit/v1/fleet.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xaa\x01\n" +
 	"\x0fMigrationPolicy\x12\"\n" +
 	"\rcopy_limit_ms\x18\x01 \x01(\x03R\vcopyLimitMs\x12&\n" +
 	"\x0fswitch_limit_ms\x18\x02 \x01(\x03R\rswitchLimitMs\x12#\n" +
@@ -1424,10 +1922,13 @@ const file_godwit_v1_migration_proto_rawDesc = "" +
 	"\x13GetMigrationRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"J\n" +
 	"\x14GetMigrationResponse\x122\n" +
-	"\tmigration\x18\x01 \x01(\v2\x14.godwit.v1.MigrationR\tmigration\"S\n" +
+	"\tmigration\x18\x01 \x01(\v2\x14.godwit.v1.MigrationR\tmigration\"\xbe\x01\n" +
 	"\x15ListMigrationsRequest\x12*\n" +
 	"\x04page\x18\x01 \x01(\v2\x16.godwit.v1.PageRequestR\x04page\x12\x0e\n" +
-	"\x02vm\x18\x02 \x01(\tR\x02vm\"m\n" +
+	"\x02vm\x18\x02 \x01(\tR\x02vm\x12\x14\n" +
+	"\x05state\x18\x03 \x01(\tR\x05state\x120\n" +
+	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12!\n" +
+	"\foldest_first\x18\x05 \x01(\bR\voldestFirst\"m\n" +
 	"\x16ListMigrationsResponse\x124\n" +
 	"\n" +
 	"migrations\x18\x01 \x03(\v2\x14.godwit.v1.MigrationR\n" +
@@ -1449,7 +1950,8 @@ const file_godwit_v1_migration_proto_rawDesc = "" +
 	"\x15WatchMigrationRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"L\n" +
 	"\x16WatchMigrationResponse\x122\n" +
-	"\tmigration\x18\x01 \x01(\v2\x14.godwit.v1.MigrationR\tmigration\"\xc8\x05\n" +
+	"\tmigration\x18\x01 \x01(\v2\x14.godwit.v1.MigrationR\tmigration\"\xee\n" +
+	"\n" +
 	"\tMigration\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x0e\n" +
 	"\x02vm\x18\x02 \x01(\tR\x02vm\x12\x16\n" +
@@ -1471,7 +1973,49 @@ const file_godwit_v1_migration_proto_rawDesc = "" +
 	"\bremedies\x18\x11 \x03(\tR\bremedies\x12\x18\n" +
 	"\aversion\x18\x12 \x01(\x03R\aversion\x12'\n" +
 	"\x06passes\x18\x13 \x03(\v2\x0f.godwit.v1.PassR\x06passes\x12 \n" +
-	"\vconnections\x18\x14 \x01(\rR\vconnections\"\xbc\x02\n" +
+	"\vconnections\x18\x14 \x01(\rR\vconnections\x12\x10\n" +
+	"\x03uid\x18\x15 \x01(\tR\x03uid\x12\x1c\n" +
+	"\tcommitted\x18\x16 \x01(\bR\tcommitted\x12)\n" +
+	"\x06choice\x18\x17 \x01(\v2\x11.godwit.v1.ChoiceR\x06choice\x12.\n" +
+	"\x06limits\x18\x18 \x03(\v2\x16.godwit.v1.PolicyValueR\x06limits\x129\n" +
+	"\fsource_marks\x18\x19 \x01(\v2\x16.godwit.v1.SourceMarksR\vsourceMarks\x129\n" +
+	"\ftarget_marks\x18\x1a \x01(\v2\x16.godwit.v1.TargetMarksR\vtargetMarks\x12*\n" +
+	"\apending\x18\x1b \x03(\v2\x10.godwit.v1.OrderR\apending\x12%\n" +
+	"\x0edeadline_means\x18\x1c \x01(\tR\rdeadlineMeans\x12;\n" +
+	"\atunnels\x18\x1d \x03(\v2!.godwit.v1.Migration.TunnelsEntryR\atunnels\x12\x1f\n" +
+	"\vtarget_runs\x18\x1e \x01(\bR\n" +
+	"targetRuns\x12\x1f\n" +
+	"\vsource_gone\x18\x1f \x01(\bR\n" +
+	"sourceGone\x12'\n" +
+	"\x0faddresses_known\x18  \x01(\bR\x0eaddressesKnown\x12\x18\n" +
+	"\aunaware\x18! \x01(\tR\aunaware\x12\x12\n" +
+	"\x04port\x18\" \x01(\rR\x04port\x12\x1d\n" +
+	"\n" +
+	"taken_back\x18# \x01(\bR\ttakenBack\x12\x1f\n" +
+	"\vtarget_gone\x18$ \x01(\bR\n" +
+	"targetGone\x1a:\n" +
+	"\fTunnelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"z\n" +
+	"\x06Choice\x12\x10\n" +
+	"\x03why\x18\x01 \x01(\tR\x03why\x12\x14\n" +
+	"\x05named\x18\x02 \x01(\bR\x05named\x12,\n" +
+	"\x06others\x18\x03 \x03(\v2\x14.godwit.v1.OtherHostR\x06others\x12\x1a\n" +
+	"\bunlisted\x18\x04 \x01(\rR\bunlisted\"1\n" +
+	"\tOtherHost\x12\x12\n" +
+	"\x04host\x18\x01 \x01(\tR\x04host\x12\x10\n" +
+	"\x03why\x18\x02 \x01(\tR\x03why\"o\n" +
+	"\vPolicyValue\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
+	"\x02ms\x18\x02 \x01(\x03R\x02ms\x12(\n" +
+	"\x10bytes_per_second\x18\x03 \x01(\x04R\x0ebytesPerSecond\x12\x12\n" +
+	"\x04from\x18\x04 \x01(\tR\x04from\"\x86\x01\n" +
+	"\x05Order\x12\x1a\n" +
+	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04host\x18\x03 \x01(\tR\x04host\x12#\n" +
+	"\rreturn_frames\x18\x04 \x01(\bR\freturnFrames\x12\x14\n" +
+	"\x05epoch\x18\x05 \x01(\x04R\x05epoch\"\xbc\x02\n" +
 	"\bProgress\x12\x12\n" +
 	"\x04pass\x18\x01 \x01(\x05R\x04pass\x12\x1d\n" +
 	"\n" +
@@ -1511,14 +2055,21 @@ const file_godwit_v1_migration_proto_rawDesc = "" +
 	"\r_return_error\"3\n" +
 	"\rBlackoutPhase\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
-	"\x02ms\x18\x02 \x01(\x01R\x02ms\"\x8e\x01\n" +
+	"\x02ms\x18\x02 \x01(\x01R\x02ms\"\xe5\x02\n" +
 	"\n" +
 	"StoryEntry\x12*\n" +
 	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x10\n" +
 	"\x03who\x18\x02 \x01(\tR\x03who\x12\x14\n" +
 	"\x05event\x18\x03 \x01(\tR\x05event\x12\x14\n" +
 	"\x05state\x18\x04 \x01(\tR\x05state\x12\x16\n" +
-	"\x06detail\x18\x05 \x01(\tR\x06detail\"3\n" +
+	"\x06detail\x18\x05 \x01(\tR\x06detail\x12\x12\n" +
+	"\x04gone\x18\x06 \x01(\bR\x04gone\x12\x18\n" +
+	"\aanswers\x18\a \x01(\x04R\aanswers\x12*\n" +
+	"\aordered\x18\b \x03(\v2\x10.godwit.v1.OrderR\aordered\x12\x1c\n" +
+	"\twithdrawn\x18\t \x03(\x04R\twithdrawn\x126\n" +
+	"\bdeadline\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\x12%\n" +
+	"\x0edeadline_means\x18\v \x01(\tR\rdeadlineMeans\"3\n" +
 	"\vRefusedHost\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x10\n" +
 	"\x03why\x18\x02 \x03(\tR\x03why2\xea\x03\n" +
@@ -1542,7 +2093,7 @@ func file_godwit_v1_migration_proto_rawDescGZIP() []byte {
 	return file_godwit_v1_migration_proto_rawDescData
 }
 
-var file_godwit_v1_migration_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_godwit_v1_migration_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_godwit_v1_migration_proto_goTypes = []any{
 	(*MigrationPolicy)(nil),         // 0: godwit.v1.MigrationPolicy
 	(*CreateMigrationRequest)(nil),  // 1: godwit.v1.CreateMigrationRequest
@@ -1558,54 +2109,71 @@ var file_godwit_v1_migration_proto_goTypes = []any{
 	(*WatchMigrationRequest)(nil),   // 11: godwit.v1.WatchMigrationRequest
 	(*WatchMigrationResponse)(nil),  // 12: godwit.v1.WatchMigrationResponse
 	(*Migration)(nil),               // 13: godwit.v1.Migration
-	(*Progress)(nil),                // 14: godwit.v1.Progress
-	(*Pass)(nil),                    // 15: godwit.v1.Pass
-	(*Outcome)(nil),                 // 16: godwit.v1.Outcome
-	(*BlackoutPhase)(nil),           // 17: godwit.v1.BlackoutPhase
-	(*StoryEntry)(nil),              // 18: godwit.v1.StoryEntry
-	(*RefusedHost)(nil),             // 19: godwit.v1.RefusedHost
-	(*PageRequest)(nil),             // 20: godwit.v1.PageRequest
-	(*timestamppb.Timestamp)(nil),   // 21: google.protobuf.Timestamp
+	(*Choice)(nil),                  // 14: godwit.v1.Choice
+	(*OtherHost)(nil),               // 15: godwit.v1.OtherHost
+	(*PolicyValue)(nil),             // 16: godwit.v1.PolicyValue
+	(*Order)(nil),                   // 17: godwit.v1.Order
+	(*Progress)(nil),                // 18: godwit.v1.Progress
+	(*Pass)(nil),                    // 19: godwit.v1.Pass
+	(*Outcome)(nil),                 // 20: godwit.v1.Outcome
+	(*BlackoutPhase)(nil),           // 21: godwit.v1.BlackoutPhase
+	(*StoryEntry)(nil),              // 22: godwit.v1.StoryEntry
+	(*RefusedHost)(nil),             // 23: godwit.v1.RefusedHost
+	nil,                             // 24: godwit.v1.Migration.TunnelsEntry
+	(*PageRequest)(nil),             // 25: godwit.v1.PageRequest
+	(*timestamppb.Timestamp)(nil),   // 26: google.protobuf.Timestamp
+	(*SourceMarks)(nil),             // 27: godwit.v1.SourceMarks
+	(*TargetMarks)(nil),             // 28: godwit.v1.TargetMarks
 }
 var file_godwit_v1_migration_proto_depIdxs = []int32{
 	0,  // 0: godwit.v1.CreateMigrationRequest.policy:type_name -> godwit.v1.MigrationPolicy
 	13, // 1: godwit.v1.CreateMigrationResponse.migration:type_name -> godwit.v1.Migration
 	13, // 2: godwit.v1.GetMigrationResponse.migration:type_name -> godwit.v1.Migration
-	20, // 3: godwit.v1.ListMigrationsRequest.page:type_name -> godwit.v1.PageRequest
-	13, // 4: godwit.v1.ListMigrationsResponse.migrations:type_name -> godwit.v1.Migration
-	13, // 5: godwit.v1.CancelMigrationResponse.migration:type_name -> godwit.v1.Migration
-	13, // 6: godwit.v1.ReturnMigrationResponse.migration:type_name -> godwit.v1.Migration
-	13, // 7: godwit.v1.WatchMigrationResponse.migration:type_name -> godwit.v1.Migration
-	0,  // 8: godwit.v1.Migration.policy:type_name -> godwit.v1.MigrationPolicy
-	21, // 9: godwit.v1.Migration.created:type_name -> google.protobuf.Timestamp
-	21, // 10: godwit.v1.Migration.ended:type_name -> google.protobuf.Timestamp
-	21, // 11: godwit.v1.Migration.deadline:type_name -> google.protobuf.Timestamp
-	14, // 12: godwit.v1.Migration.progress:type_name -> godwit.v1.Progress
-	16, // 13: godwit.v1.Migration.outcome:type_name -> godwit.v1.Outcome
-	18, // 14: godwit.v1.Migration.story:type_name -> godwit.v1.StoryEntry
-	19, // 15: godwit.v1.Migration.refused:type_name -> godwit.v1.RefusedHost
-	15, // 16: godwit.v1.Migration.passes:type_name -> godwit.v1.Pass
-	21, // 17: godwit.v1.Progress.at:type_name -> google.protobuf.Timestamp
-	21, // 18: godwit.v1.Pass.at:type_name -> google.protobuf.Timestamp
-	17, // 19: godwit.v1.Outcome.phases:type_name -> godwit.v1.BlackoutPhase
-	21, // 20: godwit.v1.StoryEntry.at:type_name -> google.protobuf.Timestamp
-	1,  // 21: godwit.v1.MigrationService.Create:input_type -> godwit.v1.CreateMigrationRequest
-	3,  // 22: godwit.v1.MigrationService.Get:input_type -> godwit.v1.GetMigrationRequest
-	5,  // 23: godwit.v1.MigrationService.List:input_type -> godwit.v1.ListMigrationsRequest
-	7,  // 24: godwit.v1.MigrationService.Cancel:input_type -> godwit.v1.CancelMigrationRequest
-	9,  // 25: godwit.v1.MigrationService.Return:input_type -> godwit.v1.ReturnMigrationRequest
-	11, // 26: godwit.v1.MigrationService.Watch:input_type -> godwit.v1.WatchMigrationRequest
-	2,  // 27: godwit.v1.MigrationService.Create:output_type -> godwit.v1.CreateMigrationResponse
-	4,  // 28: godwit.v1.MigrationService.Get:output_type -> godwit.v1.GetMigrationResponse
-	6,  // 29: godwit.v1.MigrationService.List:output_type -> godwit.v1.ListMigrationsResponse
-	8,  // 30: godwit.v1.MigrationService.Cancel:output_type -> godwit.v1.CancelMigrationResponse
-	10, // 31: godwit.v1.MigrationService.Return:output_type -> godwit.v1.ReturnMigrationResponse
-	12, // 32: godwit.v1.MigrationService.Watch:output_type -> godwit.v1.WatchMigrationResponse
-	27, // [27:33] is the sub-list for method output_type
-	21, // [21:27] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	25, // 3: godwit.v1.ListMigrationsRequest.page:type_name -> godwit.v1.PageRequest
+	26, // 4: godwit.v1.ListMigrationsRequest.since:type_name -> google.protobuf.Timestamp
+	13, // 5: godwit.v1.ListMigrationsResponse.migrations:type_name -> godwit.v1.Migration
+	13, // 6: godwit.v1.CancelMigrationResponse.migration:type_name -> godwit.v1.Migration
+	13, // 7: godwit.v1.ReturnMigrationResponse.migration:type_name -> godwit.v1.Migration
+	13, // 8: godwit.v1.WatchMigrationResponse.migration:type_name -> godwit.v1.Migration
+	0,  // 9: godwit.v1.Migration.policy:type_name -> godwit.v1.MigrationPolicy
+	26, // 10: godwit.v1.Migration.created:type_name -> google.protobuf.Timestamp
+	26, // 11: godwit.v1.Migration.ended:type_name -> google.protobuf.Timestamp
+	26, // 12: godwit.v1.Migration.deadline:type_name -> google.protobuf.Timestamp
+	18, // 13: godwit.v1.Migration.progress:type_name -> godwit.v1.Progress
+	20, // 14: godwit.v1.Migration.outcome:type_name -> godwit.v1.Outcome
+	22, // 15: godwit.v1.Migration.story:type_name -> godwit.v1.StoryEntry
+	23, // 16: godwit.v1.Migration.refused:type_name -> godwit.v1.RefusedHost
+	19, // 17: godwit.v1.Migration.passes:type_name -> godwit.v1.Pass
+	14, // 18: godwit.v1.Migration.choice:type_name -> godwit.v1.Choice
+	16, // 19: godwit.v1.Migration.limits:type_name -> godwit.v1.PolicyValue
+	27, // 20: godwit.v1.Migration.source_marks:type_name -> godwit.v1.SourceMarks
+	28, // 21: godwit.v1.Migration.target_marks:type_name -> godwit.v1.TargetMarks
+	17, // 22: godwit.v1.Migration.pending:type_name -> godwit.v1.Order
+	24, // 23: godwit.v1.Migration.tunnels:type_name -> godwit.v1.Migration.TunnelsEntry
+	15, // 24: godwit.v1.Choice.others:type_name -> godwit.v1.OtherHost
+	26, // 25: godwit.v1.Progress.at:type_name -> google.protobuf.Timestamp
+	26, // 26: godwit.v1.Pass.at:type_name -> google.protobuf.Timestamp
+	21, // 27: godwit.v1.Outcome.phases:type_name -> godwit.v1.BlackoutPhase
+	26, // 28: godwit.v1.StoryEntry.at:type_name -> google.protobuf.Timestamp
+	17, // 29: godwit.v1.StoryEntry.ordered:type_name -> godwit.v1.Order
+	26, // 30: godwit.v1.StoryEntry.deadline:type_name -> google.protobuf.Timestamp
+	1,  // 31: godwit.v1.MigrationService.Create:input_type -> godwit.v1.CreateMigrationRequest
+	3,  // 32: godwit.v1.MigrationService.Get:input_type -> godwit.v1.GetMigrationRequest
+	5,  // 33: godwit.v1.MigrationService.List:input_type -> godwit.v1.ListMigrationsRequest
+	7,  // 34: godwit.v1.MigrationService.Cancel:input_type -> godwit.v1.CancelMigrationRequest
+	9,  // 35: godwit.v1.MigrationService.Return:input_type -> godwit.v1.ReturnMigrationRequest
+	11, // 36: godwit.v1.MigrationService.Watch:input_type -> godwit.v1.WatchMigrationRequest
+	2,  // 37: godwit.v1.MigrationService.Create:output_type -> godwit.v1.CreateMigrationResponse
+	4,  // 38: godwit.v1.MigrationService.Get:output_type -> godwit.v1.GetMigrationResponse
+	6,  // 39: godwit.v1.MigrationService.List:output_type -> godwit.v1.ListMigrationsResponse
+	8,  // 40: godwit.v1.MigrationService.Cancel:output_type -> godwit.v1.CancelMigrationResponse
+	10, // 41: godwit.v1.MigrationService.Return:output_type -> godwit.v1.ReturnMigrationResponse
+	12, // 42: godwit.v1.MigrationService.Watch:output_type -> godwit.v1.WatchMigrationResponse
+	37, // [37:43] is the sub-list for method output_type
+	31, // [31:37] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_godwit_v1_migration_proto_init() }
@@ -1613,15 +2181,16 @@ func file_godwit_v1_migration_proto_init() {
 	if File_godwit_v1_migration_proto != nil {
 		return
 	}
+	file_godwit_v1_agent_proto_init()
 	file_godwit_v1_fleet_proto_init()
-	file_godwit_v1_migration_proto_msgTypes[16].OneofWrappers = []any{}
+	file_godwit_v1_migration_proto_msgTypes[20].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_godwit_v1_migration_proto_rawDesc), len(file_godwit_v1_migration_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   20,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

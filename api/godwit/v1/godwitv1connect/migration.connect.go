@@ -52,7 +52,7 @@ type MigrationServiceClient interface {
 	// Create selects the target, takes the VM's lock and starts the migration.
 	Create(context.Context, *v1.CreateMigrationRequest) (*v1.CreateMigrationResponse, error)
 	Get(context.Context, *v1.GetMigrationRequest) (*v1.GetMigrationResponse, error)
-	// List gives the newest first.
+	// List gives the newest first, unless asked for the oldest.
 	List(context.Context, *v1.ListMigrationsRequest) (*v1.ListMigrationsResponse, error)
 	// Cancel ends it with the VM at the source; refused once it has committed.
 	Cancel(context.Context, *v1.CancelMigrationRequest) (*v1.CancelMigrationResponse, error)
@@ -180,7 +180,7 @@ type MigrationServiceHandler interface {
 	// Create selects the target, takes the VM's lock and starts the migration.
 	Create(context.Context, *v1.CreateMigrationRequest) (*v1.CreateMigrationResponse, error)
 	Get(context.Context, *v1.GetMigrationRequest) (*v1.GetMigrationResponse, error)
-	// List gives the newest first.
+	// List gives the newest first, unless asked for the oldest.
 	List(context.Context, *v1.ListMigrationsRequest) (*v1.ListMigrationsResponse, error)
 	// Cancel ends it with the VM at the source; refused once it has committed.
 	Cancel(context.Context, *v1.CancelMigrationRequest) (*v1.CancelMigrationResponse, error)
