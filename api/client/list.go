@@ -45,6 +45,16 @@ func (c *Client) Migrations(ctx context.Context, vm string) iter.Seq2[*godwitv1.
 	})
 }
 
+// MigrationHistory gives the migrations that the request asks for, whose page
+// it sets. An error is the last item.
+func (c *Client) MigrationHistory(ctx context.Context, request *godwitv1.ListMigrationsRequest) iter.Seq2[*godwitv1.Migration, error] {
+	return paged(func(page *godwitv1.PageRequest) ([]*godwitv1.Migration, string, error) {
+		request.Page = page
+		response, err := c.Migration.List(ctx, request)
+		return response.GetMigrations(), response.GetNextToken(), err
+	})
+}
+
 func paged[T any](fetch func(*godwitv1.PageRequest) ([]T, string, error)) iter.Seq2[T, error] {
 	return func(yield func(T, error) bool) {
 		token := ""

@@ -160,7 +160,10 @@ func (fakeMigrations) Get(_ context.Context, request *godwitv1.GetMigrationReque
 	return nil, missing("show", "migration "+request.GetId())
 }
 
-func (fakeMigrations) List(_ context.Context, request *godwitv1.ListMigrationsRequest) (*godwitv1.ListMigrationsResponse, error) {
+func (m fakeMigrations) List(_ context.Context, request *godwitv1.ListMigrationsRequest) (*godwitv1.ListMigrationsResponse, error) {
+	if request.GetOldestFirst() {
+		return &godwitv1.ListMigrationsResponse{Migrations: []*godwitv1.Migration{aborted}}, m.note(request)
+	}
 	all := []*godwitv1.Migration{inState("m2", "copying", 2, 6<<20), m1, aborted}
 	return &godwitv1.ListMigrationsResponse{Migrations: slices.DeleteFunc(all, func(m *godwitv1.Migration) bool {
 		return request.GetVm() != "" && m.GetVm() != request.GetVm()

@@ -17,7 +17,8 @@ func newMigrationCommand(app *App) *cobra.Command {
 		`A migration is one move of one VM. Its record keeps what was decided, what was
 measured and how it ended. godwit migrate begins one.`,
 		"  godwit migration list --vm web1",
-		newMigrationList(app), newMigrationShow(app), newMigrationWatch(app), newMigrationCancel(app), newMigrationReturn(app))
+		newMigrationList(app), newMigrationShow(app), newMigrationWatch(app), newMigrationCancel(app), newMigrationReturn(app),
+		newMigrationExport(app))
 }
 
 func newMigrationList(app *App) *cobra.Command {

@@ -8,27 +8,14 @@ import (
 	"strings"
 	"unicode/utf8"
 
-	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
-)
 
-// compactJSON gives a message as one line of JSON. Fields that are not set are
-// there too, so that programs need not ask whether they are.
-func compactJSON(message proto.Message) (json.RawMessage, error) {
-	data, err := protojson.MarshalOptions{EmitDefaultValues: true}.Marshal(message)
-	if err != nil {
-		return nil, err
-	}
-	var compact bytes.Buffer // protojson varies its spaces on purpose
-	if err := json.Compact(&compact, data); err != nil {
-		return nil, err
-	}
-	return compact.Bytes(), nil
-}
+	"godwit.dev/godwit/internal/wire"
+)
 
 // printLine writes a message as one line of JSON.
 func (a *App) printLine(message proto.Message) error {
-	data, err := compactJSON(message)
+	data, err := wire.CompactJSON(message)
 	if err != nil {
 		return err
 	}
@@ -51,7 +38,7 @@ func (a *App) printOne(message proto.Message, text func(io.Writer)) error {
 	if !a.json {
 		return a.printText(text)
 	}
-	data, err := compactJSON(message)
+	data, err := wire.CompactJSON(message)
 	if err != nil {
 		return err
 	}
@@ -73,7 +60,7 @@ func printList[M proto.Message](a *App, name string, items []M, rows func([]M) t
 	}
 	list := make([]json.RawMessage, 0, len(items))
 	for _, item := range items {
-		data, err := compactJSON(item)
+		data, err := wire.CompactJSON(item)
 		if err != nil {
 			return err
 		}

@@ -10,6 +10,7 @@ import (
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/wire"
 )
 
 // report prints why a command failed.
@@ -57,7 +58,7 @@ func reportJSON(w io.Writer, err error) {
 	for _, field := range fieldsOf(err) {
 		message.Fields = append(message.Fields, &godwitv1.FieldError{Path: field.Path, Problem: field.Problem})
 	}
-	if data, err := compactJSON(message); err == nil {
+	if data, err := wire.CompactJSON(message); err == nil {
 		fmt.Fprintf(w, "%s\n", data)
 	}
 }

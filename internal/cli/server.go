@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -30,6 +31,10 @@ your own must let in nobody else who is not to rule the fleet.
 Any number of servers may share such a cluster. One of them leads, another takes
 over when it ends, and clients may ask any of them.
 
+Records of migrations that are over are kept for a while, and deleted sooner,
+the oldest first, if they take too much room. With --export-migrations each is
+first appended to a file, which may be renamed at any time.
+
 Whoever may open the server's socket may do everything; a certificate for
 administrators of other machines is in the folder "admin" of the data folder.`
 
@@ -43,11 +48,14 @@ type serverFlags struct {
 	etcdTLS  store.TLSFiles
 	insecure bool
 	url      string
+	keepFor  time.Duration
+	keepSize fleet.Bytes
+	export   string
 	level    string
 }
 
 func newServerCommand(app *App) *cobra.Command {
-	var flags serverFlags
+	flags := serverFlags{keepFor: server.DefaultKeepFor, keepSize: server.DefaultKeepSize}
 	cmd := &cobra.Command{
 		Use:   "server",
 		Short: "Run the control plane",
@@ -77,12 +85,24 @@ func newServerCommand(app *App) *cobra.Command {
 	f.StringVar(&flags.etcdTLS.Cert, "etcd-cert", "", "`file` with the certificate to show to that cluster")
 	f.StringVar(&flags.etcdTLS.Key, "etcd-key", "", "`file` with the key of --etcd-cert")
 	f.BoolVar(&flags.insecure, "etcd-insecure", false, "allow http:// to other machines: whoever listens on the way gets the fleet's keys")
+	durationFlag(cmd, &flags.keepFor, "keep-migrations-for", leastKeepFor, mostKeepFor, "how long the records of migrations that are over are kept")
+	bytesFlag(cmd, &flags.keepSize, "keep-migrations-size", leastKeepSize, mostKeepSize, "what they may take before the oldest are deleted")
+	f.StringVar(&flags.export, "export-migrations", "", "`file` that gets their records as JSON lines, before they are deleted")
 	addLogLevel(cmd, &flags.level)
 	cmd.AddCommand(newServerChildren(app)...)
 	return cmd
 }
 
 const defaultServerData = "/var/lib/godwit/server"
+
+// Bounds of what is kept: enough to look at what was, and no more than half of
+// what the store may hold.
+const (
+	leastKeepFor  = time.Hour
+	mostKeepFor   = 10 * 365 * 24 * time.Hour
+	leastKeepSize = fleet.MiB
+	mostKeepSize  = store.DefaultQuota / 2
+)
 
 // check finds what is wrong with the flags before anything is opened or made.
 // etcdGiven tells an --etcd that came out empty, as from an unset variable,
@@ -164,6 +184,7 @@ func (a *App) runServer(ctx context.Context, flags serverFlags) (err error) {
 	s, err := server.New(ctx, server.Config{
 		Store: records, DataDir: flags.data, Logger: log, Listen: flags.listen, Socket: flags.socket, Names: flags.names,
 		Replicas: !records.Embedded(), Advertise: flags.url,
+		KeepFor: flags.keepFor, KeepSize: flags.keepSize, Export: flags.export,
 	})
 	if err != nil {
 		return err

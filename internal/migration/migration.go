@@ -30,6 +30,7 @@ type Migration struct {
 	Remedies  []string  `json:"remedies,omitempty"`
 	Created   time.Time `json:"created"`
 	Ended     time.Time `json:"ended,omitzero"`
+	Exported  time.Time `json:"exported,omitzero"` // to the server's file, after which it may be deleted
 
 	Sequence uint64   `json:"sequence"` // of the newest effect
 	Pending  []Effect `json:"pending,omitempty"`

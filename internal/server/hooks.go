@@ -35,9 +35,9 @@ type migrationHooks struct {
 }
 
 // migrationsOf connects the reconciler to the rest of the server.
-func migrationsOf(r *reconciler) migrationHooks {
+func migrationsOf(r *reconciler, mirror *mirror) migrationHooks {
 	return migrationHooks{
-		service:   &migrationService{tables: r.tables, runs: r},
+		service:   &migrationService{tables: r.tables, runs: r, mirror: mirror},
 		commit:    r.serveCommit,
 		report:    r.report,
 		pass:      r.pass,

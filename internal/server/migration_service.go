@@ -17,6 +17,7 @@ import (
 type migrationService struct {
 	tables tables
 	runs   *reconciler
+	mirror *mirror
 }
 
 func (s *migrationService) Create(ctx context.Context, request *godwitv1.CreateMigrationRequest) (*godwitv1.CreateMigrationResponse, error) {
@@ -84,22 +85,6 @@ func (s *migrationService) Get(ctx context.Context, request *godwitv1.GetMigrati
 
 func (s *migrationService) entry(ctx context.Context, op, id string) (store.Entry[migration.Migration], error) {
 	return s.runs.newest(ctx, op, id)
-}
-
-func (s *migrationService) List(ctx context.Context, request *godwitv1.ListMigrationsRequest) (*godwitv1.ListMigrationsResponse, error) {
-	var ofVM func(migration.Migration) bool
-	if vm := fleet.VMName(request.GetVm()); vm != "" {
-		ofVM = func(m migration.Migration) bool { return m.VM == vm }
-	}
-	entries, token, err := readPage(ctx, s.tables.migrations, request.GetPage(), ofVM)
-	if err != nil {
-		return nil, err
-	}
-	response := &godwitv1.ListMigrationsResponse{NextToken: token}
-	for _, entry := range entries {
-		response.Migrations = append(response.Migrations, migrationMessage(entry))
-	}
-	return response, nil
 }
 
 func (s *migrationService) Cancel(ctx context.Context, request *godwitv1.CancelMigrationRequest) (*godwitv1.CancelMigrationResponse, error) {

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/migration"
@@ -26,6 +27,9 @@ type mirror struct {
 	migrationChanged func(store.Entry[migration.Migration])
 	leaderChanged    func(url string)
 	changed          func()
+	// ended is signalled when a record is closed that was not exported;
+	// signals that nobody takes become one.
+	ended chan struct{}
 
 	mu         sync.RWMutex
 	at         position
@@ -61,12 +65,17 @@ type move struct {
 	source, target fleet.HostName
 	over           bool // neither host has anything left to do for it
 	awaitsTarget   bool // it has committed, and the target was not heard of since
+	closed         bool // it is over, and does not lock the VM
+	state          migration.State
+	ended          time.Time
+	exported       bool
+	size           fleet.Bytes // of the record
 }
 
 func newMirror(t tables, log *slog.Logger) *mirror {
 	return &mirror{
 		tables: t, log: log, vmChanged: func(fleet.VMName) {}, changed: func() {}, leaderChanged: func(string) {},
-		migrationChanged: func(store.Entry[migration.Migration]) {},
+		migrationChanged: func(store.Entry[migration.Migration]) {}, ended: make(chan struct{}, 1),
 	}
 }
 
@@ -221,9 +230,22 @@ func (m *mirror) put(event store.Event) error {
 	case m.tables.restores.Prefix():
 		return m.putRestore(event)
 	case m.tables.migrations.Prefix():
-		return putInto(m.migrations, fleet.MigrationID(name), event, m.tables.migrations, moveOf)
+		return m.putMigration(fleet.MigrationID(name), event)
 	}
 	return nil
+}
+
+func (m *mirror) putMigration(id fleet.MigrationID, event store.Event) error {
+	err := putInto(m.migrations, id, event, m.tables.migrations, func(entry store.Entry[migration.Migration]) move {
+		return moveOf(entry, fleet.Bytes(len(event.Value)))
+	})
+	if move := m.migrations[id]; move.closed && !move.exported {
+		select {
+		case m.ended <- struct{}{}:
+		default: // whoever takes the waiting one looks at all
+		}
+	}
+	return err
 }
 
 func (m *mirror) putVM(event store.Event) error {
@@ -248,11 +270,11 @@ func putInto[K comparable, T, V any](into map[K]V, key K, event store.Event, tab
 
 func keep[T any](entry store.Entry[T]) T { return entry.Value }
 
-func moveOf(entry store.Entry[migration.Migration]) move {
+func moveOf(entry store.Entry[migration.Migration], size fleet.Bytes) move {
 	m := entry.Value
 	return move{
-		vm: m.VM, source: m.Source, target: m.Target,
-		over: m.State.Final() && len(m.Pending) == 0, awaitsTarget: m.AwaitsTarget(),
+		vm: m.VM, source: m.Source, target: m.Target, over: over(m), awaitsTarget: m.AwaitsTarget(), closed: closed(m),
+		state: m.State, ended: m.Ended, exported: !m.Exported.IsZero(), size: size,
 	}
 }
 

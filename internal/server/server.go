@@ -39,6 +39,10 @@ type Config struct {
 	// Advertise: "https://10.0.0.1:7443". Without, this server always leads.
 	Replicas  bool
 	Advertise string // "" for a URL made of Names and the listener's address
+
+	KeepFor  time.Duration // how long records of migrations are kept after their end; 0 for DefaultKeepFor
+	KeepSize fleet.Bytes   // what all of them may take before the oldest go; 0 for DefaultKeepSize
+	Export   string        // path of a file that gets the final records as JSON lines; "" for none
 }
 
 func (c Config) withDefaults() Config {
@@ -50,6 +54,12 @@ func (c Config) withDefaults() Config {
 	}
 	if c.Heartbeat <= 0 {
 		c.Heartbeat = DefaultHeartbeat
+	}
+	if c.KeepFor <= 0 {
+		c.KeepFor = DefaultKeepFor
+	}
+	if c.KeepSize == 0 {
+		c.KeepSize = DefaultKeepSize
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
@@ -100,7 +110,10 @@ func New(ctx context.Context, config Config) (*Server, error) {
 	migrations := newReconciler(s.tables, s.hub, s.addresses, s.hub.connected, s.log)
 	migrations.stand()
 	s.mirror.migrationChanged = migrations.changed
-	s.migrations = migrationsOf(migrations)
+	s.migrations = migrationsOf(migrations, s.mirror)
+	if err := s.checkExport(); err != nil {
+		return nil, err
+	}
 	s.reclaimAtStart(ctx)
 	var err error
 	if s.authority, err = openAuthority(ctx, s.tables); err != nil {

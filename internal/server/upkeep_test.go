@@ -6,12 +6,10 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
 	"testing"
 	"time"
 
 	"godwit.dev/godwit/internal/fleet"
-	"godwit.dev/godwit/internal/migration"
 	"godwit.dev/godwit/internal/store"
 )
 
@@ -94,59 +92,4 @@ func TestFullStoreAtStart(t *testing.T) {
 	<-f.store.Full() // that was for the server that ended
 	start()
 	f.network("blue", "10.20.0.0/24")
-}
-
-// Only what is over, old and not among the newest is deleted.
-func TestPrune(t *testing.T) {
-	t.Parallel()
-	f := newFleet(t)
-	now := time.Now()
-	old := now.Add(-2 * keepFor)
-	var want []string
-	put := func(created time.Time, stays bool, edit func(*migration.Migration)) {
-		t.Helper()
-		m := migration.New(newMigrationID(created), fleet.VM{Name: "web"}, "h2", nil, testPolicy(), "test", created)
-		m.State, m.Timer, m.Ended = migration.Aborted, nil, created.Add(time.Minute)
-		if edit != nil {
-			edit(&m)
-		}
-		revision, err := f.store.Commit(t.Context(), nil, f.server.tables.migrations.Put(string(m.ID), m))
-		if err != nil {
-			t.Fatal(err)
-		}
-		<-f.whenApplied(revision)
-		if stays {
-			want = append(want, string(m.ID))
-		}
-	}
-	put(old, false, nil)
-	put(old, false, func(m *migration.Migration) { m.State, m.Committed = migration.Succeeded, true })
-	put(old, true, func(m *migration.Migration) { m.State = migration.Copying })
-	put(old, true, func(m *migration.Migration) { m.Pending = []migration.Effect{{Host: "h2"}} })
-	put(old, true, func(m *migration.Migration) { m.State = migration.NeedsOperator }) // holds the VM's lock
-	put(old, true, func(m *migration.Migration) { m.Ended = now })
-	put(old.Add(time.Hour), true, nil) // one of the two newest
-	put(now, true, nil)                // young, and the other
-	f.server.prune(t.Context(), now.Add(-keepFor), 2)
-	entries, revision, err := f.server.tables.migrations.All(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	var got []string
-	for _, entry := range entries {
-		got = append(got, entry.Name)
-	}
-	slices.Sort(want)
-	if !slices.Equal(got, want) {
-		t.Errorf("left are %v, want %v", got, want)
-	}
-	<-f.whenApplied(revision)
-	if left := f.server.mirror.oldMigrations("", 0); len(left) != 4 {
-		t.Errorf("the mirror has %v", left)
-	}
-	// Who comes late finds nothing.
-	if gone, err := f.server.pruneOne(t.Context(), newMigrationID(old), now); gone || err != nil {
-		t.Errorf("one that is gone: %v, %v", gone, err)
-	}
-	f.server.prune(t.Context(), now.Add(-keepFor), len(want))
 }

@@ -1,6 +1,8 @@
 package wire
 
 import (
+	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 
@@ -53,4 +55,19 @@ func protoMessage(message any) (proto.Message, error) {
 		return nil, fmt.Errorf("%T is no protobuf message", message)
 	}
 	return known, nil
+}
+
+// CompactJSON gives a message as one line of JSON, without the line's end.
+// Fields that are not set are there too, so that programs need not ask whether
+// they are.
+func CompactJSON(message proto.Message) (json.RawMessage, error) {
+	data, err := protojson.MarshalOptions{EmitDefaultValues: true}.Marshal(message)
+	if err != nil {
+		return nil, err
+	}
+	var compact bytes.Buffer // protojson varies its spaces on purpose
+	if err := json.Compact(&compact, data); err != nil {
+		return nil, err
+	}
+	return compact.Bytes(), nil
 }
