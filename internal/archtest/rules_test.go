@@ -46,6 +46,7 @@ var imports = map[string][]string{
 	"internal/demo":         {"api", "internal/fleet", "internal/lab"},
 	"internal/sim":          {"internal"},
 	"internal/web":          {"internal/fleet"},
+	"internal/explain":      {"api/godwit/v1", "internal/fleet", "internal/migration"},
 	"internal/cli":          {"api", "internal"}, // where everything is wired together
 	"internal/archtest":     {},
 	"cmd/godwit":            {"internal/cli"},
@@ -82,7 +83,7 @@ var owners = map[string][]string{
 	"github.com/spf13/cobra":     {"internal/cli"},
 	"github.com/goccy/go-yaml":   {"internal/cli"},
 	"connectrpc.com/connect":     {"api", "internal/wire", "internal/agent", "internal/server", "internal/cli", "test"},
-	"google.golang.org/protobuf": {"api", "internal/wire", "internal/agent", "internal/server", "internal/cli", "test"},
+	"google.golang.org/protobuf": {"api", "internal/wire", "internal/agent", "internal/server", "internal/explain", "internal/cli", "test"},
 	"google.golang.org/grpc":     {"internal/store"}, // etcd's errors
 	"github.com/prometheus/":     {"internal/agent", "internal/server", "internal/cli"},
 }

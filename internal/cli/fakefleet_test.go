@@ -156,6 +156,10 @@ func (fakeMigrations) Get(_ context.Context, request *godwitv1.GetMigrationReque
 		return &godwitv1.GetMigrationResponse{Migration: inState("m2", "copying", 2, 6<<20)}, nil
 	case "stuck":
 		return &godwitv1.GetMigrationResponse{Migration: stuck}, nil
+	case "told":
+		return &godwitv1.GetMigrationResponse{Migration: told}, nil
+	case "undone":
+		return &godwitv1.GetMigrationResponse{Migration: undone}, nil
 	}
 	return nil, missing("show", "migration "+request.GetId())
 }

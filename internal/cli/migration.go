@@ -17,8 +17,8 @@ func newMigrationCommand(app *App) *cobra.Command {
 		`A migration is one move of one VM. Its record keeps what was decided, what was
 measured and how it ended. godwit migrate begins one.`,
 		"  godwit migration list --vm web1",
-		newMigrationList(app), newMigrationShow(app), newMigrationWatch(app), newMigrationCancel(app), newMigrationReturn(app),
-		newMigrationExport(app))
+		newMigrationList(app), newMigrationShow(app), newMigrationExplain(app), newMigrationWatch(app),
+		newMigrationCancel(app), newMigrationReturn(app), newMigrationExport(app))
 }
 
 func newMigrationList(app *App) *cobra.Command {
@@ -63,7 +63,7 @@ func newMigrationList(app *App) *cobra.Command {
 }
 
 func newMigrationShow(app *App) *cobra.Command {
-	return app.callCommand("show MIGRATION", "Show one migration with its whole story",
+	return app.callCommand("show MIGRATION", "Show one migration and what was measured",
 		`Show prints what a migration was to do, how it ended, the blackout by phases,
 the passes over the memory, the hosts that were refused, and the timeline.`,
 		"  godwit migration show 7f3k9\n  godwit migration show 7f3k9 --json | jq .outcome", migrationIDs,

@@ -42,6 +42,8 @@ func (a *App) outcome(s sheet, outcome *godwitv1.Outcome) {
 	}
 	s.row("Stopped by", outcome.GetStoppedBy())
 	s.row("Frames", fmt.Sprintf("%d drained, %d returned", outcome.GetFramesDrained(), outcome.GetFramesReturned()))
+	s.row("Not drained", outcome.GetDrainError())
+	s.row("Not returned", outcome.GetReturnError())
 }
 
 func (a *App) showMigration(w io.Writer, m *godwitv1.Migration) {

@@ -1,0 +1,89 @@
+package explain
+
+import (
+	"fmt"
+	"slices"
+
+	"godwit.dev/godwit/internal/migration"
+)
+
+// summary says where the VM is, what turned the migration back if anything
+// did, and what is open.
+func (t teller) summary() []string {
+	summary := []string{t.place()}
+	if turn := t.turn(); turn != "" {
+		summary = append(summary, turn)
+	}
+	if cause := t.GetCause(); cause != "" {
+		summary = append(summary, "Cause: "+cause+".")
+	}
+	if t.GetDeadline() != nil {
+		summary = append(summary, fmt.Sprintf("Its next timer is at %s: %s.", t.since(t.GetDeadline().AsTime()), t.GetDeadlineMeans()))
+	}
+	return summary
+}
+
+// place says who owns the VM, and whether it runs there as far as is known.
+func (t teller) place() string {
+	if t.GetCommitted() && !t.GetTakenBack() || t.GetState() == string(migration.Succeeded) {
+		return t.placeAtTarget()
+	}
+	vm, source, target := t.GetVm(), t.GetSource(), t.GetTarget()
+	state := migration.State(t.GetState())
+	switch {
+	case t.GetSourceGone() && state == migration.Switching:
+		return fmt.Sprintf("%s stands still: its instance on %s has ended, and %s has not committed yet.", vm, source, target)
+	case t.GetSourceGone():
+		return fmt.Sprintf("%s belongs to %s, where its instance has ended: it is down.", vm, source)
+	case state == migration.NeedsOperator:
+		return fmt.Sprintf("%s belongs to %s; whether it runs there is not known.", vm, source)
+	case state == migration.Switching:
+		return fmt.Sprintf("%s stands still: %s has stopped it, and %s has not committed yet.", vm, source, target)
+	case state == migration.RollingBack:
+		return fmt.Sprintf("%s stays on %s; the move to %s is being undone.", vm, source, target)
+	case state.Final():
+		return fmt.Sprintf("%s was not moved: it stays on %s and runs there.", vm, source)
+	}
+	return fmt.Sprintf("%s is on %s; the move to %s has not committed.", vm, source, target)
+}
+
+func (t teller) placeAtTarget() string {
+	vm, source, target := t.GetVm(), t.GetSource(), t.GetTarget()
+	state := migration.State(t.GetState())
+	switch {
+	case state == migration.Succeeded, t.GetTargetRuns() && state != migration.NeedsOperator:
+		return fmt.Sprintf("%s was moved from %s to %s and runs there.", vm, source, target)
+	case t.GetTargetGone():
+		return fmt.Sprintf("%s is down: its instance on %s has ended after the commit, and what %s has is older.", vm, target, source)
+	case t.GetTargetRuns():
+		return fmt.Sprintf("%s was moved from %s to %s and ran there; its instance has ended.", vm, source, target)
+	}
+	return fmt.Sprintf("%s belongs to %s since the commit; whether it runs there is not known.", vm, target)
+}
+
+// turn tells of the event that made the migration turn back or stop.
+func (t teller) turn() string {
+	bad := []string{string(migration.RollingBack), string(migration.Aborted), string(migration.NeedsOperator)}
+	state := string(migration.Planned)
+	for _, entry := range t.GetStory() {
+		if slices.Contains(bad, entry.GetState()) {
+			return fmt.Sprintf("It turned from %s to %s at %s: %s %s.",
+				state, entry.GetState(), t.since(entry.GetAt().AsTime()), entry.GetWho(), t.event(entry))
+		}
+		state = entry.GetState()
+	}
+	return ""
+}
+
+// pending lists what hosts still have to do.
+func (t teller) pending() []string {
+	list := []string{}
+	for _, one := range t.GetPending() {
+		text := fmt.Sprintf("%s: %s (order %d", one.GetHost(), task(one), one.GetSequence())
+		if at := t.orders[one.GetSequence()].at; !at.IsZero() {
+			text += ", since " + t.since(at)
+		}
+		list = append(list, text+")")
+	}
+	return list
+}
