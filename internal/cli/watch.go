@@ -109,10 +109,10 @@ func endOf(m *godwitv1.Migration) error {
 	}
 	switch m.GetState() {
 	case "aborted":
-		e.Hint = fmt.Sprintf("the vm runs on at %s; `godwit migration show %s` tells the whole story", m.GetSource(), m.GetId())
+		e.Hint = fmt.Sprintf("the vm runs on at %s; `godwit migration explain %s` tells the whole story", m.GetSource(), m.GetId())
 		return &endedError{code: exitAborted, err: e}
 	case "needs-operator":
-		e.Hint = "`godwit migration show " + m.GetId() + "` tells the whole story"
+		e.Hint = "`godwit migration explain " + m.GetId() + "` tells the whole story"
 		if remedies := m.GetRemedies(); len(remedies) > 0 {
 			e.Hint = "run: " + strings.Join(remedies, "; or: ")
 		}
