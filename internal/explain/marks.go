@@ -42,7 +42,7 @@ func handoverOf(m *godwitv1.Migration) handover {
 		stopped:       source(s.GetStopped(), "the guest stops"+stopper(m.GetOutcome().GetStoppedBy())),
 		preSwitchover: source(s.GetPreSwitchover(), "QEMU has sent the last pages and waits for leave"),
 		continued:     source(s.GetContinued(), "QEMU gets leave to send the devices' state"),
-		drained:       source(s.GetDrained(), fmt.Sprintf("the %d frames left in its taps are sent on", m.GetOutcome().GetFramesDrained())),
+		drained:       source(s.GetDrained(), drained(m.GetOutcome().GetFramesDrained())),
 		completed:     source(s.GetCompleted(), "QEMU has the target's word that it loaded"),
 		loaded:        target(g.GetLoaded(), "QEMU has loaded everything"),
 		asked:         target(g.GetAsked(), "asks for the commit"),
@@ -52,6 +52,13 @@ func handoverOf(m *godwitv1.Migration) handover {
 	noteLate(&h.stopped, &h.preSwitchover, &h.continued, &h.completed)
 	noteLate(&h.loaded, &h.asked, &h.answered)
 	return h
+}
+
+func drained(frames int64) string {
+	if frames == 0 {
+		return "no frames are left in its taps"
+	}
+	return fmt.Sprintf("the frames left in its taps are sent on: %d", frames)
 }
 
 func stopper(by string) string {

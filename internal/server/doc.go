@@ -62,6 +62,14 @@
 // the start of this server; the migration's record then names it. Whatever is
 // missing, the forwarding ends with the migration's time to settle.
 //
+// # Keeping and exporting
+//
+// A migration's record is closed when it is final, no effect is pending and it
+// does not lock its VM; from then on nothing is written into it but that it was
+// exported. Only closed records are exported and deleted, by one goroutine
+// (keepRoom), and with an export file each is in it, synced, before the store
+// hears of that or deletes it: at least once.
+//
 // # Locks
 //
 // hub.mu, mirror.mu, addressPusher.mu, lifecycle.mu, leader.mu and recovery.mu
