@@ -296,6 +296,7 @@ func TestTargetThatStaysAway(t *testing.T) {
 	f.start() // a server that starts later knows of it, too
 	h2 = f.join("h2")
 	fl.answer(h2, "release_target")
+	f.settled(h2) // a watch of what is over tells only how it is
 	fl.awaitEvent(migration.TargetReleased)
 	if left := fl.record().Pending; len(left) != 0 {
 		t.Errorf("pending: %v", left)
