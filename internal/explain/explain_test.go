@@ -179,7 +179,7 @@ func TestWordsForAll(t *testing.T) {
 
 // The first sentence says where the VM is, and no more than is known.
 func TestPlace(t *testing.T) {
-	const committed, runs, sourceGone, targetGone, takenBack = 1, 2, 4, 8, 16
+	const committed, runs, sourceGone, targetGone, takenBack, ended = 1, 2, 4, 8, 16, 32
 	for _, test := range []struct {
 		state migration.State
 		known int
@@ -198,7 +198,7 @@ func TestPlace(t *testing.T) {
 		{migration.Aborted, sourceGone, "web1 belongs to h1, where its instance has ended: it is down."},
 		{migration.NeedsOperator, 0, "web1 belongs to h1; whether it runs there is not known."},
 		{migration.NeedsOperator, committed, "web1 belongs to h2 since the commit; whether it runs there is not known."},
-		{migration.NeedsOperator, committed | runs, "web1 was moved from h1 to h2 and ran there; its instance has ended."},
+		{migration.Succeeded, committed | runs | ended, "web1 was moved from h1 to h2 and ran there; its instance has ended."},
 		{migration.NeedsOperator, committed | targetGone, "web1 is down: its instance on h2 has ended after the commit, and what h1 has is older."},
 	} {
 		is := func(flag int) bool { return test.known&flag != 0 }
@@ -206,8 +206,11 @@ func TestPlace(t *testing.T) {
 			Vm: "web1", Source: "h1", Target: "h2", State: string(test.state), Committed: is(committed), TargetRuns: is(runs),
 			SourceGone: is(sourceGone), TargetGone: is(targetGone), TakenBack: is(takenBack),
 		}
+		if is(ended) {
+			m.Story = []*godwitv1.StoryEntry{{At: at(9000), Event: string(migration.TargetFailed), State: m.State, Gone: true}}
+		}
 		if got := Of(m).Summary[0]; got != test.want {
-			t.Errorf("%s, known %05b: %q, want %q", test.state, test.known, got, test.want)
+			t.Errorf("%s, known %06b: %q, want %q", test.state, test.known, got, test.want)
 		}
 	}
 }

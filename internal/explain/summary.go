@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/migration"
 )
 
@@ -49,16 +50,23 @@ func (t teller) place() string {
 
 func (t teller) placeAtTarget() string {
 	vm, source, target := t.GetVm(), t.GetSource(), t.GetTarget()
-	state := migration.State(t.GetState())
+	runs := t.GetTargetRuns() || t.GetState() == string(migration.Succeeded)
 	switch {
-	case state == migration.Succeeded, t.GetTargetRuns() && state != migration.NeedsOperator:
-		return fmt.Sprintf("%s was moved from %s to %s and runs there.", vm, source, target)
 	case t.GetTargetGone():
 		return fmt.Sprintf("%s is down: its instance on %s has ended after the commit, and what %s has is older.", vm, target, source)
-	case t.GetTargetRuns():
+	case runs && t.targetEnded():
 		return fmt.Sprintf("%s was moved from %s to %s and ran there; its instance has ended.", vm, source, target)
+	case runs:
+		return fmt.Sprintf("%s was moved from %s to %s and runs there.", vm, source, target)
 	}
 	return fmt.Sprintf("%s belongs to %s since the commit; whether it runs there is not known.", vm, target)
+}
+
+// targetEnded: the target's instance has ended, as any may.
+func (t teller) targetEnded() bool {
+	return slices.ContainsFunc(t.GetStory(), func(entry *godwitv1.StoryEntry) bool {
+		return entry.GetEvent() == string(migration.TargetFailed) && entry.GetGone()
+	})
 }
 
 // turn tells of the event that made the migration turn back or stop.
