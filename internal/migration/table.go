@@ -115,7 +115,7 @@ var table = map[State]map[EventKind]cell{
 		CopyProgressed: late, SourceStopped: late, TargetLoaded: refuse, AddressesKnown: late,
 		TargetRefused: act(takeBack).ifAwaited(Late), SourceRanOn: act(takeBack).ifAwaited(Late),
 		ReturnAsked:    act(takeBack).ifAwaited(Refuse),
-		TargetPrepared: broken, SwitchMeasured: act(noteSwitch), TargetRunning: act(targetRuns), SourceRetired: act(note),
+		TargetPrepared: broken, SwitchMeasured: act(noteSwitch), TargetRunning: act(targetRuns), SourceRetired: broken,
 		SourceReleased: act(note), TargetFinished: broken, SourceResumed: act(releaseTarget), TargetReleased: act(noteReturned),
 	},
 }
