@@ -85,4 +85,3 @@ func leaderOf(t *testing.T, f *fleetlab.Fleet) *fleetlab.Process {
 	}
 	return f.Servers()[leader]
 }
-

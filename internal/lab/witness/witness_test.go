@@ -72,7 +72,7 @@ func TestNoncesOfCopies(t *testing.T) {
 	if one.Draw(4) == other.Draw(4) {
 		t.Error("two copies have become the same")
 	}
-	if one.Draw(5) == one.Draw(5) {
+	if drawn := one.Draw(5); one.Draw(5) == drawn {
 		t.Error("one was drawn twice")
 	}
 }
