@@ -149,15 +149,17 @@ func (h *handover) begin(ctx context.Context) (done bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	if !before.Status.UnderWay() && !state.Sent() {
+	// QEMU says that it has completed a moment before its state says so.
+	sent := state.Sent() || before.Status == qemu.StatusCompleted && state.Switching()
+	if !before.Status.UnderWay() && !sent {
 		return false, h.instance.SendTo(ctx, h.outgoing)
 	}
-	return state.Sent(), h.takeOver(ctx, before, state)
+	return sent, h.takeOver(ctx, before, state, sent)
 }
 
 // takeOver goes on where an earlier agent has left the copy. Events that it
 // missed are made up from what QEMU says of itself now, with the present time.
-func (h *handover) takeOver(ctx context.Context, before qemu.Progress, state qemu.RunState) error {
+func (h *handover) takeOver(ctx context.Context, before qemu.Progress, state qemu.RunState, sent bool) error {
 	h.pass = before.Pass
 	if state.Running() {
 		if h.leaving() {
@@ -175,7 +177,7 @@ func (h *handover) takeOver(ctx context.Context, before qemu.Progress, state qem
 	case before.Status == qemu.StatusPreSwitchover:
 		h.marks.PreSwitchover = now
 		return h.proceed(ctx)
-	case before.Status == qemu.StatusDevice || state.Sent():
+	case before.Status == qemu.StatusDevice || sent:
 		h.marks.PreSwitchover, h.marks.Continued, h.marks.Completed = now, now, now
 		h.tellStop()
 		go h.drainLeft(ctx)

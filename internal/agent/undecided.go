@@ -70,8 +70,11 @@ func (m *machine) askTarget(ctx context.Context, migration string, peer peerReco
 		gaveUp, err := m.askOnce(ctx, target, migration)
 		switch {
 		case err == nil && gaveUp:
-			m.runOnInTurn(ctx, target, migration)
-			return
+			if m.runOnInTurn(ctx, target, migration) {
+				return
+			}
+			wait.Reset(pause)
+			continue
 		case err == nil || fleet.CodeOf(err) == fleet.NotFound:
 			m.agent.log.Warn("the target keeps its right; the servers decide", "vm", m.key.vm, "target", peer.Host, "error", err)
 			return
@@ -90,13 +93,12 @@ func (m *machine) askOnce(ctx context.Context, target *client.Peer, migration st
 
 // runOnInTurn lets the guest run on, and then has the frames back that wait at
 // the target. If they can't be had now, they come when a server releases it.
-func (m *machine) runOnInTurn(ctx context.Context, target *client.Peer, migration string) {
+func (m *machine) runOnInTurn(ctx context.Context, target *client.Peer, migration string) bool {
 	if err := m.inTurn(ctx, func() error { return m.runOn(ctx, migration) }); err != nil {
 		if ctx.Err() == nil {
-			m.agent.log.Error("the source does not run on", "vm", m.key.vm, "error", err)
-			m.fact(migration, sourceFailed(err, m.instance.Ended()))
+			m.agent.log.Error("the source does not run on yet", "vm", m.key.vm, "error", err)
 		}
-		return
+		return false
 	}
 	ctx, cancel := context.WithTimeout(m.life, 2*returnWithin)
 	defer cancel()
@@ -104,16 +106,19 @@ func (m *machine) runOnInTurn(ctx context.Context, target *client.Peer, migratio
 		Migration: migration, Vm: string(m.key.vm), Epoch: uint64(m.key.epoch + 1), SourceAddress: m.agent.config.Address.String(),
 	})
 	m.agent.log.Info("the target gave up, and the source runs on", "vm", m.key.vm, "migration", migration, "framesReturned", answer.GetFrames(), "error", err)
+	return true
 }
 
 // runOn takes the VM's right up again, by the target's refusal. The worker calls
 // it.
 func (m *machine) runOn(ctx context.Context, migration string) error {
-	if m.record.Role != source || m.record.Migration != migration {
+	switch {
+	case m.record.Migration != migration || m.record.Role != source && m.record.Role != ranOn:
 		return errors.New("the servers have decided meanwhile")
-	}
-	if err := m.setRole(ranOn, migration); err != nil {
-		return err
+	case m.record.Role == source: // else it was tried before
+		if err := m.setRole(ranOn, migration); err != nil {
+			return err
+		}
 	}
 	m.endCopy()
 	if err := m.goOn(ctx); err != nil {

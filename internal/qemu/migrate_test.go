@@ -72,7 +72,7 @@ func testMigration(t *testing.T, binary string, connections int) {
 	}
 	await(t, fromTarget, changed(qemu.StatusCompleted))
 	await(t, fromSource, changed(qemu.StatusCompleted))
-	status(t, source, "postmigrate")
+	settled(t, source, "postmigrate")
 	status(t, target, "paused")
 	p, err := source.Progress(within(t))
 	if err != nil || p.Status != qemu.StatusCompleted || p.Pass < 1 || p.Total < 64*fleet.MiB || p.Transferred == 0 {

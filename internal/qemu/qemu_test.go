@@ -95,6 +95,28 @@ func status(t *testing.T, i *qemu.Instance, want qemu.RunState) {
 	}
 }
 
+// settled is status for a source that has just said that it completed: its state
+// follows a moment later.
+func settled(t *testing.T, i *qemu.Instance, want qemu.RunState) {
+	t.Helper()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for late := time.After(patience); ; {
+		if got, err := i.Status(within(t)); err != nil || got == want {
+			if err != nil {
+				t.Error(err)
+			}
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-late:
+			status(t, i, want)
+			return
+		}
+	}
+}
+
 func resume(t *testing.T, i *qemu.Instance) {
 	t.Helper()
 	if _, err := i.Resume(within(t)); err != nil {
