@@ -81,9 +81,12 @@ func (a *Agent) adoptDir(ctx context.Context, dir string) (*machine, error) {
 			return nil, err
 		}
 	}
+	m.unadopted = errAdopting // until then nobody may think that it is gone
 	a.add(m)
 	return m, m.adopt(ctx)
 }
+
+var errAdopting = errors.New("it is being taken over")
 
 // adopt takes over what is there of a machine. If it can't, the machine stays
 // registered as one that may well run: no command for it is carried out, or

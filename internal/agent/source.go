@@ -142,6 +142,7 @@ func (m *machine) endCopy() {
 func (m *machine) resumeSource(ctx context.Context, newEpoch fleet.Epoch) *godwitv1.Report {
 	m.decide()
 	m.endCopy()
+	m.decide() // the copy may just have begun to wait
 	if m.instance == nil || m.instance.Ended() {
 		return sourceFailed(errors.New("its instance has ended"), true)
 	}
@@ -189,18 +190,23 @@ func (a *Agent) renumber(ctx context.Context, m *machine, epoch fleet.Epoch) err
 	if err := m.note(next); err != nil {
 		return err
 	}
-	a.remove(m)
 	if err := m.letGo(); err != nil {
 		a.log.Warn("an instance was not let go of in full", "vm", m.key.vm, "epoch", m.key.epoch, "error", err)
 	}
 	renumbered, err := a.adoptDir(ctx, m.dir)
-	if err == nil {
-		err = renumbered.setMode(network.Pass)
+	a.remove(m) // only now: at every moment one of the two is there
+	if renumbered == nil {
+		return err
 	}
-	if renumbered != nil {
-		a.start(ctx, renumbered)
+	a.start(ctx, renumbered)
+	if err != nil {
+		return err
 	}
-	return err
+	errs := []error{renumbered.setMode(network.Pass)}
+	for _, port := range renumbered.allPorts() { // a map may have come meanwhile
+		errs = append(errs, a.reapply(port.network))
+	}
+	return errors.Join(errs...)
 }
 
 // runsOn: by its target's refusal. No server that knows of it ends it, and one

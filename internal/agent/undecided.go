@@ -75,13 +75,22 @@ func (m *machine) askTarget(ctx context.Context, migration string, peer peerReco
 			}
 			wait.Reset(pause)
 			continue
-		case err == nil || fleet.CodeOf(err) == fleet.NotFound:
+		case err == nil || noneToAsk(err):
 			m.agent.log.Warn("the target keeps its right; the servers decide", "vm", m.key.vm, "target", peer.Host, "error", err)
 			return
 		}
 		m.agent.log.Warn("neither the servers nor the target answer; the guest stands still", "vm", m.key.vm, "target", peer.Host, "error", err)
 		wait.Reset(pause)
 	}
+}
+
+// noneToAsk: there is no such target, and none will come.
+func noneToAsk(err error) bool {
+	switch fleet.CodeOf(err) {
+	case fleet.NotFound, fleet.Conflict, fleet.Denied:
+		return true
+	}
+	return false
 }
 
 func (m *machine) askOnce(ctx context.Context, target *client.Peer, migration string) (gaveUp bool, err error) {
