@@ -6,7 +6,7 @@ import "time"
 // old copy of it was restored. No host is told anything: whoever calls this has
 // found out by other means where the VM is.
 func Abandon(m Migration, cause string, at time.Time) Migration {
-	m.State, m.Cause, m.Ended = NeedsOperator, cause, at
+	m.State, m.Cause, m.Ended, m.Abandoned = NeedsOperator, cause, at, true
 	m.Pending, m.Timer = nil, nil
 	return m
 }

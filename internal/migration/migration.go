@@ -41,7 +41,8 @@ type Migration struct {
 	SourceGone     bool   `json:"sourceGone,omitempty"`     // the source's instance has ended
 	TakenBack      bool   `json:"takenBack,omitempty"`      // after the commit: the target never ran and never will
 	TargetRuns     bool   `json:"targetRuns,omitempty"`     // it has run its first instruction
-	TargetGone     bool   `json:"targetGone,omitempty"`     // after the commit, and nobody knows whether it ran
+	Abandoned      bool   `json:"abandoned,omitempty"`      // its record was of an old copy of the store
+	TargetGone     bool   `json:"targetGone,omitempty"`     // after the commit: no instance has the VM any more that may run
 	AddressesKnown bool   `json:"addressesKnown,omitempty"` // by every host that is not gone
 	Unaware        string `json:"unaware,omitempty"`        // which ones are, one sentence
 	Released       bool   `json:"released,omitempty"`       // the forwarding was told to end
@@ -171,13 +172,13 @@ func (m *Migration) Owner() fleet.Owner {
 // until its end, and then as long as either host may still be told to run it,
 // or does so by itself.
 func (m *Migration) Locked() bool {
-	return !m.State.Final() || m.State == NeedsOperator && !m.TargetRuns && !m.TargetGone
+	return !m.State.Final() || m.State == NeedsOperator && !m.TargetRuns && !m.TargetGone && !m.Abandoned
 }
 
 // AwaitsTarget: the target has the right to run, and there is no word from it. It
 // may yet refuse, so others go on to send to the source, which forwards.
 func (m *Migration) AwaitsTarget() bool {
-	return m.Committed && !m.TargetRuns && !m.TargetGone && !m.TakenBack
+	return m.Committed && !m.TargetRuns && !m.TargetGone && !m.TakenBack && !m.Abandoned
 }
 
 // Involves reports whether host is the source or the target.

@@ -348,6 +348,10 @@ func sourceFailedInRollback(m *Migration, event Event) {
 	}
 	m.SourceGone = true
 	m.drop(ResumeSource)
+	if m.TakenBack { // from a target that never ran: now nobody has it
+		m.lose(event, m.Cause+"; "+m.causeOf(event))
+		return
+	}
 	releaseTarget(m, event)
 }
 
