@@ -229,7 +229,8 @@ func (m *machine) letIn() bool {
 func (m *machine) claim(name string) (tap string, claims bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.leaving || m.record.Role == arriving && !m.receives && !m.letIn() {
+	unowned := m.record.Role == arriving || m.record.Role == refused
+	if m.leaving || unowned && !m.receives && !m.letIn() {
 		return "", false
 	}
 	if m.unadopted != nil {

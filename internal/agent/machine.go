@@ -138,7 +138,8 @@ func (m *machine) watch() {
 		m.tellRanOn(migration)
 		m.work <- func() {
 			if err := m.goOn(m.life); err != nil {
-				m.agent.log.Error("the source does not run on", "vm", m.key.vm, "error", err)
+				m.agent.log.Error("the source does not run on yet", "vm", m.key.vm, "error", err)
+				m.awaitDecision(time.Now()) // asked again, the target says the same, and it is tried again
 			}
 		}
 	}

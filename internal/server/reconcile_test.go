@@ -176,7 +176,7 @@ func TestReturnAfterTheTargetsHostIsOff(t *testing.T) {
 	f := newFleet(t)
 	h1, h2 := f.join("h1"), f.join("h2")
 	policy := testPolicy()
-	policy.SettleMax, policy.RollbackMax = 300*time.Millisecond, 300*time.Millisecond
+	policy.SettleMax, policy.RollbackMax = 300*time.Millisecond, 3*time.Second
 	fl := f.fly(h1, h2, "web1", policy)
 	ask := func(host string) error {
 		_, err := f.moves.Return(t.Context(), &godwitv1.ReturnMigrationRequest{Id: fl.id, HostIsOff: host})
