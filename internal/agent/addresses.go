@@ -158,8 +158,8 @@ func (a *Agent) applyNetwork(one *godwitv1.NetworkMap) (missing, err error) {
 }
 
 // address says where frames for an entry go on this host: to its own device if
-// the owner is here, for endpoints one of devices, by name; to the tap of a source that forwards; and else to the
-// owner's host.
+// the owner is here, for endpoints one of devices, by name; to the tap of a
+// source that forwards; and else to the owner's host.
 func (a *Agent) address(entry *godwitv1.AddressEntry, devices map[string]string) (network.Address, error) {
 	mac, err := net.ParseMAC(entry.GetMac())
 	if err != nil {

@@ -140,9 +140,8 @@ func (m *machine) endCopy() {
 // and the vCPUs run on. The server has aborted before, so the target has no
 // right and never gets it.
 func (m *machine) resumeSource(ctx context.Context, newEpoch fleet.Epoch) *godwitv1.Report {
-	m.decide()
 	m.endCopy()
-	m.decide() // the copy may just have begun to wait
+	m.decide() // only now: the copy may just have begun to wait
 	if m.instance == nil || m.instance.Ended() {
 		return sourceFailed(errors.New("its instance has ended"), true)
 	}

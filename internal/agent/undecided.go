@@ -73,13 +73,12 @@ func (m *machine) askTarget(ctx context.Context, migration string, peer peerReco
 			if m.runOnInTurn(ctx, target, migration) {
 				return
 			}
-			wait.Reset(pause)
-			continue
 		case err == nil || noneToAsk(err):
 			m.agent.log.Warn("the target keeps its right; the servers decide", "vm", m.key.vm, "target", peer.Host, "error", err)
 			return
+		default:
+			m.agent.log.Warn("neither the servers nor the target answer; the guest stands still", "vm", m.key.vm, "target", peer.Host, "error", err)
 		}
-		m.agent.log.Warn("neither the servers nor the target answer; the guest stands still", "vm", m.key.vm, "target", peer.Host, "error", err)
 		wait.Reset(pause)
 	}
 }

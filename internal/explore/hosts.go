@@ -43,20 +43,18 @@ func (w *world) takeAtSource(e migration.Effect) (failed bool) {
 		h.role, h.copying, h.gate, h.qemu = alone, false, open, runs
 		h.epoch = max(h.epoch, e.Epoch)
 		w.say(report{kind: migration.SourceResumed, answers: e.Sequence})
-	case migration.RetireSource:
-		if h.exists && h.role == ranOn && h.qemu != dead {
+	case migration.RetireSource, migration.ReleaseSource:
+		switch {
+		case h.exists && h.role == ranOn && h.qemu != dead:
 			w.say(report{kind: migration.SourceFailed})
 			return true
+		case e.Kind == migration.RetireSource:
+			h.end()
+			w.say(report{kind: migration.SourceRetired, answers: e.Sequence})
+		default:
+			h.remove()
+			w.say(report{kind: migration.SourceReleased, answers: e.Sequence})
 		}
-		h.end()
-		w.say(report{kind: migration.SourceRetired, answers: e.Sequence})
-	case migration.ReleaseSource:
-		if h.exists && h.role == ranOn && h.qemu != dead {
-			w.say(report{kind: migration.SourceFailed})
-			return true
-		}
-		h.remove()
-		w.say(report{kind: migration.SourceReleased, answers: e.Sequence})
 	}
 	return false
 }

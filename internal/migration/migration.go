@@ -175,6 +175,9 @@ func (m *Migration) Locked() bool {
 	return !m.State.Final() || m.State == NeedsOperator && !m.TargetRuns && !m.TargetGone && !m.Abandoned
 }
 
+// Over: neither host has anything left to do for it.
+func (m *Migration) Over() bool { return m.State.Final() && len(m.Pending) == 0 }
+
 // AwaitsTarget: the target has the right to run, and there is no word from it. It
 // may yet refuse, so others go on to send to the source, which forwards.
 func (m *Migration) AwaitsTarget() bool {

@@ -18,10 +18,10 @@
 // A request for a VM passes the lock that a migration may have on it; what
 // becomes of it the core says (migration.Class), and only pass asks. Where that
 // may cancel the migration, whatever else can refuse the request comes before,
-// so that none is cancelled in vain. A mutation may name the version that it means; it is compared with
-// the one on which the commit is conditioned. A creation may have an id: once
-// then keeps its answer in the commit that creates, and gives it when the
-// request comes again.
+// so that none is cancelled in vain. A mutation may name the version that it
+// means; it is compared with the one on which the commit is conditioned. A
+// creation may have an id: once then keeps its answer in the commit that
+// creates, and gives it when the request comes again.
 //
 // # Terms
 //

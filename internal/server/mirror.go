@@ -273,7 +273,7 @@ func keep[T any](entry store.Entry[T]) T { return entry.Value }
 func moveOf(entry store.Entry[migration.Migration], size fleet.Bytes) move {
 	m := entry.Value
 	return move{
-		vm: m.VM, source: m.Source, target: m.Target, over: over(m), awaitsTarget: m.AwaitsTarget(), closed: closed(m),
+		vm: m.VM, source: m.Source, target: m.Target, over: m.Over(), awaitsTarget: m.AwaitsTarget(), closed: closed(m),
 		state: m.State, ended: m.Ended, exported: !m.Exported.IsZero(), size: size,
 	}
 }

@@ -99,7 +99,7 @@ func (r *reconciler) resume(ctx context.Context) error {
 		return err
 	}
 	for _, entry := range entries {
-		if !isOver(entry.Value) {
+		if !entry.Value.Over() {
 			r.adopt(entry)
 		}
 	}
@@ -284,7 +284,7 @@ func (r *reconciler) saved(one *run, before migration.Migration, effects []migra
 // dropIfOver lets go of a run with nothing left to do: the record is all there
 // will ever be. It must be called with the run's mu held.
 func (r *reconciler) dropIfOver(one *run) {
-	if isOver(one.entry.Value) {
+	if one.entry.Value.Over() {
 		r.drop(one.entry.Value.ID)
 	}
 }

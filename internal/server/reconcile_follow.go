@@ -92,7 +92,7 @@ func (r *reconciler) catchUp(ctx context.Context, entry store.Entry[migration.Mi
 // discover adopts a migration that another server has made. The record is read
 // again, because of what this one has finished the news may be older.
 func (r *reconciler) discover(ctx context.Context, entry store.Entry[migration.Migration]) {
-	if !r.leads() || isOver(entry.Value) {
+	if !r.leads() || entry.Value.Over() {
 		return
 	}
 	now, err := r.tables.migrations.Get(ctx, entry.Name)
@@ -100,10 +100,7 @@ func (r *reconciler) discover(ctx context.Context, entry store.Entry[migration.M
 		r.log.Warn("a migration of another server is not known yet", "migration", entry.Name, "error", err)
 		return // it is adopted with its next change, or in the next term
 	}
-	if !isOver(now.Value) {
+	if !now.Value.Over() {
 		r.adopt(now)
 	}
 }
-
-// isOver: its record is all there will ever be.
-func isOver(m migration.Migration) bool { return m.State.Final() && len(m.Pending) == 0 }

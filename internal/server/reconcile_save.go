@@ -10,8 +10,9 @@ import (
 
 // save stores the migration and, in the same transaction, all that its step
 // changed elsewhere: the VM's owner at the commit, or when it is taken back, and
-// its lock and the losing host's reservation at the end. Every save is conditioned on the version of
-// the migration's record, so of a commit and an abort exactly one happens.
+// its lock and the losing host's reservation at the end. Every save is
+// conditioned on the version of the migration's record, so of a commit and an
+// abort exactly one happens.
 func (r *reconciler) save(ctx context.Context, one *run, before, after migration.Migration) error {
 	id := string(after.ID)
 	conditions := store.If(r.tables.migrations.At(id, one.entry.Version))

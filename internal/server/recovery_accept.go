@@ -92,7 +92,7 @@ func (s *Server) settleRestored(ctx context.Context, seen map[string][]sighting)
 		return nil, err
 	}
 	for _, entry := range migrations {
-		if isOver(entry.Value) {
+		if entry.Value.Over() {
 			continue
 		}
 		ended := migration.Abandon(entry.Value, "the store was restored from a backup of the time when it was under way", time.Now())

@@ -83,10 +83,7 @@ func (s *Server) pruneOne(ctx context.Context, id fleet.MigrationID) (gone bool,
 
 // closed: nothing more will be written into the record, but that it was
 // exported. Neither host has anything left to do, nor does it lock the VM.
-func closed(m migration.Migration) bool { return over(m) && !m.Locked() }
-
-// over: neither host has anything left to do for the migration.
-func over(m migration.Migration) bool { return m.State.Final() && len(m.Pending) == 0 }
+func closed(m migration.Migration) bool { return m.Over() && !m.Locked() }
 
 // pastKeeping gives the migrations that are closed and ended before a time, or
 // whose records do not fit into the size beside all younger ones; the oldest
