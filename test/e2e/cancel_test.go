@@ -47,7 +47,7 @@ func testCancel(t *testing.T, f *fleetlab.Fleet) {
 
 func cancelCopy(t *testing.T, f *fleetlab.Fleet, g *fleetlab.Guest) *godwitv1.Migration {
 	t.Helper()
-	return during(t, f, g, "copying", func(m *godwitv1.Migration) {
+	return duringA(t, f, g, crawling, "copying", func(m *godwitv1.Migration) {
 		if _, err := f.API.Migration.Cancel(t.Context(), &godwitv1.CancelMigrationRequest{Id: m.GetId(), Reason: "a test"}); err != nil {
 			t.Error(err)
 		}

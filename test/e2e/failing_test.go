@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -67,7 +68,7 @@ func testFullDisk(t *testing.T, f *fleetlab.Fleet) {
 	empty()
 
 	// What is under way ends all the same, either way.
-	m := during(t, f, g, "copying", func(m *godwitv1.Migration) {
+	m := duringA(t, f, g, crawling, "copying", func(m *godwitv1.Migration) {
 		empty = fillDisk(t, f)
 		if _, err := f.API.Migration.Cancel(t.Context(), &godwitv1.CancelMigrationRequest{Id: m.GetId()}); err != nil {
 			t.Error(err)
@@ -101,7 +102,7 @@ func fillDisk(t *testing.T, f *fleetlab.Fleet) (empty func()) {
 		t.Fatalf("%s has %d bytes free: it is not the small disk", dir, free)
 	}
 	ballast := filepath.Join(dir, "ballast")
-	if err := os.WriteFile(ballast, make([]byte, free-leave), 0o600); err != nil {
+	if err := allocate(ballast, free-leave); err != nil {
 		t.Fatal(err)
 	}
 	return func() {
@@ -109,6 +110,15 @@ func fillDisk(t *testing.T, f *fleetlab.Fleet) (empty func()) {
 			t.Error(err)
 		}
 	}
+}
+
+// allocate makes a file that takes its size on the disk.
+func allocate(path string, size int64) error {
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	return errors.Join(unix.Fallocate(int(file.Fd()), 0, 0, size), file.Close())
 }
 
 // testBadCertificate has a target that others must not trust.

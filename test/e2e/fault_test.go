@@ -17,17 +17,29 @@ import (
 	"godwit.dev/godwit/internal/lab/probe"
 )
 
-// slow makes a copy last some seconds.
-var slow = &godwitv1.MigrationPolicy{BandwidthMax: 24 << 20}
+var (
+	// slow makes a copy last some seconds.
+	slow = &godwitv1.MigrationPolicy{BandwidthMax: 24 << 20}
+	// crawling makes it last until it is cancelled.
+	crawling = &godwitv1.MigrationPolicy{BandwidthMax: 1 << 20}
+)
 
 // during starts a slow migration to h2, does something once when it is in a
 // state, and gives it in its final state.
 func during(t *testing.T, f *fleetlab.Fleet, g *fleetlab.Guest, state string, do func(*godwitv1.Migration)) *godwitv1.Migration {
 	t.Helper()
+	return duringA(t, f, g, slow, state, do)
+}
+
+// duringA does it with a migration of a policy.
+func duringA(
+	t *testing.T, f *fleetlab.Fleet, g *fleetlab.Guest, policy *godwitv1.MigrationPolicy, state string, do func(*godwitv1.Migration),
+) *godwitv1.Migration {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), migrateWithin)
 	defer cancel()
 	done := false
-	request := &godwitv1.CreateMigrationRequest{Vm: g.Name, Target: "h2", Policy: slow}
+	request := &godwitv1.CreateMigrationRequest{Vm: g.Name, Target: "h2", Policy: policy}
 	m, err := f.Migrate(ctx, request, func(m *godwitv1.Migration) {
 		if !done && m.GetState() == state && (state != "copying" || m.GetProgress().GetSentBytes() > 0) {
 			done = true
@@ -98,7 +110,7 @@ func testRefuse(t *testing.T, f *fleetlab.Fleet) {
 	_, err = f.API.VM.Create(t.Context(), twin)
 	explained(t, err, fleet.Invalid, g.Addrs[0].String())
 
-	m := during(t, f, g, "copying", func(m *godwitv1.Migration) {
+	m := duringA(t, f, g, crawling, "copying", func(m *godwitv1.Migration) {
 		explained(t, ask(g.Name, "h3"), fleet.Conflict, m.GetId())
 		if _, err := f.API.Migration.Cancel(t.Context(), &godwitv1.CancelMigrationRequest{Id: m.GetId()}); err != nil {
 			t.Error(err)
