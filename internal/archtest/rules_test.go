@@ -24,6 +24,9 @@ var imports = map[string][]string{
 	"internal/store":   {"internal/fleet", "internal/migration"},
 	"internal/pki":     {"internal/fleet"},
 
+	// Of processes, whatever they do.
+	"internal/supervise": {},
+
 	// What crosses the wire.
 	"api/godwit/v1": {"api/godwit/v1"},
 	"internal/wire": {"api/godwit/v1", "internal/fleet", "internal/migration", "internal/predict", "internal/placement"},

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -21,11 +22,13 @@ import (
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/network"
 	"godwit.dev/godwit/internal/pki"
+	"godwit.dev/godwit/internal/supervise"
 )
 
 const agentHelp = `Agent runs on every host that is to run VMs, as root. It needs QEMU 7.2 or
 newer and a kernel with eBPF, tap and VXLAN devices. VMs outlive it: stopping or
-restarting an agent changes nothing for them.
+restarting an agent changes nothing for them. One that is killed or hangs is
+started again by its monitor, which is the process that you start.
 
 The first start needs a token, which "godwit host token NAME" makes. With it the
 agent gets a certificate, which it renews by itself from then on.
@@ -81,19 +84,59 @@ func newAgentCommand(app *App) *cobra.Command {
 }
 
 func (a *App) runAgent(ctx context.Context, flags agentFlags) error {
-	config, err := a.agentConfig(ctx, flags)
-	if err != nil && os.Geteuid() != 0 {
-		return hinted(err, "an agent runs as root")
-	}
+	link, supervised, err := supervise.Join()
 	if err != nil {
 		return err
+	}
+	if !supervised && a.Program != nil {
+		return a.superviseAgent(ctx, flags)
+	}
+	one, err := a.newAgent(ctx, flags)
+	if err != nil {
+		return err
+	}
+	if supervised {
+		if err := link.Ready(); err != nil {
+			return err
+		}
+	}
+	return one.Run(ctx)
+}
+
+// superviseAgent has the agent run in another process, again and again.
+func (a *App) superviseAgent(ctx context.Context, flags agentFlags) error {
+	log, err := a.logger(flags.level)
+	if err != nil {
+		return err
+	}
+	program, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	err = supervise.Run(ctx, supervise.Config{Log: log.With("part", "monitor"), Command: func() *exec.Cmd {
+		return &exec.Cmd{Path: program, Args: a.Program, Stdin: a.In, Stdout: a.Out, Stderr: a.Err}
+	}})
+	if ended, ok := errors.AsType[*exec.ExitError](err); ok && ended.Exited() {
+		return &toldError{ended.ExitCode()}
+	}
+	return err
+}
+
+// newAgent gives an agent that has taken over what an earlier one left.
+func (a *App) newAgent(ctx context.Context, flags agentFlags) (*agent.Agent, error) {
+	config, err := a.agentConfig(ctx, flags)
+	if err != nil && os.Geteuid() != 0 {
+		return nil, hinted(err, "an agent runs as root")
+	}
+	if err != nil {
+		return nil, err
 	}
 	one, err := agent.New(ctx, config)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	config.Log.Info("agent of "+string(config.Name), "address", config.Address, "qemu", one.QEMUVersion())
-	return one.Run(ctx)
+	return one, nil
 }
 
 func (a *App) agentConfig(ctx context.Context, flags agentFlags) (config agent.Config, err error) {

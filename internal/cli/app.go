@@ -18,6 +18,9 @@ type App struct {
 	Out, Err io.Writer
 	Getenv   func(string) string
 	Now      func() time.Time
+	// Program is the command line of this process, for a monitor that starts
+	// another one with it; without one nothing is supervised.
+	Program []string
 
 	server  client.Config
 	json    bool
@@ -26,7 +29,7 @@ type App struct {
 
 // OS gives the App of the running process.
 func OS() *App {
-	return &App{In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Getenv: os.Getenv, Now: time.Now}
+	return &App{In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Getenv: os.Getenv, Now: time.Now, Program: os.Args}
 }
 
 // env gives an environment variable, or fallback where it is empty.

@@ -86,6 +86,11 @@ type endedError struct {
 func (e *endedError) Error() string { return e.err.Error() }
 func (e *endedError) Unwrap() error { return e.err }
 
+// toldError is the end of a process that has said why itself.
+type toldError struct{ code int }
+
+func (e *toldError) Error() string { return fmt.Sprintf("it ended with exit code %d", e.code) }
+
 // exitCode gives the exit code for what a command returned.
 func exitCode(err error) int {
 	if err == nil {
@@ -93,6 +98,9 @@ func exitCode(err error) int {
 	}
 	if ended, ok := errors.AsType[*endedError](err); ok {
 		return ended.code
+	}
+	if told, ok := errors.AsType[*toldError](err); ok {
+		return told.code
 	}
 	if errors.Is(err, context.Canceled) {
 		return exitInterrupted

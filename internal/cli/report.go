@@ -15,8 +15,9 @@ import (
 
 // report prints why a command failed.
 func (a *App) report(err error) {
+	_, told := errors.AsType[*toldError](err)
 	switch {
-	case err == nil || errors.Is(err, context.Canceled): // who pressed Ctrl-C was told by the command
+	case err == nil || told || errors.Is(err, context.Canceled): // who pressed Ctrl-C was told by the command
 	case a.json:
 		reportJSON(a.Err, err)
 	default:

@@ -15,7 +15,9 @@
 //
 // A program that gets SIGKILL stays dead for 10 s, longer than the deadline of
 // a switch, and is then started again as its supervisor would; restart means at
-// once. A QEMU that gets SIGKILL stays dead: with it the guest's memory is gone.
+// once, with all its processes. SIGKILL and SIGSTOP of an agent are for the
+// process that does its work: what follows is its monitor's own doing. A QEMU
+// that gets SIGKILL stays dead: with it the guest's memory is gone.
 // A cut is made in the kernel of the host that shall not receive, and drops
 // silently. What is cut for each victim is in cuts.go.
 //

@@ -39,22 +39,35 @@ func inject(ctx context.Context, f *fleetlab.Fleet, p plane, c cell, held *fleet
 		return signalQEMU(ctx, f, c)
 	}
 	victims := programs(f, p, c.Victim)
-	switch c.Fault {
-	case sigstop:
-		pause := func(p *fleetlab.Process) error {
-			if p == held {
-				return nil
-			}
-			return p.Pause()
+	switch {
+	case c.Fault == restart:
+		if err := each(victims, (*fleetlab.Process).Kill)(); err != nil {
+			return effect{}, err
 		}
-		return effect{brokenFor, each(victims, (*fleetlab.Process).Continue)}, each(victims, pause)()
-	case sigkill:
-		return effect{deadFor, each(victims, (*fleetlab.Process).Start)}, each(victims, (*fleetlab.Process).Kill)()
+		return effect{}, each(victims, (*fleetlab.Process).Start)()
+	case c.Victim.isAgent():
+		return signalAgent(ctx, victims[0], c.Fault, victims[0] == held)
+	case c.Fault == sigstop:
+		return effect{brokenFor, each(victims, (*fleetlab.Process).Continue)}, each(victims, (*fleetlab.Process).Pause)()
 	}
-	if err := each(victims, (*fleetlab.Process).Kill)(); err != nil {
+	return effect{deadFor, each(victims, (*fleetlab.Process).Start)}, each(victims, (*fleetlab.Process).Kill)()
+}
+
+// signalAgent does it to the process that does an agent's work. Its monitor is
+// left to do what it is for; one that is held together with the agent is let go.
+func signalAgent(ctx context.Context, agent *fleetlab.Process, f fault, held bool) (effect, error) {
+	worker, err := agent.Worker()
+	if err != nil {
 		return effect{}, err
 	}
-	return effect{}, each(victims, (*fleetlab.Process).Start)()
+	if f == sigkill {
+		return effect{}, worker.Kill()
+	}
+	done, err := stopFor(ctx, worker)
+	if held && err == nil {
+		err = agent.ContinueMonitor()
+	}
+	return done, err
 }
 
 // each does the same to all processes.
@@ -97,6 +110,11 @@ func signalQEMU(ctx context.Context, f *fleetlab.Fleet, c cell) (effect, error) 
 	if c.Fault == sigkill {
 		return effect{}, process.Kill()
 	}
+	return stopFor(ctx, process)
+}
+
+// stopFor stops a process by a signal, for some time.
+func stopFor(ctx context.Context, process *os.Process) (effect, error) {
 	if err := process.Signal(syscall.SIGSTOP); err != nil {
 		return effect{}, err
 	}
@@ -104,7 +122,7 @@ func signalQEMU(ctx context.Context, f *fleetlab.Fleet, c cell) (effect, error) 
 		if err := process.Signal(syscall.SIGCONT); err != nil && !gone(process) {
 			return err
 		}
-		return nil // who ends a stopped QEMU needs no leave from here
+		return nil // who ends a stopped process needs no leave from here
 	}}, awaitStopped(ctx, process)
 }
 
@@ -123,7 +141,7 @@ func awaitQEMU(ctx context.Context, f *fleetlab.Fleet, host string) (process *os
 
 // awaitStopped waits until a signal that stops a process has done so.
 func awaitStopped(ctx context.Context, process *os.Process) error {
-	return look(ctx, "QEMU to be stopped", func() (bool, error) {
+	return look(ctx, "a process to be stopped", func() (bool, error) {
 		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", process.Pid))
 		if err != nil {
 			return false, err

@@ -72,6 +72,8 @@ func (f fault) cuts() bool { return f == oneWay || f == twoWay }
 
 func (v victim) isQEMU() bool { return v == sourceQEMU || v == targetQEMU }
 
+func (v victim) isAgent() bool { return v == sourceAgent || v == targetAgent }
+
 func (v victim) isLink() bool { return v == hostLink || v == serverLink }
 
 // size is how many servers and members of etcd a lab has. The first of each

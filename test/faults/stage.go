@@ -106,8 +106,8 @@ func (s *stage) strike(ctx context.Context) {
 	done, err := inject(bounded, s.fleet, s.plane, s.cell, s.agent)
 	s.met = time.Now()
 	s.fail(err)
-	if s.cell.Victim == targetAgent && !s.cell.Fault.cuts() {
-		s.agent = nil // it is dead or new, or its stop is the fault's now
+	if s.cell.Victim == targetAgent && (s.cell.Fault == restart || s.cell.Fault == sigstop) {
+		s.agent = nil // it is new, or its stop is the fault's now
 	}
 	s.release()
 	if done.end == nil {

@@ -1,11 +1,12 @@
 package fleetlab
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -13,22 +14,30 @@ import (
 )
 
 // Pause holds the process where it is, as a host does that hangs, until
-// Continue. When it returns, the process does nothing any more.
+// Continue: an agent's monitor, too, which so does not take it for hung. When it
+// returns, nothing of it does anything any more.
 func (p *Process) Pause() error {
-	pid, err := p.signal(unix.SIGSTOP)
+	group, err := p.signal(unix.SIGSTOP)
 	if err != nil {
 		return err
 	}
-	// The signal takes effect when the threads have next been scheduled. Of a
-	// process that ends instead this reports ECHILD, and leaves its end to
-	// whoever waits for that.
+	// The signal takes effect when the threads have next been scheduled.
+	ticker := time.NewTicker(lookEvery)
+	defer ticker.Stop()
 	for {
-		err := unix.Waitid(unix.P_PID, pid, nil, unix.WSTOPPED, nil)
-		if !errors.Is(err, unix.EINTR) {
-			return os.NewSyscallError("waitid", err)
+		members, err := membersOf(group)
+		if err != nil || len(members) == 0 {
+			return cmp.Or(err, fmt.Errorf("pause %s: it has ended", p.name))
 		}
+		if !slices.ContainsFunc(members, func(one member) bool { return one.state != 'T' }) {
+			return nil
+		}
+		<-ticker.C
 	}
 }
+
+// lookEvery is how often a process is looked at for what it tells nobody.
+const lookEvery = time.Millisecond
 
 // Continue lets a paused process go on.
 func (p *Process) Continue() error {
@@ -36,13 +45,13 @@ func (p *Process) Continue() error {
 	return err
 }
 
-func (p *Process) signal(signal unix.Signal) (pid int, err error) {
+func (p *Process) signal(signal unix.Signal) (group int, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.running == nil {
 		return 0, fmt.Errorf("send %s to %s: it does not run", signal, p.name)
 	}
-	if err := p.running.Process.Signal(signal); err != nil {
+	if err := unix.Kill(-p.running.Process.Pid, signal); err != nil {
 		return 0, fmt.Errorf("send %s to %s: %w", signal, p.name, err)
 	}
 	return p.running.Process.Pid, nil

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/lab"
@@ -64,24 +65,42 @@ func (p *Process) Start() error {
 	return nil
 }
 
-// Kill ends it at once, as a crash would, and waits until it is gone.
-func (p *Process) Kill() error { return p.end(syscall.SIGKILL) }
+// Kill ends it at once, as a crash would, with all of it, and waits until it is
+// gone.
+func (p *Process) Kill() error {
+	group, err := p.end(func(pid int) error { return syscall.Kill(-pid, syscall.SIGKILL) })
+	if err != nil {
+		return err
+	}
+	ticker := time.NewTicker(lookEvery)
+	defer ticker.Stop()
+	for {
+		members, err := membersOf(group)
+		if err != nil || len(members) == 0 {
+			return err
+		}
+		<-ticker.C
+	}
+}
 
 // Stop asks it to end and waits until it has.
-func (p *Process) Stop() error { return p.end(syscall.SIGTERM) }
+func (p *Process) Stop() error {
+	_, err := p.end(func(pid int) error { return syscall.Kill(pid, syscall.SIGTERM) })
+	return err
+}
 
-func (p *Process) end(signal syscall.Signal) error {
+func (p *Process) end(signal func(pid int) error) (pid int, err error) {
 	p.mu.Lock()
 	cmd, exited := p.running, p.exited
 	p.mu.Unlock()
 	if cmd == nil {
-		return fmt.Errorf("end %s: it does not run", p.name)
+		return 0, fmt.Errorf("end %s: it does not run", p.name)
 	}
-	if err := cmd.Process.Signal(signal); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return fmt.Errorf("end %s: %w", p.name, err)
+	if err := signal(cmd.Process.Pid); err != nil && !errors.Is(err, syscall.ESRCH) {
+		return 0, fmt.Errorf("end %s: %w", p.name, err)
 	}
 	<-exited
-	return nil
+	return cmd.Process.Pid, nil
 }
 
 // Exited is closed when the present run has ended; it is closed, too, when

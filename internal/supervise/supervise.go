@@ -1,0 +1,243 @@
+// Package supervise keeps a program running: a monitor starts it as a process
+// of its own, and starts it again when it is killed, crashes or hangs.
+//
+// The two are one unit for everybody else. The monitor passes an interrupt on
+// and ends as the program does; if the monitor is killed, the kernel kills the
+// program, for whatever started the monitor to start both again.
+//
+// The program gives signs of life on a pipe. What is counted are ticks of the
+// monitor without one, not time: a host that was suspended, or hung as a whole,
+// has missed none.
+package supervise
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"runtime"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+const (
+	// beatEvery is the interval of the program's signs of life.
+	beatEvery = 200 * time.Millisecond
+	// tickEvery is the interval at which the monitor looks for them.
+	tickEvery = 250 * time.Millisecond
+	// patience is how many ticks without a sign of life make a program hung: a
+	// busy host is no reason, and a guest may be waiting for it.
+	patience = 7
+	// birth is the same for one that has not given any yet.
+	birth = 40
+
+	// A program that ends again and again is started after a pause that doubles.
+	pauseMin, pauseMax = 50 * time.Millisecond, 5 * time.Second
+	// settled is the life after which an end is a first one again.
+	settled = 30 * time.Second
+)
+
+// What the program writes to the pipe.
+const (
+	beat  = 'b'
+	ready = 'r'
+)
+
+// pipeFD is the pipe's descriptor in the program, the first beside the standard
+// ones (os/exec.Cmd.ExtraFiles), and marker the variable that says so.
+const (
+	pipeFD = 3
+	marker = "GODWIT_SUPERVISED"
+)
+
+// Config says what is kept running.
+type Config struct {
+	Command func() *exec.Cmd // gives the program's command anew
+	Log     *slog.Logger
+}
+
+// Run keeps the program running until ctx ends, which asks it to end with
+// SIGTERM, or until it ends well by itself. A program that fails before it was
+// ever Ready is not started again: the error is an *exec.ExitError.
+func Run(ctx context.Context, config Config) error {
+	// The kernel kills the program when the thread ends that has started it.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	pause, worked := pauseMin, false
+	for {
+		begun := time.Now()
+		p, err := start(config.Command())
+		if err == nil {
+			err = p.follow(ctx)
+			worked = worked || p.ready.Load()
+		}
+		if err == nil || !worked || ctx.Err() != nil {
+			return err
+		}
+		if time.Since(begun) > settled {
+			pause = pauseMin
+		}
+		config.Log.Error("it has ended and is started again", "cause", err, "in", pause)
+		if !rest(ctx, pause) {
+			return nil
+		}
+		pause = min(2*pause, pauseMax)
+	}
+}
+
+// rest is false if ctx ends before the pause.
+func rest(ctx context.Context, pause time.Duration) bool {
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// program is one life of the program.
+type program struct {
+	cmd   *exec.Cmd
+	beats atomic.Int64
+	ready atomic.Bool
+	ended chan error
+}
+
+func start(cmd *exec.Cmd) (*program, error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	if cmd.Env == nil {
+		cmd.Env = os.Environ()
+	}
+	cmd.Env = append(cmd.Env, marker+"=1")
+	cmd.ExtraFiles = []*os.File{w}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		return nil, errors.Join(err, r.Close(), w.Close())
+	}
+	_ = w.Close() // the program has it
+	p := &program{cmd: cmd, ended: make(chan error, 1)}
+	heard := make(chan struct{})
+	go func() {
+		defer close(heard)
+		p.hear(r)
+	}()
+	go func() {
+		err := cmd.Wait()
+		<-heard
+		p.ended <- err
+	}()
+	return p, nil
+}
+
+// hear takes the program's signs until its end.
+func (p *program) hear(r *os.File) {
+	defer r.Close()
+	var signs [64]byte
+	for {
+		n, err := r.Read(signs[:])
+		for _, sign := range signs[:n] {
+			p.beats.Add(1)
+			if sign == ready {
+				p.ready.Store(true)
+			}
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// follow waits for the program's end, and brings it about if it hangs.
+func (p *program) follow(ctx context.Context) error {
+	ticker := time.NewTicker(tickEvery)
+	defer ticker.Stop()
+	asked := ctx.Done()
+	silence := silence{limit: birth}
+	hung := false
+	for {
+		select {
+		case err := <-p.ended:
+			if hung {
+				return errors.New("it gave no sign of life any more, and was killed")
+			}
+			return err
+		case <-asked:
+			asked = nil
+			p.signal(syscall.SIGTERM)
+		case <-ticker.C:
+			if silence.tick(p.beats.Load()) {
+				hung = true
+				p.signal(syscall.SIGKILL)
+			}
+		}
+	}
+}
+
+// silence counts ticks without a sign of life.
+type silence struct {
+	heard int64 // signs so far
+	ticks int
+	limit int
+}
+
+// tick reports whether the silence has lasted too long.
+func (s *silence) tick(heard int64) bool {
+	s.ticks++
+	if heard != s.heard {
+		*s = silence{heard: heard, limit: patience}
+	}
+	return s.ticks >= s.limit
+}
+
+// signal does nothing to a program that has ended.
+func (p *program) signal(s syscall.Signal) { _ = p.cmd.Process.Signal(s) }
+
+// Link is the program's side.
+type Link struct{ pipe io.Writer }
+
+// Join gives the link to the monitor that has started this process, and begins
+// to give signs of life; ok is false without a monitor. It is called once, and
+// before the process starts another one.
+func Join() (link *Link, ok bool, err error) {
+	if os.Getenv(marker) == "" {
+		return nil, false, nil
+	}
+	if err := os.Unsetenv(marker); err != nil {
+		return nil, false, err
+	}
+	syscall.CloseOnExec(pipeFD)
+	pipe := os.NewFile(pipeFD, "monitor")
+	if info, err := pipe.Stat(); err != nil || info.Mode()&os.ModeNamedPipe == 0 {
+		return nil, false, fmt.Errorf("%s is set, but descriptor %d is no pipe to a monitor: unset it", marker, pipeFD)
+	}
+	link = &Link{pipe}
+	go link.live()
+	return link, true, nil
+}
+
+// live gives signs of life until the monitor is gone, and the process with it.
+func (l *Link) live() {
+	ticker := time.NewTicker(beatEvery)
+	defer ticker.Stop()
+	for l.say(beat) == nil {
+		<-ticker.C
+	}
+}
+
+// Ready says that the program has come up: from now on it is worth starting
+// again.
+func (l *Link) Ready() error { return l.say(ready) }
+
+func (l *Link) say(sign byte) error {
+	_, err := l.pipe.Write([]byte{sign})
+	return err
+}
