@@ -15,7 +15,7 @@ BENCHFLAGS =
 FAULTSFLAGS =
 
 .DEFAULT_GOAL = help
-.PHONY: help setup build demo test bench explore faults lint generate qemu72 clean distclean
+.PHONY: help setup build demo test bench explore faults soak lint generate qemu72 clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -47,6 +47,10 @@ explore: ## walk through all states of a migration with two faults; writes out/e
 faults: setup build ## do harm in every state of migrations; prints a table and writes out/faults.json
 	go build -o bin/lab-etcd ./internal/lab/etcd
 	go run ./test/faults $(FAULTSFLAGS)
+
+soak: setup build ## 200 migrations back to back under random faults; writes out/soak.json
+	go build -o bin/lab-etcd ./internal/lab/etcd
+	go run ./test/faults --soak 200 --servers 3 $(FAULTSFLAGS)
 
 lint: ## gofmt, go vet, staticcheck
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "not gofmt'ed: $$unformatted"; exit 1; }

@@ -24,8 +24,9 @@ const (
 // follower reads a guest's disk as it is written, past the page cache, as
 // another host would.
 type follower struct {
-	file  *os.File
-	block []byte // page-aligned, as O_DIRECT wants it
+	file   *os.File
+	blocks uint64
+	block  []byte // page-aligned, as O_DIRECT wants it
 
 	halt    chan struct{}
 	reading sync.WaitGroup
@@ -49,11 +50,15 @@ func follow(path string) (*follower, error) {
 	if err != nil {
 		return nil, err
 	}
+	info, err := file.Stat()
+	if err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
 	block, err := unix.Mmap(-1, 0, witness.BlockSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
 		return nil, errors.Join(err, file.Close())
 	}
-	f := &follower{file: file, block: block, halt: make(chan struct{})}
+	f := &follower{file: file, blocks: uint64(info.Size()) / witness.BlockSize, block: block, halt: make(chan struct{})}
 	f.reading.Go(func() { f.err = f.run() })
 	return f, nil
 }
@@ -86,8 +91,7 @@ func (f *follower) catchUp() error {
 
 // read gives a record, if it is there and whole.
 func (f *follower) read(sequence uint64) (record witness.Record, there bool, err error) {
-	const blocks = diskSize / witness.BlockSize
-	_, err = f.file.ReadAt(f.block, int64(sequence%blocks)*witness.BlockSize)
+	_, err = f.file.ReadAt(f.block, int64(sequence%f.blocks)*witness.BlockSize)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return record, false, fmt.Errorf("read the guest's disk: %w", err)
 	}

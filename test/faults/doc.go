@@ -46,4 +46,12 @@
 // its replies and its disk's records and draws a nonce for each (see
 // witness.Nonces), so that one number with two nonces shows that it ran twice.
 // Its replies also name the last record that its disk has acknowledged.
+//
+// # Soak
+//
+// With --soak N no cells are run: one VM migrates N times, back and forth, while
+// faults chosen at random follow each other, of those that lose no packet and no
+// VM by themselves. At its end every packet and every record must be there, the
+// stream whole, and every host must list the processes, devices and files that it
+// listed before. The result goes to out/soak.json.
 package main

@@ -11,9 +11,18 @@ import (
 const leads = `msg="this server leads"`
 
 // planeOf looks at the control plane, and has the lab's own questions go to a
-// server that the cell leaves alone, if there is one. A server is asked for
-// nothing: who leads is the last that has said so in its log.
+// server that the cell leaves alone, if there is one.
 func planeOf(f *fleetlab.Fleet) (plane, error) {
+	p, err := lookAtPlane(f)
+	if err == nil && p.servers > 1 {
+		f.API = f.APIOf((p.leader + 1) % p.servers)
+	}
+	return p, err
+}
+
+// lookAtPlane looks at the control plane. A server is asked for nothing: who
+// leads is the last that has said so in its log.
+func lookAtPlane(f *fleetlab.Fleet) (plane, error) {
 	p := plane{size: size{len(f.Servers()), len(f.Etcds())}}
 	if p.servers == 1 {
 		return p, nil
@@ -31,7 +40,6 @@ func planeOf(f *fleetlab.Fleet) (plane, error) {
 	if latest == "" {
 		return p, fmt.Errorf("no server has said that it leads")
 	}
-	f.API = f.APIOf((p.leader + 1) % p.servers)
 	return p, nil
 }
 

@@ -23,6 +23,8 @@ type options struct {
 	godwit, etcd, out string
 	list, again       bool
 	repeat            int
+	soak              int // migrations; no cells
+	seed              uint64
 	size              size
 	cells             []cell
 }
@@ -56,12 +58,33 @@ func execute(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
+	if o.soak > 0 {
+		return o.runSoak(ctx, r)
+	}
 	all, err := o.runAll(ctx, r)
 	err = errors.Join(err, r.close())
 	fmt.Println()
 	all.print(os.Stdout)
 	if n := all.violations(); n > 0 {
 		err = errors.Join(err, fmt.Errorf("%d cells have violations; %s has what the programs said", n, r.logs))
+	}
+	return err
+}
+
+// runSoak runs many migrations under harm in one lab.
+func (o options) runSoak(ctx context.Context, r *runner) error {
+	if err := r.ready(ctx); err != nil {
+		return err
+	}
+	made, err := runSoak(ctx, r.fleet, o.soak, o.seed, os.Stdout)
+	if err != nil || len(made.Violations) > 0 {
+		err = errors.Join(err, r.tell("soak", fmt.Sprintln(err, made.Violations), make([]int, len(r.processes()))))
+	}
+	err = errors.Join(err, r.close())
+	made.print(os.Stdout)
+	err = errors.Join(err, made.save(filepath.Join(o.out, "soak.json")))
+	if n := len(made.Violations); n > 0 {
+		err = errors.Join(err, fmt.Errorf("%d violations; %s has what the programs said", n, r.logs))
 	}
 	return err
 }
@@ -135,6 +158,8 @@ func parse(args []string) (o options, err error) {
 	flags.IntVar(&o.size.servers, "servers", 1, "servers of the lab")
 	flags.IntVar(&o.size.members, "members", 3, "members of the lab's etcd")
 	flags.IntVar(&o.repeat, "repeat", 1, "how often each cell is run, until something is violated")
+	flags.IntVar(&o.soak, "soak", 0, "run no cells, but so many migrations back to back under random faults")
+	flags.Uint64Var(&o.seed, "seed", 1, "of the random faults of --soak")
 	someFaults, someVictims, someStates := faults, victims, states
 	choose(flags, "fault", &someFaults)
 	choose(flags, "victim", &someVictims)

@@ -117,3 +117,27 @@ func TestLastSaid(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 }
+
+func TestDifferences(t *testing.T) {
+	before := map[string][]string{"h1": {"device lo", "file a", "process x"}, "h2": {"device lo"}}
+	after := map[string][]string{"h1": {"device lo", "process x", "process x"}, "h2": {"device lo"}}
+	want := []string{"h1: -1 file a", "h1: +1 process x"}
+	if got := differences(before, after); !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if got := differences(before, before); got != nil {
+		t.Errorf("got %q of the same", got)
+	}
+}
+
+// TestSurvivable: nothing that a VM or a packet may be lost by.
+func TestSurvivable(t *testing.T) {
+	for _, c := range survivable(size{3, 3}) {
+		if c.Victim == hostLink || c.Victim.isQEMU() && c.Fault == sigkill {
+			t.Errorf("%s %s is among them", c.Fault, c.Victim)
+		}
+	}
+	if n := len(survivable(size{3, 3})); n < 25 {
+		t.Errorf("only %d faults to choose from", n)
+	}
+}

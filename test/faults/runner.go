@@ -73,7 +73,7 @@ func (r *runner) once(ctx context.Context, c cell) (one result, missed string, e
 	}
 	r.broken = 0
 	if len(one.Violations) > 0 {
-		err = r.tell(c, one, begun)
+		err = r.tell(c.String(), one.found(), begun)
 	}
 	if one.damaged() {
 		err = errors.Join(err, r.close())
@@ -88,7 +88,7 @@ func (r *runner) breaks(ctx context.Context, c cell, why error, begun []int) err
 		return errors.Join(why, r.close())
 	}
 	fmt.Fprintf(r.out, "  the lab is made anew: %v\n", why)
-	return errors.Join(r.tell(c, notRun(c, why.Error()), begun), r.close())
+	return errors.Join(r.tell(c.String(), notRun(c, why.Error()).found(), begun), r.close())
 }
 
 // damaged: the lab is not as it was before the cell.
@@ -136,10 +136,9 @@ func (r *runner) positions() (ends []int) {
 }
 
 // tell writes what programs have said since, beside what was found.
-func (r *runner) tell(c cell, one result, since []int) error {
+func (r *runner) tell(name, found string, since []int) error {
 	var text strings.Builder
-	fmt.Fprintf(&text, "%s\n%s\n%s\n\n", c, one.Why, strings.Join(one.Violations, "\n"))
-	text.WriteString(one.story)
+	fmt.Fprintf(&text, "%s\n%s\n", name, found)
 	for i, process := range r.processes() {
 		said, err := process.Log()
 		if err != nil {
@@ -150,8 +149,13 @@ func (r *runner) tell(c cell, one result, since []int) error {
 	if err := os.MkdirAll(r.logs, 0o755); err != nil {
 		return err
 	}
-	name := strings.ToLower(strings.ReplaceAll(c.String(), " ", "_")) + ".txt"
-	return os.WriteFile(filepath.Join(r.logs, name), []byte(text.String()), 0o644)
+	file := strings.ToLower(strings.ReplaceAll(name, " ", "_")) + ".txt"
+	return os.WriteFile(filepath.Join(r.logs, file), []byte(text.String()), 0o644)
+}
+
+// found is what there is to tell of a cell.
+func (one result) found() string {
+	return fmt.Sprintf("%s\n%s\n\n%s", one.Why, strings.Join(one.Violations, "\n"), one.story)
 }
 
 // storyOf is what happened in a migration, a line for each event, and the

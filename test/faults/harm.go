@@ -1,0 +1,103 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"godwit.dev/godwit/internal/lab/fleetlab"
+)
+
+const (
+	// Between two faults, and for how long one lasts that does not end by itself.
+	calmMax = 1500 * time.Millisecond
+	harmMin = 200 * time.Millisecond
+	harmMax = 4 * time.Second
+)
+
+// harm does one fault after the other to a fleet, of those that a VM must
+// survive without the loss of a packet: no QEMU that may have the VM is killed,
+// and no frames are cut off on their way between the hosts.
+type harm struct {
+	fleet  *fleetlab.Fleet
+	random *rand.Rand
+
+	mu   sync.Mutex
+	done map[string]int
+}
+
+// survivable are the faults to choose from.
+func survivable(lab size) (all []cell) {
+	for _, c := range matrix(faults, victims, []state{copying}) {
+		loses := c.Victim == hostLink || c.Victim.isQEMU() && c.Fault == sigkill
+		if c.lacks(lab) == "" && !loses {
+			all = append(all, c)
+		}
+	}
+	return all
+}
+
+// run does harm until ctx ends. All is whole again when it returns.
+func (h *harm) run(ctx context.Context) error {
+	for h.rest(ctx, h.upTo(0, calmMax)) {
+		plane, err := lookAtPlane(h.fleet)
+		if err != nil {
+			return err
+		}
+		all := survivable(plane.size)
+		if err := h.do(ctx, plane, all[h.random.IntN(len(all))]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// do does one fault and ends it. A QEMU may not be there to be harmed.
+func (h *harm) do(ctx context.Context, plane plane, c cell) error {
+	lasts := h.upTo(harmMin, harmMax)
+	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	begun, err := inject(bounded, h.fleet, plane, c, nil)
+	if err != nil && c.Victim.isQEMU() && begun.end == nil {
+		return nil
+	}
+	if begun.end != nil {
+		h.rest(ctx, lasts)
+		err = errors.Join(err, begun.end())
+	}
+	if err != nil {
+		return fmt.Errorf("%s %s: %w", c.Fault, c.Victim, err)
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.done[fmt.Sprintf("%s %s", c.Fault, c.Victim)]++
+	return nil
+}
+
+func (h *harm) count() (n int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, one := range h.done {
+		n += one
+	}
+	return n
+}
+
+func (h *harm) upTo(least, most time.Duration) time.Duration {
+	return least + time.Duration(h.random.Int64N(int64(most-least)))
+}
+
+// rest is false if ctx ends before.
+func (h *harm) rest(ctx context.Context, pause time.Duration) bool {
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
