@@ -70,8 +70,8 @@ func (p plane) paths(v victim) []direction {
 	case allServers:
 		return between(servers, append(others, hosts...), lab.AllTraffic)
 	case etcdMember:
-		last := p.members - 1
-		return between(controlHosts(last, p.members), controlHosts(0, last), lab.AllTraffic)
+		others := slices.Concat(controlHosts(0, p.first), controlHosts(p.first+1, p.members))
+		return between(controlHosts(p.first, p.first+1), others, lab.AllTraffic)
 	case etcdQuorum:
 		rest := p.survivors()
 		return between(controlHosts(rest, p.members), controlHosts(0, rest), lab.AllTraffic)

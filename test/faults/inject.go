@@ -91,7 +91,7 @@ func programs(f *fleetlab.Fleet, p plane, v victim) []*fleetlab.Process {
 	case serverLeader:
 		return f.Servers()[p.leader : p.leader+1]
 	case etcdMember:
-		return f.Etcds()[len(f.Etcds())-1:]
+		return f.Etcds()[p.first : p.first+1]
 	case etcdQuorum:
 		return f.Etcds()[p.survivors():]
 	}

@@ -84,6 +84,7 @@ type size struct{ servers, members int }
 type plane struct {
 	size
 	leader int // which server leads, from 0
+	first  int // which member of etcd does
 }
 
 // lacks says why a lab of some size cannot run a cell, or nothing.

@@ -51,9 +51,13 @@ func TestPaths(t *testing.T) {
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("%v, want %v", got, want)
 	}
-	leader := plane{size{3, 3}, 1}.paths(serverLeader)
+	leader := plane{size: size{3, 3}, leader: 1}.paths(serverLeader)
 	if len(leader) != 5 || leader[0] != (direction{"control2", "control", lab.AllTraffic}) || leader[1].to != "control3" {
 		t.Errorf("the leader's: %v", leader)
+	}
+	member := plane{size: size{1, 3}, first: 1}.paths(etcdMember)
+	if want := between([]string{"control2"}, []string{"control", "control3"}, lab.AllTraffic); !reflect.DeepEqual(member, want) {
+		t.Errorf("the member's: %v, want %v", member, want)
 	}
 	for members, want := range map[int]int{1: 0, 2: 1, 3: 1, 5: 2} {
 		if got := (size{1, members}).survivors(); got != want {
@@ -110,11 +114,27 @@ func TestLastSaid(t *testing.T) {
 	log := "time=2026-01-02T03:04:05.000Z level=INFO msg=\"this server leads\" url=a\n" +
 		"time=2026-01-02T03:04:06.000Z level=INFO msg=\"this server leads\" url=a\n" +
 		"time=2026-01-02T03:04:07.000Z level=INFO msg=\"this server leads no more\"\n"
-	if got := lastSaid(log); got != "time=2026-01-02T03:04:06.000Z" {
+	if got := lastSaid(log, leads); got != "time=2026-01-02T03:04:06.000Z" {
 		t.Errorf("got %q", got)
 	}
-	if got := lastSaid("nothing\n"); got != "" {
+	if got := lastSaid("nothing\n", leads); got != "" {
 		t.Errorf("got %q", got)
+	}
+}
+
+// TestBystander: the lab's own questions go where the fault is not.
+func TestBystander(t *testing.T) {
+	for _, test := range []struct {
+		plane plane
+		want  int
+	}{
+		{plane{size: size{3, 3}, leader: 0, first: 1}, 2},
+		{plane{size: size{3, 3}, leader: 1, first: 1}, 0},
+		{plane{size: size{2, 3}, leader: 0, first: 1}, 1},
+	} {
+		if got := test.plane.bystander(); got != test.want {
+			t.Errorf("of %+v: %d, want %d", test.plane, got, test.want)
+		}
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"go.etcd.io/etcd/server/v3/embed"
 )
@@ -65,12 +66,23 @@ func run(ctx context.Context) error {
 		return err
 	}
 	defer server.Close()
-	select {
-	case err := <-server.Err():
-		return err
-	case <-server.Server.StopNotify():
-		return fmt.Errorf("it has stopped by itself")
-	case <-ctx.Done():
-		return nil
+	changed := server.Server.LeaderChangedNotify()
+	for {
+		if server.Server.Leader() == server.Server.MemberID() {
+			fmt.Fprintln(os.Stderr, time.Now().UTC().Format(stamp), "this member leads")
+		}
+		select {
+		case <-changed:
+			changed = server.Server.LeaderChangedNotify()
+		case err := <-server.Err():
+			return err
+		case <-server.Server.StopNotify():
+			return fmt.Errorf("it has stopped by itself")
+		case <-ctx.Done():
+			return nil
+		}
 	}
 }
+
+// stamp has a fixed width: who has said last that it leads is found as text.
+const stamp = "2006-01-02T15:04:05.000000Z"
