@@ -23,6 +23,9 @@ func (a *Agent) command(ctx context.Context, command *godwitv1.Command) {
 		})
 	case *godwitv1.Command_ForgetInstance:
 		a.with(command, op.ForgetInstance.GetVm(), 0, nil, func(m *machine) *godwitv1.Report {
+			if uid := op.ForgetInstance.GetUid(); uid != "" && uid != string(m.uid) {
+				return nil // that one is gone, and another VM has its name
+			}
 			return m.forget(ctx)
 		})
 	case *godwitv1.Command_PrepareTarget:

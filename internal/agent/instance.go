@@ -241,11 +241,12 @@ func (m *machine) hurryUp() {
 	}
 }
 
-// forget removes an instance that the server has proven stale.
+// forget removes an instance that the server has proven stale, or what one that
+// has ended has left.
 func (m *machine) forget(ctx context.Context) *godwitv1.Report {
-	m.agent.log.Info("a stale instance goes", "vm", m.key.vm, "epoch", m.key.epoch)
+	m.agent.log.Info("a stale or ended instance is removed", "vm", m.key.vm, "epoch", m.key.epoch)
 	if err := m.discard(ctx); err != nil {
-		m.agent.log.Error("a stale instance could not be removed", "vm", m.key.vm, "error", err)
+		m.agent.log.Error("a stale or ended instance could not be removed", "vm", m.key.vm, "error", err)
 	}
 	return nil
 }

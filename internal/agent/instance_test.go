@@ -94,6 +94,19 @@ func TestForget(t *testing.T) {
 	}
 }
 
+// What an older VM has left is no reason to end a newer one of its name.
+func TestForgetOfAnOlderVM(t *testing.T) {
+	_, hosts := newFleet(t, "h1")
+	h := hosts[0]
+	h.run(firmware(1))
+	older := forgetCommand(2, 1)
+	older.GetForgetInstance().Uid = "of an older VM"
+	h.sendCommand(older)
+	if got := h.do(startCommand(3, firmware(1))).GetInstance().GetState(); got != "running" {
+		t.Errorf("the instance is %q", got)
+	}
+}
+
 // A guest that powers itself off is news; a start cannot revive it.
 func TestGuestPowersOff(t *testing.T) {
 	f, hosts := newFleet(t, "h1")

@@ -45,6 +45,7 @@ type lifecycle struct {
 	// VM a migration has locked it is only known what they mean when it has
 	// ended.
 	held map[fleet.VMName]*heldReport
+	left map[fleet.VMName][]leftover
 }
 
 // order is a command that was sent: the same one is not sent twice to the same
@@ -63,7 +64,7 @@ type heldReport struct {
 func newLifecycle(t tables, m *mirror, h *hub, log *slog.Logger) *lifecycle {
 	return &lifecycle{
 		tables: t, mirror: m, hub: h, log: log, wake: make(chan struct{}, 1),
-		dirty: map[fleet.VMName]bool{}, told: map[fleet.VMName]order{}, held: map[fleet.VMName]*heldReport{},
+		dirty: map[fleet.VMName]bool{}, told: map[fleet.VMName]order{}, held: map[fleet.VMName]*heldReport{}, left: map[fleet.VMName][]leftover{},
 	}
 }
 
@@ -117,6 +118,7 @@ func (l *lifecycle) run(ctx context.Context) {
 // look does what a VM's record asks for. After an error that passes it must be
 // called again.
 func (l *lifecycle) look(ctx context.Context, name fleet.VMName) error {
+	l.tidy(name)
 	entry, found := l.mirror.vm(name)
 	if !found {
 		l.mu.Lock()

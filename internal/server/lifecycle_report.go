@@ -63,6 +63,9 @@ func (l *lifecycle) observe(ctx context.Context, host fleet.HostName, said *godw
 	for range maxConflicts {
 		entry, err := l.tables.vms.Get(ctx, said.GetVm())
 		switch {
+		case fleet.CodeOf(err) == fleet.NotFound && said.GetState() == instanceExited:
+			l.leave(host, said)
+			return nil
 		case fleet.CodeOf(err) == fleet.NotFound:
 			l.log.Warn("a host has an instance of a VM that is not known; it is left alone", "host", host, "vm", said.GetVm(), "epoch", said.GetEpoch())
 			return nil
@@ -109,7 +112,11 @@ func (l *lifecycle) move(ctx context.Context, host fleet.HostName, entry store.E
 	if vm.Phase == fleet.VMStarting && answers != sequenceStart && said.GetCause() == "" {
 		return nil // what a host had when it was not told yet, or was at it
 	}
-	return l.end(ctx, host, entry, said)
+	err := l.end(ctx, host, entry, said)
+	if err == nil && said.GetState() == instanceExited && answers == 0 { // who was told to end it has removed it
+		l.leave(host, said)
+	}
+	return err
 }
 
 // end records that the instance is gone, and gives its capacity back in the
@@ -189,14 +196,19 @@ func (l *lifecycle) settleHeld(ctx context.Context, name fleet.VMName) error {
 	return nil
 }
 
-// notOwner deals with an instance that is not the owner's. It is removed only
-// if the record proves it stale: the owner is another host, its epoch is not
-// older, and no migration has anything left to do there.
+// notOwner deals with an instance that is not the owner's. One that has ended
+// is removed; one that may run only if the record proves it stale: the owner is
+// another host, its epoch is not older, and no migration has anything left to do
+// there.
 func (l *lifecycle) notOwner(host fleet.HostName, vm fleet.VM, said *godwitv1.InstanceReport) {
-	epoch := fleet.Epoch(said.GetEpoch())
-	if said.GetState() == instanceExited || said.GetState() == instanceAbsent {
+	switch said.GetState() {
+	case instanceExited:
+		l.leave(host, said)
+		return
+	case instanceAbsent:
 		return
 	}
+	epoch := fleet.Epoch(said.GetEpoch())
 	sameVM := said.GetUid() == string(vm.UID)
 	newer := vm.Owner.Epoch > epoch || vm.Owner.Epoch == epoch && vm.Owner.Host != "" && vm.Owner.Host != host
 	if !sameVM || !newer || vm.Migration != "" || l.mirror.moving(vm.Name, host) {
@@ -205,11 +217,5 @@ func (l *lifecycle) notOwner(host fleet.HostName, vm fleet.VM, said *godwitv1.In
 		return
 	}
 	l.log.Info("a stale instance is removed", "host", host, "vm", vm.Name, "epoch", epoch, "ownerEpoch", vm.Owner.Epoch)
-	command := &godwitv1.Command{
-		Subject: string(vm.Name), Epoch: said.GetEpoch(), Sequence: sequenceForget,
-		Op: &godwitv1.Command_ForgetInstance{ForgetInstance: &godwitv1.ForgetInstance{Vm: string(vm.Name), Epoch: said.GetEpoch()}},
-	}
-	if err := l.hub.Send(host, command); err != nil {
-		l.log.Warn("a stale instance could not be removed", "host", host, "vm", vm.Name, "error", err)
-	}
+	l.forget(vm.Name, leftover{host, said.GetUid(), said.GetEpoch()})
 }

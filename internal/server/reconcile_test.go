@@ -162,11 +162,19 @@ func TestSourceGoneInTheCopy(t *testing.T) {
 	fl.to(inCopy)
 	fl.say(h1, nil, sourceFails("it ended", true))
 	fl.awaitEvent(migration.SourceFailed)
+	h1.report(&godwitv1.Command{Epoch: 1}, "web2", "exited", "it ended")
 	fl.say(h2, nil, targetFails("the stream broke off", false))
-	fl.answer(h2, "release_target") // nobody is asked to resume
+	release := fl.next(h2, "release_target") // nobody is asked to resume
+	select {
+	case command := <-h1.commands: // it might be needed yet
+		t.Errorf("command %v before the migration is over", command)
+	default:
+	}
+	fl.say(h2, release, usualAnswer("release_target"))
 	if m := fl.await(migration.Aborted); m.GetCause() != "h1: it ended; h2: the stream broke off" {
 		t.Errorf("cause %q", m.GetCause())
 	}
+	checkForgets(t, h1.command(), "web2", 1)
 }
 
 // A target that was never heard of after the commit: its host is off for good,

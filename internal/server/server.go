@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/migration"
 	"godwit.dev/godwit/internal/pki"
 	"godwit.dev/godwit/internal/store"
 )
@@ -109,7 +110,12 @@ func New(ctx context.Context, config Config) (*Server, error) {
 	s.mirror.vmChanged = s.lifecycle.changed
 	migrations := newReconciler(s.tables, s.hub, s.addresses, s.hub.connected, s.log)
 	migrations.stand()
-	s.mirror.migrationChanged = migrations.changed
+	s.mirror.migrationChanged = func(entry store.Entry[migration.Migration]) {
+		migrations.changed(entry)
+		if entry.Value.Over() {
+			s.lifecycle.changed(entry.Value.VM)
+		}
+	}
 	s.migrations = migrationsOf(migrations, s.mirror)
 	if err := s.checkExport(); err != nil {
 		return nil, err

@@ -183,6 +183,38 @@ func TestEndThatNobodySaw(t *testing.T) {
 	}
 }
 
+// TestWhatEndedIsRemoved: an instance that has ended leaves nothing on its host
+// for longer than somebody needs it, and needs no VM for that.
+func TestWhatEndedIsRemoved(t *testing.T) {
+	f := newFleet(t)
+	h1 := f.join("h1")
+	vm := f.running(h1, "web1")
+	h1.report(&godwitv1.Command{Epoch: 1}, "web1", "exited", "crashed")
+	checkForgets(t, h1.command(), "web1", 1)
+	f.awaitPhase("web1", fleet.VMFailed)
+	if _, err := f.vms.Delete(t.Context(), &godwitv1.DeleteVMRequest{Name: "web1"}); err != nil {
+		t.Fatal(err)
+	}
+	h1.close() // and has not taken the command
+	h1 = f.join("h1", func(o *agentOptions) {
+		o.hello = func(hello *godwitv1.Hello) {
+			hello.Instances = []*godwitv1.InstanceReport{{Vm: "web1", Uid: vm.GetUid(), Epoch: 1, State: "exited"}}
+		}
+	})
+	command := h1.command()
+	checkForgets(t, command, "web1", 1)
+	if command.GetForgetInstance().GetUid() != vm.GetUid() {
+		t.Errorf("it names uid %q, not %q", command.GetForgetInstance().GetUid(), vm.GetUid())
+	}
+}
+
+func checkForgets(t *testing.T, command *godwitv1.Command, vm string, epoch uint64) {
+	t.Helper()
+	if forget := command.GetForgetInstance(); forget.GetVm() != vm || forget.GetEpoch() != epoch || command.GetEpoch() != epoch {
+		t.Errorf("command %v, want to forget %s at epoch %d", command, vm, epoch)
+	}
+}
+
 // What a host has of a VM that it is still starting says nothing.
 func TestHelloDuringStart(t *testing.T) {
 	f := newFleet(t)
@@ -208,6 +240,9 @@ func TestStaleInstancesAreForgottenOnProofOnly(t *testing.T) {
 	vm := f.running(h1, "web1") // epoch 1 at h1
 	h1.report(&godwitv1.Command{Epoch: 1}, "web1", "exited", "crashed")
 	f.awaitPhase("web1", fleet.VMFailed)
+	if left := h1.command(); left.GetForgetInstance() == nil {
+		t.Errorf("command %v, want to remove what the crash has left", left)
+	}
 	if _, err := f.vms.Start(t.Context(), &godwitv1.StartVMRequest{Name: "web1"}); err != nil {
 		t.Fatal(err)
 	}

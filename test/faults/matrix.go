@@ -24,7 +24,7 @@ const (
 	targetAgent  victim = "target-agent"
 	serverLeader victim = "server-leader"
 	allServers   victim = "all-servers"
-	etcdMember   victim = "etcd-member"
+	etcdMember   victim = "etcd-member" // the one that leads
 	etcdQuorum   victim = "etcd-quorum"
 	hostLink     victim = "host-link"   // between source and target
 	serverLink   victim = "server-link" // between the servers and both hosts

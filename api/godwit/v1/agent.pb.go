@@ -1415,11 +1415,14 @@ func (x *StopInstance) GetGraceMs() int64 {
 	return 0
 }
 
-// ForgetInstance removes an instance that the record proves stale.
+// ForgetInstance removes an instance that the record proves stale, or what one
+// that has ended has left.
 type ForgetInstance struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
-	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Vm    string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	Epoch uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// Of the VM: one of the same name may have been made since.
+	Uid           string `protobuf:"bytes,3,opt,name=uid,proto3" json:"uid,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1466,6 +1469,13 @@ func (x *ForgetInstance) GetEpoch() uint64 {
 		return x.Epoch
 	}
 	return 0
+}
+
+func (x *ForgetInstance) GetUid() string {
+	if x != nil {
+		return x.Uid
+	}
+	return ""
 }
 
 type PrepareTarget struct {
@@ -3542,10 +3552,11 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\binstance\x18\x01 \x01(\v2\x13.godwit.v1.InstanceR\binstance\"9\n" +
 	"\fStopInstance\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x19\n" +
-	"\bgrace_ms\x18\x02 \x01(\x03R\agraceMs\"6\n" +
+	"\bgrace_ms\x18\x02 \x01(\x03R\agraceMs\"H\n" +
 	"\x0eForgetInstance\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x14\n" +
-	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\"\xa1\x01\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x10\n" +
+	"\x03uid\x18\x03 \x01(\tR\x03uid\"\xa1\x01\n" +
 	"\rPrepareTarget\x12/\n" +
 	"\binstance\x18\x01 \x01(\v2\x13.godwit.v1.InstanceR\binstance\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12%\n" +
