@@ -31,7 +31,7 @@ type evidence struct {
 	client         probe.UDPResult
 	doubled        uint64 // packets that came to the guest more than once
 	source, target netip.Addr
-	movedTo        bool // the record says that the target owns the VM
+	movedTo        bool // the record says that the target was given the VM, and kept it
 }
 
 // findings gathers violations, not more than a few of each kind.

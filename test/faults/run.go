@@ -260,7 +260,7 @@ func (t *trial) closeEyes(ctx context.Context, e *evidence) error {
 	}
 	e.doubled = t.doubled
 	e.source, e.target = t.fleet.Lab.Host(sourceHost).Addr, t.fleet.Lab.Host(targetHost).Addr
-	e.movedTo = t.vm.GetOwner().GetHost() == targetHost
+	e.movedTo = t.migration.GetCommitted() && !t.migration.GetTakenBack()
 	return errors.Join(errs...)
 }
 
