@@ -50,7 +50,7 @@ faults: setup build ## do harm in every state of migrations; prints a table and 
 
 soak: setup build ## 200 migrations back to back under random faults; writes out/soak.json
 	go build -o bin/lab-etcd ./internal/lab/etcd
-	go run ./test/faults --soak 200 --servers 3 $(FAULTSFLAGS)
+	go run ./test/faults --soak 200 $(FAULTSFLAGS)
 
 lint: ## gofmt, go vet, staticcheck
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "not gofmt'ed: $$unformatted"; exit 1; }

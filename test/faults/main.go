@@ -155,7 +155,7 @@ func parse(args []string) (o options, err error) {
 	flags.StringVar(&o.out, "out", "out", "folder for the results")
 	flags.BoolVar(&o.list, "list", false, "list the cells and run nothing")
 	flags.BoolVar(&o.again, "again", false, "run cells, too, that the results have already")
-	flags.IntVar(&o.size.servers, "servers", 1, "servers of the lab")
+	flags.IntVar(&o.size.servers, "servers", 3, "servers of the lab")
 	flags.IntVar(&o.size.members, "members", 3, "members of the lab's etcd")
 	flags.IntVar(&o.repeat, "repeat", 1, "how often each cell is run, until something is violated")
 	flags.IntVar(&o.soak, "soak", 0, "run no cells, but so many migrations back to back under random faults")
