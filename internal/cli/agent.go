@@ -113,7 +113,7 @@ func (a *App) superviseAgent(ctx context.Context, flags agentFlags) error {
 	if err != nil {
 		return err
 	}
-	err = supervise.Run(ctx, supervise.Config{Log: log.With("part", "monitor"), Command: func() *exec.Cmd {
+	err = supervise.Run(ctx, supervise.Config{Name: "the agent", Log: log.With("part", "monitor"), Command: func() *exec.Cmd {
 		return &exec.Cmd{Path: program, Args: a.Program, Stdin: a.In, Stdout: a.Out, Stderr: a.Err}
 	}})
 	if ended, ok := errors.AsType[*exec.ExitError](err); ok && ended.Exited() {

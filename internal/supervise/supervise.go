@@ -56,6 +56,7 @@ const (
 
 // Config says what is kept running.
 type Config struct {
+	Name    string           // of the program, for the log
 	Command func() *exec.Cmd // gives the program's command anew
 	Log     *slog.Logger
 }
@@ -81,7 +82,7 @@ func Run(ctx context.Context, config Config) error {
 		if time.Since(begun) > settled {
 			pause = pauseMin
 		}
-		config.Log.Error("it has ended and is started again", "cause", err, "in", pause)
+		config.Log.Error(config.Name+" has ended and is started again", "cause", err, "in", pause)
 		if !rest(ctx, pause) {
 			return nil
 		}

@@ -61,6 +61,7 @@ func program() int {
 
 func config(out io.Writer, as string, env ...string) supervise.Config {
 	return supervise.Config{
+		Name: "the program",
 		Command: func() *exec.Cmd {
 			cmd := exec.Command("/proc/self/exe")
 			cmd.Env = append(append(os.Environ(), role+"="+as), env...)
