@@ -87,6 +87,23 @@ func TestCopyWithoutTap(t *testing.T) {
 	m.target.checkNothingLeft()
 }
 
+// The source's QEMU has died before the copy was to begin. That it has ended was
+// told then, but not as the failure of a copy.
+func TestSourceDiesBeforeTheCopy(t *testing.T) {
+	m := newMove(t)
+	m.prepare()
+	if err := m.source.instance(testVM, 1).Kill(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	m.source.awaitReport("end", func(r *godwitv1.Report) bool { return r.GetInstance().GetState() == "exited" })
+	m.source.sendCommand(m.copyCommand(0))
+	if failed := m.source.awaitReport("failure", isSourceFailed); !failed.GetSourceFailed().GetGone() {
+		t.Errorf("told as %v", failed)
+	}
+	m.target.do(m.releaseCommand())
+	m.target.checkNothingLeft()
+}
+
 // Cancelled in the middle of the copy.
 func TestAbortDuringCopy(t *testing.T) {
 	m := newMove(t)

@@ -38,9 +38,6 @@ func (m *machine) startCopy(ctx context.Context, command *godwitv1.Command, want
 }
 
 func (m *machine) beginCopy(ctx context.Context, command *godwitv1.Command, want *godwitv1.StartCopy) error {
-	if m.instance == nil {
-		return &fleet.Error{Code: fleet.Failed, Op: "copy", Subject: "vm " + string(m.key.vm), Cause: "its instance has ended"}
-	}
 	remote, err := netip.ParseAddr(want.GetTargetAddress())
 	if err != nil {
 		return fmt.Errorf("target's address: %w", err)
@@ -61,6 +58,10 @@ func (m *machine) beginCopy(ctx context.Context, command *godwitv1.Command, want
 	}
 	if err := m.note(next); err != nil {
 		return err
+	}
+	// Of an end before this nobody says that the copy has failed by it.
+	if m.instance == nil || m.instance.Ended() {
+		return &fleet.Error{Code: fleet.Failed, Op: "copy", Subject: "vm " + string(m.key.vm), Cause: "its instance has ended"}
 	}
 	if err := m.openTunnels(want.GetNetworks()); err != nil {
 		return err
