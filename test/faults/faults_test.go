@@ -17,7 +17,7 @@ var some = []cell{
 	{sigkill, targetQEMU, beforeCommit},
 	{sigstop, targetAgent, afterCommit},
 	{restart, allServers, copying},
-	{sigkill, sourceQEMU, copying},
+	{sigkill, sourceQEMU, preparing},
 }
 
 // trialWithin bounds a cell on a busy machine, with the tries that missed.
