@@ -62,8 +62,9 @@ type Config struct {
 }
 
 // Run keeps the program running until ctx ends, which asks it to end with
-// SIGTERM, or until it ends well by itself. A program that fails before it was
-// ever Ready is not started again: the error is an *exec.ExitError.
+// SIGTERM, or until it ends well by itself. A program that exits before it was
+// ever Ready cannot do what it was asked to and is not started again: the error
+// is an *exec.ExitError.
 func Run(ctx context.Context, config Config) error {
 	// The kernel kills the program when the thread ends that has started it.
 	runtime.LockOSThread()
@@ -76,7 +77,7 @@ func Run(ctx context.Context, config Config) error {
 			err = p.follow(ctx)
 			worked = worked || p.ready.Load()
 		}
-		if err == nil || !worked || ctx.Err() != nil {
+		if err == nil || !worked && !killed(err) || ctx.Err() != nil {
 			return err
 		}
 		if time.Since(begun) > settled {
@@ -88,6 +89,15 @@ func Run(ctx context.Context, config Config) error {
 		}
 		pause = min(2*pause, pauseMax)
 	}
+}
+
+// errHung is the end of a program that was killed for its silence.
+var errHung = errors.New("it gave no sign of life any more, and was killed")
+
+// killed tells of a program that has not ended by itself.
+func killed(err error) bool {
+	ended, ok := errors.AsType[*exec.ExitError](err)
+	return ok && !ended.Exited() || errors.Is(err, errHung)
 }
 
 // rest is false if ctx ends before the pause.
@@ -168,7 +178,7 @@ func (p *program) follow(ctx context.Context) error {
 		select {
 		case err := <-p.ended:
 			if hung {
-				return errors.New("it gave no sign of life any more, and was killed")
+				return errHung
 			}
 			return err
 		case <-asked:

@@ -38,8 +38,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// program says its process id and lives until it is asked to end. An argument
-// has it fail before it is ready.
+// program says its process id and lives until it is asked to end. Variables have
+// it fail before it is ready, or not become ready.
 func program() int {
 	link, supervised, err := supervise.Join()
 	if err != nil || !supervised {
@@ -48,6 +48,10 @@ func program() int {
 	}
 	if os.Getenv("FAILS") != "" {
 		return 3
+	}
+	if os.Getenv("DAWDLES") != "" {
+		fmt.Println(os.Getpid())
+		select {}
 	}
 	asked := make(chan os.Signal, 1)
 	signal.Notify(asked, syscall.SIGTERM)
@@ -79,7 +83,7 @@ type supervised struct {
 	ended chan error
 }
 
-func begin(t *testing.T) *supervised {
+func begin(t *testing.T, env ...string) *supervised {
 	t.Helper()
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -87,7 +91,7 @@ func begin(t *testing.T) *supervised {
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	s := &supervised{bufio.NewScanner(r), stop, make(chan error, 1)}
-	go func() { s.ended <- supervise.Run(ctx, config(w, "program")) }()
+	go func() { s.ended <- supervise.Run(ctx, config(w, "program", env...)) }()
 	t.Cleanup(func() { stop(); r.Close(); w.Close() })
 	return s
 }
@@ -137,6 +141,18 @@ func TestRunStartsAgain(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestRunStartsAgainWhatWasNotReady: that it was killed says nothing against it.
+func TestRunStartsAgainWhatWasNotReady(t *testing.T) {
+	s := begin(t, "DAWDLES=1")
+	first := s.next(t)
+	kill(t, first, syscall.SIGKILL)
+	if second := s.next(t); first == second {
+		t.Errorf("process %d both times", first)
+	}
+	s.stop()
+	<-s.ended // by the signal that asks it to end
 }
 
 func TestRunEndsWithTheProgram(t *testing.T) {

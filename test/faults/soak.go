@@ -65,15 +65,12 @@ func runSoak(ctx context.Context, f *fleetlab.Fleet, migrations int, seed uint64
 		s.found.add("stuck", "%v", err)
 	}
 	evidence, err := s.close(ctx)
-	if err != nil {
-		return s.made, err
-	}
 	evidence.checkReplies(&s.found)
 	evidence.checkDisk(&s.found)
 	evidence.checkPackets(&s.found, false)
 	s.checkLeft(ctx, before)
 	s.made.put(evidence, s.found)
-	return s.made, nil
+	return s.made, err
 }
 
 // open boots the VM and begins to watch it.
@@ -227,10 +224,12 @@ func (s *soak) close(ctx context.Context) (e evidence, err error) {
 	}
 	frames, wireErr := s.wire.stop()
 	e.frames = frames
-	removeErr := s.guest.Remove(bounded)
+	if err := s.guest.Remove(bounded); err != nil {
+		s.found.add(leftBehind, "the VM cannot be removed: %v", err)
+	}
 	disk, diskErr := s.saw.stop()
 	e.disk = disk
-	return e, errors.Join(err, reportErr, wireErr, removeErr, diskErr)
+	return e, errors.Join(err, reportErr, wireErr, diskErr)
 }
 
 // checkLeft demands that every host lists what it listed before.
