@@ -13,7 +13,7 @@ import (
 
 const (
 	// Between two faults, and for how long one lasts that does not end by itself.
-	calmMax = 3 * time.Second
+	calmMax = 6 * time.Second
 	harmMin = 200 * time.Millisecond
 	harmMax = 4 * time.Second
 )
