@@ -65,6 +65,9 @@ func runSoak(ctx context.Context, f *fleetlab.Fleet, migrations int, seed uint64
 		s.found.add("stuck", "%v", err)
 	}
 	evidence, err := s.close(ctx)
+	if ctx.Err() != nil { // nothing can be said
+		return s.made, errors.Join(ctx.Err(), err)
+	}
 	evidence.checkReplies(&s.found)
 	evidence.checkDisk(&s.found)
 	evidence.checkPackets(&s.found, false)
