@@ -36,6 +36,10 @@ func ParseBytes(text string) (Bytes, error) {
 }
 
 func scaleBytes(text, number string, unit Bytes) (Bytes, error) {
+	// Whole numbers are read exactly: what MarshalText writes must come back.
+	if whole, err := strconv.ParseUint(number, 10, 64); err == nil && whole <= math.MaxUint64/uint64(unit) {
+		return Bytes(whole) * unit, nil
+	}
 	value, err := strconv.ParseFloat(number, 64)
 	if err != nil || value < 0 || math.IsNaN(value) || value*float64(unit) >= math.MaxInt64 {
 		return 0, fmt.Errorf("%q is not an amount of bytes: write a number and KiB, MiB, GiB or TiB, such as 512MiB", text)
