@@ -49,7 +49,7 @@ func (m *Migration) Outcome() Outcome {
 		return out
 	}
 	out.Total = target.Resumed.Sub(m.Created)
-	if source == nil {
+	if source == nil || source.Stopped.IsZero() {
 		return out
 	}
 	out.Blackout = target.Resumed.Sub(source.Stopped)

@@ -2,10 +2,14 @@ package server
 
 import (
 	"context"
+	"fmt"
+	"log/slog"
+	"slices"
 	"strings"
 	"time"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
@@ -41,13 +45,24 @@ func (a agentService) Session(ctx context.Context, stream *connect.BidiStream[go
 	_ = deadlines.SetReadDeadline(time.Now().Add(helloWithin))
 	first, err := stream.Receive()
 	if err != nil {
+		err = endOfStream(host, err)
+		s.log.Error("no session was opened", "host", host, "error", err)
 		return err
 	}
 	_ = deadlines.SetReadDeadline(time.Time{})
 	hello := first.GetHello()
-	if hello == nil {
-		return &fleet.Error{Code: fleet.Invalid, Op: "open session", Subject: "host " + string(host), Cause: "its first message is not Hello"}
+	told, err := decodeHello(host, hello)
+	if err != nil {
+		s.log.Error("no session was opened", "host", host, "error", err)
+		return err
 	}
+	hello.Instances = slices.DeleteFunc(hello.GetInstances(), func(instance *godwitv1.InstanceReport) bool {
+		err := checkNames(&godwitv1.Report{Subject: instance.GetVm()})
+		if err != nil { // the others count all the same
+			s.log.Error("a host has what cannot be", "host", host, "error", err)
+		}
+		return err != nil
+	})
 	own, elsewhere, err := s.leader.await(ctx, leaderWithin)
 	if err != nil {
 		return err
@@ -74,7 +89,7 @@ func (a agentService) Session(ctx context.Context, stream *connect.BidiStream[go
 		return err
 	}
 	defer s.hub.close(one)
-	before, err := s.noteHost(ctx, host, hello, own.held...)
+	before, err := s.noteHost(ctx, told, own.held...)
 	if err != nil {
 		return err
 	}
@@ -87,10 +102,17 @@ func (a agentService) Session(ctx context.Context, stream *connect.BidiStream[go
 	s.migrations.connected(host)
 	err = one.serve(ctx, stream, deadlines, func(message *godwitv1.SessionRequest) {
 		// A report that has arrived is dealt with even if the session ends.
-		s.hear(context.WithoutCancel(ctx), host, message)
+		if err := s.hear(context.WithoutCancel(ctx), host, message); err != nil {
+			s.log.Warn("a host said what it must not", "host", host, "error", err)
+			one.complain(err)
+		}
 	})
 	s.addresses.disconnected(host)
-	s.log.Info("host is down", "host", host, "cause", err)
+	level := slog.LevelInfo
+	if fleet.CodeOf(err) == fleet.Invalid {
+		level = slog.LevelError
+	}
+	s.log.Log(ctx, level, "host is down", "host", host, "cause", err)
 	s.noteSilence(ctx, host, err)
 	return err
 }
@@ -128,19 +150,32 @@ func (s *Server) noteSilence(ctx context.Context, name fleet.HostName, cause err
 }
 
 // hear takes one message of a session.
-func (s *Server) hear(ctx context.Context, host fleet.HostName, message *godwitv1.SessionRequest) {
+func (s *Server) hear(ctx context.Context, host fleet.HostName, message *godwitv1.SessionRequest) error {
 	if applied := message.GetAddressesApplied(); applied != nil {
 		s.addresses.ack(host, applied.GetVersion())
-		return
+		return nil
 	}
 	report := message.GetReport()
+	if report == nil {
+		return &fleet.Error{
+			Code: fleet.Invalid, Op: "read message", Subject: "host " + string(host), Cause: "it is of no kind that this server knows",
+		}
+	}
+	if err := checkNames(report); err != nil {
+		return err
+	}
 	switch {
-	case report == nil:
-		s.log.Warn("a message of no known kind", "host", host)
 	case isMigration(report):
-		s.migrations.report(ctx, host, report)
+		return s.migrations.report(ctx, host, report)
 	default:
-		s.lifecycle.report(ctx, host, report)
+		return s.lifecycle.report(ctx, host, report)
+	}
+}
+
+func unknownReport(host fleet.HostName, report *godwitv1.Report) error {
+	return &fleet.Error{
+		Code: fleet.Invalid, Op: "read report", Subject: "host " + string(host),
+		Cause: fmt.Sprintf("what it says of %s is of no kind that this server knows", report.GetSubject()),
 	}
 }
 
@@ -153,11 +188,8 @@ func isMigration(report *godwitv1.Report) bool {
 // noteHost writes what a host says of itself to its record, and gives the
 // record as it was before; it is zero for a new host. A server that leads no
 // more, and does not know it, finds that out here by held.
-func (s *Server) noteHost(ctx context.Context, name fleet.HostName, hello *godwitv1.Hello, held ...store.Condition) (before fleet.Host, err error) {
-	host, err := decodeHello(name, hello)
-	if err != nil {
-		return before, err
-	}
+func (s *Server) noteHost(ctx context.Context, host fleet.Host, held ...store.Condition) (before fleet.Host, err error) {
+	name := host.Name
 	for range maxConflicts {
 		entry, err := s.tables.hosts.Get(ctx, string(name))
 		if err != nil && fleet.CodeOf(err) != fleet.NotFound {
@@ -175,6 +207,9 @@ func (s *Server) noteHost(ctx context.Context, name fleet.HostName, hello *godwi
 }
 
 func decodeHello(name fleet.HostName, hello *godwitv1.Hello) (fleet.Host, error) {
+	if hello == nil {
+		return fleet.Host{}, &fleet.Error{Code: fleet.Invalid, Op: "open session", Subject: "host " + string(name), Cause: "its first message is not Hello", Hint: agentHint}
+	}
 	host, _, err := wire.DecodeHost(hello.GetHost())
 	if err != nil {
 		return host, err
@@ -183,7 +218,9 @@ func decodeHello(name fleet.HostName, hello *godwitv1.Hello) (fleet.Host, error)
 	refuse := func(path, problem string) (fleet.Host, error) {
 		return host, invalidField("open session", "host "+string(name), "host."+path, problem)
 	}
-	switch {
+	switch size := proto.Size(hello.GetHost()) + len(hello.GetBootId()); {
+	case size > messageMax:
+		return host, invalidField("open session", "host "+string(name), "host", fmt.Sprintf("takes %d bytes, more than %d", size, messageMax))
 	case !host.Address.IsValid():
 		return refuse("address", "is missing: other hosts must reach this one")
 	case host.CPUs <= 0:

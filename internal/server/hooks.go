@@ -10,8 +10,9 @@ import (
 )
 
 // reportHandler takes what a host reports. The calls for one host come one
-// after the other, in the order in which it sent them.
-type reportHandler func(ctx context.Context, host fleet.HostName, report *godwitv1.Report)
+// after the other, in the order in which it sent them. An error means that the
+// host must not say that; whatever else can't be taken the handler deals with.
+type reportHandler func(ctx context.Context, host fleet.HostName, report *godwitv1.Report) error
 
 // migrationHooks is what the rest of the server asks of the migrations. None of
 // them may block longer than the store does, service, pass and run aside.

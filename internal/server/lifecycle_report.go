@@ -25,13 +25,13 @@ const guestShutdown = "guest-shutdown"
 const reportWithin = 15 * time.Second
 
 // report takes what a host says of an instance.
-func (l *lifecycle) report(ctx context.Context, host fleet.HostName, report *godwitv1.Report) {
+func (l *lifecycle) report(ctx context.Context, host fleet.HostName, report *godwitv1.Report) error {
 	instance := report.GetInstance()
 	if instance == nil {
-		l.log.Warn("a report of no known kind", "host", host, "subject", report.GetSubject())
-		return
+		return unknownReport(host, report)
 	}
 	l.taken(host, instance, l.observe(ctx, host, instance, report.GetSequence()))
+	return nil
 }
 
 // taken tells whether a report is dealt with; err is why it was not recorded. If

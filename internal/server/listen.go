@@ -25,6 +25,8 @@ const (
 	idleMax         = 2 * time.Minute
 	shutdownWithin  = 2 * time.Second
 	maxMessageBytes = 4 << 20
+	// maxHelloBytes has room for some thousand instances on a host.
+	maxHelloBytes = 1 << 20
 )
 
 // listen opens both listeners.
@@ -92,7 +94,7 @@ func (s *Server) routes() http.Handler {
 	mux.Handle(godwitv1connect.NewHostServiceHandler(hostService{s}, options...))
 	mux.Handle(godwitv1connect.NewNetworkServiceHandler(networkService{s}, options...))
 	mux.Handle(godwitv1connect.NewMigrationServiceHandler(s.migrations.service, options...))
-	mux.Handle(godwitv1connect.NewAgentServiceHandler(agentService{s}, options...))
+	mux.Handle(godwitv1connect.NewAgentServiceHandler(agentService{s}, append(options, connect.WithReadMaxBytes(maxHelloBytes))...))
 	mux.Handle(godwitv1connect.NewEnrollServiceHandler(enrollService{s}, options...))
 	mux.Handle(godwitv1connect.NewServerServiceHandler(serverService{s}, options...))
 	return mux

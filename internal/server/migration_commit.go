@@ -36,6 +36,9 @@ func (r *reconciler) serveCommit(ctx context.Context, host fleet.HostName, line 
 
 // awaitLoaded returns when the target says that it has loaded.
 func (r *reconciler) awaitLoaded(ctx context.Context, host fleet.HostName, request *godwitv1.CommitRequest, line commitStream, stop func()) error {
+	if _, err := r.moves(ctx, host, request); err != nil { // before anything is kept for it
+		return err
+	}
 	changed, unwatch := r.runOf(fleet.MigrationID(request.GetMigration())).watch()
 	defer unwatch()
 	loaded := make(chan error, 1)

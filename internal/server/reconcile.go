@@ -94,11 +94,16 @@ func (r *reconciler) run(ctx context.Context) error {
 const redispatchEvery = 2 * time.Second
 
 func (r *reconciler) resume(ctx context.Context) error {
-	entries, _, err := r.tables.migrations.All(ctx)
+	records, _, err := r.tables.store.All(ctx, r.tables.migrations.Prefix())
 	if err != nil {
 		return err
 	}
-	for _, entry := range entries {
+	for _, record := range records {
+		entry, err := r.tables.migrations.Decode(record)
+		if err != nil { // it must not keep the others from being carried on
+			r.log.Error("a migration cannot be carried on", "migration", entry.Name, "error", err)
+			continue
+		}
 		if !entry.Value.Over() {
 			r.adopt(entry)
 		}

@@ -14,25 +14,32 @@ const postAgainEvery = 500 * time.Millisecond
 
 // post lets an event happen whose sender does not wait for the verdict.
 func (r *reconciler) post(ctx context.Context, id fleet.MigrationID, event migration.Event) {
-	r.insist(ctx, id, event, func(ctx context.Context) error { return r.take(ctx, id, event) })
+	r.insist(ctx, id, event, r.take(ctx, id, event), func(ctx context.Context) error { return r.take(ctx, id, event) })
 }
 
-// postFrom is post for an event that a host tells of.
-func (r *reconciler) postFrom(ctx context.Context, host fleet.HostName, id fleet.MigrationID, event migration.Event) {
+// postFrom is post for an event that a host tells of. Denied if it is not the
+// host's to tell.
+func (r *reconciler) postFrom(ctx context.Context, host fleet.HostName, id fleet.MigrationID, event migration.Event) error {
 	event.From = string(host)
-	r.insist(ctx, id, event, func(ctx context.Context) error {
+	take := func(ctx context.Context) error {
 		if _, err := r.heard(ctx, id, host, event.Kind); err != nil {
 			return err
 		}
 		return r.take(ctx, id, event)
-	})
+	}
+	err := take(ctx)
+	if fleet.CodeOf(err) == fleet.Denied {
+		return err
+	}
+	r.insist(ctx, id, event, err, take)
+	return nil
 }
 
-// insist tries take until the store has answered it. Nobody says an event
-// twice, and a deadline passes once: what is lost here holds the migration up
-// until a later deadline, or for ever. The core knows events that come late.
-func (r *reconciler) insist(ctx context.Context, id fleet.MigrationID, event migration.Event, take func(context.Context) error) {
-	err := take(ctx)
+// insist tries take, whose first try gave err, until the store has answered it.
+// Nobody says an event twice, and a deadline passes once: what is lost here holds
+// the migration up until a later deadline, or for ever. The core knows events
+// that come late.
+func (r *reconciler) insist(ctx context.Context, id fleet.MigrationID, event migration.Event, err error, take func(context.Context) error) {
 	if err == nil {
 		return
 	}

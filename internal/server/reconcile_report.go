@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"math"
 	"strings"
 	"time"
 
@@ -17,15 +18,14 @@ const hostReadMax = 5 * time.Second
 
 // report takes what a host says of a migration. Only the hosts of the
 // migration are heard, each on its own side of it.
-func (r *reconciler) report(ctx context.Context, host fleet.HostName, report *godwitv1.Report) {
+func (r *reconciler) report(ctx context.Context, host fleet.HostName, report *godwitv1.Report) error {
 	event, known := eventOf(report)
 	if !known {
-		r.log.Warn("a report of no known kind", "host", host, "subject", report.GetSubject())
-		return
+		return unknownReport(host, report)
 	}
 	id := fleet.MigrationID(report.GetSubject())
 	event.Answers, event.At = report.GetSequence(), time.Now()
-	r.postFrom(ctx, host, id, event)
+	return r.postFrom(ctx, host, id, event)
 }
 
 // heard gives the migration that a host speaks of. Denied when an event of the
@@ -33,7 +33,10 @@ func (r *reconciler) report(ctx context.Context, host fleet.HostName, report *go
 // nothing of the host's right.
 func (r *reconciler) heard(ctx context.Context, id fleet.MigrationID, host fleet.HostName, kind migration.EventKind) (migration.Migration, error) {
 	denied := func(cause string) error {
-		return &fleet.Error{Code: fleet.Denied, Op: string(kind), Subject: "migration " + string(id), Cause: cause}
+		return &fleet.Error{Code: fleet.Denied, Op: string(kind), Subject: "migration " + bounded(string(id)), Cause: cause}
+	}
+	if fleet.CheckName(string(id)) != nil {
+		return migration.Migration{}, denied("that is no migration's id")
 	}
 	one := r.runOf(id)
 	one.mu.Lock()
@@ -72,7 +75,7 @@ func eventOf(report *godwitv1.Report) (event migration.Event, known bool) {
 	case *godwitv1.Report_CopyProgress:
 		event.Kind, event.Progress = migration.CopyProgressed, progressOf(report.GetAt(), said.CopyProgress)
 	case *godwitv1.Report_SourceStopped:
-		event.Kind, event.Detail = migration.SourceStopped, "stopped by "+said.SourceStopped.GetStoppedBy()
+		event.Kind, event.Detail = migration.SourceStopped, "stopped by "+bounded(said.SourceStopped.GetStoppedBy())
 	case *godwitv1.Report_SwitchMeasured:
 		event.Kind, event.Source = migration.SwitchMeasured, sourceMarksOf(said.SwitchMeasured)
 		event.Detail = event.Source.DrainError
@@ -106,10 +109,18 @@ func eventOf(report *godwitv1.Report) (event migration.Event, known bool) {
 
 func progressOf(at *timestamppb.Timestamp, said *godwitv1.CopyProgress) migration.Progress {
 	return migration.Progress{
-		At: at.AsTime(), Pass: int(said.GetPass()), PassBegins: said.GetPassBegins(),
+		At: timeOf(at), Pass: int(said.GetPass()), PassBegins: said.GetPassBegins(),
 		Sent: fleet.Bytes(said.GetSentBytes()), Remaining: fleet.Bytes(said.GetRemainingBytes()), Total: fleet.Bytes(said.GetTotalBytes()),
-		DirtyRate: fleet.BytesPerSecond(said.GetDirtyBytesPerSecond()), Bandwidth: fleet.BytesPerSecond(said.GetBandwidthBytesPerSecond()),
+		DirtyRate: rateOf(said.GetDirtyBytesPerSecond()), Bandwidth: rateOf(said.GetBandwidthBytesPerSecond()),
 	}
+}
+
+// rateOf gives zero for what is no rate, and has no form in a record.
+func rateOf(bytesPerSecond float64) fleet.BytesPerSecond {
+	if math.IsNaN(bytesPerSecond) || math.IsInf(bytesPerSecond, 0) || bytesPerSecond < 0 {
+		return 0
+	}
+	return fleet.BytesPerSecond(bytesPerSecond)
 }
 
 func sourceMarksOf(said *godwitv1.SwitchMeasured) migration.SourceMarks {
@@ -118,7 +129,7 @@ func sourceMarksOf(said *godwitv1.SwitchMeasured) migration.SourceMarks {
 		GateFlipped: timeOf(marks.GetGateFlipped()), Stopped: timeOf(marks.GetStopped()),
 		PreSwitchover: timeOf(marks.GetPreSwitchover()), Continued: timeOf(marks.GetContinued()),
 		Drained: timeOf(marks.GetDrained()), Completed: timeOf(marks.GetCompleted()),
-		FramesDrained: int(said.GetFramesDrained()), DrainError: bounded(said.GetDrainError()), StoppedBy: said.GetStoppedBy(),
+		FramesDrained: int(said.GetFramesDrained()), DrainError: bounded(said.GetDrainError()), StoppedBy: bounded(said.GetStoppedBy()),
 		Sent: fleet.Bytes(said.GetSentBytes()), Passes: int(said.GetPasses()),
 	}
 }
@@ -140,9 +151,10 @@ func targetMarksOf(marks *godwitv1.TargetMarks) migration.TargetMarks {
 	}
 }
 
-// timeOf keeps "not set" apart from 1970.
+// timeOf keeps "not set" apart from 1970. What is no time, and has no form in a
+// record, counts as not set.
 func timeOf(stamp *timestamppb.Timestamp) time.Time {
-	if stamp == nil {
+	if !stamp.IsValid() {
 		return time.Time{}
 	}
 	return stamp.AsTime()

@@ -9,12 +9,21 @@ import (
 	"sync"
 	"time"
 
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
+
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
 )
 
 const (
 	sessionQueue = 256 // messages each way
+	// messageMax bounds a message that follows Hello, in bytes. What is queued
+	// of a session takes no more than sessionQueue of them.
+	messageMax = 64 << 10
+	// complaintsMax is how often an agent may say what it must not in one
+	// session. Some of it can be news of what is long over.
+	complaintsMax = 100
 	// missedBeats is how many heartbeats may be missing before a host is down.
 	missedBeats = 3
 	// farewell bounds the sending of what is on its way when a session ends.
@@ -41,6 +50,8 @@ type session struct {
 	finished chan struct{} // it has ended and its last report was handled
 	once     sync.Once
 	cause    error // written before ended is closed
+
+	complaints int // of what was said; the handler's only
 }
 
 func newSession(host fleet.HostName, beat time.Duration) *session {
@@ -80,6 +91,21 @@ func (s *session) sendAddresses(addresses *godwitv1.AddressMap) {
 	}
 	s.addresses <- addresses
 }
+
+// complain counts what the agent must not say, and ends the session when it goes
+// on with that.
+func (s *session) complain(last error) {
+	if s.complaints++; s.complaints >= complaintsMax {
+		s.end(&fleet.Error{
+			Code: fleet.Invalid, Op: "keep session", Subject: "host " + string(s.host),
+			Cause: fmt.Sprintf("it said %d times what it must not", s.complaints),
+			Hint:  agentHint, Err: last,
+		})
+	}
+}
+
+// agentHint is what to do about a host that does not speak as an agent does.
+const agentHint = "see that godwit agent, of this server's version or the one before, is what runs there with the host's certificate"
 
 // serve runs the session until it ends and gives the reason. handle is called
 // for one message after the other. deadlines unblocks the stream.
@@ -122,8 +148,11 @@ func (s *session) read(stream messageStream, inbox chan<- *godwitv1.SessionReque
 	defer watchdog.Stop()
 	for {
 		message, err := stream.Receive()
+		if err == nil {
+			err = checkMessage(message)
+		}
 		if err != nil {
-			s.end(endOfStream(err))
+			s.end(endOfStream(s.host, err))
 			return
 		}
 		if message.GetHeartbeat() == nil {
@@ -139,11 +168,45 @@ func (s *session) read(stream messageStream, inbox chan<- *godwitv1.SessionReque
 	}
 }
 
-func endOfStream(err error) error {
+// checkMessage refuses what no agent sends.
+func checkMessage(message *godwitv1.SessionRequest) error {
+	if size := proto.Size(message); size > messageMax {
+		return fmt.Errorf("a message has %d bytes, more than %d", size, messageMax)
+	}
+	return nil
+}
+
+// checkNames refuses a report of what can't be, before it is looked for.
+func checkNames(report *godwitv1.Report) error {
+	names := []string{report.GetSubject()}
+	if instance := report.GetInstance(); instance != nil {
+		names = append(names, instance.GetVm())
+	}
+	for _, name := range names {
+		if err := fleet.CheckName(bounded(name)); err != nil {
+			return &fleet.Error{Code: fleet.Invalid, Op: "read report", Cause: "what it is of cannot be", Err: err}
+		}
+	}
+	return nil
+}
+
+// endOfStream is why a session ends with an error of its stream: nil when the
+// agent ended it, Invalid when what it sent cannot be read.
+func endOfStream(host fleet.HostName, err error) error {
 	if errors.Is(err, io.EOF) {
 		return nil
 	}
-	return err
+	if broken, is := errors.AsType[*connect.Error](err); is {
+		switch broken.Code() {
+		case connect.CodeInvalidArgument, connect.CodeResourceExhausted, connect.CodeInternal:
+		default:
+			return err
+		}
+	}
+	return &fleet.Error{
+		Code: fleet.Invalid, Op: "keep session", Subject: "host " + string(host),
+		Cause: "what it sent cannot be read", Hint: agentHint, Err: err,
+	}
 }
 
 func (s *session) write(stream messageStream) {

@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"math"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -117,6 +118,9 @@ func DecodeHost(message *godwitv1.Host) (fleet.Host, HostStatus, error) {
 	}
 	if text := message.GetAddress(); text != "" {
 		host.Address = decodeAddr(text, "address", &faults)
+	}
+	if message.GetPeerPort() > math.MaxUint16 {
+		faults.add("peer_port", "is not a port")
 	}
 	status := HostStatus{
 		State: message.GetState(),
