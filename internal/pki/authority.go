@@ -21,10 +21,10 @@ const (
 	authorityLife = 10 * 365 * 24 * time.Hour
 	// DefaultValidity is the life of a leaf.
 	DefaultValidity = 24 * time.Hour
-	// maxBackdate makes a new certificate valid for peers whose clock is
-	// slow. Of a very short life it is a quarter, so that two thirds of the
-	// whole are never over at once.
-	maxBackdate = 5 * time.Minute
+	// maxBackdate makes a new certificate valid for peers whose clock is an
+	// hour slow, and from a signer whose clock is fast. Of a very short life it
+	// is a quarter, so that two thirds of the whole are never over at once.
+	maxBackdate = 2 * time.Hour
 	// ServerName is a DNS name in every server's certificate. Clients ask for
 	// it whatever address they dial, so that addresses may change. It is no
 	// possible name of a host.

@@ -230,3 +230,31 @@ func TestLeafDoesNotOutliveTheAuthority(t *testing.T) {
 		t.Errorf("leaf ends %v, authority %v", leaf.NotAfter, a.cert.NotAfter)
 	}
 }
+
+// A signer's clock may be an hour from that of whoever verifies.
+func TestCertificatesBearClocksApart(t *testing.T) {
+	now := time.Now()
+	for _, ahead := range []time.Duration{-time.Hour, time.Hour} {
+		a, err := NewAuthority(now.Add(ahead))
+		if err != nil {
+			t.Fatal(err)
+		}
+		key, err := newKey()
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := a.Issue(Identity{Host, "h1"}, key.Public(), Names{}, 0, now.Add(ahead))
+		if err != nil {
+			t.Fatal(err)
+		}
+		leaf, err := parseCertificate(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		roots := x509.NewCertPool()
+		roots.AddCert(a.cert)
+		if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: now}); err != nil {
+			t.Errorf("signed by a clock that is %v ahead: %v", ahead, err)
+		}
+	}
+}

@@ -88,7 +88,7 @@ type TokenRecord struct {
 // expires; else Denied. The caller stores UsedAt in the same commit as what
 // the token allows, so that it works once only.
 func (r TokenRecord) Verify(t Token, host fleet.HostName, now time.Time) error {
-	refuse := func(cause string) error {
+	refuse := func(cause string) *fleet.Error {
 		return &fleet.Error{
 			Code: fleet.Denied, Op: "enrol", Subject: "host " + string(host),
 			Cause: cause, Hint: "make a new token for this host",
@@ -102,7 +102,9 @@ func (r TokenRecord) Verify(t Token, host fleet.HostName, now time.Time) error {
 	case !r.UsedAt.IsZero():
 		return refuse("the token was used already")
 	case !now.Before(r.ExpiresAt):
-		return refuse("the token expired at " + r.ExpiresAt.UTC().Format(time.RFC3339))
+		expired := refuse("the token expired at " + r.ExpiresAt.UTC().Format(time.RFC3339))
+		expired.Hint += "; if that time is still to come, the clocks of the servers are apart: set them"
+		return expired
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package wire
 
 import (
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"io"
 	"net"
@@ -52,6 +53,9 @@ func unreached(coded *connect.Error, server string) error {
 	}
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](coded); ok {
 		e.Hint = "give the certificate of the server's own authority (--ca, GODWIT_CA) and call it by a name in its certificate"
+		if invalid, ok := errors.AsType[x509.CertificateInvalidError](coded); ok && invalid.Reason == x509.Expired {
+			e.Hint = "see that the clocks of this machine and of the server's are right"
+		}
 		return e
 	}
 	if errors.Is(coded, syscall.EACCES) {
