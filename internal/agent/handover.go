@@ -350,7 +350,7 @@ func (h *handover) guestStopped(ctx context.Context) error {
 		}}})
 	})
 	time.AfterFunc(tellWithin, h.tellStop)
-	h.awaitDecision(stopped.AsTime())
+	h.awaitDecision()
 	return nil
 }
 

@@ -132,14 +132,14 @@ func (m *machine) watch() {
 		go m.arriveAgain(m.life, migration)
 	case part == source:
 		if state, err := instance.Status(m.life); err != nil || !state.Running() {
-			m.awaitDecision(time.Now())
+			m.awaitDecision()
 		}
 	case part == ranOn:
 		m.tellRanOn(migration)
 		m.work <- func() {
 			if err := m.goOn(m.life); err != nil {
 				m.agent.log.Error("the source does not run on yet", "vm", m.key.vm, "error", err)
-				m.awaitDecision(time.Now()) // asked again, the target says the same, and it is tried again
+				m.awaitDecision() // asked again, the target says the same, and it is tried again
 			}
 		}
 	}

@@ -223,6 +223,10 @@ func checkOrder(t *testing.T, source *godwitv1.SwitchMeasured, target *godwitv1.
 			t.Errorf("%s at %v, before %s at %v", mark.name, mark.at, before.name, before.at)
 		}
 	}
+	// By this the server finds out that the hosts' clocks are apart.
+	if early := target.GetLoaded().AsTime().Sub(s.GetCompleted().AsTime()); early > 5*time.Millisecond {
+		t.Errorf("the source had the word that it was loaded %v before it was", early)
+	}
 	if time.Since(marks[0].at) > time.Minute || source.GetPasses() < 1 || source.GetSentBytes() == 0 {
 		t.Errorf("measured %v", source)
 	}

@@ -28,8 +28,9 @@ const (
 	askAgainMax = 2 * time.Second
 )
 
-// awaitDecision begins the wait of a source whose guest has stopped.
-func (m *machine) awaitDecision(stopped time.Time) {
+// awaitDecision begins the wait of a source whose guest has just stopped. Of when
+// that was by the wall clock it asks nothing: that clock may be set meanwhile.
+func (m *machine) awaitDecision() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	peer, migration := m.record.Peer, m.record.Migration
@@ -38,7 +39,7 @@ func (m *machine) awaitDecision(stopped time.Time) {
 	}
 	ctx, cancel := context.WithCancel(m.life)
 	m.decided = cancel
-	go m.askTarget(ctx, migration, peer, stopped.Add(peer.SwitchMax+askAfter))
+	go m.askTarget(ctx, migration, peer, peer.SwitchMax+askAfter)
 }
 
 // decide ends the wait: a server has decided, or the instance has ended.
@@ -51,16 +52,16 @@ func (m *machine) decide() {
 	}
 }
 
-// askTarget asks from the given time on until it has an answer or ctx ends.
-func (m *machine) askTarget(ctx context.Context, migration string, peer peerRecord, from time.Time) {
+// askTarget asks, after the given time, until it has an answer or ctx ends.
+func (m *machine) askTarget(ctx context.Context, migration string, peer peerRecord, after time.Duration) {
+	wait := time.NewTimer(after)
+	defer wait.Stop()
 	target, err := m.agent.dialPeer(peer)
 	if err != nil {
 		m.agent.log.Error("the target can't be asked to give up", "vm", m.key.vm, "target", peer.Host, "error", err)
 		return
 	}
 	defer target.Close()
-	wait := time.NewTimer(time.Until(from))
-	defer wait.Stop()
 	for pause := askAgainMin; ; pause = min(2*pause, askAgainMax) {
 		select {
 		case <-wait.C:

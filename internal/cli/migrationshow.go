@@ -3,7 +3,9 @@ package cli
 import (
 	"fmt"
 	"io"
+	"math"
 	"strings"
+	"time"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 )
@@ -40,10 +42,23 @@ func (a *App) outcome(s sheet, outcome *godwitv1.Outcome) {
 	for _, phase := range outcome.GetPhases() {
 		fmt.Fprintf(s.w, "  %-*s%s\n", width, phase.GetName(), millis(phase.GetMs()))
 	}
+	s.row("Clocks", apart(outcome.GetClocksApartMs()))
 	s.row("Stopped by", outcome.GetStoppedBy())
 	s.row("Frames", fmt.Sprintf("%d drained, %d returned", outcome.GetFramesDrained(), outcome.GetFramesReturned()))
 	s.row("Not drained", outcome.GetDrainError())
 	s.row("Not returned", outcome.GetReturnError())
+}
+
+// apart says whose clock is ahead, and that the figures are without that.
+func apart(ms float64) string {
+	by := time.Duration(math.Abs(ms) * float64(time.Millisecond)).Round(time.Millisecond)
+	switch {
+	case ms > 0:
+		return fmt.Sprintf("the target's is %v ahead of the source's; taken out of the above", by)
+	case ms < 0:
+		return fmt.Sprintf("the target's is %v behind the source's; taken out of the above", by)
+	}
+	return ""
 }
 
 func (a *App) showMigration(w io.Writer, m *godwitv1.Migration) {

@@ -128,7 +128,7 @@ func (s *search) serverSteps(w *world, follow func(string, func(*world) string, 
 		event("starts it", migration.Event{Kind: migration.Started}, true)
 	}
 	if w.m.Timer != nil && !w.m.State.Final() {
-		event("the deadline passes", migration.Event{Kind: migration.TimerFired}, true)
+		event("the deadline passes", migration.Event{Kind: migration.TimerFired, Due: w.m.Timer.At}, true)
 	}
 	if w.m.State == migration.Settling && w.m.TargetRuns && !w.m.AddressesKnown {
 		event("all hosts have the addresses", migration.Event{Kind: migration.AddressesKnown}, true)

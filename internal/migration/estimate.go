@@ -27,12 +27,15 @@ func (m *Migration) FreeIn(now time.Time) time.Duration {
 		return 0
 	}
 	left := max(0, m.Timer.At.Sub(now))
+	if m.Timer.After > 0 {
+		left = min(left, m.Timer.After) // it was set by another clock
+	}
 	switch m.State {
 	case Planned, Preparing: // the copy is not foreseen yet; by then it is, or is off
 		return max(soonest, left)
 	case Copying:
-		if eta := m.Progress.ETA(); eta >= 0 && !m.Progress.At.IsZero() {
-			left = min(left, max(0, eta-max(0, now.Sub(m.Progress.At))))
+		if eta := m.Progress.ETA(); eta >= 0 && !m.Progress.Heard.IsZero() {
+			left = min(left, max(0, eta-max(0, now.Sub(m.Progress.Heard))))
 		}
 		return max(soonest, left+m.Policy.Grace)
 	case Switching:

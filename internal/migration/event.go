@@ -54,6 +54,7 @@ type Event struct {
 	Gone    bool   // the instance at From has ended
 	Unrun   bool   // and it never ran an instruction, with Gone of a target
 
+	Due      time.Time // of TimerFired: At of the timer
 	Port     uint16
 	Frames   int
 	Progress Progress
@@ -75,8 +76,9 @@ var answers = map[EventKind]EffectKind{
 
 // Progress is the state of the copy, as last reported by the source.
 type Progress struct {
-	At         time.Time            `json:"at"`
-	Pass       int                  `json:"pass"` // from 1
+	At         time.Time            `json:"at"`             // by the source's clock
+	Heard      time.Time            `json:"heard,omitzero"` // by the server's
+	Pass       int                  `json:"pass"`           // from 1
 	PassBegins bool                 `json:"-"`
 	Sent       fleet.Bytes          `json:"sent"`
 	Remaining  fleet.Bytes          `json:"remaining"`

@@ -94,7 +94,7 @@ func TestBlockedSaysWhatIsKnown(t *testing.T) {
 func TestFreeIn(t *testing.T) {
 	limits := DefaultPolicy(fleet.GiB)
 	moving := func(m *Migration, eta time.Duration) {
-		m.Progress = Progress{At: epochZero, Bandwidth: 100, Remaining: fleet.Bytes(100 * eta / time.Second)}
+		m.Progress = Progress{Heard: epochZero, Bandwidth: 100, Remaining: fleet.Bytes(100 * eta / time.Second)}
 	}
 	for _, test := range []struct {
 		name  string
@@ -107,15 +107,20 @@ func TestFreeIn(t *testing.T) {
 		{"no progress", Copying, nil, 0, limits.CopyMax + limits.Grace},
 		{"the copy shrinks", Copying, func(m *Migration) { moving(m, 20*time.Second) }, 5 * time.Second, 15*time.Second + limits.Grace},
 		{"longer than it may", Copying, func(m *Migration) { moving(m, time.Hour) }, 0, limits.CopyMax + limits.Grace},
-		{"a host whose clock is ahead", Copying, func(m *Migration) {
+		{"heard by a server whose clock is ahead", Copying, func(m *Migration) {
 			moving(m, 20*time.Second)
-			m.Progress.At = epochZero.Add(time.Minute)
+			m.Progress.Heard = epochZero.Add(time.Minute)
 		}, 0, 20*time.Second + limits.Grace},
 		{"it does not shrink", Copying, func(m *Migration) {
 			moving(m, 20*time.Second)
 			m.Progress.DirtyRate = 100
 		}, 0, limits.CopyMax + limits.Grace},
 		{"the hand-over", Switching, nil, 0, limits.BlackoutMax + limits.Grace},
+		{"set by a server whose clock is ahead", Preparing, nil, -time.Hour, limits.PrepareMax},
+		{"a host whose clock is behind", Copying, func(m *Migration) {
+			moving(m, 20*time.Second)
+			m.Progress.At = epochZero.Add(-time.Hour)
+		}, 0, 20*time.Second + limits.Grace},
 		{"the grace time", Settling, func(m *Migration) { m.Policy.Grace = 7 * time.Second }, 0, 7 * time.Second},
 		{"nearly over", Settling, func(m *Migration) { m.Policy.Grace = 7 * time.Second }, limits.SettleMax - time.Millisecond, soonest},
 		{"over its time", Switching, func(m *Migration) { m.Policy.Grace = 0 }, time.Hour, soonest},

@@ -78,10 +78,13 @@ type RefusedHost struct {
 // maxPasses bounds a record, so that no guest can grow it without end.
 const maxPasses = 200
 
-// Timer asks for a TimerFired event at a time.
+// Timer asks for a TimerFired event when After has passed. At is when that is by
+// the clock of the server that set it, and tells the timer from others; another
+// server's clock may be hours from it.
 type Timer struct {
-	At   time.Time `json:"at"`
-	What string    `json:"what"` // what has then failed or is over
+	At    time.Time     `json:"at"`
+	After time.Duration `json:"after,omitempty"` // 0 in old records
+	What  string        `json:"what"`            // what has then failed or is over
 }
 
 // Policy says how long each part may take and what the copy may use.
@@ -190,7 +193,7 @@ func (m *Migration) Involves(host fleet.HostName) bool {
 }
 
 func (m *Migration) setTimer(from time.Time, after time.Duration, what string) {
-	m.Timer = &Timer{At: from.Add(after), What: what}
+	m.Timer = &Timer{At: from.Add(after), After: after, What: what}
 }
 
 func (m *Migration) want(kind EffectKind, host fleet.HostName) *Effect {

@@ -8,7 +8,7 @@ import (
 func TestOutcome(t *testing.T) {
 	at := func(ms int) time.Time { return epochZero.Add(time.Duration(ms) * time.Millisecond) }
 	m := sample(t, Succeeded)
-	m.Created = at(0)
+	m.Created, m.Story = at(0), nil
 	m.SourceMarks = &SourceMarks{Stopped: at(500), PreSwitchover: at(503), Continued: at(504), Passes: 4, Sent: 100, StoppedBy: "agent", FramesDrained: 2}
 	m.TargetMarks = &TargetMarks{Loaded: at(514), Asked: at(515), Answered: at(517), Resumed: at(518)}
 	out := m.Outcome()
@@ -35,5 +35,36 @@ func TestOutcome(t *testing.T) {
 	m.TargetMarks.Resumed = time.Time{}
 	if out := m.Outcome(); out.Blackout != 0 || out.Total != 0 || len(out.Phases) != 0 {
 		t.Errorf("a target that never ran has %+v", out)
+	}
+}
+
+// Clocks that are an hour apart change no figure by more than what is left open
+// of when the devices' state was loaded.
+func TestOutcomeWithClocksApart(t *testing.T) {
+	at := func(ms int) time.Time { return epochZero.Add(time.Duration(ms) * time.Millisecond) }
+	for _, ahead := range []time.Duration{0, time.Hour, -time.Hour, 300 * time.Millisecond, -300 * time.Millisecond} {
+		m := sample(t, Succeeded)
+		m.Created = at(0)
+		for i := range m.Story {
+			switch m.Story[i].Event {
+			case TargetLoaded:
+				m.Story[i].At = at(516)
+			case TargetRunning:
+				m.Story[i].At = at(520)
+			}
+		}
+		m.SourceMarks = &SourceMarks{Stopped: at(500), PreSwitchover: at(503), Continued: at(504), Completed: at(515)}
+		there := TargetMarks{Loaded: at(514), Asked: at(515), Answered: at(517), Resumed: at(518)}.shifted(ahead)
+		m.TargetMarks = &there
+		out := m.Outcome()
+		if off := (out.Apart - ahead).Abs(); off > time.Millisecond {
+			t.Errorf("%v ahead is taken for %v", ahead, out.Apart)
+		}
+		if off := (out.Blackout - 18*time.Millisecond).Abs(); off > time.Millisecond {
+			t.Errorf("%v ahead: a blackout of %v", ahead, out.Blackout)
+		}
+		if out.Own < 0 || out.Own > 20*time.Millisecond || (out.Total-518*time.Millisecond).Abs() > 2*time.Millisecond {
+			t.Errorf("%v ahead: own %v, total %v", ahead, out.Own, out.Total)
+		}
 	}
 }

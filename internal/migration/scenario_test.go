@@ -86,6 +86,8 @@ func parseEvent(t *testing.T, m Migration, line string) Event {
 			e.From = value
 		case "detail":
 			e.Detail = strings.ReplaceAll(value, "_", " ")
+		case "due":
+			e.Due = epochZero.Add(time.Duration(number) * time.Second)
 		case "gone":
 			e.Gone = true
 		case "unrun":

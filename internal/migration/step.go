@@ -22,7 +22,7 @@ func Step(m Migration, event Event) (Migration, []Effect, Verdict) {
 	if isAnswer && !m.expects(kind, event.Answers) {
 		return m, nil, Late
 	}
-	if event.Kind == TimerFired && (m.Timer == nil || event.At.Before(m.Timer.At)) {
+	if event.Kind == TimerFired && (m.Timer == nil || !event.Due.Equal(m.Timer.At)) {
 		return m, nil, Late // a timer that was set anew since
 	}
 	if decided.when != nil && !decided.when(&m) {
@@ -126,6 +126,7 @@ func copyMemory(m *Migration, event Event) {
 
 func noteProgress(m *Migration, event Event) {
 	m.Progress = event.Progress
+	m.Progress.Heard = event.At
 	if event.Progress.PassBegins && len(m.Passes) < maxPasses {
 		m.Passes = append(m.Passes, Pass{
 			Number: event.Progress.Pass, At: event.Progress.At,

@@ -48,7 +48,7 @@ func event(m Migration, kind EventKind) Event {
 		}
 	}
 	if kind == TimerFired && m.Timer != nil {
-		e.At = m.Timer.At
+		e.At, e.Due = m.Timer.At, m.Timer.At
 	}
 	return e
 }

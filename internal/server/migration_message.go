@@ -54,6 +54,9 @@ func outcomeMessage(out migration.Outcome) *godwitv1.Outcome {
 		BlackoutMs: milliseconds(out.Blackout), OwnMs: milliseconds(out.Own),
 		FramesDrained: int64(out.FramesDrained), FramesReturned: int64(out.FramesReturned), StoppedBy: out.StoppedBy,
 	}
+	if out.Apart != 0 {
+		message.ClocksApartMs = new(milliseconds(out.Apart))
+	}
 	if out.DrainError != "" {
 		message.DrainError = &out.DrainError
 	}

@@ -56,6 +56,8 @@ type run struct {
 	entry    store.Entry[migration.Migration]
 	vm       store.Entry[fleet.VM] // as last read; a conflict reads it again
 	timer    *time.Timer
+	armed    time.Time // At of the newest timer that this server has seen
+	due      time.Time // when that one fires, by this server's own clock
 	watchers map[chan struct{}]struct{}
 }
 
@@ -301,12 +303,26 @@ func (r *reconciler) arm(one *run) {
 	if due == nil || !r.leads() {
 		return
 	}
-	id := one.entry.Value.ID
-	one.timer = time.AfterFunc(time.Until(due.At), func() {
+	id, at := one.entry.Value.ID, due.At
+	one.timer = time.AfterFunc(one.left(*due), func() {
 		if life := r.lifetime(); life.Err() == nil {
-			r.post(life, id, migration.Event{Kind: migration.TimerFired, From: "server"})
+			r.post(life, id, migration.Event{Kind: migration.TimerFired, From: "server", Due: at})
 		}
 	})
+}
+
+// left gives how long a timer has still to run. It runs its whole time from when
+// this server sees it first: another one's clock, by which its end is written,
+// may be hours from this one's, and a deadline that comes too soon undoes what
+// goes well.
+func (one *run) left(timer migration.Timer) time.Duration {
+	if !one.armed.Equal(timer.At) {
+		one.armed, one.due = timer.At, time.Now().Add(timer.After)
+		if timer.After == 0 {
+			one.due = timer.At
+		}
+	}
+	return time.Until(one.due)
 }
 
 func (r *reconciler) lifetime() context.Context {

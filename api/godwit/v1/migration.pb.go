@@ -1546,8 +1546,12 @@ type Outcome struct {
 	StoppedBy string `protobuf:"bytes,10,opt,name=stopped_by,json=stoppedBy,proto3" json:"stopped_by,omitempty"`
 	// Why not all frames could be sent on, or returned, if so; those that were
 	// not are lost.
-	DrainError    *string `protobuf:"bytes,11,opt,name=drain_error,json=drainError,proto3,oneof" json:"drain_error,omitempty"`
-	ReturnError   *string `protobuf:"bytes,12,opt,name=return_error,json=returnError,proto3,oneof" json:"return_error,omitempty"`
+	DrainError  *string `protobuf:"bytes,11,opt,name=drain_error,json=drainError,proto3,oneof" json:"drain_error,omitempty"`
+	ReturnError *string `protobuf:"bytes,12,opt,name=return_error,json=returnError,proto3,oneof" json:"return_error,omitempty"`
+	// By so much the target's clock is ahead of the source's (behind, if it is
+	// negative), where the times that they gave cannot be right otherwise. It is
+	// taken out of the figures above. Not there: no such thing is known.
+	ClocksApartMs *float64 `protobuf:"fixed64,13,opt,name=clocks_apart_ms,json=clocksApartMs,proto3,oneof" json:"clocks_apart_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1664,6 +1668,13 @@ func (x *Outcome) GetReturnError() string {
 		return *x.ReturnError
 	}
 	return ""
+}
+
+func (x *Outcome) GetClocksApartMs() float64 {
+	if x != nil && x.ClocksApartMs != nil {
+		return *x.ClocksApartMs
+	}
+	return 0
 }
 
 type BlackoutPhase struct {
@@ -2032,7 +2043,7 @@ const file_godwit_v1_migration_proto_rawDesc = "" +
 	"\x02at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x1d\n" +
 	"\n" +
 	"sent_bytes\x18\x03 \x01(\x04R\tsentBytes\x12'\n" +
-	"\x0fremaining_bytes\x18\x04 \x01(\x04R\x0eremainingBytes\"\xb9\x03\n" +
+	"\x0fremaining_bytes\x18\x04 \x01(\x04R\x0eremainingBytes\"\xfa\x03\n" +
 	"\aOutcome\x12\x19\n" +
 	"\btotal_ms\x18\x01 \x01(\x01R\atotalMs\x12\x1d\n" +
 	"\n" +
@@ -2050,9 +2061,11 @@ const file_godwit_v1_migration_proto_rawDesc = "" +
 	" \x01(\tR\tstoppedBy\x12$\n" +
 	"\vdrain_error\x18\v \x01(\tH\x00R\n" +
 	"drainError\x88\x01\x01\x12&\n" +
-	"\freturn_error\x18\f \x01(\tH\x01R\vreturnError\x88\x01\x01B\x0e\n" +
+	"\freturn_error\x18\f \x01(\tH\x01R\vreturnError\x88\x01\x01\x12+\n" +
+	"\x0fclocks_apart_ms\x18\r \x01(\x01H\x02R\rclocksApartMs\x88\x01\x01B\x0e\n" +
 	"\f_drain_errorB\x0f\n" +
-	"\r_return_error\"3\n" +
+	"\r_return_errorB\x12\n" +
+	"\x10_clocks_apart_ms\"3\n" +
 	"\rBlackoutPhase\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02ms\x18\x02 \x01(\x01R\x02ms\"\xe5\x02\n" +
