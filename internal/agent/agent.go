@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"log/slog"
 	"maps"
@@ -44,6 +45,7 @@ type Config struct {
 type Agent struct {
 	config   Config
 	lock     *os.File // of Config.Dir
+	process  string   // tells this run of an agent from others
 	features qemu.Features
 	servers  *servers
 	log      *slog.Logger
@@ -78,7 +80,7 @@ func New(ctx context.Context, config Config) (*Agent, error) {
 	}
 	a := &Agent{
 		config: config, lock: lock, features: features, servers: newServers(config.Servers, config.Dial),
-		log: config.Log, machines: map[machineKey]*machine{},
+		log: config.Log, process: rand.Text(), machines: map[machineKey]*machine{},
 	}
 	mark, err := loadMark(config.Dir)
 	if err != nil {

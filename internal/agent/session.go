@@ -1,7 +1,10 @@
 package agent
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -27,6 +30,7 @@ const (
 	missedBeats   = 3
 	welcomeWithin = 10 * time.Second // of a server that takes the session
 	bootIDFile    = "/proc/sys/kernel/random/boot_id"
+	machineIDFile = "/etc/machine-id"
 	defaultBeatMs = 2000
 )
 
@@ -224,12 +228,23 @@ func (a *Agent) hello() (*godwitv1.Hello, error) {
 			Name: a.config.Name, Address: a.config.Address, PeerPort: a.config.Peers.port(), CPUs: a.config.CPUs, Memory: a.config.Memory,
 			QEMU: a.qemuFeatures(), Version: a.config.Version,
 		}, wire.HostStatus{}),
-		BootId: strings.TrimSpace(string(boot)), Store: a.mark.Load(),
+		BootId: strings.TrimSpace(string(boot)), Store: a.mark.Load(), Process: a.process, Machine: machineHash(),
 	}
 	for _, m := range a.all() {
 		hello.Instances = append(hello.Instances, m.inventory())
 	}
 	return hello, nil
+}
+
+// machineHash tells machines apart. The id itself is to be kept on its machine
+// (machine-id(5)).
+func machineHash() string {
+	id, err := os.ReadFile(machineIDFile)
+	if err != nil || len(bytes.TrimSpace(id)) == 0 {
+		return ""
+	}
+	sum := sha256.Sum256(append([]byte("godwit host "), bytes.TrimSpace(id)...))
+	return hex.EncodeToString(sum[:16])
 }
 
 // hear takes one message of the server. It does not block: commands go to the

@@ -15,9 +15,10 @@ type Host struct {
 	Memory   Bytes        `json:"memory"`             // that its VMs together may have
 	Cordoned bool         `json:"cordoned,omitempty"`
 	QEMU     QEMUFeatures `json:"qemu"`
-	Version  string       `json:"version"` // of its agent
-	BootID   string       `json:"bootId"`  // changes when the host reboots
-	Seen     time.Time    `json:"seen"`    // when its agent last said hello, or its session ended
+	Version  string       `json:"version"`           // of its agent
+	BootID   string       `json:"bootId"`            // changes when the host reboots
+	Machine  string       `json:"machine,omitempty"` // changes with the machine, but not when it reboots; "" if that is not known
+	Seen     time.Time    `json:"seen"`              // when its agent last said hello, or its session ended
 }
 
 // QEMUFeatures is what a host's QEMU can do, found by asking it.

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -75,22 +76,25 @@ func (a agentService) Session(ctx context.Context, stream *connect.BidiStream[go
 		return notLeading(host)
 	}
 	defer leave()
-	mark, err := s.checkStore(ctx, own, host, hello)
+	mark, err := s.checkStore(ctx, own, told, hello)
 	if err != nil {
 		return err
 	}
 	one := newSession(host, s.config.Heartbeat)
+	one.agent, one.from = bounded(hello.GetProcess()), stream.Peer().Addr
 	one.mark = func() *godwitv1.StoreMark {
 		return &godwitv1.StoreMark{Cluster: mark.GetCluster(), Generation: mark.GetGeneration(), Revision: max(mark.GetRevision(), s.mirror.revision())}
 	}
 	stop := context.AfterFunc(own.ctx, func() { one.end(notLeading(host)) })
 	defer stop()
 	if err := s.hub.open(ctx, one); err != nil {
+		s.log.Warn("no session was opened", "host", host, "from", one.from, "error", err)
 		return err
 	}
 	defer s.hub.close(one)
 	before, err := s.noteHost(ctx, told, own.held...)
 	if err != nil {
+		s.log.Warn("no session was opened", "host", host, "from", one.from, "error", err)
 		return err
 	}
 	if err := welcome(stream, &godwitv1.Welcome{HeartbeatMs: s.config.Heartbeat.Milliseconds(), Store: mark}); err != nil {
@@ -196,6 +200,10 @@ func (s *Server) noteHost(ctx context.Context, host fleet.Host, held ...store.Co
 			return before, err
 		}
 		before = entry.Value
+		if err := sameMachine(before, host); err != nil {
+			return before, err
+		}
+		host.Machine = cmp.Or(host.Machine, before.Machine)
 		host.Cordoned, host.Seen = before.Cordoned, time.Now()
 		conditions := append(store.If(s.tables.hosts.At(string(name), entry.Version)), held...)
 		_, err = s.tables.store.Commit(ctx, conditions, s.tables.hosts.Put(string(name), host))
@@ -214,11 +222,11 @@ func decodeHello(name fleet.HostName, hello *godwitv1.Hello) (fleet.Host, error)
 	if err != nil {
 		return host, err
 	}
-	host.Name, host.BootID = name, hello.GetBootId()
+	host.Name, host.BootID, host.Machine = name, hello.GetBootId(), hello.GetMachine()
 	refuse := func(path, problem string) (fleet.Host, error) {
 		return host, invalidField("open session", "host "+string(name), "host."+path, problem)
 	}
-	switch size := proto.Size(hello.GetHost()) + len(hello.GetBootId()); {
+	switch size := proto.Size(hello.GetHost()) + len(hello.GetBootId()) + len(hello.GetMachine()); {
 	case size > messageMax:
 		return host, invalidField("open session", "host "+string(name), "host", fmt.Sprintf("takes %d bytes, more than %d", size, messageMax))
 	case !host.Address.IsValid():
@@ -229,6 +237,20 @@ func decodeHello(name fleet.HostName, hello *godwitv1.Hello) (fleet.Host, error)
 		return refuse("memory_bytes", "must be more than 0")
 	}
 	return host, nil
+}
+
+// sameMachine refuses a copy of a host's certificate elsewhere. What runs on the
+// host it does not know, and would say to have ended.
+func sameMachine(known, now fleet.Host) error {
+	if known.Machine == "" || now.Machine == "" || known.Machine == now.Machine {
+		return nil
+	}
+	name := string(now.Name)
+	return &fleet.Error{
+		Code: fleet.Denied, Op: "open session", Subject: "host " + name,
+		Cause: "this is another machine than the one that has enrolled under that name",
+		Hint:  "give it a name of its own; or, if it is to take the place of that one, on which nothing runs any more, enrol it with a new token: godwit host token " + name,
+	}
 }
 
 func tooManyConflicts(op, subject string) error {

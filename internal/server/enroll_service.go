@@ -36,6 +36,9 @@ func (e enrollService) Enroll(ctx context.Context, request *godwitv1.EnrollReque
 	if err != nil {
 		return nil, err
 	}
+	if err := e.server.forgetMachine(ctx, host); err != nil {
+		return nil, err
+	}
 	e.server.log.Info("host enrolled", "host", host)
 	return &godwitv1.EnrollResponse{Certificate: cert, Authority: authority}, nil
 }
@@ -59,6 +62,27 @@ func (e enrollService) spend(ctx context.Context, token pki.Token, host fleet.Ho
 		}
 	}
 	return err
+}
+
+// forgetMachine lets whatever machine has enrolled under a name be that host:
+// the token is the operator's word for it.
+func (s *Server) forgetMachine(ctx context.Context, name fleet.HostName) error {
+	hosts := s.tables.hosts
+	for range maxConflicts {
+		entry, err := hosts.Get(ctx, string(name))
+		if fleet.CodeOf(err) == fleet.NotFound {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		entry.Value.Machine = ""
+		_, err = s.tables.store.Commit(ctx, store.If(hosts.At(entry.Name, entry.Version)), hosts.Put(entry.Name, entry.Value))
+		if fleet.CodeOf(err) != fleet.Conflict {
+			return err
+		}
+	}
+	return tooManyConflicts("enrol", "host "+string(name))
 }
 
 // Renew answers the caller's present identity with a new certificate.

@@ -19,30 +19,47 @@ type hub struct {
 
 func newHub() *hub { return &hub{sessions: map[fleet.HostName]*session{}} }
 
-// open makes s the session of its host. It ends an older one and waits until
-// that has handled its last report; an error is ctx's.
+// open makes s the session of its host. It ends an older one of the same agent,
+// and waits until that has handled its last report. To one of another agent it
+// gives way if that shows a sign of life: Conflict. Other errors are ctx's.
 func (h *hub) open(ctx context.Context, s *session) error {
+	for {
+		older := h.enter(s)
+		switch {
+		case older == nil:
+			return nil
+		case older.isOf(s.agent):
+			older.end(&fleet.Error{
+				Code: fleet.Conflict, Op: "keep session", Subject: "host " + string(s.host),
+				Cause: "a newer session of this host has replaced it",
+				Hint:  "if this host runs one agent only, another machine uses its certificate",
+			})
+			select {
+			case <-older.finished:
+				return nil
+			case <-ctx.Done():
+				h.close(s)
+				return ctx.Err()
+			}
+		}
+		if err := older.outlive(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// enter makes s the session of its host, unless there is one of another agent. It
+// gives the one that there was.
+func (h *hub) enter(s *session) (older *session) {
 	h.mu.Lock()
-	older := h.sessions[s.host]
-	h.opened++
-	s.number = h.opened
-	h.sessions[s.host] = s
-	h.mu.Unlock()
-	if older == nil {
-		return nil
+	defer h.mu.Unlock()
+	older = h.sessions[s.host]
+	if older == nil || older.isOf(s.agent) {
+		h.opened++
+		s.number = h.opened
+		h.sessions[s.host] = s
 	}
-	older.end(&fleet.Error{
-		Code: fleet.Conflict, Op: "keep session", Subject: "host " + string(s.host),
-		Cause: "a newer session of this host has replaced it",
-		Hint:  "if this host runs one agent only, another machine uses its certificate",
-	})
-	select {
-	case <-older.finished:
-		return nil
-	case <-ctx.Done():
-		h.close(s)
-		return ctx.Err()
-	}
+	return older
 }
 
 // close forgets s, unless a newer session has replaced it, and says that it is

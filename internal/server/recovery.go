@@ -120,7 +120,8 @@ func isBehind(now, known *godwitv1.StoreMark) bool {
 
 // checkStore refuses a session when the store was restored, or shows by what
 // the host knows to have been. What the host has is remembered.
-func (s *Server) checkStore(ctx context.Context, own *term, host fleet.HostName, hello *godwitv1.Hello) (*godwitv1.StoreMark, error) {
+func (s *Server) checkStore(ctx context.Context, own *term, told fleet.Host, hello *godwitv1.Hello) (*godwitv1.StoreMark, error) {
+	host := told.Name
 	now, err := s.mark(ctx)
 	if err != nil {
 		return nil, err
@@ -137,6 +138,13 @@ func (s *Server) checkStore(ctx context.Context, own *term, host fleet.HostName,
 	}
 	if why == "" {
 		return now, nil
+	}
+	known, err := s.tables.hosts.Get(ctx, string(host))
+	if err != nil && fleet.CodeOf(err) != fleet.NotFound {
+		return nil, err
+	}
+	if err := sameMachine(known.Value, told); err != nil {
+		return nil, err
 	}
 	s.recovery.hear(host, hello)
 	return nil, storeRestored("open session", why)

@@ -39,6 +39,9 @@ type messageStream interface {
 // session is one stream with one agent.
 type session struct {
 	host   fleet.HostName
+	agent  string // the process that speaks; "" if it does not say
+	from   string // its address
+	began  time.Time
 	number uint64
 	beat   time.Duration
 	mark   func() *godwitv1.StoreMark // the present one
@@ -46,6 +49,7 @@ type session struct {
 	queue     chan *godwitv1.SessionResponse
 	addresses chan *godwitv1.AddressMap // the newest only
 
+	signs    chan struct{} // of life: a message has come
 	ended    chan struct{} // the session is to end
 	finished chan struct{} // it has ended and its last report was handled
 	once     sync.Once
@@ -56,7 +60,7 @@ type session struct {
 
 func newSession(host fleet.HostName, beat time.Duration) *session {
 	return &session{
-		host: host, beat: beat, mark: func() *godwitv1.StoreMark { return nil },
+		host: host, beat: beat, mark: func() *godwitv1.StoreMark { return nil }, began: time.Now(), signs: make(chan struct{}, 1),
 		queue:     make(chan *godwitv1.SessionResponse, sessionQueue),
 		addresses: make(chan *godwitv1.AddressMap, 1),
 		ended:     make(chan struct{}), finished: make(chan struct{}),
@@ -69,6 +73,32 @@ func (s *session) end(cause error) {
 		s.cause = cause
 		close(s.ended)
 	})
+}
+
+// isOf tells whether the session may be that agent's.
+func (s *session) isOf(agent string) bool {
+	return s.agent == "" || agent == "" || s.agent == agent
+}
+
+// outlive returns when the session has finished. Conflict if its agent, which
+// sends heartbeats, is heard of before that.
+func (s *session) outlive(ctx context.Context) error {
+	select {
+	case <-s.signs: // it came before anybody asked
+	default:
+	}
+	select {
+	case <-s.finished:
+		return nil
+	case <-s.signs:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return &fleet.Error{
+		Code: fleet.Conflict, Op: "open session", Subject: "host " + string(s.host),
+		Cause: fmt.Sprintf("another agent runs this host: it calls from %s, since %s", s.from, s.began.UTC().Format(time.RFC3339)),
+		Hint:  "one agent runs a host; if this one has a copy of its folder or certificate, stop it and enrol it under a name of its own: godwit host token NAME",
+	}
 }
 
 func (s *session) send(message *godwitv1.SessionResponse) error {
@@ -154,6 +184,10 @@ func (s *session) read(stream messageStream, inbox chan<- *godwitv1.SessionReque
 		if err != nil {
 			s.end(endOfStream(s.host, err))
 			return
+		}
+		select {
+		case s.signs <- struct{}{}:
+		default: // nobody has asked for the one before
 		}
 		if message.GetHeartbeat() == nil {
 			// While the handlers are behind it is not the host that is slow.

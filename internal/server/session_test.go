@@ -2,6 +2,7 @@ package server
 
 import (
 	"errors"
+	"log/slog"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -219,4 +220,86 @@ func TestOpenWaitsForTheOlderSession(t *testing.T) {
 			t.Errorf("hosts %v are connected", h.hosts())
 		}
 	})
+}
+
+// rival makes an agent one of several with a host's certificate.
+func rival(process string) func(*agentOptions) {
+	return func(o *agentOptions) {
+		before := o.hello
+		o.hello = func(h *godwitv1.Hello) {
+			if before != nil {
+				before(h)
+			}
+			h.Process = process
+		}
+	}
+}
+
+// Of two agents with the same certificate the one that has the session keeps it,
+// and what it is told; a migration of its host goes on.
+func TestTwoAgentsOfOneHost(t *testing.T) {
+	t.Parallel()
+	log := &said{}
+	f := newFleet(t, func(c *Config) {
+		c.Logger, c.Heartbeat = slog.New(slog.NewTextHandler(log, nil)), time.Second
+	})
+	h1, h2 := f.join("h1", rival("one")), f.join("h2")
+	fl := f.fly(h1, h2, "web1", testPolicy())
+	fl.to(inCopy)
+	for range 2 {
+		twin, err := f.tryJoin("h1", rival("two"))
+		if fleet.CodeOf(err) != fleet.Conflict || !strings.Contains(err.Error(), "another agent runs this host: it calls from 127.0.0.1:") ||
+			!strings.Contains(fleet.HintOf(err), "godwit host token") {
+			t.Fatalf("the second agent has %v, and was told %v (%s)", twin, err, fleet.HintOf(err))
+		}
+	}
+	if !strings.Contains(log.String(), "another agent runs this host") {
+		t.Error("the server's log does not tell of the second agent")
+	}
+	fl.finish(inCopy)
+	fl.atTarget(t)
+	h1.close()
+	_ = h1.end()
+	f.join("h1", rival("two")) // it has no rival now
+}
+
+// An agent that comes back by itself, and one whose forerunner fell silent with
+// its host, are let in.
+func TestAgentReturns(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, func(c *Config) { c.Heartbeat = 500 * time.Millisecond })
+	first := f.join("h1", rival("one"))
+	f.join("h1", rival("one"), func(o *agentOptions) { o.mute = true })
+	if err := first.end(); fleet.CodeOf(err) != fleet.Conflict {
+		t.Errorf("its older session ended with %v", err)
+	}
+	f.join("h1", rival("two"))
+}
+
+// A certificate that was taken to another machine is no good there, until the
+// operator enrols that machine in its place.
+func TestCertificateOnAnotherMachine(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t)
+	on := func(machine, boot string) func(*agentOptions) {
+		return func(o *agentOptions) {
+			o.hello = func(h *godwitv1.Hello) { h.Machine, h.BootId = machine, boot }
+		}
+	}
+	h1 := f.join("h1", on("a", "boot-1"))
+	f.running(h1, "web1")
+	h1.close()
+	_ = h1.end()
+	_, err := f.tryJoin("h1", on("b", "boot-7"))
+	if fleet.CodeOf(err) != fleet.Denied || !strings.Contains(err.Error(), "another machine") || !strings.Contains(fleet.HintOf(err), "godwit host token h1") {
+		t.Errorf("on another machine: %v (%s)", err, fleet.HintOf(err))
+	}
+	if vm := f.vm("web1"); vm.GetPhase() != string(fleet.VMRunning) || vm.GetOwner().GetHost() != "h1" {
+		t.Errorf("another machine has changed the VM to %v on %v", vm.GetPhase(), vm.GetOwner())
+	}
+	if _, err := f.enrol("h1", f.token("h1")); err != nil {
+		t.Fatal(err)
+	}
+	f.join("h1", on("b", "boot-7"))
+	f.awaitPhase("web1", fleet.VMFailed) // as after any loss of a host
 }

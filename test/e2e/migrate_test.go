@@ -35,6 +35,7 @@ func TestFleet(t *testing.T) {
 	t.Run("cancel", func(t *testing.T) { testCancel(t, f) })
 	t.Run("refuse", func(t *testing.T) { testRefuse(t, f) })
 	t.Run("fail", func(t *testing.T) { testFail(t, f, o) })
+	t.Run("twin", func(t *testing.T) { testTwin(t, f) })
 	t.Run("restart", func(t *testing.T) { testRestart(t, f) })
 }
 

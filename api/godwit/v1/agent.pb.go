@@ -521,7 +521,11 @@ type Hello struct {
 	BootId    string                 `protobuf:"bytes,2,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
 	Instances []*InstanceReport      `protobuf:"bytes,3,rep,name=instances,proto3" json:"instances,omitempty"`
 	// The newest that it was ever told of.
-	Store         *StoreMark `protobuf:"bytes,4,opt,name=store,proto3" json:"store,omitempty"`
+	Store *StoreMark `protobuf:"bytes,4,opt,name=store,proto3" json:"store,omitempty"`
+	// The process that speaks: random, and the same in each of its sessions.
+	Process string `protobuf:"bytes,5,opt,name=process,proto3" json:"process,omitempty"`
+	// The machine, by a hash of the id of its operating system; "" if it has none.
+	Machine       string `protobuf:"bytes,6,opt,name=machine,proto3" json:"machine,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -582,6 +586,20 @@ func (x *Hello) GetStore() *StoreMark {
 		return x.Store
 	}
 	return nil
+}
+
+func (x *Hello) GetProcess() string {
+	if x != nil {
+		return x.Process
+	}
+	return ""
+}
+
+func (x *Hello) GetMachine() string {
+	if x != nil {
+		return x.Machine
+	}
+	return ""
 }
 
 type Welcome struct {
@@ -3487,12 +3505,14 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\theartbeat\x18\x04 \x01(\v2\x14.godwit.v1.HeartbeatH\x00R\theartbeatB\t\n" +
 	"\amessage\"7\n" +
 	"\tHeartbeat\x12*\n" +
-	"\x05store\x18\x01 \x01(\v2\x14.godwit.v1.StoreMarkR\x05store\"\xaa\x01\n" +
+	"\x05store\x18\x01 \x01(\v2\x14.godwit.v1.StoreMarkR\x05store\"\xde\x01\n" +
 	"\x05Hello\x12#\n" +
 	"\x04host\x18\x01 \x01(\v2\x0f.godwit.v1.HostR\x04host\x12\x17\n" +
 	"\aboot_id\x18\x02 \x01(\tR\x06bootId\x127\n" +
 	"\tinstances\x18\x03 \x03(\v2\x19.godwit.v1.InstanceReportR\tinstances\x12*\n" +
-	"\x05store\x18\x04 \x01(\v2\x14.godwit.v1.StoreMarkR\x05store\"p\n" +
+	"\x05store\x18\x04 \x01(\v2\x14.godwit.v1.StoreMarkR\x05store\x12\x18\n" +
+	"\aprocess\x18\x05 \x01(\tR\aprocess\x12\x18\n" +
+	"\amachine\x18\x06 \x01(\tR\amachine\"p\n" +
 	"\aWelcome\x12!\n" +
 	"\fheartbeat_ms\x18\x01 \x01(\x03R\vheartbeatMs\x12\x16\n" +
 	"\x06leader\x18\x02 \x01(\tR\x06leader\x12*\n" +
