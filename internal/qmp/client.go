@@ -122,6 +122,7 @@ func NewClient(ctx context.Context, conn net.Conn) (*Client, error) {
 		pending: make(map[uint64]call),
 	}
 	c.lines.Buffer(make([]byte, 64<<10), maxLine)
+	c.lines.Split(wholeLines)
 	// A context cannot interrupt a read, a deadline in the past can.
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	offered, err := c.readGreeting()

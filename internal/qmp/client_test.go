@@ -225,11 +225,28 @@ func TestBrokenProtocol(t *testing.T) {
 		"a reply to nothing":      `{"return":{},"id":` + strconv.Itoa(1<<40) + "}\n",
 		"an error without id":     `{"error":{"class":"GenericError","desc":"JSON parse error"}}` + "\n",
 		"a line too long":         string(bytes.Repeat([]byte{'x'}, 9<<20)),
+		"a reply of another type": `{"return":{},"id":"one"}` + "\n",
+		"an event of no name":     `{"event":7}` + "\n",
+		"depth without end":       string(bytes.Repeat([]byte{'['}, 1<<20)) + "\n",
 	} {
 		t.Run(name, func(t *testing.T) {
 			server, client := connect(t)
 			server.WriteRaw([]byte(text))
 			ended(t, client, qmp.ErrProtocol)
 		})
+	}
+}
+
+// A QEMU that dies in the middle of a line has gone, and broke no rule.
+func TestTruncatedLine(t *testing.T) {
+	for _, text := range []string{`{"event": "ST`, `{"return": {}, "id": 1`, "{", `{"event": "STOP", "timestamp": {"seconds": 1, "microseconds": 1}}`} {
+		server, client := connect(t)
+		events := client.Subscribe(1)
+		server.WriteRaw([]byte(text))
+		server.Disconnect()
+		ended(t, client, qmp.ErrGone)
+		if event, open := <-events.Events(); open {
+			t.Errorf("%q was taken for %v", text, event)
+		}
 	}
 }
