@@ -120,8 +120,9 @@ func (m *machine) askCommit(ctx context.Context, migration string, line *commitL
 	m.mu.Lock()
 	m.marks.Asked = timestamppb.Now()
 	m.mu.Unlock()
+	exited := m.held().Exited()
 	for tries := 0; !m.isEnding(); tries++ {
-		answer, err := line.decide(m.agent.servers.decideWithin(), m.instance.Exited())
+		answer, err := line.decide(m.agent.servers.decideWithin(), exited)
 		switch code := fleet.CodeOf(err); {
 		case err == nil && fleet.Epoch(answer.GetEpoch()) == m.key.epoch:
 			m.granted(ctx, migration, answer.GetSequence())
@@ -140,7 +141,7 @@ func (m *machine) askCommit(ctx context.Context, migration string, line *commitL
 			pause := time.NewTimer(min(commitRetryMin<<min(tries-1-others, 10), commitRetryMax))
 			select {
 			case <-pause.C:
-			case <-m.instance.Exited():
+			case <-exited:
 				pause.Stop()
 				return
 			case <-ctx.Done():

@@ -30,5 +30,7 @@
 //
 // QEMU outlives the agent, and so do taps, gates and tunnels. An agent that
 // starts first adopts what it finds in its folder; it ends nothing that it does
-// not know.
+// not know. An instance whose monitor breaks the protocol, or is closed while the
+// process runs, is adopted anew in the same way. Until that succeeds the servers
+// are told that it runs, and no command for it is carried out.
 package agent

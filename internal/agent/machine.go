@@ -30,8 +30,8 @@ type machine struct {
 
 	// The worker, which is carryOut's goroutine, changes what follows with mu
 	// held. It may read record, instance and ports without; so may what it has
-	// started since, such as a copy, of the instance, which is set once. All
-	// others take mu, and allPorts for the ports.
+	// started since and will wait for, such as a copy, of the instance. All
+	// others take mu, held for the instance, and allPorts for the ports.
 	mu        sync.Mutex
 	record    record                // what a later agent needs to know
 	instance  *qemu.Instance        // nil before its start
@@ -171,12 +171,20 @@ func (m *machine) clearFacts() {
 	m.facts = nil
 }
 
-// watchEnd reports the end of an instance that nobody here wanted to end.
+// watchEnd reports the end of an instance that nobody here wanted to end. One
+// that only its monitor was lost of is taken over anew.
 func (m *machine) watchEnd(ctx context.Context, instance *qemu.Instance) {
-	cause, ended := awaitEnd(ctx, instance)
-	if !ended {
-		return
+	cause, ended, lost := awaitEnd(ctx, instance)
+	if lost != nil {
+		m.rejoin(ctx, instance, lost)
 	}
+	if ended {
+		m.tellEnd(ctx, cause)
+	}
+}
+
+// tellEnd reports that the instance has ended.
+func (m *machine) tellEnd(ctx context.Context, cause string) {
 	m.mu.Lock()
 	wanted, migration, part := m.ending, m.record.Migration, m.record.Role
 	m.endCause = cause
@@ -198,26 +206,30 @@ func (m *machine) watchEnd(ctx context.Context, instance *qemu.Instance) {
 }
 
 // awaitEnd waits for the end of an instance and gives its cause: what QEMU said
-// of a shutdown, such as "guest-shutdown", or else how its process ended.
-func awaitEnd(ctx context.Context, instance *qemu.Instance) (cause string, ended bool) {
+// of a shutdown, such as "guest-shutdown", or else how its process ended. lost is
+// why the monitor of an instance that runs on has ended.
+func awaitEnd(ctx context.Context, instance *qemu.Instance) (cause string, ended bool, lost error) {
 	events := instance.Subscribe()
 	defer events.Close()
 	for {
 		select {
 		case event, open := <-events.Events():
 			if !open {
+				if monitorLost(ctx, instance, events.Err()) {
+					return "", false, events.Err()
+				}
 				select {
 				case <-instance.Exited():
-					return cmp.Or(cause, instance.ExitCause()), true
+					return cmp.Or(cause, instance.ExitCause()), true, nil
 				case <-ctx.Done():
-					return "", false
+					return "", false, nil
 				}
 			}
 			if event.Kind == qemu.Shutdown {
 				cause = event.Reason
 			}
 		case <-ctx.Done():
-			return "", false
+			return "", false, nil
 		}
 	}
 }
@@ -239,6 +251,13 @@ func endedWith(instance *qemu.Instance, err error) bool {
 	case <-limit.C:
 		return false
 	}
+}
+
+// held gives the instance as it is now, to any goroutine.
+func (m *machine) held() *qemu.Instance {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.instance
 }
 
 func (m *machine) instanceReport(state, cause string) *godwitv1.Report {

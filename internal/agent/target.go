@@ -82,8 +82,9 @@ var errGaveUp = errors.New("it has given up its right to run, as its source aske
 
 // arriveAgain takes a target up that an earlier agent has prepared.
 func (m *machine) arriveAgain(ctx context.Context, migration string) {
-	events := m.instance.Subscribe()
-	now, err := m.instance.Progress(ctx)
+	instance := m.held()
+	events := instance.Subscribe()
+	now, err := instance.Progress(ctx)
 	if err == nil && now.Status == qemu.StatusCompleted {
 		events.Close()
 		m.ready(ctx, migration, time.Now(), m.openCommit(ctx, migration, 0))
@@ -133,13 +134,13 @@ func (m *machine) arrive(ctx context.Context, migration string, events *qemu.Sub
 	loaded, err := waitLoaded(events)
 	if err != nil {
 		line.close()
-		if m.isEnding() || endedWith(m.instance, err) { // watchEnd says it
+		if m.isEnding() || endedWith(m.held(), err) { // watchEnd says it
 			return
 		}
 		m.fact(migration, targetFailed(err, false))
 		return
 	}
-	m.instance.NoteLoaded()
+	m.held().NoteLoaded()
 	m.ready(ctx, migration, loaded, line)
 }
 
