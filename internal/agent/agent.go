@@ -50,7 +50,8 @@ type Agent struct {
 	servers  *servers
 	log      *slog.Logger
 
-	mark atomic.Pointer[godwitv1.StoreMark] // see markFile
+	mark  atomic.Pointer[godwitv1.StoreMark] // see markFile
+	spent *spent
 
 	mu       sync.Mutex
 	machines map[machineKey]*machine
@@ -87,6 +88,9 @@ func New(ctx context.Context, config Config) (*Agent, error) {
 		return nil, errors.Join(err, lock.Close())
 	}
 	a.mark.Store(mark)
+	if a.spent, err = loadSpent(config.Dir); err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
 	return a, a.adoptAll(ctx)
 }
 

@@ -8,11 +8,49 @@ import (
 	"godwit.dev/godwit/internal/fleet"
 )
 
+// checkCommand refuses what no server says, before anything is made for it: names
+// become folders.
+func checkCommand(command *godwitv1.Command) error {
+	refuse := func(cause string, err error) error {
+		return &fleet.Error{
+			Code: fleet.Invalid, Op: "read command", Cause: cause, Err: err,
+			Hint: "see that the server is of this agent's version or the next",
+		}
+	}
+	message := command.ProtoReflect()
+	op := message.WhichOneof(message.Descriptor().Oneofs().ByName("op"))
+	if op == nil {
+		return refuse("it is of no kind that this agent knows", nil)
+	}
+	body, epoch := message.Get(op).Message(), command.GetEpoch()
+	if field := body.Descriptor().Fields().ByName("instance"); field != nil {
+		body = body.Get(field).Message()
+		epoch = body.Get(body.Descriptor().Fields().ByName("epoch")).Uint()
+	}
+	vm := body.Get(body.Descriptor().Fields().ByName("vm")).String()
+	for _, name := range []string{command.GetSubject(), vm} {
+		if err := fleet.CheckName(name[:min(len(name), nameShown)]); err != nil {
+			return refuse(string(op.Name()), err)
+		}
+	}
+	if behind := epoch - command.GetEpoch(); behind > 1 {
+		return refuse(fmt.Sprintf("%s: its epoch is %d, and its instance's %d", op.Name(), command.GetEpoch(), epoch), nil)
+	}
+	return nil
+}
+
+// nameShown is more than a name may have, and what of another is shown.
+const nameShown = 64
+
 // command finds the machine that a command is for and queues it there.
 func (a *Agent) command(ctx context.Context, command *godwitv1.Command) {
 	switch op := command.GetOp().(type) {
 	case *godwitv1.Command_StartInstance:
-		m := a.machineFor(ctx, op.StartInstance.GetInstance())
+		m, err := a.machineFor(ctx, op.StartInstance.GetInstance())
+		if err != nil {
+			a.refuse(command, a.endedInstance(command, op.StartInstance.GetInstance().GetVm(), err), err)
+			return
+		}
 		m.do(command, func() *godwitv1.Report { return m.startAlone(ctx, op.StartInstance.GetInstance()) })
 	case *godwitv1.Command_StopInstance:
 		if m := a.find(machineKey{fleet.VMName(op.StopInstance.GetVm()), fleet.Epoch(command.GetEpoch())}); m != nil && op.StopInstance.GetGraceMs() == 0 {
@@ -29,7 +67,11 @@ func (a *Agent) command(ctx context.Context, command *godwitv1.Command) {
 			return m.forget(ctx)
 		})
 	case *godwitv1.Command_PrepareTarget:
-		m := a.machineFor(ctx, op.PrepareTarget.GetInstance())
+		m, err := a.machineFor(ctx, op.PrepareTarget.GetInstance())
+		if err != nil {
+			a.refuse(command, targetFailed(err, true), err)
+			return
+		}
 		m.do(command, func() *godwitv1.Report {
 			if !m.isOf(command.GetSubject()) {
 				return targetFailed(errOtherMigration(m), false)
@@ -97,28 +139,50 @@ func (a *Agent) with(command *godwitv1.Command, vm string, later fleet.Epoch, ab
 		m.do(command, func() *godwitv1.Report { return task(m) })
 		return
 	}
-	if absent == nil {
-		return
+	if absent != nil {
+		a.reply(command, absent)
 	}
-	absent.Subject, absent.Epoch, absent.Sequence = command.GetSubject(), command.GetEpoch(), command.GetSequence()
-	a.say(absent)
 }
 
-// machineFor gives the machine of an instance, a new one if there is none.
-func (a *Agent) machineFor(ctx context.Context, instance *godwitv1.Instance) *machine {
+func (a *Agent) reply(command *godwitv1.Command, report *godwitv1.Report) {
+	report.Subject, report.Epoch, report.Sequence = command.GetSubject(), command.GetEpoch(), command.GetSequence()
+	if failed(report) {
+		report.Sequence = 0 // as answer does
+	}
+	a.say(report)
+}
+
+// refuse answers a command that is not to be carried out.
+func (a *Agent) refuse(command *godwitv1.Command, report *godwitv1.Report, why error) {
+	a.log.Error("a command is refused", "subject", command.GetSubject(), "epoch", command.GetEpoch(), "sequence", command.GetSequence(), "error", why)
+	a.reply(command, report)
+}
+
+// machineFor gives the machine of an instance, a new one if there is none and may
+// be one.
+func (a *Agent) machineFor(ctx context.Context, instance *godwitv1.Instance) (*machine, error) {
 	key := machineKey{fleet.VMName(instance.GetVm()), fleet.Epoch(instance.GetEpoch())}
 	if m := a.find(key); m != nil {
-		return m
+		return m, nil
+	}
+	if err := a.checkNew(instance); err != nil {
+		return nil, err
 	}
 	m := a.newMachine(key, fleet.InstanceUID(instance.GetUid()))
 	a.add(m) // only this goroutine does, once the agent runs
 	a.start(ctx, m)
-	return m
+	return m, nil
 }
 
 func (a *Agent) absentInstance(command *godwitv1.Command, vm string) *godwitv1.Report {
 	return &godwitv1.Report{Event: &godwitv1.Report_Instance{Instance: &godwitv1.InstanceReport{
 		Vm: vm, Epoch: command.GetEpoch(), State: "absent",
+	}}}
+}
+
+func (a *Agent) endedInstance(command *godwitv1.Command, vm string, cause error) *godwitv1.Report {
+	return &godwitv1.Report{Event: &godwitv1.Report_Instance{Instance: &godwitv1.InstanceReport{
+		Vm: vm, Epoch: command.GetEpoch(), State: "exited", Cause: cause.Error(),
 	}}}
 }
 

@@ -38,6 +38,7 @@ func (m *machine) startAlone(ctx context.Context, want *godwitv1.Instance) *godw
 	bounded, cancel := context.WithTimeout(ctx, startWithin)
 	defer cancel()
 	err := m.launch(bounded, want, network.Gate{Mode: network.Pass, Epoch: m.key.epoch}, false)
+	m.unrun = err != nil
 	if err == nil {
 		_, err = m.instance.Resume(bounded)
 	}
@@ -262,10 +263,22 @@ func (m *machine) discard(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	if err := m.spend(); err != nil {
+		return err
+	}
 	err := m.unclaim() // before the taps go, or frames would get lost
 	err = errors.Join(err, m.removePorts())
 	m.agent.remove(m)
 	return errors.Join(err, os.RemoveAll(m.dir))
+}
+
+// spend remembers the epoch of an instance that may have run.
+func (m *machine) spend() error {
+	switch {
+	case m.unrun, m.record.Role == arriving, m.record.Role == refused:
+		return nil
+	}
+	return m.agent.spent.note(m.uid, m.key.epoch)
 }
 
 // removePorts removes the taps, and the tunnels to them.

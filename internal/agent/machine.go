@@ -44,6 +44,7 @@ type machine struct {
 	hurry     chan struct{}         // closed when a stop must not wait for the guest
 	marks     *godwitv1.TargetMarks // of a target that has the source's state
 	receives  bool                  // a target whose taps take the VM's frames
+	unrun     bool                  // its start failed before the vCPUs ran
 	leaving   bool                  // its taps want no frames any more
 	copying   *copying              // of a migration away from here
 	decided   context.CancelFunc    // ends the wait for a decision on a switch; nil without one

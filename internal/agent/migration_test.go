@@ -16,10 +16,12 @@ import (
 
 const testMigration = "m1"
 
-// move is one migration from h1, epoch 1, to h2, epoch 2, whose server is the
-// test.
+// move is one migration from h1, epoch 1, to h2, epoch 2, unless it says
+// otherwise, whose server is the test.
 type move struct {
 	t              *testing.T
+	id             string
+	epoch          fleet.Epoch // of the source
 	fleet          *testFleet
 	source, target *testHost
 	instance       *godwitv1.Instance // at the source
@@ -31,7 +33,7 @@ type move struct {
 func newMove(t *testing.T) *move {
 	t.Helper()
 	f, hosts := newFleet(t, "h1", "h2")
-	m := &move{t: t, fleet: f, source: hosts[0], target: hosts[1], instance: booting(t, f, 1, busy), sequence: 10}
+	m := &move{t: t, id: testMigration, epoch: 1, fleet: f, source: hosts[0], target: hosts[1], instance: booting(t, f, 1, busy), sequence: 10}
 	m.source.run(m.instance)
 	m.source.awaitGuest(1)
 	return m
@@ -39,7 +41,7 @@ func newMove(t *testing.T) *move {
 
 func (m *move) command() *godwitv1.Command {
 	m.sequence++
-	return &godwitv1.Command{Subject: testMigration, Epoch: 1, Sequence: m.sequence}
+	return &godwitv1.Command{Subject: m.id, Epoch: uint64(m.epoch), Sequence: m.sequence}
 }
 
 func (m *move) tunnels() []*godwitv1.PortNetwork {
@@ -48,7 +50,7 @@ func (m *move) tunnels() []*godwitv1.PortNetwork {
 
 func (m *move) prepareCommand() *godwitv1.Command {
 	c := m.command()
-	there := booting(m.t, m.fleet, 2, busy)
+	there := booting(m.t, m.fleet, m.epoch+1, busy)
 	there.Networks = m.tunnels()
 	c.Op = &godwitv1.Command_PrepareTarget{PrepareTarget: &godwitv1.PrepareTarget{
 		Instance: there, Source: m.source.name, SourceAddress: m.source.space.Addr.String(),
@@ -138,7 +140,7 @@ func (m *move) settle() {
 		m.t.Errorf("finish: %v", answer)
 	}
 	m.target.checkGates("at the end", network.Pass)
-	m.target.checkRunState(testVM, 2, "running")
+	m.target.checkRunState(testVM, m.epoch+1, "running")
 }
 
 // checkBeforeCommit looks at both hosts in the moment at which the right to run
@@ -152,10 +154,10 @@ func (m *move) checkBeforeCommit() {
 			m.t.Errorf("the source redirects to %v, tunnel %d", tap.Gate.Remote, tap.Gate.Tunnel)
 		}
 	}
-	if state := m.target.runState(testVM, 2); state.Running() {
+	if state := m.target.runState(testVM, m.epoch+1); state.Running() {
 		m.t.Error("the target runs without the right to")
 	}
-	if state := m.source.runState(testVM, 1); state.Running() {
+	if state := m.source.runState(testVM, m.epoch); state.Running() {
 		m.t.Error("the source runs while the target asks for the right to")
 	}
 }
@@ -164,11 +166,11 @@ func (m *move) checkBeforeCommit() {
 // given RunTarget.
 func (m *move) grant(run *godwitv1.Command) {
 	m.fleet.onCommit(func(_ context.Context, request *godwitv1.CommitRequest) (*godwitv1.CommitResponse, error) {
-		if request.GetMigration() != testMigration || request.GetEpoch() != 1 {
+		if request.GetMigration() != m.id || request.GetEpoch() != uint64(m.epoch) {
 			m.t.Errorf("asked for %v", request)
 		}
 		m.checkBeforeCommit()
-		return &godwitv1.CommitResponse{Epoch: 2, Sequence: run.GetSequence()}, nil
+		return &godwitv1.CommitResponse{Epoch: uint64(m.epoch + 1), Sequence: run.GetSequence()}, nil
 	})
 }
 

@@ -23,22 +23,26 @@ func writeRecord(dir string, r record) error {
 	if err != nil {
 		return fmt.Errorf("write the machine's record: %w", err)
 	}
-	next := filepath.Join(dir, recordFile+".next")
-	file, err := os.OpenFile(next, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return fmt.Errorf("write the machine's record: %w", err)
-	}
-	_, err = file.Write(data)
-	if err = errors.Join(err, file.Sync(), file.Close()); err == nil {
-		err = os.Rename(next, filepath.Join(dir, recordFile))
-	}
-	if err != nil {
+	if err := replaceFile(filepath.Join(dir, recordFile), data); err != nil {
 		return &fleet.Error{
 			Code: fleet.Failed, Op: "write the machine's record", Subject: dir, Err: err,
 			Hint: "see whether the disk of the agent's folder is full",
 		}
 	}
 	return nil
+}
+
+// replaceFile leaves the old file or the whole new one.
+func replaceFile(path string, data []byte) error {
+	file, err := os.OpenFile(path+".next", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = file.Write(data)
+	if err = errors.Join(err, file.Sync(), file.Close()); err != nil {
+		return err
+	}
+	return os.Rename(path+".next", path)
 }
 
 // adoptAll takes over what an earlier agent left on this host.

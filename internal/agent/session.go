@@ -32,6 +32,7 @@ const (
 	bootIDFile    = "/proc/sys/kernel/random/boot_id"
 	machineIDFile = "/etc/machine-id"
 	defaultBeatMs = 2000
+	maxBeatMs     = 60_000
 )
 
 // stream is a session's stream, as Connect gives it.
@@ -211,7 +212,7 @@ func (a *Agent) greet(stream *stream) (time.Duration, error) {
 		return 0, &ledElsewhere{leader}
 	}
 	a.noteMark(welcome.GetStore())
-	beat := welcome.GetHeartbeatMs()
+	beat := min(welcome.GetHeartbeatMs(), maxBeatMs)
 	if beat <= 0 {
 		beat = defaultBeatMs
 	}
@@ -254,6 +255,10 @@ func (a *Agent) hear(life context.Context, s *session, message *godwitv1.Session
 	case *godwitv1.SessionResponse_Heartbeat:
 		a.noteMark(said.Heartbeat.GetStore())
 	case *godwitv1.SessionResponse_Command:
+		if err := checkCommand(said.Command); err != nil {
+			a.log.Error("a command is refused", "error", err)
+			return
+		}
 		a.command(life, said.Command)
 	case *godwitv1.SessionResponse_Addresses:
 		select {

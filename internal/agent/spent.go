@@ -1,0 +1,108 @@
+package agent
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/fleet"
+)
+
+const (
+	spentFile = "epochs.json"
+	// spentMax bounds how many VMs are remembered. A command that is older than
+	// the last so many VMs that have left the host does not come again.
+	spentMax = 10000
+)
+
+// spent are the epochs at which VMs have run here and left. A command to start an
+// instance of such an epoch is an old one: the VM has run on elsewhere since, or
+// was stopped. What a target was prepared for, and never ran, may come again.
+type spent struct {
+	path string
+
+	mu     sync.Mutex
+	epochs []spentEpoch // the newest last
+}
+
+type spentEpoch struct {
+	UID   fleet.InstanceUID `json:"uid"`
+	Epoch fleet.Epoch       `json:"epoch"`
+}
+
+func loadSpent(dir string) (*spent, error) {
+	s := &spent{path: filepath.Join(dir, spentFile)}
+	text, err := os.ReadFile(s.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return s, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(text, &s.epochs)
+	}
+	if err != nil {
+		return nil, &fleet.Error{
+			Code: fleet.Invalid, Op: "run agent", Subject: s.path, Cause: "it cannot be read", Err: err,
+			Hint: "it keeps old commands from being carried out; if it is lost, remove it",
+		}
+	}
+	return s, nil
+}
+
+// note remembers that a VM has run here at an epoch. It must be on the disk
+// before what else is known of that instance is removed.
+func (s *spent) note(uid fleet.InstanceUID, epoch fleet.Epoch) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if epoch <= s.of(uid) {
+		return nil
+	}
+	next := slices.DeleteFunc(slices.Clone(s.epochs), func(one spentEpoch) bool { return one.UID == uid })
+	next = append(next, spentEpoch{uid, epoch})
+	next = next[max(0, len(next)-spentMax):]
+	text, err := json.Marshal(next)
+	if err == nil {
+		err = replaceFile(s.path, text)
+	}
+	if err != nil {
+		return fmt.Errorf("remember the epoch of an instance: %w", err)
+	}
+	s.epochs = next
+	return nil
+}
+
+func (s *spent) of(uid fleet.InstanceUID) fleet.Epoch {
+	for _, one := range s.epochs {
+		if one.UID == uid {
+			return one.Epoch
+		}
+	}
+	return 0
+}
+
+// checkNew refuses an instance that a VM has had here before, or that is older than
+// one that it has.
+func (a *Agent) checkNew(instance *godwitv1.Instance) error {
+	uid, epoch := fleet.InstanceUID(instance.GetUid()), fleet.Epoch(instance.GetEpoch())
+	a.spent.mu.Lock()
+	newest := a.spent.of(uid)
+	a.spent.mu.Unlock()
+	for _, m := range a.all() {
+		if m.uid == uid && m.key.epoch > epoch {
+			newest = max(newest, m.key.epoch)
+		}
+	}
+	if epoch > newest {
+		return nil
+	}
+	return &fleet.Error{
+		Code: fleet.Conflict, Op: "start", Subject: "vm " + instance.GetVm(),
+		Cause: fmt.Sprintf("the command is of epoch %d, and %s has had it at epoch %d", epoch, a.config.Name, newest),
+		Hint:  "it is an old one; see that no server runs on an old copy of the store",
+	}
+}
