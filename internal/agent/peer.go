@@ -25,6 +25,7 @@ const DefaultPeerPort = 7444
 
 const (
 	peerHeaderWithin = 5 * time.Second
+	peerReadWithin   = 10 * time.Second
 	peerIdleMax      = 2 * time.Minute
 	peerMessageMax   = 64 << 10 // bytes
 )
@@ -60,7 +61,7 @@ func (a *Agent) servePeers(ctx context.Context) {
 	mux.Handle(godwitv1connect.NewPeerServiceHandler(peerService{a},
 		connect.WithInterceptors(wire.ServerInterceptor()), connect.WithReadMaxBytes(peerMessageMax)))
 	server := &http.Server{
-		Handler: fromHosts(mux), TLSConfig: a.config.Keeper.ServerConfig(), ReadHeaderTimeout: peerHeaderWithin, IdleTimeout: peerIdleMax,
+		Handler: fromHosts(mux), TLSConfig: a.config.Keeper.ServerConfig(), ReadHeaderTimeout: peerHeaderWithin, ReadTimeout: peerReadWithin, IdleTimeout: peerIdleMax,
 		ErrorLog: slog.NewLogLogger(a.log.Handler(), slog.LevelDebug),
 	}
 	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
