@@ -81,11 +81,16 @@ func startTime(pid int) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
+	return startOf(text)
+}
+
+// startOf reads the line of /proc/PID/stat.
+func startOf(text []byte) (uint64, error) {
 	// The second field is the command in parentheses and may hold anything.
 	fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
 	const state, start = 0, 19 // fields 3 and 22 of the line
 	if len(fields) <= start {
-		return 0, fmt.Errorf("/proc/%d/stat has %d fields", pid, len(fields)+2)
+		return 0, fmt.Errorf("the state of a process has %d fields", len(fields)+2)
 	}
 	if fields[state] == "Z" || fields[state] == "X" {
 		return 0, fs.ErrNotExist

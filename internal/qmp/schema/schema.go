@@ -8,6 +8,7 @@ package schema
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -72,6 +73,9 @@ func Parse(reply []byte) (*Schema, error) {
 	}
 	s := &Schema{entities: make(map[string]*Entity, len(entities))}
 	for _, entity := range entities {
+		if entity == nil {
+			return nil, errors.New("QMP schema: a definition is null")
+		}
 		if _, twice := s.entities[entity.Name]; twice {
 			return nil, fmt.Errorf("QMP schema: %q is defined twice", entity.Name)
 		}
@@ -153,27 +157,36 @@ func (s *Schema) descend(typeName, path string) []*Entity {
 	return found
 }
 
-// element strips arrays off a type name.
+// element strips arrays off a type name, if they end.
 func (s *Schema) element(typeName string) string {
-	for {
+	for range len(s.entities) {
 		entity := s.entities[typeName]
 		if entity == nil || entity.Meta != MetaArray {
-			return typeName
+			break
 		}
 		typeName = entity.ElementType
 	}
+	return typeName
 }
 
 // AllMembers lists an object's members and those of all its variants, in the
 // schema's order. A name occurs once for each type that it has.
 func (s *Schema) AllMembers(typeName string) []Member {
+	return s.allMembers(typeName, map[string]bool{})
+}
+
+// allMembers passes over the types in which it is already: no object is a variant
+// of itself.
+func (s *Schema) allMembers(typeName string, within map[string]bool) []Member {
 	entity := s.entities[typeName]
-	if entity == nil || entity.Meta != MetaObject {
+	if entity == nil || entity.Meta != MetaObject || within[typeName] {
 		return nil
 	}
+	within[typeName] = true
+	defer delete(within, typeName)
 	members := slices.Clone(entity.Members)
 	for _, variant := range entity.Variants {
-		for _, member := range s.AllMembers(variant.Type) {
+		for _, member := range s.allMembers(variant.Type, within) {
 			known := func(m Member) bool { return m.Name == member.Name && m.Type == member.Type }
 			if !slices.ContainsFunc(members, known) {
 				members = append(members, member)
