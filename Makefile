@@ -13,9 +13,11 @@ DEMOFLAGS =
 BENCHFLAGS =
 # For example: make faults FAULTSFLAGS='--victim all-servers --state copying'
 FAULTSFLAGS =
+# For how long each fuzz target runs, for example: make fuzz FUZZTIME=1m
+FUZZTIME = 10s
 
 .DEFAULT_GOAL = help
-.PHONY: help setup build demo test bench explore faults soak lint generate qemu72 clean distclean
+.PHONY: help setup build demo test bench explore faults soak fuzz lint generate qemu72 clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -51,6 +53,14 @@ faults: setup build ## do harm in every state of migrations; prints a table and 
 soak: setup build ## 200 migrations back to back under random faults; writes out/soak.json
 	go build -o bin/lab-etcd ./internal/lab/etcd
 	go run ./test/faults --soak 200 $(FAULTSFLAGS)
+
+# Their seeds run with the other tests.
+fuzz: ## feed every decoder with what nobody would send, one after the other
+	@for file in $$(grep -rl '^func Fuzz' --include='*_test.go' internal test); do \
+	    for target in $$(sed -n 's/^func \(Fuzz[A-Za-z]*\)(.*/\1/p' $$file); do \
+	        echo "$$target in $$(dirname $$file)"; \
+	        go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) ./$$(dirname $$file) || exit 1; \
+	    done; done
 
 lint: ## gofmt, go vet, staticcheck
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "not gofmt'ed: $$unformatted"; exit 1; }

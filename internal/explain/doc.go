@@ -7,7 +7,8 @@
 //
 // Lines of the record's story have the time at which the server heard of them.
 // The marks of the hand-over and the passes of the copy have the time of the
-// host that measured them. All are put in order as they are; where that cannot
+// host that measured them (the figures of an outcome are without what that makes
+// wrong: see migration.Outcome). All are put in order as they are; where that cannot
 // have been, because what must come first has the later time, the story says
 // whose clock is ahead of whose, and by how much at least.
 package explain

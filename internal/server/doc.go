@@ -37,11 +37,13 @@
 //
 // # Sessions
 //
-// An agent holds one stream to the server that leads. The newest session of a host is the
+// An agent holds one stream to the server that leads. The newest session of an agent is the
 // session: it first ends the older one and waits until its last report was
 // handled, so the reports of a host are handled one after the other and in
-// order, also over a reconnect. Who is speaking is what the certificate says,
-// never what a message says. Commands are queued per session, at most
+// order, also over a reconnect. Another agent with the host's certificate waits
+// until that session has ended, and is refused if it lives. Who is speaking is
+// what the certificate says, never what a message says. A message that cannot be
+// read ends the session, and so does saying often what a host must not. Commands are queued per session, at most
 // sessionQueue of them, and are lost with it; whoever sent them sends them
 // again when the host connects, because an agent executes each once.
 //
