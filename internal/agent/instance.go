@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/durable"
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/network"
 	"godwit.dev/godwit/internal/qemu"
@@ -59,7 +60,7 @@ func (m *machine) launch(ctx context.Context, want *godwitv1.Instance, gate netw
 	if err := checkFiles(spec); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(m.dir, 0o700); err != nil {
+	if err := durable.MakeFolder(m.dir, 0o700); err != nil {
 		return fmt.Errorf("make the instance's folder: %w", err)
 	}
 	if err := m.removePorts(); err != nil { // of a start that an agent's end cut off

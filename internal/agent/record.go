@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"godwit.dev/godwit/internal/durable"
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/network"
 	"godwit.dev/godwit/internal/qemu"
@@ -17,32 +18,20 @@ import (
 
 const recordFile = "machine.json"
 
-// writeRecord replaces the record so that a crash leaves the old or the new.
+// writeRecord replaces the record. Once it has returned, what that promises
+// holds even if the host loses its power.
 func writeRecord(dir string, r record) error {
 	data, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
 		return fmt.Errorf("write the machine's record: %w", err)
 	}
-	if err := replaceFile(filepath.Join(dir, recordFile), data); err != nil {
+	if err := durable.WriteFile(filepath.Join(dir, recordFile), data, 0o600); err != nil {
 		return &fleet.Error{
 			Code: fleet.Failed, Op: "write the machine's record", Subject: dir, Err: err,
 			Hint: "see whether the disk of the agent's folder is full",
 		}
 	}
 	return nil
-}
-
-// replaceFile leaves the old file or the whole new one.
-func replaceFile(path string, data []byte) error {
-	file, err := os.OpenFile(path+".next", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = file.Write(data)
-	if err = errors.Join(err, file.Sync(), file.Close()); err != nil {
-		return err
-	}
-	return os.Rename(path+".next", path)
 }
 
 // adoptAll takes over what an earlier agent left on this host.
@@ -81,7 +70,7 @@ func (a *Agent) adoptDir(ctx context.Context, dir string) (*machine, error) {
 	m := a.newMachine(machineKey{r.VM, r.Epoch}, r.UID)
 	m.record = r
 	if m.dir != dir { // it was being renumbered
-		if err := os.Rename(dir, m.dir); err != nil {
+		if err := durable.Rename(dir, m.dir); err != nil {
 			return nil, err
 		}
 	}

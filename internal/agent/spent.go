@@ -11,6 +11,7 @@ import (
 	"sync"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/durable"
 	"godwit.dev/godwit/internal/fleet"
 )
 
@@ -67,7 +68,7 @@ func (s *spent) note(uid fleet.InstanceUID, epoch fleet.Epoch) error {
 	next = next[max(0, len(next)-spentMax):]
 	text, err := json.Marshal(next)
 	if err == nil {
-		err = replaceFile(s.path, text)
+		err = durable.WriteFile(s.path, text, 0o600)
 	}
 	if err != nil {
 		return fmt.Errorf("remember the epoch of an instance: %w", err)

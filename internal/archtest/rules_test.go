@@ -18,13 +18,14 @@ var imports = map[string][]string{
 
 	// Adapters: one outside technology each.
 	"internal/qmp":     {"internal/fleet", "internal/qmp"},
-	"internal/qemu":    {"internal/fleet", "internal/qmp"},
+	"internal/qemu":    {"internal/durable", "internal/fleet", "internal/qmp"},
 	"internal/network": {"internal/fleet"},
 	"internal/volume":  {"internal/fleet"},
 	"internal/store":   {"internal/fleet", "internal/migration"},
-	"internal/pki":     {"internal/fleet"},
+	"internal/pki":     {"internal/durable", "internal/fleet"},
 
-	// Of processes, whatever they do.
+	// Of files and processes, whatever they are for.
+	"internal/durable":   {},
 	"internal/supervise": {},
 
 	// What crosses the wire.
@@ -33,13 +34,13 @@ var imports = map[string][]string{
 	"api/client":    {"api", "internal/fleet", "internal/wire"},
 
 	// The long-running programs.
-	"internal/agent": {"api", "internal/fleet", "internal/migration", "internal/wire",
+	"internal/agent": {"api", "internal/durable", "internal/fleet", "internal/migration", "internal/wire",
 		"internal/qmp", "internal/qemu", "internal/network", "internal/volume", "internal/pki"},
-	"internal/server": {"api", "internal/fleet", "internal/migration", "internal/predict", "internal/placement",
+	"internal/server": {"api", "internal/durable", "internal/fleet", "internal/migration", "internal/predict", "internal/placement",
 		"internal/campaign", "internal/wire", "internal/store", "internal/pki"},
 
 	// Around them.
-	"internal/lab":          {"internal/fleet", "internal/lab"},
+	"internal/lab":          {"internal/durable", "internal/fleet", "internal/lab"},
 	"internal/lab/guest":    {"internal/lab/witness"},
 	"internal/lab/witness":  {},
 	"internal/lab/probe":    {"internal/lab/witness"},

@@ -6,14 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"os"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
 
 	"godwit.dev/godwit/api/client"
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/durable"
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/server"
 	"godwit.dev/godwit/internal/store"
@@ -102,35 +101,28 @@ func (a *App) backup(ctx context.Context, c *client.Client, path string) (err er
 		return err
 	}
 	defer stream.Close()
-	file, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*") // 0600
+	file, err := durable.Create(path, 0o600)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, removeIfThere(file.Name())) }()
+	defer func() { err = errors.Join(err, file.Discard()) }()
 	size := 0
 	for stream.Receive() {
 		n, err := file.Write(stream.Msg().GetData())
 		if size += n; err != nil {
-			return errors.Join(err, file.Close())
+			return err
 		}
 	}
-	if err := errors.Join(stream.Err(), file.Sync(), file.Close()); err != nil {
+	if err := stream.Err(); err != nil {
 		return err
 	}
-	if err := os.Rename(file.Name(), path); err != nil {
+	if err := file.Commit(); err != nil {
 		return err
 	}
 	if a.json {
 		return a.printJSON(map[string]any{"file": path, "bytes": size})
 	}
 	return a.printText(func(w io.Writer) { fmt.Fprintf(w, "%s: %v\n", path, fleet.Bytes(size)) })
-}
-
-func removeIfThere(path string) error {
-	if err := os.Remove(path); !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
 }
 
 func newRestoreCommand(app *App) *cobra.Command {

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"godwit.dev/godwit/internal/durable"
 	"godwit.dev/godwit/internal/fleet"
 )
 
@@ -43,10 +44,7 @@ func (i Info) save() error {
 		return err
 	}
 	path := filepath.Join(folder(i.Name), "state.json")
-	if err := os.WriteFile(path+".new", append(content, '\n'), 0o600); err != nil {
-		return err
-	}
-	return os.Rename(path+".new", path)
+	return durable.WriteFile(path, append(content, '\n'), 0o600)
 }
 
 func load(name string) (Info, error) {

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 
+	"godwit.dev/godwit/internal/durable"
 	"godwit.dev/godwit/internal/fleet"
 )
 
@@ -88,7 +89,7 @@ func (c Credentials) Save(dir string) error {
 }
 
 func adoptNextKey(dir string) error {
-	return os.Rename(filepath.Join(dir, fileNextKey), filepath.Join(dir, fileKey))
+	return durable.Rename(filepath.Join(dir, fileNextKey), filepath.Join(dir, fileKey))
 }
 
 // Load reads the credentials in a folder. NotFound when there are none yet.
@@ -145,38 +146,12 @@ func (c Credentials) WriteQEMUCreds(dir string) error {
 	return nil
 }
 
-// writeFile replaces a file in one step: readers and crashes see the old or
-// the new content, never a part. Mode 0600.
-func writeFile(path string, data []byte) (err error) {
+// writeFile replaces a file in one step, unless it has that content.
+func writeFile(path string, data []byte) error {
 	if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, data) {
 		return os.Chmod(path, 0o600)
 	}
-	temporary, err := os.CreateTemp(filepath.Dir(path), ".new-*") // 0600
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			_ = os.Remove(temporary.Name())
-		}
-	}()
-	_, err = temporary.Write(data)
-	if err = errors.Join(err, temporary.Sync(), temporary.Close()); err != nil {
-		return err
-	}
-	if err = os.Rename(temporary.Name(), path); err != nil {
-		return err
-	}
-	return syncFolder(filepath.Dir(path))
-}
-
-// syncFolder makes a rename durable before the next step.
-func syncFolder(path string) error {
-	folder, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(folder.Sync(), folder.Close())
+	return durable.WriteFile(path, data, 0o600)
 }
 
 func saveFailed(dir string, err error) error {

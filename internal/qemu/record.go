@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 
+	"godwit.dev/godwit/internal/durable"
 	"godwit.dev/godwit/internal/fleet"
 )
 
@@ -28,33 +29,7 @@ func (r record) write() error {
 	if err != nil {
 		return err
 	}
-	return writeAtomically(filepath.Join(r.Config.Dir, recordFile), text)
-}
-
-// writeAtomically leaves either the old file or the whole new one, whatever
-// happens to program or host.
-func writeAtomically(path string, text []byte) (err error) {
-	file, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			os.Remove(file.Name())
-		}
-	}()
-	_, err = file.Write(text)
-	if err = errors.Join(err, file.Sync(), file.Close()); err != nil {
-		return err
-	}
-	if err = os.Rename(file.Name(), path); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return durable.WriteFile(filepath.Join(r.Config.Dir, recordFile), text, 0o600)
 }
 
 func readRecord(dir string) (record, error) {

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"godwit.dev/godwit/internal/durable"
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/migration"
 	"godwit.dev/godwit/internal/store"
@@ -114,11 +115,7 @@ func openAppend(path string) (*os.File, error) {
 	if !isNew {
 		return file, nil
 	}
-	folder, err := os.Open(filepath.Dir(path))
-	if err == nil {
-		err = errors.Join(folder.Sync(), folder.Close())
-	}
-	if err != nil {
+	if err := durable.SyncFolder(filepath.Dir(path)); err != nil {
 		return nil, exportFailed(path, errors.Join(err, file.Close()))
 	}
 	return file, nil

@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"godwit.dev/godwit/internal/durable"
 )
 
 // report is the file with all results.
@@ -40,10 +42,7 @@ func (r report) save(path string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
-	if err := os.WriteFile(path+".new", append(text, '\n'), 0o644); err != nil {
-		return err
-	}
-	return os.Rename(path+".new", path)
+	return durable.WriteFile(path, append(text, '\n'), 0o644)
 }
 
 // find gives the result of a cell that was run.
