@@ -50,8 +50,9 @@ type Agent struct {
 	servers  *servers
 	log      *slog.Logger
 
-	mark  atomic.Pointer[godwitv1.StoreMark] // see markFile
-	spent *spent
+	mark   atomic.Pointer[godwitv1.StoreMark] // see markFile
+	marked chan struct{}                      // that it is to be written
+	spent  *spent
 
 	mu       sync.Mutex
 	machines map[machineKey]*machine
@@ -81,7 +82,7 @@ func New(ctx context.Context, config Config) (*Agent, error) {
 	}
 	a := &Agent{
 		config: config, lock: lock, features: features, servers: newServers(config.Servers, config.Dial),
-		log: config.Log, process: rand.Text(), machines: map[machineKey]*machine{},
+		log: config.Log, process: rand.Text(), machines: map[machineKey]*machine{}, marked: make(chan struct{}, 1),
 	}
 	mark, err := loadMark(config.Dir)
 	if err != nil {
@@ -125,6 +126,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	var tasks sync.WaitGroup
 	tasks.Go(func() { _ = a.config.Keeper.Run(ctx) })
 	tasks.Go(func() { a.keepSession(ctx) })
+	tasks.Go(func() { a.keepMarks(ctx) })
 	for _, m := range a.all() {
 		a.start(ctx, m)
 	}

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -60,12 +61,15 @@ func TestMarkIsKept(t *testing.T) {
 	if mark, err := loadMark(dir); mark != nil || err != nil {
 		t.Errorf("at first: %v, %v", mark, err)
 	}
-	a := &Agent{config: Config{Dir: dir}, log: slog.New(slog.DiscardHandler)}
+	a := &Agent{config: Config{Dir: dir}, log: slog.New(slog.DiscardHandler), marked: make(chan struct{}, 1)}
+	ended, end := context.WithCancel(t.Context())
+	end()
 	for _, mark := range []*godwitv1.StoreMark{
 		{Cluster: 1<<63 + 1, Revision: 9}, {Cluster: 1<<63 + 1, Revision: 10}, {Cluster: 2, Generation: 1, Revision: 3},
 	} {
 		a.noteMark(mark)
 		a.noteMark(nil) // of an older server
+		a.keepMarks(ended)
 		kept, err := loadMark(dir)
 		if err != nil || !proto.Equal(kept, mark) || !proto.Equal(a.mark.Load(), mark) {
 			t.Errorf("kept %v, %v, want %v", kept, err, mark)
