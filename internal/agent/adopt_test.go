@@ -2,9 +2,11 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/network"
@@ -232,4 +234,50 @@ func TestAdoptFails(t *testing.T) {
 		t.Errorf("stop: %q", got)
 	}
 	h.checkNothingLeft()
+}
+
+// An instance that is taken over late is taken up at once, however many
+// commands wait behind.
+func TestAdoptLateWithAFullQueue(t *testing.T) {
+	_, hosts := newFleet(t, "h1")
+	h := hosts[0]
+	h.run(firmware(1))
+	dir := h.agent.instanceDir(machineKey{testVM, 1})
+	given := h.agent.find(machineKey{testVM, 1}).record
+	monitor := filepath.Join(dir, "qmp.sock")
+	h.stop()
+	given.Role, given.Migration = refused, "m1"
+	if err := errors.Join(writeRecord(dir, given), os.Rename(monitor, monitor+".away")); err != nil {
+		t.Fatal(err)
+	}
+	h.start()
+	m := h.agent.find(machineKey{testVM, 1})
+	taken, full, done := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	m.work <- func() {
+		close(taken)
+		<-full
+		done <- m.adoptAgain()
+	}
+	<-taken
+	if err := os.Rename(monitor+".away", monitor); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "a full queue", func() bool {
+		select {
+		case m.work <- func() {}:
+			return false
+		default:
+			return len(m.work) == machineQueue
+		}
+	})
+	close(full)
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(patience):
+		t.Fatal("the machine waits for itself")
+	}
+	waitFor(t, "the end of what has given up", func() bool { return len(h.processes()) == 0 })
 }

@@ -107,13 +107,17 @@ func (a *Agent) newMachine(key machineKey, uid fleet.InstanceUID) *machine {
 // start begins to carry out what is queued.
 func (a *Agent) start(ctx context.Context, m *machine) {
 	m.life, m.leave = context.WithCancel(ctx)
-	a.workers.Go(func() { m.carryOut(ctx) })
-	m.watch()
+	first := m.watch()
+	a.workers.Go(func() {
+		first()
+		m.carryOut(ctx)
+	})
 }
 
 // watch follows what an instance does that the machine has, and takes up what
-// its part is.
-func (m *machine) watch() {
+// its part is. What of that is the worker's, the worker does by first, before
+// any command: it can't queue that for itself, since nobody else makes room.
+func (m *machine) watch() (first func()) {
 	m.mu.Lock()
 	instance, part, migration := m.instance, m.record.Role, m.record.Migration
 	m.mu.Unlock()
@@ -123,7 +127,7 @@ func (m *machine) watch() {
 	switch {
 	case part == refused:
 		m.tellRefused(migration)
-		m.work <- func() {
+		return func() {
 			if err := m.kill(m.life); err != nil {
 				m.agent.log.Error("a target that has given up was not ended", "vm", m.key.vm, "error", err)
 			}
@@ -137,13 +141,14 @@ func (m *machine) watch() {
 		}
 	case part == ranOn:
 		m.tellRanOn(migration)
-		m.work <- func() {
+		return func() {
 			if err := m.goOn(m.life); err != nil {
 				m.agent.log.Error("the source does not run on yet", "vm", m.key.vm, "error", err)
 				m.awaitDecision() // asked again, the target says the same, and it is tried again
 			}
 		}
 	}
+	return func() {}
 }
 
 // fact reports something that nobody asked for, and keeps it for later

@@ -95,7 +95,7 @@ func (m *machine) untold(command *godwitv1.Command) {
 	m.told.forget(command)
 }
 
-// adoptAgain tries what an adoption before has failed to do.
+// adoptAgain, of the worker, tries what an adoption before has failed to do.
 func (m *machine) adoptAgain() error {
 	m.mu.Lock()
 	failed := m.unadopted
@@ -106,7 +106,7 @@ func (m *machine) adoptAgain() error {
 	if err := m.adopt(m.life); err != nil {
 		return err
 	}
-	m.watch()
+	m.watch()() // and first what is the worker's of it
 	return nil
 }
 
