@@ -137,22 +137,3 @@ func (r receipt) keep(answer proto.Message) ([]store.Condition, []store.Op, erro
 	kept := keptAnswer{Request: r.digest, Answer: encoded, At: time.Now()}
 	return store.If(r.answers.Absent(r.id)), []store.Op{r.answers.Put(r.id, kept)}, nil
 }
-
-// forgetAnswers deletes those from before a time. With several servers all do
-// it, and who comes late finds nothing.
-func (s *Server) forgetAnswers(ctx context.Context, before time.Time) {
-	answers := s.tables.answers
-	entries, _, err := answers.All(ctx)
-	for _, entry := range entries {
-		if entry.Value.At.After(before) {
-			continue
-		}
-		_, err = s.tables.store.Commit(ctx, store.If(answers.At(entry.Name, entry.Version)), answers.Delete(entry.Name))
-		if err != nil && fleet.CodeOf(err) != fleet.Conflict {
-			break
-		}
-	}
-	if err != nil && fleet.CodeOf(err) != fleet.Conflict && ctx.Err() == nil {
-		s.log.Warn("old answers are not forgotten now", "error", err)
-	}
-}

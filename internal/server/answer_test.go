@@ -6,7 +6,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -205,21 +204,5 @@ func TestLostWordOfTheStore(t *testing.T) {
 	answer, err := ask(true)
 	if err != nil || answer.GetNetwork().GetName() != "made" || answer.GetNetwork().GetVersion() == 0 {
 		t.Errorf("it was done: %v, %v", answer, err)
-	}
-}
-
-func TestForgetAnswers(t *testing.T) {
-	f := newFleet(t)
-	answers := f.server.tables.answers
-	now := time.Now()
-	for id, at := range map[string]time.Time{"old": now.Add(-keepAnswers - time.Second), "young": now.Add(-keepAnswers + time.Minute)} {
-		if _, err := f.store.Commit(t.Context(), nil, answers.Put(id, keptAnswer{At: at})); err != nil {
-			t.Fatal(err)
-		}
-	}
-	f.server.forgetAnswers(t.Context(), now.Add(-keepAnswers))
-	left, _, err := answers.All(t.Context())
-	if err != nil || len(left) != 1 || left[0].Name != "young" {
-		t.Errorf("left are %v, %v", left, err)
 	}
 }

@@ -69,8 +69,9 @@
 // A migration's record is closed when it is final, no effect is pending and it
 // does not lock its VM; from then on nothing is written into it but that it was
 // exported. Only closed records are exported and deleted, by one goroutine
-// (keepRoom), and with an export file each is in it, synced, before the store
-// hears of that or deletes it: at least once.
+// (keepRoom) of the server that leads, and with an export file each is in it,
+// synced, before the store hears of that or deletes it: at least once. In a term
+// on a restored store nothing is.
 //
 // # Locks
 //

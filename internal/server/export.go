@@ -17,9 +17,9 @@ import (
 )
 
 // Each record is appended to the export file when it is closed, and then marked
-// as exported in the store: at least once, and never deleted before. A server
-// that dies between the two appends it again, and so can several servers that
-// export to files of their own; the id tells.
+// as exported in the store: at least once, and never deleted before. If the server
+// dies between the two, the next one that leads appends it again, to a file of its
+// own; the id tells.
 
 func (s *Server) exports() bool { return s.config.Export != "" }
 

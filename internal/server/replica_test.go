@@ -28,8 +28,8 @@ func newReplicas(t *testing.T, number int) (leader *testFleet, others []*testFle
 
 func replicas(c *Config) { c.Replicas = true }
 
-// another starts one more server on the store.
-func (f *testFleet) another() *testFleet {
+// another starts one more server on the store, as changed.
+func (f *testFleet) another(changes ...func(*Config)) *testFleet {
 	f.t.Helper()
 	dir, err := os.MkdirTemp("", "gw") // short: the socket's path is limited
 	if err != nil {
@@ -37,7 +37,7 @@ func (f *testFleet) another() *testFleet {
 	}
 	f.t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	other := &testFleet{t: f.t, dir: dir, store: f.store}
-	other.start(replicas)
+	other.start(append(changes, replicas)...)
 	return other
 }
 

@@ -2,12 +2,14 @@ package server
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"slices"
 	"time"
 
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/migration"
+	"godwit.dev/godwit/internal/pki"
 	"godwit.dev/godwit/internal/store"
 )
 
@@ -31,8 +33,8 @@ func (s *Server) tidy(ctx context.Context) {
 }
 
 // prune goes by the mirror, and trusts only the record itself: the delete is
-// conditioned on the version that was looked at. With several servers all do
-// it, and who comes late finds nothing.
+// conditioned on the version that was looked at. A server that led before may
+// still be at it; who comes late finds nothing.
 func (s *Server) prune(ctx context.Context, endedBefore time.Time, size fleet.Bytes) {
 	deleted := 0
 	for _, id := range s.mirror.pastKeeping(endedBefore, size) {
@@ -102,4 +104,36 @@ func (m *mirror) pastKeeping(endedBefore time.Time, size fleet.Bytes) (old []fle
 	}
 	slices.Reverse(old)
 	return old
+}
+
+// forgetPast deletes what was kept for a time only.
+func (s *Server) forgetPast(ctx context.Context) {
+	before := time.Now().Add(-keepAnswers)
+	err := errors.Join(
+		forget(ctx, s.tables.store, s.tables.answers, func(a keptAnswer) bool { return a.At.Before(before) }),
+		// For a day longer than it works, so that who uses it hears why not.
+		forget(ctx, s.tables.store, s.tables.tokens, func(t pki.TokenRecord) bool { return t.ExpiresAt.Before(before) }),
+	)
+	if err != nil {
+		s.complain(ctx, "what is past is not forgotten now", err)
+	}
+}
+
+// forget deletes the records of a table that are past. One that has changed
+// meanwhile is looked at another time.
+func forget[T any](ctx context.Context, s *store.Store, table store.Table[T], past func(T) bool) error {
+	entries, _, err := table.All(ctx)
+	if err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		if !past(entry.Value) {
+			continue
+		}
+		_, err := s.Commit(ctx, store.If(table.At(entry.Name, entry.Version)), table.Delete(entry.Name))
+		if err != nil && fleet.CodeOf(err) != fleet.Conflict {
+			return err
+		}
+	}
+	return nil
 }

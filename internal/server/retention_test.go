@@ -1,6 +1,7 @@
 package server
 
 import (
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -8,6 +9,8 @@ import (
 
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/migration"
+	"godwit.dev/godwit/internal/pki"
+	"godwit.dev/godwit/internal/store"
 )
 
 // archive puts records of migrations into a fleet's store.
@@ -94,4 +97,81 @@ func TestTooManyMigrationsGo(t *testing.T) {
 	a.check(locked, running, newest)
 	a.server.prune(t.Context(), age(1000), 50*fleet.KiB)
 	a.check(locked, running)
+}
+
+// Answers and tokens go when they are of no use any more.
+func TestWhatIsPastGoes(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t)
+	answers, tokens := f.server.tables.answers, f.server.tables.tokens
+	now := time.Now()
+	for id, at := range map[string]time.Time{"old": now.Add(-keepAnswers - time.Second), "young": now.Add(-keepAnswers + time.Minute)} {
+		_, err := f.store.Commit(t.Context(), nil,
+			answers.Put(id, keptAnswer{At: at}), tokens.Put(id, pki.TokenRecord{Hash: id, Host: "h1", ExpiresAt: at}))
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.server.forgetPast(t.Context())
+	leftAnswers, _, err := answers.All(t.Context())
+	if err != nil || len(leftAnswers) != 1 || leftAnswers[0].Name != "young" {
+		t.Errorf("left are %v, %v", leftAnswers, err)
+	}
+	leftTokens, _, err := tokens.All(t.Context())
+	if err != nil || len(leftTokens) != 1 || leftTokens[0].Name != "young" {
+		t.Errorf("left are %v, %v", leftTokens, err)
+	}
+}
+
+// nudge has the server look for what is over, and returns when it has.
+func (f *testFleet) nudge() {
+	f.t.Helper()
+	for range 4 { // the second comes after whatever has changed before, and is dealt with before the fourth has room
+		select {
+		case f.server.mirror.ended <- struct{}{}:
+		case <-time.After(patience):
+			f.t.Fatal("nobody looks for what is over")
+		}
+	}
+}
+
+// A server exports and deletes only while it leads.
+func TestOnlyTheLeaderTidies(t *testing.T) {
+	t.Parallel()
+	a := &archive{testFleet: newFleet(t, replicas)}
+	a.awaitLeader(a.testFleet)
+	young := a.put(time.Now().Add(-time.Hour), nil)
+	path := filepath.Join(t.TempDir(), "migrations.jsonl")
+	other := a.another(func(c *Config) { c.Export, c.KeepFor = path, time.Nanosecond })
+	other.awaitLeader(a.testFleet)
+	other.nudge()
+	a.check(young)
+	if got := exported(t, path); len(got) != 0 {
+		t.Errorf("a server that follows has exported %v", got)
+	}
+	a.stop()
+	other.awaitLeader(other)
+	other.nudge()
+	(&archive{testFleet: other}).check()
+	if got := exported(t, path); !slices.Equal(got, []string{young}) {
+		t.Errorf("exported are %v, want %s", got, young)
+	}
+}
+
+// Nothing is deleted because a backup says that it is over.
+func TestRestoredStoreIsNotTidied(t *testing.T) {
+	t.Parallel()
+	before := &archive{testFleet: newFleet(t, func(c *Config) { c.KeepFor = 10 * DefaultKeepFor })}
+	old := before.put(time.Now().Add(-2*DefaultKeepFor), nil)
+	backup := before.backup()
+	f := before.restored(func(c store.Config) error { return Restore(t.Context(), backup, c) })
+	f.awaitStill()
+	a := &archive{testFleet: f}
+	f.nudge()
+	a.check(old)
+	if _, err := f.accept(); err != nil {
+		t.Fatal(describe(err))
+	}
+	f.nudge()
+	a.check()
 }

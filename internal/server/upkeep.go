@@ -13,31 +13,50 @@ const (
 	reclaimMax = 5 * time.Minute
 )
 
-// keepRoom keeps the store writable until ctx ends: it exports and deletes what
-// is over, and takes space back as often as the database gets full.
+// keepRoom keeps the store writable until ctx ends: it takes space back as often
+// as the database gets full and, while this server leads, exports and deletes
+// what is over. Space any server takes back, since none is elected by a database
+// that is full.
 func (s *Server) keepRoom(ctx context.Context) {
 	look, hourly := time.NewTicker(keepEvery), time.NewTicker(forgetEvery)
 	defer look.Stop()
 	defer hourly.Stop()
-	s.forgetAnswers(ctx, time.Now().Add(-keepAnswers))
-	s.tidy(ctx)
+	var last *term
 	for {
+		own, _, changed := s.leader.now()
+		if own != last {
+			last = own
+			s.inTerm(own, s.tidy, s.forgetPast)
+		}
 		select {
 		case <-s.config.Store.Full():
-			s.tidy(ctx)
+			s.inTerm(own, s.tidy)
 			s.reclaim(ctx)
 			if !rest(ctx, reclaimPause) {
 				return
 			}
 		case <-hourly.C:
-			s.forgetAnswers(ctx, time.Now().Add(-keepAnswers))
+			s.inTerm(own, s.forgetPast)
 		case <-look.C:
-			s.tidy(ctx)
+			s.inTerm(own, s.tidy)
 		case <-s.mirror.ended:
-			s.tidy(ctx)
+			s.inTerm(own, s.tidy)
+		case <-changed:
 		case <-ctx.Done():
 			return
 		}
+	}
+}
+
+// inTerm does what the server that leads does for all, unless own is nil, which
+// means that another one leads. With a restored store nobody does before it was
+// accepted: what is over by the backup need not be.
+func (s *Server) inTerm(own *term, tasks ...func(context.Context)) {
+	if _, why := s.mirror.recovery(); own == nil || why != "" {
+		return
+	}
+	for _, task := range tasks {
+		task(own.ctx)
 	}
 }
 
