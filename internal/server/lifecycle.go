@@ -215,7 +215,11 @@ func (l *lifecycle) connected(ctx context.Context, host fleet.HostName, before f
 	}
 	for _, instance := range hello.GetInstances() {
 		said := l.explained(host, instance)
-		if err := l.observe(context.WithoutCancel(ctx), host, said, 0); !l.taken(host, said, err) {
+		err := l.observe(context.WithoutCancel(ctx), host, said, 0)
+		if err == nil {
+			err = l.endStray(context.WithoutCancel(ctx), host, said)
+		}
+		if !l.taken(host, said, err) {
 			return // the next Hello says all of it again
 		}
 	}

@@ -11,10 +11,11 @@ import (
 
 // States of an instance, as in InstanceReport.
 const (
-	instanceRunning = "running"
-	instancePaused  = "paused"
-	instanceExited  = "exited"
-	instanceAbsent  = "absent"
+	instanceRunning  = "running"
+	instancePaused   = "paused"
+	instanceIncoming = "incoming"
+	instanceExited   = "exited"
+	instanceAbsent   = "absent"
 )
 
 // guestShutdown is the cause of an exit that the guest itself asked for, as

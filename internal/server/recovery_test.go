@@ -148,6 +148,54 @@ func TestRestore(t *testing.T) {
 	}
 }
 
+// TestRestoreDuringMigration restores a backup while hosts still take part in a
+// migration: one that is in the backup as well, or one that is younger. Once the
+// store is accepted the source goes on alone, nothing is left at the target, and
+// the VM can be moved there.
+func TestRestoreDuringMigration(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"in the backup", "younger"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			before := newFleet(t)
+			h1, h2 := before.join("h1", roomy), before.join("h2", roomy)
+			vm := before.running(h1, "web1")
+			backup := before.backup()
+			fl := before.depart(h1, h2, "web1", testPolicy())
+			fl.to(inCopy)
+			if name == "in the backup" {
+				backup = before.backup()
+			}
+			f := before.restored(func(c store.Config) error { return Restore(t.Context(), backup, c) })
+			at := func(epoch uint64, state string) func(*agentOptions) {
+				return func(o *agentOptions) {
+					roomy(o)
+					size := o.hello
+					has(nil, &godwitv1.InstanceReport{Vm: "web1", Uid: vm.GetUid(), Epoch: epoch, State: state, Migration: fl.id})(o)
+					said := o.hello
+					o.hello = func(h *godwitv1.Hello) { size(h); said(h) }
+				}
+			}
+			f.awaitStill()
+			f.refused("h1", at(1, instancePaused))
+			f.refused("h2", at(2, instanceIncoming))
+			if _, err := f.accept(); err != nil {
+				t.Fatal(describe(err))
+			}
+			h1, h2 = f.join("h1", at(1, instancePaused)), f.join("h2", at(2, instanceIncoming))
+			resume := h1.command()
+			if opOf(resume) != "resume_source" || resume.GetSubject() != fl.id || resume.GetEpoch() != 1 {
+				t.Errorf("h1 was told %v, want that its VM goes on alone", resume)
+			}
+			checkForgets(t, h2.command(), "web1", 2)
+			f.follow(h1, h2, "web1", fl.id).say(h1, resume, usualAnswer("resume_source")) // nobody waits for that
+			f.checkPlace("web1", fleet.Owner{Host: "h1", Epoch: 1}, "", "h1")
+			again := f.depart(h1, h2, "web1", testPolicy())
+			again.to(inCopy)
+		})
+	}
+}
+
 // checkRestored: the fleet goes on, and every VM is where it is.
 func (f *testFleet) checkRestored(t *testing.T, mark *godwitv1.StoreMark, atH2 func(*agentOptions), stopped *godwitv1.VM) {
 	t.Helper()

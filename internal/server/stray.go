@@ -1,0 +1,59 @@
+package server
+
+import (
+	"context"
+
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/fleet"
+)
+
+// A restored store has given up the migrations that it found under way, and has
+// never heard of those that began after the backup. Their hosts still take part
+// in them: the source may stand still with a closed gate, or runs on but as one
+// of which nobody knows yet; the target waits for a commit that nobody can give.
+
+// endStray ends a host's part in such a migration. It is looked for whenever a
+// host connects, until the host says that it has none.
+func (l *lifecycle) endStray(ctx context.Context, host fleet.HostName, said *godwitv1.InstanceReport) error {
+	ctx, cancel := context.WithTimeout(ctx, reportWithin)
+	defer cancel()
+	if said.GetMigration() == "" {
+		return nil
+	}
+	if known, err := l.knowsMigration(ctx, said.GetMigration()); known || err != nil {
+		return err
+	}
+	entry, err := l.tables.vms.Get(ctx, said.GetVm())
+	vm := entry.Value
+	if fleet.CodeOf(err) == fleet.NotFound || vm.Migration != "" || string(vm.UID) != said.GetUid() {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	owner := vm.Owner == fleet.Owner{Host: host, Epoch: fleet.Epoch(said.GetEpoch())}
+	switch state := said.GetState(); {
+	case owner && (state == instanceRunning || state == instancePaused):
+		l.log.Info("a VM goes on alone after a migration that is not known any more", "host", host, "vm", vm.Name, "migration", said.GetMigration())
+		err := l.hub.Send(host, &godwitv1.Command{
+			Subject: said.GetMigration(), Epoch: said.GetEpoch(), Sequence: sequenceForget,
+			Op: &godwitv1.Command_ResumeSource{ResumeSource: &godwitv1.ResumeSource{Vm: said.GetVm()}},
+		})
+		if err != nil { // it has no session any more, and says the same in its next one
+			l.log.Warn("a VM was not told to go on alone", "host", host, "vm", vm.Name, "error", err)
+		}
+	case !owner && state == instanceIncoming:
+		l.log.Info("the target of a migration that is not known any more is removed", "host", host, "vm", vm.Name, "migration", said.GetMigration())
+		l.forget(vm.Name, leftover{host, said.GetUid(), said.GetEpoch()})
+	}
+	return nil
+}
+
+// knowsMigration: it is among the records, and was not given up with a backup.
+func (l *lifecycle) knowsMigration(ctx context.Context, id string) (bool, error) {
+	entry, err := l.tables.migrations.Get(ctx, id)
+	if fleet.CodeOf(err) == fleet.NotFound {
+		return false, nil
+	}
+	return !entry.Value.Abandoned, err
+}
