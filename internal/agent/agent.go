@@ -32,6 +32,7 @@ type Config struct {
 	CPUs    int        // that VMs may have together
 	Memory  fleet.Bytes
 	Version string
+	BootID  string // other after each reboot of the host
 
 	Keeper  *pki.Keeper
 	Servers []Server                                 // at least one; tried in this order

@@ -175,7 +175,7 @@ func tapName(key machineKey, port string) string {
 
 func (m *machine) qemuConfig(spec fleet.VMSpec, incoming bool) (qemu.Config, error) {
 	config := qemu.Config{
-		VM: m.key.vm, UID: m.uid, Epoch: m.key.epoch, Dir: m.dir,
+		VM: m.key.vm, UID: m.uid, Epoch: m.key.epoch, Dir: m.dir, Boot: m.agent.config.BootID,
 		Binary: m.agent.config.QEMU, Accel: m.agent.features.Accel,
 		Machine: spec.Machine, CPUModel: cmp.Or(spec.CPUModel, "qemu64"), VCPUs: spec.CPUs, Memory: spec.Memory,
 		Incoming: incoming, Known: m.agent.features,

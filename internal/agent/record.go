@@ -100,7 +100,7 @@ func (m *machine) adopt(ctx context.Context) error {
 func (m *machine) takeOver(ctx context.Context) (instance *qemu.Instance, ports []*port, err error) {
 	ctx, cancel := context.WithTimeout(ctx, adoptWithin)
 	defer cancel()
-	instance, err = qemu.Adopt(ctx, m.dir)
+	instance, err = qemu.Adopt(ctx, m.dir, m.agent.config.BootID)
 	if err != nil && fleet.CodeOf(err) != fleet.NotFound {
 		return nil, nil, err
 	}

@@ -6,11 +6,9 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
-	"strings"
 	"sync"
 	"time"
 
@@ -29,7 +27,6 @@ const (
 	retryMax      = 5 * time.Second
 	missedBeats   = 3
 	welcomeWithin = 10 * time.Second // of a server that takes the session
-	bootIDFile    = "/proc/sys/kernel/random/boot_id"
 	machineIDFile = "/etc/machine-id"
 	defaultBeatMs = 2000
 	maxBeatMs     = 60_000
@@ -192,11 +189,7 @@ func (a *Agent) greetWithin(ctx context.Context, end context.CancelCauseFunc, st
 
 // greet says hello and gives the interval of heartbeats.
 func (a *Agent) greet(stream *stream) (time.Duration, error) {
-	hello, err := a.hello()
-	if err != nil {
-		return 0, err
-	}
-	err = stream.Send(&godwitv1.SessionRequest{Message: &godwitv1.SessionRequest_Hello{Hello: hello}})
+	err := stream.Send(&godwitv1.SessionRequest{Message: &godwitv1.SessionRequest_Hello{Hello: a.hello()}})
 	if err != nil && !errors.Is(err, io.EOF) { // which means that Receive says why
 		return 0, err
 	}
@@ -219,22 +212,18 @@ func (a *Agent) greet(stream *stream) (time.Duration, error) {
 	return time.Duration(beat) * time.Millisecond, nil
 }
 
-func (a *Agent) hello() (*godwitv1.Hello, error) {
-	boot, err := os.ReadFile(bootIDFile)
-	if err != nil {
-		return nil, fmt.Errorf("read the boot id: %w", err)
-	}
+func (a *Agent) hello() *godwitv1.Hello {
 	hello := &godwitv1.Hello{
 		Host: wire.EncodeHost(fleet.Host{
 			Name: a.config.Name, Address: a.config.Address, PeerPort: a.config.Peers.port(), CPUs: a.config.CPUs, Memory: a.config.Memory,
 			QEMU: a.qemuFeatures(), Version: a.config.Version,
 		}, wire.HostStatus{}),
-		BootId: strings.TrimSpace(string(boot)), Store: a.mark.Load(), Process: a.process, Machine: machineHash(),
+		BootId: a.config.BootID, Store: a.mark.Load(), Process: a.process, Machine: machineHash(),
 	}
 	for _, m := range a.all() {
 		hello.Instances = append(hello.Instances, m.inventory())
 	}
-	return hello, nil
+	return hello
 }
 
 // machineHash tells machines apart. The id itself is to be kept on its machine

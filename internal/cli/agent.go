@@ -139,12 +139,20 @@ func (a *App) newAgent(ctx context.Context, flags agentFlags) (*agent.Agent, err
 	return one, nil
 }
 
+// bootIDFile names the host's present boot (random(4)).
+const bootIDFile = "/proc/sys/kernel/random/boot_id"
+
 func (a *App) agentConfig(ctx context.Context, flags agentFlags) (config agent.Config, err error) {
 	if config.Log, err = a.logger(flags.level); err != nil {
 		return config, err
 	}
 	config.Name, config.Dir, config.QEMU, config.CPUs = fleet.HostName(flags.name), flags.dir, flags.qemu, flags.cpus
 	config.Version, _ = build()
+	boot, err := os.ReadFile(bootIDFile)
+	if err != nil {
+		return config, fmt.Errorf("read the boot id: %w", err)
+	}
+	config.BootID = strings.TrimSpace(string(boot))
 	if err := fleet.CheckName(flags.name); err != nil {
 		return config, invalidFlag("name", err.Error())
 	}

@@ -10,13 +10,14 @@ import (
 )
 
 // Config describes an instance. Source and target of a migration must agree
-// in everything but Epoch, Dir, Binary, Accel, the NICs' descriptors, Incoming
-// and Known.
+// in everything but Epoch, Dir, Boot, Binary, Accel, the NICs' descriptors,
+// Incoming and Known.
 type Config struct {
 	VM       fleet.VMName
 	UID      fleet.InstanceUID
 	Epoch    fleet.Epoch
 	Dir      string // run directory of this instance alone; it exists
+	Boot     string `json:",omitempty"` // the host's present boot id, or "" if it does not matter
 	Binary   string // the QEMU to run, a path or a name in PATH
 	Accel    string // "kvm" or "tcg"
 	Machine  string // versioned machine type

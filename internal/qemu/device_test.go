@@ -115,7 +115,7 @@ func TestDevices(t *testing.T) {
 				resume(t, i)
 				checkSlots(t, i)
 				i.Close()
-				i, err = qemu.Adopt(within(t), c.Dir)
+				i, err = qemu.Adopt(within(t), c.Dir, "")
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -3,11 +3,13 @@ package qemu_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -114,7 +116,7 @@ func TestAdopt(t *testing.T) {
 		}
 		resume(t, first)
 		first.Close()
-		second, err := qemu.Adopt(within(t), first.Config().Dir)
+		second, err := qemu.Adopt(within(t), first.Config().Dir, "")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -126,7 +128,7 @@ func TestAdopt(t *testing.T) {
 		if err := second.Kill(within(t)); err != nil {
 			t.Fatal(err)
 		}
-		_, err = qemu.Adopt(within(t), first.Config().Dir)
+		_, err = qemu.Adopt(within(t), first.Config().Dir, "")
 		code(t, err, fleet.NotFound)
 	})
 }
@@ -163,7 +165,7 @@ func TestAdoptFromAnotherProcess(t *testing.T) {
 			if err := lose(c.Dir); err != nil {
 				t.Fatal(err)
 			}
-			i, err := qemu.Adopt(within(t), c.Dir)
+			i, err := qemu.Adopt(within(t), c.Dir, "")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -214,7 +216,7 @@ func TestAdoptRefusesAnotherProcess(t *testing.T) {
 		if err := os.WriteFile(path, forged, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		_, err := qemu.Adopt(within(t), c.Dir)
+		_, err := qemu.Adopt(within(t), c.Dir, "")
 		return err
 	}
 	code(t, forge("1"), fleet.NotFound) // the number now belongs to another process
@@ -229,7 +231,46 @@ func TestAdoptRefusesAnotherProcess(t *testing.T) {
 		t.Fatal(err)
 	}
 	code(t, forge("0"), fleet.Unavailable)
-	_, err = qemu.Adopt(within(t), t.TempDir())
+	_, err = qemu.Adopt(within(t), t.TempDir(), "")
+	code(t, err, fleet.NotFound)
+}
+
+// TestAdoptAfterReboot has a record of before a reboot whose process id belongs
+// to another process now, begun as long after the boot as QEMU was.
+func TestAdoptAfterReboot(t *testing.T) {
+	c := config(t, installed)
+	c.Boot = "first"
+	i := start(t, c)
+	if err := i.Kill(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	other, err := os.ReadFile("/proc/self/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(c.Dir, "instance.json")
+	var record map[string]any
+	text, err := os.ReadFile(path)
+	if err == nil {
+		err = json.Unmarshal(text, &record)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	began, err := strconv.ParseUint(strings.Fields(string(other))[21], 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	record["pid"], record["startTime"] = os.Getpid(), began
+	if text, err = json.Marshal(record); err == nil {
+		err = os.WriteFile(path, text, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = qemu.Adopt(within(t), c.Dir, "first")
+	code(t, err, fleet.Unavailable) // who knows
+	_, err = qemu.Adopt(within(t), c.Dir, "second")
 	code(t, err, fleet.NotFound)
 }
 

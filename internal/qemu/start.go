@@ -172,16 +172,22 @@ func greet(ctx context.Context, p *process, socket string) (*qmp.Client, error) 
 }
 
 // Adopt takes over a running instance that another program, or an earlier run
-// of this one, started in dir. NotFound when there is none or it has ended.
+// of this one, started in dir. NotFound when there is none or it has ended; of an
+// instance that was started in another boot of the host nothing else is looked
+// at: by chance its process id may be another process's, begun as long after the
+// boot.
 // The monitor answers one program at a time: while another holds it, Adopt
 // waits until ctx ends.
-func Adopt(ctx context.Context, dir string) (*Instance, error) {
+func Adopt(ctx context.Context, dir, boot string) (*Instance, error) {
 	r, err := readRecord(dir)
 	if err != nil {
 		return nil, err
 	}
 	gone := func(err error) error {
 		return &fleet.Error{Code: fleet.NotFound, Op: "adopt instance", Subject: "vm " + string(r.Config.VM), Cause: "its QEMU has ended", Err: err}
+	}
+	if began := r.Config.Boot; began != "" && began != boot {
+		return nil, gone(errors.New("the host was rebooted"))
 	}
 	// What can't be looked at may well run: only what is known to have ended is gone.
 	unseen := func(err error) error {

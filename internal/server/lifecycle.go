@@ -214,7 +214,7 @@ func (l *lifecycle) connected(ctx context.Context, host fleet.HostName, before f
 		}
 	}
 	for _, instance := range hello.GetInstances() {
-		said := l.explained(host, instance)
+		said := l.explained(host, instance, rebooted)
 		err := l.observe(context.WithoutCancel(ctx), host, said, 0)
 		if err == nil {
 			err = l.endStray(context.WithoutCancel(ctx), host, said)
@@ -227,14 +227,18 @@ func (l *lifecycle) connected(ctx context.Context, host fleet.HostName, before f
 
 // explained gives a cause to the end of a running instance that nobody has
 // seen. Without one it would count as the guest's own powering off.
-func (l *lifecycle) explained(host fleet.HostName, said *godwitv1.InstanceReport) *godwitv1.InstanceReport {
+func (l *lifecycle) explained(host fleet.HostName, said *godwitv1.InstanceReport, rebooted bool) *godwitv1.InstanceReport {
 	entry, _ := l.mirror.vm(fleet.VMName(said.GetVm()))
 	if said.GetState() != instanceExited || said.GetCause() != "" || entry.Value.Phase != fleet.VMRunning {
 		return said
 	}
+	cause := "it ended while host " + string(host) + " had no session"
+	if rebooted {
+		cause = rebootCause(host)
+	}
 	return &godwitv1.InstanceReport{
 		Vm: said.GetVm(), Uid: said.GetUid(), Epoch: said.GetEpoch(), State: said.GetState(), Migration: said.GetMigration(),
-		Cause: "it ended while host " + string(host) + " had no session",
+		Cause: cause,
 	}
 }
 
@@ -255,6 +259,8 @@ func (l *lifecycle) missing(host fleet.HostName, vm fleet.VM, rebooted bool) {
 	}
 	l.hold(host, &godwitv1.InstanceReport{
 		Vm: string(vm.Name), Uid: string(vm.UID), Epoch: uint64(vm.Owner.Epoch),
-		State: instanceExited, Cause: "host " + string(host) + " was rebooted",
+		State: instanceExited, Cause: rebootCause(host),
 	})
 }
+
+func rebootCause(host fleet.HostName) string { return "host " + string(host) + " was rebooted" }
