@@ -1,7 +1,9 @@
 # Godwit's toolbox. Everything that a target needs it sets up itself.
 
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
-LDFLAGS     = -s -w
+# For example: make build VERSION=v1.2.3
+VERSION =
+LDFLAGS     = -s -w $(if $(VERSION),-X godwit.dev/godwit/internal/cli.linkedVersion=$(VERSION))
 QEMU72      = $(CURDIR)/.cache/qemu72/qemu-system-x86_64
 
 # For example: make test TESTFLAGS='-run TestLab -v'

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"runtime"
@@ -35,17 +36,18 @@ func newVersionCommand(app *App) *cobra.Command {
 	}
 }
 
-// build gives the module's version and the revision of its source, as the Go
-// toolchain recorded them.
+// linkedVersion is the version that whoever builds a package gives it, by
+// -ldflags '-X godwit.dev/godwit/internal/cli.linkedVersion=v1.2.3'.
+var linkedVersion string
+
+// build gives the program's version, which is the module's where the build named
+// none, and the revision of its source, as the Go toolchain recorded it.
 func build() (version, revision string) {
-	version = "(devel)"
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
-		return version, ""
+		return cmp.Or(linkedVersion, "(devel)"), ""
 	}
-	if info.Main.Version != "" {
-		version = info.Main.Version
-	}
+	version = cmp.Or(linkedVersion, info.Main.Version, "(devel)")
 	for _, setting := range info.Settings {
 		switch {
 		case setting.Key == "vcs.revision":
