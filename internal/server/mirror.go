@@ -148,11 +148,29 @@ func (m *mirror) follow(ctx context.Context, revision int64) error {
 			return err
 		}
 		var err error
-		if revision, err = m.load(ctx); err != nil {
+		if revision, err = m.loadAgain(ctx); err != nil {
 			return err
 		}
 	}
 }
+
+// loadAgain loads as soon as the store lets it: what compacts the history makes
+// the store slow as well.
+func (m *mirror) loadAgain(ctx context.Context) (revision int64, err error) {
+	for {
+		revision, err = m.load(ctx)
+		if !passes(err) {
+			return revision, err
+		}
+		m.log.Warn("the records can't be read anew yet", "error", err)
+		if !rest(ctx, loadPause) {
+			return 0, ctx.Err()
+		}
+	}
+}
+
+// loadPause is the pause after the records could not be read.
+const loadPause = time.Second
 
 func (m *mirror) apply(ctx context.Context, event store.Event) {
 	if event.Key == leaderKey {
