@@ -180,6 +180,17 @@ func (c *client) end(t *testing.T) {
 	}
 }
 
+// drop ends the traffic with a guest that is down.
+func (c *client) drop(t *testing.T) {
+	t.Helper()
+	for _, udp := range c.udp {
+		if _, err := udp.Stop(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+	c.tcp.Stop(t.Context())
+}
+
 // migrate moves a VM and demands that it ends in the state.
 func migrate(t *testing.T, f *fleetlab.Fleet, g *fleetlab.Guest, target, state string) *godwitv1.Migration {
 	t.Helper()

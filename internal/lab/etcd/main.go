@@ -2,7 +2,7 @@
 // own Go module, so that a test of an external store needs nothing installed.
 // It serves clients and the other members over TLS only and asks each for a
 // certificate, as an external cluster of Godwit's should. It ends with SIGTERM
-// or SIGINT.
+// or SIGINT. With --restore it makes a member's data of a snapshot, as etcdutl does.
 package main
 
 import (
@@ -15,7 +15,9 @@ import (
 	"syscall"
 	"time"
 
+	"go.etcd.io/etcd/etcdutl/v3/snapshot"
 	"go.etcd.io/etcd/server/v3/embed"
+	"go.uber.org/zap"
 )
 
 // Short ticks let a lone member elect itself at once after a start. Members of
@@ -43,6 +45,8 @@ func run(ctx context.Context) error {
 	cluster := flag.String("cluster", "", "all members, NAME=https://HOST:PORT with commas between")
 	flag.StringVar(&c.Name, "name", c.Name, "`name` of this member")
 	flag.StringVar(&c.Dir, "data", "", "`folder` of the data")
+	restore := flag.String("restore", "", "make the data of the snapshot in this `file`, and end")
+	flag.StringVar(&c.InitialClusterToken, "token", c.InitialClusterToken, "`token` of the restored cluster")
 	flag.StringVar(&c.ClientTLSInfo.TrustedCAFile, "ca", "", "`file` with the authority of the clients")
 	flag.StringVar(&c.ClientTLSInfo.CertFile, "cert", "", "`file` with the member's certificate")
 	flag.StringVar(&c.ClientTLSInfo.KeyFile, "key", "", "`file` with the member's key")
@@ -60,6 +64,12 @@ func run(ctx context.Context) error {
 		c.PeerTLSInfo = c.ClientTLSInfo
 		c.InitialCluster = *cluster
 		c.TickMs, c.ElectionMs = clusterTickMillis, clusterElectionMillis
+	}
+	if *restore != "" {
+		return snapshot.NewV3(zap.NewNop()).Restore(snapshot.RestoreConfig{
+			SnapshotPath: *restore, OutputDataDir: c.Dir, Name: c.Name, PeerURLs: []string{c.AdvertisePeerUrls[0].String()},
+			InitialCluster: c.InitialCluster, InitialClusterToken: c.InitialClusterToken,
+		})
 	}
 	server, err := embed.StartEtcd(c)
 	if err != nil {

@@ -2,11 +2,13 @@ package fleetlab
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"godwit.dev/godwit/internal/lab/etcdtls"
@@ -55,10 +57,8 @@ func (f *Fleet) startEtcd(ctx context.Context) (flags []string, err error) {
 			return nil, err
 		}
 	}
-	for i, address := range homes {
-		if err := f.awaitMember(ctx, i, net.JoinHostPort(address.String(), etcdPort)); err != nil {
-			return nil, err
-		}
+	if err := f.awaitMembers(ctx); err != nil {
+		return nil, err
 	}
 	return []string{"--etcd", strings.Join(urls, ","),
 		"--etcd-ca", files.CA, "--etcd-cert", files.ClientCert, "--etcd-key", files.ClientKey}, nil
@@ -80,13 +80,41 @@ func (f *Fleet) startMember(i int, files etcdtls.Files, cluster string) error {
 	return p.Start()
 }
 
-// awaitMember waits until a member can be connected to.
-func (f *Fleet) awaitMember(ctx context.Context, i int, address string) error {
-	return f.await(ctx, "etcd to listen", func(ctx context.Context) (bool, error) {
-		conn, err := f.Lab.Host(controlName(i)).DialContext(ctx, "tcp", address)
+// awaitMembers waits until each member can be connected to.
+func (f *Fleet) awaitMembers(ctx context.Context) error {
+	for i, member := range f.etcds {
+		home := f.Lab.Host(controlName(i))
+		err := f.await(ctx, "etcd to listen", func(ctx context.Context) (bool, error) {
+			conn, err := home.DialContext(ctx, "tcp", net.JoinHostPort(home.Addr.String(), etcdPort))
+			if err != nil {
+				return false, nil // not yet
+			}
+			return true, conn.Close()
+		}, member)
 		if err != nil {
-			return false, nil // not yet
+			return err
 		}
-		return true, conn.Close()
-	}, f.etcds[i])
+	}
+	return nil
+}
+
+// RestoreEtcd stops all members, puts a snapshot in the place of their data, as
+// a cluster with a token of its own, and starts them. The servers must not run.
+func (f *Fleet) RestoreEtcd(ctx context.Context, snapshot, token string) error {
+	for i, member := range f.etcds {
+		data := filepath.Join(f.etcdDir(), etcdName(i))
+		if err := errors.Join(member.Stop(), os.Rename(data, data+".old")); err != nil {
+			return err
+		}
+		args := append(slices.Clone(member.args[1:]), "--restore", snapshot, "--token", token)
+		if text, err := member.home.Command(ctx, member.args[0], args...).CombinedOutput(); err != nil {
+			return fmt.Errorf("restore %s: %w: %s", etcdName(i), err, text)
+		}
+	}
+	for _, member := range f.etcds {
+		if err := member.Start(); err != nil {
+			return err
+		}
+	}
+	return f.awaitMembers(ctx)
 }

@@ -61,6 +61,7 @@ type Config struct {
 	Client   string   // host that the client is plugged into; the last
 	Networks int      // how many of Networks the fleet has; 1
 	Wrap     []string // goes before a server's command line
+	Boots    bool     // each host has boots of its own, and can Crash
 
 	EtcdProgram string // of internal/lab/etcd; for Etcd
 }
@@ -196,7 +197,14 @@ func (f *Fleet) startAgent(ctx context.Context, host Host) error {
 		return err
 	}
 	home := f.Lab.Host(host.Name)
-	args := append(slices.Clone(host.Wrap), f.config.Binary, "agent",
+	var wrap []string
+	if f.config.Boots {
+		if err := f.boot(host.Name); err != nil {
+			return err
+		}
+		wrap = f.ownBoot(host.Name)
+	}
+	args := append(slices.Concat(wrap, host.Wrap), f.config.Binary, "agent",
 		"--server", f.serverURLs(),
 		"--name", host.Name, "--address", home.Addr.String(), "--dir", f.AgentDir(host.Name),
 		"--cpus", hostCPUs, "--memory", hostMemory)

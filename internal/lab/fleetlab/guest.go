@@ -152,19 +152,26 @@ func (g *Guest) AwaitAnswer(ctx context.Context) error {
 	return nil
 }
 
+// Start starts a VM that is down, on a host.
+func (g *Guest) Start(ctx context.Context, host string) error {
+	_, err := g.fleet.API.VM.Start(ctx, &godwitv1.StartVMRequest{Name: g.Name, Host: host})
+	return err
+}
+
 // Remove ends the VM and deletes its record.
 func (g *Guest) Remove(ctx context.Context) error {
 	if _, err := g.fleet.API.VM.Stop(ctx, &godwitv1.StopVMRequest{Name: g.Name}); err != nil {
 		return err
 	}
-	if err := g.awaitStopped(ctx); err != nil {
+	if err := g.AwaitEnd(ctx); err != nil {
 		return err
 	}
 	_, err := g.fleet.API.VM.Delete(ctx, &godwitv1.DeleteVMRequest{Name: g.Name})
 	return err
 }
 
-func (g *Guest) awaitStopped(ctx context.Context) error {
+// AwaitEnd waits until the server knows the VM as stopped or failed.
+func (g *Guest) AwaitEnd(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	changes, err := g.fleet.API.VM.Watch(ctx, &godwitv1.WatchVMsRequest{Name: g.Name})
