@@ -15,7 +15,7 @@ import (
 // some are cells for every run of all tests; "make faults" runs the others.
 var some = []cell{
 	{sigkill, targetQEMU, beforeCommit},
-	{sigstop, targetAgent, afterCommit},
+	{sigkill, targetAgent, afterCommit},
 	{restart, allServers, copying},
 	{sigkill, sourceQEMU, preparing},
 }
