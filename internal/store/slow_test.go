@@ -14,7 +14,7 @@ import (
 )
 
 // overSlowLink gives a store that reaches its cluster by a link that can be made
-// slow, and gives up a call after a second.
+// slow, and gives up a call after three seconds.
 func overSlowLink(t *testing.T, c *cluster) (*store.Store, *slow.Link) {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -30,7 +30,7 @@ func overSlowLink(t *testing.T, c *cluster) (*store.Store, *slow.Link) {
 		}
 	})
 	config := c.config()
-	config.Endpoints, config.RequestTimeout = []string{"http://" + listener.Addr().String()}, time.Second
+	config.Endpoints, config.RequestTimeout = []string{"http://" + listener.Addr().String()}, 3 * time.Second
 	return open(t, config), link
 }
 
@@ -55,7 +55,7 @@ func TestSlowStore(t *testing.T) {
 		want = append(want, key)
 	}
 
-	link.Delay(2 * time.Second)
+	link.Delay(5 * time.Second)
 	_, err := s.Commit(t.Context(), nil, store.Put("n/lost", nil))
 	if fleet.CodeOf(err) != fleet.Unavailable || !errors.Is(err, store.ErrOutcomeUnknown) {
 		t.Errorf("what was not answered in time: %v", err)
