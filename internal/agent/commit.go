@@ -120,9 +120,12 @@ func (m *machine) askCommit(ctx context.Context, migration string, line *commitL
 	m.mu.Lock()
 	m.marks.Asked = timestamppb.Now()
 	m.mu.Unlock()
-	exited := m.held().Exited()
+	instance := m.held()
+	if instance == nil { // lost: whoever takes it over anew asks
+		return
+	}
 	for tries := 0; !m.isEnding(); tries++ {
-		answer, err := line.decide(m.agent.servers.decideWithin(), exited)
+		answer, err := line.decide(m.agent.servers.decideWithin(), instance.Exited())
 		switch code := fleet.CodeOf(err); {
 		case err == nil && fleet.Epoch(answer.GetEpoch()) == m.key.epoch:
 			m.granted(ctx, migration, answer.GetSequence())
@@ -141,7 +144,7 @@ func (m *machine) askCommit(ctx context.Context, migration string, line *commitL
 			pause := time.NewTimer(min(commitRetryMin<<min(tries-1-others, 10), commitRetryMax))
 			select {
 			case <-pause.C:
-			case <-exited:
+			case <-instance.Exited():
 				pause.Stop()
 				return
 			case <-ctx.Done():

@@ -73,7 +73,7 @@ func (m *machine) prepare(ctx context.Context, migration string, want *godwitv1.
 	if adopted { // its arrival is waited for since the adoption
 		events.Close()
 	} else {
-		go m.arrive(m.life, migration, events)
+		go m.arrive(m.life, migration, m.instance, events)
 	}
 	return listening, nil
 }
@@ -83,6 +83,9 @@ var errGaveUp = errors.New("it has given up its right to run, as its source aske
 // arriveAgain takes a target up that an earlier agent has prepared.
 func (m *machine) arriveAgain(ctx context.Context, migration string) {
 	instance := m.held()
+	if instance == nil { // lost again: whoever takes it over anew comes here, too
+		return
+	}
 	events := instance.Subscribe()
 	now, err := instance.Progress(ctx)
 	if err == nil && now.Status == qemu.StatusCompleted {
@@ -90,7 +93,7 @@ func (m *machine) arriveAgain(ctx context.Context, migration string) {
 		m.ready(ctx, migration, time.Now(), m.openCommit(ctx, migration, 0))
 		return
 	}
-	m.arrive(ctx, migration, events)
+	m.arrive(ctx, migration, instance, events)
 }
 
 // arm opens the tunnels to the taps and lets in what comes by them. QEMU drops
@@ -128,19 +131,21 @@ func (m *machine) credentials() (string, error) {
 }
 
 // arrive waits until the state has been loaded, asks for the commit and runs.
-func (m *machine) arrive(ctx context.Context, migration string, events *qemu.Subscription) {
+// The instance is the one that it was with: one whose monitor is lost meanwhile is
+// taken over anew.
+func (m *machine) arrive(ctx context.Context, migration string, instance *qemu.Instance, events *qemu.Subscription) {
 	defer events.Close()
 	line := m.openCommit(ctx, migration, 0)
 	loaded, err := waitLoaded(events)
 	if err != nil {
 		line.close()
-		if m.isEnding() || endedWith(m.held(), err) { // watchEnd says it
+		if m.isEnding() || endedWith(instance, err) { // watchEnd says it
 			return
 		}
 		m.fact(migration, targetFailed(err, false))
 		return
 	}
-	m.held().NoteLoaded()
+	instance.NoteLoaded()
 	m.ready(ctx, migration, loaded, line)
 }
 

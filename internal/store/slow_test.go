@@ -30,7 +30,7 @@ func overSlowLink(t *testing.T, c *cluster) (*store.Store, *slow.Link) {
 		}
 	})
 	config := c.config()
-	config.Endpoints, config.RequestTimeout = []string{"http://" + listener.Addr().String()}, 3 * time.Second
+	config.Endpoints, config.RequestTimeout = []string{"http://" + listener.Addr().String()}, 3*time.Second
 	return open(t, config), link
 }
 
