@@ -33,11 +33,14 @@ var imports = map[string][]string{
 	"internal/wire": {"api/godwit/v1", "internal/fleet", "internal/migration", "internal/predict", "internal/placement"},
 	"api/client":    {"api", "internal/fleet", "internal/wire"},
 
+	// What carries migrations on, for the server and for the simulator.
+	"internal/reconcile": {"api/godwit/v1", "internal/fleet", "internal/migration", "internal/store", "internal/wire"},
+
 	// The long-running programs.
 	"internal/agent": {"api", "internal/durable", "internal/fleet", "internal/migration", "internal/wire",
 		"internal/qmp", "internal/qemu", "internal/network", "internal/volume", "internal/pki"},
 	"internal/server": {"api", "internal/durable", "internal/fleet", "internal/migration", "internal/predict", "internal/placement",
-		"internal/campaign", "internal/wire", "internal/store", "internal/pki"},
+		"internal/campaign", "internal/wire", "internal/store", "internal/reconcile", "internal/pki"},
 
 	// Around them.
 	"internal/lab":          {"internal/durable", "internal/fleet", "internal/lab"},
@@ -87,7 +90,7 @@ var owners = map[string][]string{
 	"github.com/spf13/cobra":     {"internal/cli"},
 	"github.com/goccy/go-yaml":   {"internal/cli"},
 	"connectrpc.com/connect":     {"api", "internal/wire", "internal/agent", "internal/server", "internal/cli", "test"},
-	"google.golang.org/protobuf": {"api", "internal/wire", "internal/agent", "internal/server", "internal/explain", "internal/cli", "test"},
+	"google.golang.org/protobuf": {"api", "internal/wire", "internal/agent", "internal/server", "internal/reconcile", "internal/explain", "internal/cli", "test"},
 	"google.golang.org/grpc":     {"internal/store"}, // etcd's errors
 	"github.com/prometheus/":     {"internal/agent", "internal/server", "internal/cli"},
 }

@@ -14,6 +14,7 @@ import (
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/reconcile"
 	"godwit.dev/godwit/internal/store"
 	"godwit.dev/godwit/internal/wire"
 )
@@ -81,7 +82,7 @@ func (a agentService) Session(ctx context.Context, stream *connect.BidiStream[go
 		return err
 	}
 	one := newSession(host, s.config.Heartbeat)
-	one.agent, one.from = bounded(hello.GetProcess()), stream.Peer().Addr
+	one.agent, one.from = reconcile.Bounded(hello.GetProcess()), stream.Peer().Addr
 	one.mark = func() *godwitv1.StoreMark {
 		return &godwitv1.StoreMark{Cluster: mark.GetCluster(), Generation: mark.GetGeneration(), Revision: max(mark.GetRevision(), s.mirror.revision())}
 	}
@@ -137,7 +138,7 @@ func (s *Server) noteSilence(ctx context.Context, name fleet.HostName, cause err
 	defer cancel()
 	var err error
 	hosts := s.tables.hosts
-	for range maxConflicts {
+	for range reconcile.MaxConflicts {
 		var entry store.Entry[fleet.Host]
 		if entry, err = hosts.Get(ctx, string(name)); err != nil {
 			break
@@ -176,13 +177,6 @@ func (s *Server) hear(ctx context.Context, host fleet.HostName, message *godwitv
 	}
 }
 
-func unknownReport(host fleet.HostName, report *godwitv1.Report) error {
-	return &fleet.Error{
-		Code: fleet.Invalid, Op: "read report", Subject: "host " + string(host),
-		Cause: fmt.Sprintf("what it says of %s is of no kind that this server knows", report.GetSubject()),
-	}
-}
-
 // isMigration tells by the subject. A VM's name may begin like a migration's
 // id, but what is reported of VMs are instances, and of migrations never.
 func isMigration(report *godwitv1.Report) bool {
@@ -194,7 +188,7 @@ func isMigration(report *godwitv1.Report) bool {
 // more, and does not know it, finds that out here by held.
 func (s *Server) noteHost(ctx context.Context, host fleet.Host, held ...store.Condition) (before fleet.Host, err error) {
 	name := host.Name
-	for range maxConflicts {
+	for range reconcile.MaxConflicts {
 		entry, err := s.tables.hosts.Get(ctx, string(name))
 		if err != nil && fleet.CodeOf(err) != fleet.NotFound {
 			return before, err

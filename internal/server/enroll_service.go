@@ -7,6 +7,7 @@ import (
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/pki"
+	"godwit.dev/godwit/internal/reconcile"
 	"godwit.dev/godwit/internal/store"
 )
 
@@ -68,7 +69,7 @@ func (e enrollService) spend(ctx context.Context, token pki.Token, host fleet.Ho
 // the token is the operator's word for it.
 func (s *Server) forgetMachine(ctx context.Context, name fleet.HostName) error {
 	hosts := s.tables.hosts
-	for range maxConflicts {
+	for range reconcile.MaxConflicts {
 		entry, err := hosts.Get(ctx, string(name))
 		if fleet.CodeOf(err) == fleet.NotFound {
 			return nil

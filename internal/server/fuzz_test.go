@@ -10,6 +10,7 @@ import (
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/migration"
+	"godwit.dev/godwit/internal/reconcile"
 	"godwit.dev/godwit/internal/store"
 )
 
@@ -42,7 +43,7 @@ func FuzzSession(f *testing.F) {
 		if report == nil || checkNames(report) != nil {
 			return
 		}
-		event, known := eventOf(report)
+		event, known := reconcile.EventOf(report)
 		if !known {
 			return
 		}

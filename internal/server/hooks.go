@@ -2,11 +2,13 @@ package server
 
 import (
 	"context"
+	"log/slog"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/api/godwit/v1/godwitv1connect"
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/migration"
+	"godwit.dev/godwit/internal/reconcile"
 )
 
 // reportHandler takes what a host reports. The calls for one host come one
@@ -21,7 +23,7 @@ type migrationHooks struct {
 	service godwitv1connect.MigrationServiceHandler
 	// commit serves a target's line to the commit; host is the caller, and stop
 	// unblocks the stream's Receive.
-	commit func(ctx context.Context, host fleet.HostName, line commitStream, stop func()) error
+	commit func(ctx context.Context, host fleet.HostName, line reconcile.CommitStream, stop func()) error
 	// report takes reports whose subject is a migration.
 	report reportHandler
 	// pass lets a request for a VM through the lock of its migration. It may wait
@@ -35,15 +37,30 @@ type migrationHooks struct {
 	follow func(ctx context.Context)
 }
 
+// reconciler adds to what carries migrations on what the API asks of it.
+type reconciler struct {
+	*reconcile.Reconciler
+	tables tables
+}
+
+func newReconciler(t tables, hosts reconcile.Commander, addresses reconcile.AddressBook, up func(fleet.HostName) bool, log *slog.Logger) *reconciler {
+	return &reconciler{tables: t, Reconciler: reconcile.New(reconcile.Config{
+		Tables: reconcile.Tables{
+			Store: t.store, VMs: t.vms, Hosts: t.hosts, Ledgers: t.ledgers, Networks: t.networks, Migrations: t.migrations,
+		},
+		Hosts: hosts, Addresses: addresses, GoneAfter: goneAfter, Up: up, Log: log,
+	})}
+}
+
 // migrationsOf connects the reconciler to the rest of the server.
 func migrationsOf(r *reconciler, mirror *mirror) migrationHooks {
 	return migrationHooks{
 		service:   &migrationService{tables: r.tables, runs: r, mirror: mirror},
-		commit:    r.serveCommit,
-		report:    r.report,
+		commit:    r.ServeCommit,
+		report:    r.Report,
 		pass:      r.pass,
-		connected: r.hostConnected,
-		run:       r.run,
-		follow:    r.follow,
+		connected: r.HostConnected,
+		run:       r.Run,
+		follow:    r.Follow,
 	}
 }

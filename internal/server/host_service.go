@@ -9,6 +9,7 @@ import (
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/pki"
+	"godwit.dev/godwit/internal/reconcile"
 	"godwit.dev/godwit/internal/store"
 	"godwit.dev/godwit/internal/wire"
 )
@@ -69,7 +70,7 @@ func (h hostService) show(ctx context.Context, entry store.Entry[fleet.Host]) (*
 
 func (h hostService) Cordon(ctx context.Context, request *godwitv1.CordonHostRequest) (*godwitv1.CordonHostResponse, error) {
 	hosts := h.server.tables.hosts
-	for range maxConflicts {
+	for range reconcile.MaxConflicts {
 		entry, err := h.server.getHost(ctx, "cordon", request.GetName())
 		if err != nil {
 			return nil, err

@@ -53,7 +53,7 @@ func TestRecordsBearWhatHostsSay(t *testing.T) {
 	fl.await(migration.Succeeded)
 	fl.atTarget(t)
 	for _, text := range []string{fl.record().SourceMarks.StoppedBy, fl.record().SourceMarks.DrainError, fl.record().Story[3].Detail} {
-		if len(text) > 2*errorMax {
+		if len(text) > 2*reconcile.ErrorMax {
 			t.Errorf("the record has a text of %d bytes from a host", len(text))
 		}
 	}

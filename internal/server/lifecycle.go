@@ -10,6 +10,7 @@ import (
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/reconcile"
 	"godwit.dev/godwit/internal/wire"
 )
 
@@ -104,9 +105,9 @@ func (l *lifecycle) run(ctx context.Context) {
 				return
 			}
 			if err != nil && !waiting[name] {
-				l.log.Warn("what a VM needs could not be done", "vm", name, "again", passes(err), "error", err)
+				l.log.Warn("what a VM needs could not be done", "vm", name, "again", reconcile.Passes(err), "error", err)
 			}
-			if passes(err) {
+			if reconcile.Passes(err) {
 				waiting[name] = true
 			} else {
 				delete(waiting, name)
@@ -178,7 +179,7 @@ func (l *lifecycle) command(ctx context.Context, vm fleet.VM) (*godwitv1.Command
 		}}
 		return command, nil
 	}
-	networks, err := portNetworks(ctx, l.tables, vm.Spec)
+	networks, err := reconcile.PortNetworks(ctx, l.tables.networks, vm.Spec)
 	if err != nil {
 		return nil, err
 	}
@@ -188,19 +189,6 @@ func (l *lifecycle) command(ctx context.Context, vm fleet.VM) (*godwitv1.Command
 		Spec: wire.EncodeSpec(vm.Spec), Networks: networks,
 	}}}
 	return command, nil
-}
-
-// portNetworks gives the network of each port of a spec, without tunnels.
-func portNetworks(ctx context.Context, t tables, spec fleet.VMSpec) ([]*godwitv1.PortNetwork, error) {
-	var networks []*godwitv1.PortNetwork
-	for _, port := range spec.Ports {
-		network, err := t.networks.Get(ctx, string(port.Network))
-		if err != nil {
-			return nil, err
-		}
-		networks = append(networks, &godwitv1.PortNetwork{Port: port.Name, Vni: network.Value.VNI, Mtu: int32(network.Value.MTU)})
-	}
-	return networks, nil
 }
 
 // connected compares what a host has with what the records say. before is the

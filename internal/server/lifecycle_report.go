@@ -6,6 +6,7 @@ import (
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/reconcile"
 	"godwit.dev/godwit/internal/store"
 )
 
@@ -29,7 +30,7 @@ const reportWithin = 15 * time.Second
 func (l *lifecycle) report(ctx context.Context, host fleet.HostName, report *godwitv1.Report) error {
 	instance := report.GetInstance()
 	if instance == nil {
-		return unknownReport(host, report)
+		return reconcile.UnknownReport(host, report)
 	}
 	l.taken(host, instance, l.observe(ctx, host, instance, report.GetSequence()))
 	return nil
@@ -43,7 +44,7 @@ func (l *lifecycle) taken(host fleet.HostName, said *godwitv1.InstanceReport, er
 	switch {
 	case err == nil:
 		return true
-	case !passes(err):
+	case !reconcile.Passes(err):
 		l.log.Warn("a report can't be taken", "host", host, "vm", said.GetVm(), "error", err)
 		return true
 	}
@@ -61,7 +62,7 @@ func (l *lifecycle) taken(host fleet.HostName, said *godwitv1.InstanceReport, er
 func (l *lifecycle) observe(ctx context.Context, host fleet.HostName, said *godwitv1.InstanceReport, answers uint64) error {
 	ctx, cancel := context.WithTimeout(ctx, reportWithin)
 	defer cancel()
-	for range maxConflicts {
+	for range reconcile.MaxConflicts {
 		entry, err := l.tables.vms.Get(ctx, said.GetVm())
 		switch {
 		case fleet.CodeOf(err) == fleet.NotFound && said.GetState() == instanceExited:
@@ -96,7 +97,7 @@ func (l *lifecycle) move(ctx context.Context, host fleet.HostName, entry store.E
 		case vm.Phase == fleet.VMStarting:
 			vm.Phase, vm.Cause = fleet.VMRunning, ""
 		case vm.Phase == fleet.VMStopping && answers >= sequenceFirstStop && said.GetCause() != "" && said.GetCause() != vm.Cause:
-			vm.Cause = bounded(said.GetCause()) // why it could not be stopped; another Stop tries again
+			vm.Cause = reconcile.Bounded(said.GetCause()) // why it could not be stopped; another Stop tries again
 		default:
 			return nil
 		}
@@ -184,7 +185,7 @@ func (l *lifecycle) settleHeld(ctx context.Context, name fleet.VMName) error {
 	}
 	err := l.observe(ctx, held.host, held.report, 0)
 	switch {
-	case passes(err):
+	case reconcile.Passes(err):
 		return err
 	case err != nil:
 		l.log.Warn("the end of an instance can't be taken", "host", held.host, "vm", name, "error", err)

@@ -82,7 +82,7 @@ func (r *reconciler) newest(ctx context.Context, op, id string) (store.Entry[mig
 	if err != nil {
 		return entry, err
 	}
-	if live, ok := r.live(fleet.MigrationID(id)); ok && live.Version >= entry.Version {
+	if live, ok := r.Live(fleet.MigrationID(id)); ok && live.Version >= entry.Version {
 		return live, nil
 	}
 	return entry, nil

@@ -56,8 +56,8 @@ func TestCommitIsRefused(t *testing.T) {
 	if _, err := fl.commit("h2", 1); fleet.CodeOf(err) != fleet.Denied {
 		t.Errorf("commit of no migration: %v", err)
 	}
-	if r := f.reconciler(); len(r.all()) > len(cases) {
-		t.Errorf("%d runs are kept", len(r.all()))
+	if r := f.reconciler(); r.Kept() > len(cases) {
+		t.Errorf("%d runs are kept", r.Kept())
 	}
 }
 
@@ -70,10 +70,10 @@ func TestCommitWithoutTheStore(t *testing.T) {
 	fl.to(inSwitch)
 	// Another server, which has not read the record yet.
 	other := newReconciler(f.server.tables, f.server.hub, f.server.addresses, f.server.hub.connected, f.server.log)
-	other.life = t.Context() // or its timers would outlive the test
+	other.CarryOn(t.Context()) // or its timers would outlive the test
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	_, err := other.commit(ctx, "h2", &godwitv1.CommitRequest{Migration: fl.id, Epoch: 1})
+	_, err := other.Commit(ctx, "h2", &godwitv1.CommitRequest{Migration: fl.id, Epoch: 1})
 	if code := fleet.CodeOf(err); err == nil || code == fleet.Denied || code == fleet.Conflict {
 		t.Errorf("it was refused: %v", err)
 	}
@@ -183,15 +183,12 @@ func TestCommitKeepsWhatOthersWrote(t *testing.T) {
 }
 
 // awaitWatcher polls, since a wait leaves no trace outside of the process.
-func awaitWatcher(t *testing.T, one *run) {
+func awaitWatcher(t *testing.T, r *reconciler, id string) {
 	t.Helper()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
 	for late := time.After(patience); ; {
-		one.mu.Lock()
-		waits := len(one.watchers) > 0
-		one.mu.Unlock()
-		if waits {
+		if r.Watched(fleet.MigrationID(id)) {
 			return
 		}
 		select {
@@ -218,7 +215,7 @@ func TestLineToTheCommit(t *testing.T) {
 		}
 		stopped <- err
 	}()
-	awaitWatcher(t, f.reconciler().runOf(fleet.MigrationID(fl.id)))
+	awaitWatcher(t, f.reconciler(), fl.id)
 	fl.stopSource()
 	if err := <-stopped; err != nil {
 		t.Fatal(err)
@@ -243,7 +240,7 @@ func TestLineEndsWithTheMigration(t *testing.T) {
 	fl := f.fly(f.join("h1"), f.join("h2"), "web1", testPolicy())
 	fl.to(inCopy)
 	line := fl.line("h2")
-	awaitWatcher(t, f.reconciler().runOf(fleet.MigrationID(fl.id)))
+	awaitWatcher(t, f.reconciler(), fl.id)
 	fl.mustCancel()
 	fl.finish(inResume)
 	if answer, err := line.Receive(); fleet.CodeOf(err) != fleet.Conflict {

@@ -11,6 +11,7 @@ import (
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/migration"
 	"godwit.dev/godwit/internal/placement"
+	"godwit.dev/godwit/internal/reconcile"
 	"godwit.dev/godwit/internal/store"
 )
 
@@ -27,7 +28,7 @@ type migrationRequest struct {
 // create chooses the target and, in one transaction, takes the VM's lock,
 // reserves the target's capacity and records the migration; then it starts.
 func (r *reconciler) create(ctx context.Context, request migrationRequest) (store.Entry[migration.Migration], error) {
-	for range maxConflicts {
+	for range reconcile.MaxConflicts {
 		entry, err := r.tryCreate(ctx, request)
 		if fleet.CodeOf(err) == fleet.Conflict && isRace(err) {
 			continue // a record changed since it was read: choose again
@@ -35,8 +36,8 @@ func (r *reconciler) create(ctx context.Context, request migrationRequest) (stor
 		if err != nil {
 			return entry, err
 		}
-		r.adopt(entry)
-		r.addresses.Changed()
+		r.Adopt(entry)
+		r.Addresses.Changed()
 		return entry, nil
 	}
 	return store.Entry[migration.Migration]{}, &fleet.Error{
@@ -63,7 +64,7 @@ func (r *reconciler) tryCreate(ctx context.Context, request migrationRequest) (s
 	if err := movable(vm.Value); err != nil {
 		return none, err
 	}
-	if source := vm.Value.Owner.Host; !r.up(source) {
+	if source := vm.Value.Owner.Host; !r.Up(source) {
 		return none, &fleet.Error{
 			Code: fleet.Unavailable, Op: "migrate", Subject: "vm " + string(request.vm),
 			Cause: fmt.Sprintf("host %s, where it is, is down: nobody there could send it", source),
@@ -74,7 +75,7 @@ func (r *reconciler) tryCreate(ctx context.Context, request migrationRequest) (s
 	if err != nil {
 		return none, err
 	}
-	on, err := r.tables.grounds(ctx, r.up)
+	on, err := r.tables.grounds(ctx, r.Up)
 	if err != nil {
 		return none, err
 	}

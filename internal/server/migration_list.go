@@ -10,6 +10,7 @@ import (
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/migration"
+	"godwit.dev/godwit/internal/reconcile"
 	"godwit.dev/godwit/internal/store"
 )
 
@@ -48,7 +49,7 @@ type wanted struct {
 }
 
 func wantedOf(request *godwitv1.ListMigrationsRequest) wanted {
-	return wanted{vm: fleet.VMName(request.GetVm()), state: migration.State(request.GetState()), since: timeOf(request.GetSince())}
+	return wanted{vm: fleet.VMName(request.GetVm()), state: migration.State(request.GetState()), since: reconcile.TimeOf(request.GetSince())}
 }
 
 func (w wanted) has(vm fleet.VMName, state migration.State, ended time.Time) bool {

@@ -117,7 +117,7 @@ func (s *migrationService) Return(ctx context.Context, request *godwitv1.ReturnM
 		refusal.Code, refusal.Cause = fleet.Invalid, fmt.Sprintf("its target is %s, not %q", target, request.GetHostIsOff())
 		refusal.Hint = fmt.Sprintf("make sure that %s is off, and say so", target)
 		return nil, refusal
-	case s.runs.up(target):
+	case s.runs.Up(target):
 		refusal.Code, refusal.Cause = fleet.Conflict, fmt.Sprintf("%s is not off: its agent has a session", target)
 		refusal.Hint = "what keeps it from running the VM is in the migration's cause, and in its agent's log"
 		return nil, refusal
@@ -140,7 +140,7 @@ func (s *migrationService) Watch(ctx context.Context, request *godwitv1.WatchMig
 	if entry.Value.State.Final() {
 		return stream.Send(&godwitv1.WatchMigrationResponse{Migration: migrationMessage(entry)})
 	}
-	changed, stop := s.runs.runOf(entry.Value.ID).watch()
+	changed, stop := s.runs.Watch(entry.Value.ID)
 	defer stop()
 	for {
 		if entry, err = s.entry(ctx, "watch", request.GetId()); err != nil {
@@ -169,24 +169,11 @@ func (r *reconciler) cancel(ctx context.Context, id fleet.MigrationID, wanted in
 // ask posts a wish, if the record has the wanted version, and says why when it
 // can't be.
 func (r *reconciler) ask(ctx context.Context, op string, id fleet.MigrationID, wanted int64, event migration.Event) error {
-	m, verdict, err := r.advanceIf(ctx, id, event, func(entry store.Entry[migration.Migration]) error {
+	m, verdict, err := r.AdvanceIf(ctx, id, event, func(entry store.Entry[migration.Migration]) error {
 		return checkVersion(op, "migration", entry, wanted)
 	})
 	if err == nil && verdict == migration.Refuse {
 		err = migration.Refusal(m, event)
 	}
 	return err
-}
-
-// live gives what a run holds in memory, if there is one.
-func (r *reconciler) live(id fleet.MigrationID) (store.Entry[migration.Migration], bool) {
-	r.mu.Lock()
-	one := r.runs[id]
-	r.mu.Unlock()
-	if one == nil {
-		return store.Entry[migration.Migration]{}, false
-	}
-	one.mu.Lock()
-	defer one.mu.Unlock()
-	return one.entry, one.entry.Version != 0
 }

@@ -314,7 +314,7 @@ func TestTargetThatStaysAway(t *testing.T) {
 // noSessions is another server's, to which no host is connected.
 type noSessions struct{}
 
-func (noSessions) Send(host fleet.HostName, _ commandMessage) error {
+func (noSessions) Send(host fleet.HostName, _ *godwitv1.Command) error {
 	return &fleet.Error{Code: fleet.Unavailable, Op: "command", Subject: "host " + string(host)}
 }
 
@@ -326,10 +326,10 @@ func TestSavesThatWereNotSeen(t *testing.T) {
 	h1, h2 := f.join("h1"), f.join("h2")
 	fl := f.fly(h1, h2, "web1", testPolicy())
 	other := newReconciler(f.server.tables, noSessions{}, f.server.addresses, f.server.hub.connected, f.server.log)
-	other.life = t.Context() // or its timers would outlive the test
+	other.CarryOn(t.Context()) // or its timers would outlive the test
 	prepare := fl.next(h2, "prepare_target")
 	prepared := migration.Event{Kind: migration.TargetPrepared, From: "h2", Answers: prepare.GetSequence(), Port: testPort}
-	if _, verdict, err := other.advance(t.Context(), fleet.MigrationID(fl.id), prepared); err != nil || verdict != migration.Act {
+	if _, verdict, err := other.Advance(t.Context(), fleet.MigrationID(fl.id), prepared); err != nil || verdict != migration.Act {
 		t.Fatalf("the other server: %s, %v", verdict, err)
 	}
 	fl.say(h2, prepare, usualAnswer("prepare_target"))
@@ -337,7 +337,7 @@ func TestSavesThatWereNotSeen(t *testing.T) {
 	stopped := migration.Event{Kind: migration.SourceStopped, From: "h1"}
 	loaded := migration.Event{Kind: migration.TargetLoaded, From: "h2"}
 	for _, event := range []migration.Event{stopped, loaded} {
-		if _, verdict, err := other.advance(t.Context(), fleet.MigrationID(fl.id), event); err != nil || verdict != migration.Act {
+		if _, verdict, err := other.Advance(t.Context(), fleet.MigrationID(fl.id), event); err != nil || verdict != migration.Act {
 			t.Fatalf("the other server: %s, %v", verdict, err)
 		}
 	}
@@ -379,8 +379,8 @@ func TestLateMeasurement(t *testing.T) {
 	fl.say(h1, start, switchMeasured(time.Now()))
 	fl.awaitMigrationRecord(func(m migration.Migration) bool { return m.SourceMarks != nil && len(m.Pending) == 0 })
 	f.settled(h1)
-	if r := f.reconciler(); len(r.all()) != 0 {
-		t.Errorf("%d runs are kept for migrations that are over", len(r.all()))
+	if r := f.reconciler(); r.Kept() != 0 {
+		t.Errorf("%d runs are kept for migrations that are over", r.Kept())
 	}
 }
 

@@ -109,9 +109,9 @@ func New(ctx context.Context, config Config) (*Server, error) {
 	s.mirror.changed = s.addresses.Changed
 	s.mirror.vmChanged = s.lifecycle.changed
 	migrations := newReconciler(s.tables, s.hub, s.addresses, s.hub.connected, s.log)
-	migrations.stand()
+	migrations.Stand()
 	s.mirror.migrationChanged = func(entry store.Entry[migration.Migration]) {
-		migrations.changed(entry)
+		migrations.Changed(entry)
 		if entry.Value.Over() {
 			s.lifecycle.changed(entry.Value.VM)
 		}

@@ -169,9 +169,9 @@ func TestCancelOfAVersionThatAnotherServerChanged(t *testing.T) {
 	prepare := fl.next(h2, "prepare_target")
 	old := fl.await(migration.Preparing).GetVersion()
 	other := newReconciler(f.server.tables, noSessions{}, f.server.addresses, f.server.hub.connected, f.server.log)
-	other.life = t.Context() // or its timers would outlive the test
+	other.CarryOn(t.Context()) // or its timers would outlive the test
 	prepared := migration.Event{Kind: migration.TargetPrepared, From: "h2", Answers: prepare.GetSequence(), Port: testPort}
-	if _, verdict, err := other.advance(t.Context(), fleet.MigrationID(fl.id), prepared); err != nil || verdict != migration.Act {
+	if _, verdict, err := other.Advance(t.Context(), fleet.MigrationID(fl.id), prepared); err != nil || verdict != migration.Act {
 		t.Fatalf("the other server: %s, %v", verdict, err)
 	}
 	err := call(f.moves.Cancel(t.Context(), &godwitv1.CancelMigrationRequest{Id: fl.id, Version: old}))

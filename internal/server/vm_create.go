@@ -9,6 +9,7 @@ import (
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/reconcile"
 	"godwit.dev/godwit/internal/store"
 	"godwit.dev/godwit/internal/wire"
 )
@@ -21,7 +22,7 @@ func (v vmService) Create(ctx context.Context, request *godwitv1.CreateVMRequest
 	s.admission.Lock()
 	defer s.admission.Unlock()
 	create := func(r receipt) (*godwitv1.CreateVMResponse, int64, error) {
-		for range maxConflicts {
+		for range reconcile.MaxConflicts {
 			response, revision, err := s.create(ctx, request, r)
 			if fleet.CodeOf(err) != fleet.Conflict {
 				return response, revision, err

@@ -8,6 +8,7 @@ import (
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/migration"
+	"godwit.dev/godwit/internal/reconcile"
 	"godwit.dev/godwit/internal/store"
 	"godwit.dev/godwit/internal/wire"
 )
@@ -26,7 +27,7 @@ func (v vmService) Stop(ctx context.Context, request *godwitv1.StopVMRequest) (*
 	}
 	s := v.server
 	wanted := request.GetVersion()
-	for range maxConflicts {
+	for range reconcile.MaxConflicts {
 		entry, err := s.getVM(ctx, "stop", request.GetName())
 		if err != nil {
 			return nil, err

@@ -8,9 +8,18 @@ import (
 	"godwit.dev/godwit/internal/fleet"
 )
 
+// Records is what holds the records: a Store, or what behaves like one.
+type Records interface {
+	Get(ctx context.Context, key string) (Record, error)
+	List(ctx context.Context, prefix string, page Page) (records []Record, next string, revision int64, err error)
+	All(ctx context.Context, prefix string) (records []Record, revision int64, err error)
+	Commit(ctx context.Context, conditions []Condition, ops ...Op) (int64, error)
+	Watch(ctx context.Context, prefix string, after int64) *Watch
+}
+
 // Table is all records of one kind, as JSON of T under a prefix of its own.
 type Table[T any] struct {
-	store  *Store
+	store  Records
 	prefix string // with the final slash
 }
 
@@ -22,7 +31,7 @@ type Entry[T any] struct {
 }
 
 // NewTable gives the table of that name, such as "vms".
-func NewTable[T any](s *Store, name string) Table[T] {
+func NewTable[T any](s Records, name string) Table[T] {
 	return Table[T]{store: s, prefix: name + "/"}
 }
 

@@ -1,4 +1,4 @@
-package server
+package reconcile
 
 import (
 	"context"
@@ -13,18 +13,18 @@ import (
 // its lock and the losing host's reservation at the end. Every save is
 // conditioned on the version of the migration's record, so of a commit and an
 // abort exactly one happens.
-func (r *reconciler) save(ctx context.Context, one *run, before, after migration.Migration) error {
+func (r *Reconciler) save(ctx context.Context, one *run, before, after migration.Migration) error {
 	id := string(after.ID)
-	conditions := store.If(r.tables.migrations.At(id, one.entry.Version))
+	conditions := store.If(r.tables.Migrations.At(id, one.entry.Version))
 	// A disk that fills up meanwhile must not hold a VM between two hosts.
-	ops := []store.Op{r.tables.migrations.Put(id, after).Ending()}
+	ops := []store.Op{r.tables.Migrations.Put(id, after).Ending()}
 	vm, vmChanged, err := r.changedVM(ctx, one, before, after)
 	if err != nil {
 		return err
 	}
 	if vmChanged {
-		conditions = append(conditions, r.tables.vms.At(vm.Name, vm.Version))
-		ops = append(ops, r.tables.vms.Put(vm.Name, vm.Value))
+		conditions = append(conditions, r.tables.VMs.At(vm.Name, vm.Version))
+		ops = append(ops, r.tables.VMs.Put(vm.Name, vm.Value))
 	}
 	if before.Locked() && !after.Locked() {
 		for _, loser := range losers(after) {
@@ -35,7 +35,7 @@ func (r *reconciler) save(ctx context.Context, one *run, before, after migration
 			conditions, ops = append(conditions, condition), append(ops, op)
 		}
 	}
-	revision, err := r.tables.store.Commit(ctx, conditions, ops...)
+	revision, err := r.tables.Store.Commit(ctx, conditions, ops...)
 	if err != nil {
 		return err
 	}
@@ -49,14 +49,14 @@ func (r *reconciler) save(ctx context.Context, one *run, before, after migration
 
 // changedVM gives the VM's record as it must be after the step. It is read
 // when the source stops, so that the commit need not.
-func (r *reconciler) changedVM(ctx context.Context, one *run, before, after migration.Migration) (store.Entry[fleet.VM], bool, error) {
+func (r *Reconciler) changedVM(ctx context.Context, one *run, before, after migration.Migration) (store.Entry[fleet.VM], bool, error) {
 	moves := after.Owner() != before.Owner()
 	unlocks := before.Locked() && !after.Locked()
 	if !moves && !unlocks && after.State != migration.Switching {
 		return store.Entry[fleet.VM]{}, false, nil
 	}
 	if one.vm.Version == 0 || unlocks {
-		entry, err := r.tables.vms.Get(ctx, string(after.VM))
+		entry, err := r.tables.VMs.Get(ctx, string(after.VM))
 		if err != nil {
 			return entry, false, err
 		}
@@ -94,11 +94,11 @@ func losers(m migration.Migration) []fleet.HostName {
 }
 
 // freeClaim gives back what is reserved for an instance on a host.
-func (r *reconciler) freeClaim(ctx context.Context, loser fleet.HostName, uid fleet.InstanceUID) (store.Condition, store.Op, error) {
-	ledger, err := r.tables.ledgers.Get(ctx, string(loser))
+func (r *Reconciler) freeClaim(ctx context.Context, loser fleet.HostName, uid fleet.InstanceUID) (store.Condition, store.Op, error) {
+	ledger, err := r.tables.Ledgers.Get(ctx, string(loser))
 	if err != nil {
 		return store.Condition{}, store.Op{}, err
 	}
 	delete(ledger.Value.Claims, uid)
-	return r.tables.ledgers.At(ledger.Name, ledger.Version), r.tables.ledgers.Put(ledger.Name, ledger.Value), nil
+	return r.tables.Ledgers.At(ledger.Name, ledger.Version), r.tables.Ledgers.Put(ledger.Name, ledger.Value), nil
 }

@@ -1,4 +1,4 @@
-package server
+package reconcile
 
 import (
 	"cmp"
@@ -6,26 +6,60 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/migration"
 	"godwit.dev/godwit/internal/store"
 )
 
-// reconciler carries migrations on: it loads a record, lets the core decide on
+// Config is what a Reconciler works with.
+type Config struct {
+	Tables    Tables
+	Hosts     Commander
+	Addresses AddressBook
+	// GoneAfter is how long the address book waits for a host without a session.
+	GoneAfter time.Duration
+	Up        func(fleet.HostName) bool // whether its agent has a session
+	Runtime   Runtime                   // nil is the machine's
+	Log       *slog.Logger
+}
+
+// Tables are the records that a migration reads and changes.
+type Tables struct {
+	Store      store.Records
+	VMs        store.Table[fleet.VM]
+	Hosts      store.Table[fleet.Host]
+	Ledgers    store.Table[fleet.Ledger]
+	Networks   store.Table[fleet.Network]
+	Migrations store.Table[migration.Migration]
+}
+
+// Commander sends commands to hosts. Send fails with Unavailable when the host
+// has no session; its commands are sent again when it connects.
+type Commander interface {
+	Send(host fleet.HostName, command *godwitv1.Command) error
+}
+
+// AddressBook tells when every host has applied the addresses as of a store
+// revision, or newer ones, but those that are gone.
+type AddressBook interface {
+	WhenApplied(revision int64, done func(without []fleet.HostName))
+	Changed() // makes it look again
+}
+
+// Reconciler carries migrations on: it loads a record, lets the core decide on
 // an event, saves the result and dispatches the effects, in this order. It
 // holds nothing that the store does not, except the progress between saves.
-type reconciler struct {
-	tables    tables
-	hosts     commander
-	addresses addressBook
-	up        func(fleet.HostName) bool // whether its agent has a session
-	log       *slog.Logger
-
-	wake chan struct{} // news has come
+type Reconciler struct {
+	Config
+	tables Tables
+	wake   chan struct{} // news has come
 
 	mu sync.Mutex
 	// life ends with the server, or when it leads no more: what is begun by a
@@ -36,85 +70,88 @@ type reconciler struct {
 	news map[fleet.MigrationID]store.Entry[migration.Migration]
 }
 
-// commander sends commands to hosts. Send fails with Unavailable when the host
-// has no session; its commands are sent again when it connects.
-type commander interface {
-	Send(host fleet.HostName, command commandMessage) error
-}
-
-// addressBook tells when every host has applied the addresses as of a store
-// revision, or newer ones, but those that are gone.
-type addressBook interface {
-	WhenApplied(revision int64, done func(without []fleet.HostName))
-	Changed() // makes it look again
-}
-
 // run is one migration that is being carried on. mu orders its steps, and
 // nothing else is locked while it is held but the watchers.
 type run struct {
-	mu       sync.Mutex
+	mu       sync.Locker
 	entry    store.Entry[migration.Migration]
 	vm       store.Entry[fleet.VM] // as last read; a conflict reads it again
-	timer    *time.Timer
-	armed    time.Time // At of the newest timer that this server has seen
-	due      time.Time // when that one fires, by this server's own clock
+	disarm   func()                // stops the timer; it must be called with mu held
+	armed    time.Time             // At of the newest timer that this server has seen
+	due      time.Time             // when that one fires, by this server's own clock
 	watchers map[chan struct{}]struct{}
 }
 
-func newReconciler(tables tables, hosts commander, addresses addressBook, up func(fleet.HostName) bool, log *slog.Logger) *reconciler {
-	return &reconciler{
-		tables: tables, hosts: hosts, addresses: addresses, up: up, log: log, life: context.Background(), wake: make(chan struct{}, 1),
+// New gives a reconciler that carries on what it is told of.
+func New(config Config) *Reconciler {
+	if config.Runtime == nil {
+		config.Runtime = machine{}
+	}
+	return &Reconciler{
+		Config: config, tables: config.Tables, life: context.Background(), wake: make(chan struct{}, 1),
 		runs: map[fleet.MigrationID]*run{}, news: map[fleet.MigrationID]store.Entry[migration.Migration]{},
 	}
 }
 
-// run takes up every migration that an earlier server left unfinished, and
+// Run takes up every migration that an earlier server left unfinished, and
 // carries all on until ctx ends.
-func (r *reconciler) run(ctx context.Context) error {
-	r.mu.Lock()
-	r.life = ctx
-	r.mu.Unlock()
-	defer r.stand()
-	if err := r.resume(ctx); err != nil {
+func (r *Reconciler) Run(ctx context.Context) error {
+	defer r.Stand()
+	if err := r.Begin(ctx); err != nil {
 		return err
 	}
-	again := time.NewTicker(redispatchEvery)
+	again := time.NewTicker(RedispatchEvery)
 	defer again.Stop()
 	for {
 		select {
 		case <-again.C:
-			r.redispatch(r.up)
+			r.Redispatch()
 		case <-ctx.Done():
 			return nil
 		}
 	}
 }
 
-// redispatchEvery is the interval at which effects without an answer are sent
+// Begin takes up every migration that an earlier server left unfinished. From
+// then on, as long as life lasts, Redispatch is to be called at every
+// RedispatchEvery.
+func (r *Reconciler) Begin(life context.Context) error {
+	r.CarryOn(life)
+	return r.resume(life)
+}
+
+// CarryOn makes the reconciler carry on what it hears of until life ends.
+func (r *Reconciler) CarryOn(life context.Context) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.life = life
+}
+
+// RedispatchEvery is the interval at which effects without an answer are sent
 // again: a host may have tried and failed. One that is still at it, or has
 // answered, knows the effect by its sequence.
-const redispatchEvery = 2 * time.Second
+const RedispatchEvery = 2 * time.Second
 
-func (r *reconciler) resume(ctx context.Context) error {
-	records, _, err := r.tables.store.All(ctx, r.tables.migrations.Prefix())
+func (r *Reconciler) resume(ctx context.Context) error {
+	records, _, err := r.tables.Store.All(ctx, r.tables.Migrations.Prefix())
 	if err != nil {
 		return err
 	}
 	for _, record := range records {
-		entry, err := r.tables.migrations.Decode(record)
+		entry, err := r.tables.Migrations.Decode(record)
 		if err != nil { // it must not keep the others from being carried on
-			r.log.Error("a migration cannot be carried on", "migration", entry.Name, "error", err)
+			r.Log.Error("a migration cannot be carried on", "migration", entry.Name, "error", err)
 			continue
 		}
 		if !entry.Value.Over() {
-			r.adopt(entry)
+			r.Adopt(entry)
 		}
 	}
 	return nil
 }
 
 // adopt begins to carry a stored migration on.
-func (r *reconciler) adopt(entry store.Entry[migration.Migration]) {
+func (r *Reconciler) Adopt(entry store.Entry[migration.Migration]) {
 	one := r.runOf(entry.Value.ID)
 	one.mu.Lock()
 	if one.entry.Version < entry.Version {
@@ -124,12 +161,12 @@ func (r *reconciler) adopt(entry store.Entry[migration.Migration]) {
 	r.takeUp(one)
 	one.mu.Unlock()
 	if entry.Value.State == migration.Planned {
-		r.post(r.lifetime(), entry.Value.ID, migration.Event{Kind: migration.Started, From: "server"})
+		r.Post(r.lifetime(), entry.Value.ID, migration.Event{Kind: migration.Started, From: "server"})
 	}
 }
 
 // takeUp sets going whatever a record asks for. It must be called with mu held.
-func (r *reconciler) takeUp(one *run) {
+func (r *Reconciler) takeUp(one *run) {
 	m := &one.entry.Value
 	r.dispatch(m, m.Pending)
 	if m.State == migration.Settling && m.TargetRuns && !m.AddressesKnown {
@@ -137,31 +174,31 @@ func (r *reconciler) takeUp(one *run) {
 	}
 }
 
-func (r *reconciler) runOf(id fleet.MigrationID) *run {
+func (r *Reconciler) runOf(id fleet.MigrationID) *run {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	one := r.runs[id]
 	if one == nil {
-		one = &run{watchers: map[chan struct{}]struct{}{}}
+		one = &run{mu: r.Runtime.Locker(), disarm: func() {}, watchers: map[chan struct{}]struct{}{}}
 		r.runs[id] = one
 	}
 	return one
 }
 
-// maxConflicts bounds how often a step is tried anew because somebody else
+// MaxConflicts bounds how often a step is tried anew because somebody else
 // changed a record of it.
-const maxConflicts = 10
+const MaxConflicts = 10
 
 // advance lets one event happen: load, step, save, dispatch. It gives the
 // migration after it. An error means that nothing has happened, or (wrapping
 // store.ErrOutcomeUnknown) that it is not known; the same event may be posted
 // again.
-func (r *reconciler) advance(ctx context.Context, id fleet.MigrationID, event migration.Event) (migration.Migration, migration.Verdict, error) {
-	return r.advanceIf(ctx, id, event, func(store.Entry[migration.Migration]) error { return nil })
+func (r *Reconciler) Advance(ctx context.Context, id fleet.MigrationID, event migration.Event) (migration.Migration, migration.Verdict, error) {
+	return r.AdvanceIf(ctx, id, event, func(store.Entry[migration.Migration]) error { return nil })
 }
 
 // advanceIf does it only if the record that the event meets is as expected.
-func (r *reconciler) advanceIf(
+func (r *Reconciler) AdvanceIf(
 	ctx context.Context, id fleet.MigrationID, event migration.Event, expected func(store.Entry[migration.Migration]) error,
 ) (migration.Migration, migration.Verdict, error) {
 	ctx = context.WithoutCancel(ctx) // a step is not left half done; the store bounds it
@@ -169,10 +206,10 @@ func (r *reconciler) advanceIf(
 	one.mu.Lock()
 	defer one.mu.Unlock()
 	if event.At.IsZero() {
-		event.At = time.Now()
+		event.At = r.Runtime.Now()
 	}
 	var unknown error // whether the event has happened
-	for tries := range maxConflicts {
+	for tries := range MaxConflicts {
 		if err := r.load(ctx, one, id); err != nil {
 			return migration.Migration{}, "", err
 		}
@@ -239,11 +276,11 @@ func isNote(kind migration.EventKind, before, after migration.Migration) bool {
 }
 
 // load reads what the run does not hold yet. Unknown migrations are NotFound.
-func (r *reconciler) load(ctx context.Context, one *run, id fleet.MigrationID) error {
+func (r *Reconciler) load(ctx context.Context, one *run, id fleet.MigrationID) error {
 	if one.entry.Version != 0 {
 		return nil
 	}
-	entry, err := r.tables.migrations.Get(ctx, string(id))
+	entry, err := r.tables.Migrations.Get(ctx, string(id))
 	if err != nil {
 		if fleet.CodeOf(err) == fleet.NotFound {
 			r.drop(id) // else somebody may wait for it
@@ -256,12 +293,12 @@ func (r *reconciler) load(ctx context.Context, one *run, id fleet.MigrationID) e
 }
 
 // stale reports whether the store has another version of the record.
-func (r *reconciler) stale(ctx context.Context, one *run) (bool, error) {
-	entry, err := r.tables.migrations.Get(ctx, string(one.entry.Value.ID))
+func (r *Reconciler) stale(ctx context.Context, one *run) (bool, error) {
+	entry, err := r.tables.Migrations.Get(ctx, string(one.entry.Value.ID))
 	return err == nil && entry.Version != one.entry.Version, err
 }
 
-func (r *reconciler) drop(id fleet.MigrationID) {
+func (r *Reconciler) drop(id fleet.MigrationID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.runs, id)
@@ -274,10 +311,10 @@ func (one *run) forget() {
 }
 
 // saved does everything that had to wait for the save.
-func (r *reconciler) saved(one *run, before migration.Migration, effects []migration.Effect) {
+func (r *Reconciler) saved(one *run, before migration.Migration, effects []migration.Effect) {
 	after := &one.entry.Value
 	if before.State != after.State {
-		r.log.Info("migration", "id", after.ID, "vm", after.VM, "state", after.State, "cause", after.Cause)
+		r.Log.Info("migration", "id", after.ID, "vm", after.VM, "state", after.State, "cause", after.Cause)
 	}
 	r.arm(one)
 	r.dispatch(after, effects)
@@ -290,23 +327,23 @@ func (r *reconciler) saved(one *run, before migration.Migration, effects []migra
 
 // dropIfOver lets go of a run with nothing left to do: the record is all there
 // will ever be. It must be called with the run's mu held.
-func (r *reconciler) dropIfOver(one *run) {
+func (r *Reconciler) dropIfOver(one *run) {
 	if one.entry.Value.Over() {
 		r.drop(one.entry.Value.ID)
 	}
 }
 
 // arm sets the clock for the migration's timer.
-func (r *reconciler) arm(one *run) {
+func (r *Reconciler) arm(one *run) {
 	one.disarm()
 	due := one.entry.Value.Timer
 	if due == nil || !r.leads() {
 		return
 	}
 	id, at := one.entry.Value.ID, due.At
-	one.timer = time.AfterFunc(one.left(*due), func() {
+	one.disarm = r.Runtime.AfterFunc(r.left(one, *due), func() {
 		if life := r.lifetime(); life.Err() == nil {
-			r.post(life, id, migration.Event{Kind: migration.TimerFired, From: "server", Due: at})
+			r.Post(life, id, migration.Event{Kind: migration.TimerFired, From: "server", Due: at})
 		}
 	})
 }
@@ -315,17 +352,18 @@ func (r *reconciler) arm(one *run) {
 // this server sees it first: another one's clock, by which its end is written,
 // may be hours from this one's, and a deadline that comes too soon undoes what
 // goes well.
-func (one *run) left(timer migration.Timer) time.Duration {
+func (r *Reconciler) left(one *run, timer migration.Timer) time.Duration {
+	now := r.Runtime.Now()
 	if !one.armed.Equal(timer.At) {
-		one.armed, one.due = timer.At, time.Now().Add(timer.After)
+		one.armed, one.due = timer.At, now.Add(timer.After)
 		if timer.After == 0 {
 			one.due = timer.At
 		}
 	}
-	return time.Until(one.due)
+	return one.due.Sub(now)
 }
 
-func (r *reconciler) lifetime() context.Context {
+func (r *Reconciler) lifetime() context.Context {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.life
@@ -333,17 +371,17 @@ func (r *reconciler) lifetime() context.Context {
 
 // awaitAddresses posts AddressesKnown when the hosts have what the store had
 // at the revision at which the target ran.
-func (r *reconciler) awaitAddresses(id fleet.MigrationID, revision int64) {
+func (r *Reconciler) awaitAddresses(id fleet.MigrationID, revision int64) {
 	if !r.leads() {
 		return
 	}
-	r.addresses.WhenApplied(revision, func(without []fleet.HostName) {
-		r.post(r.lifetime(), id, migration.Event{Kind: migration.AddressesKnown, From: "server", Detail: unaware(without)})
+	r.Addresses.WhenApplied(revision, func(without []fleet.HostName) {
+		r.Post(r.lifetime(), id, migration.Event{Kind: migration.AddressesKnown, From: "server", Detail: r.unaware(without)})
 	})
 }
 
 // unaware says which hosts were not waited for any longer.
-func unaware(hosts []fleet.HostName) string {
+func (r *Reconciler) unaware(hosts []fleet.HostName) string {
 	if len(hosts) == 0 {
 		return ""
 	}
@@ -352,16 +390,19 @@ func unaware(hosts []fleet.HostName) string {
 		names[i] = string(host)
 	}
 	return fmt.Sprintf("without word of the new address from %s, whose agent has had no session for %v; what is sent there is lost until it returns",
-		strings.Join(names, " and "), goneAfter)
+		strings.Join(names, " and "), r.GoneAfter)
 }
 
 // hostConnected dispatches what waited for a host.
-func (r *reconciler) hostConnected(host fleet.HostName) {
+func (r *Reconciler) HostConnected(host fleet.HostName) {
 	r.redispatch(func(one fleet.HostName) bool { return one == host })
 }
 
+// Redispatch sends what is pending again to every host that has a session.
+func (r *Reconciler) Redispatch() { r.redispatch(r.Up) }
+
 // redispatch sends what is pending at some hosts again.
-func (r *reconciler) redispatch(at func(fleet.HostName) bool) {
+func (r *Reconciler) redispatch(at func(fleet.HostName) bool) {
 	for _, one := range r.all() {
 		one.mu.Lock()
 		m := one.entry.Value
@@ -376,13 +417,45 @@ func (r *reconciler) redispatch(at func(fleet.HostName) bool) {
 	}
 }
 
-func (r *reconciler) all() (runs []*run) {
+// all gives the runs by the migration's id: always in the same order.
+func (r *Reconciler) all() (runs []*run) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, one := range r.runs {
-		runs = append(runs, one)
+	for _, id := range slices.Sorted(maps.Keys(r.runs)) {
+		runs = append(runs, r.runs[id])
 	}
 	return runs
+}
+
+// Kept is how many migrations wait for something.
+func (r *Reconciler) Kept() int { return len(r.all()) }
+
+// Live gives what is held of a migration, with the progress that is not stored
+// yet, if anything is.
+func (r *Reconciler) Live(id fleet.MigrationID) (store.Entry[migration.Migration], bool) {
+	r.mu.Lock()
+	one := r.runs[id]
+	r.mu.Unlock()
+	if one == nil {
+		return store.Entry[migration.Migration]{}, false
+	}
+	one.mu.Lock()
+	defer one.mu.Unlock()
+	return one.entry, one.entry.Version != 0
+}
+
+// Watch gives a channel that is signalled after every change of a migration,
+// until stop.
+func (r *Reconciler) Watch(id fleet.MigrationID) (changed <-chan struct{}, stop func()) {
+	return r.runOf(id).watch()
+}
+
+// Watched reports whether anybody does.
+func (r *Reconciler) Watched(id fleet.MigrationID) bool {
+	one := r.runOf(id)
+	one.mu.Lock()
+	defer one.mu.Unlock()
+	return len(one.watchers) > 0
 }
 
 // watch gives a channel that is signalled after every change, until stop.

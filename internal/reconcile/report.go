@@ -1,7 +1,8 @@
-package server
+package reconcile
 
 import (
 	"context"
+	"fmt"
 	"math"
 	"strings"
 	"time"
@@ -16,24 +17,32 @@ import (
 // hostReadMax bounds the reading of a record while effects are dispatched.
 const hostReadMax = 5 * time.Second
 
-// report takes what a host says of a migration. Only the hosts of the
+// Report takes what a host says of a migration. Only the hosts of the
 // migration are heard, each on its own side of it.
-func (r *reconciler) report(ctx context.Context, host fleet.HostName, report *godwitv1.Report) error {
-	event, known := eventOf(report)
+func (r *Reconciler) Report(ctx context.Context, host fleet.HostName, report *godwitv1.Report) error {
+	event, known := EventOf(report)
 	if !known {
-		return unknownReport(host, report)
+		return UnknownReport(host, report)
 	}
 	id := fleet.MigrationID(report.GetSubject())
-	event.Answers, event.At = report.GetSequence(), time.Now()
+	event.Answers, event.At = report.GetSequence(), r.Runtime.Now()
 	return r.postFrom(ctx, host, id, event)
+}
+
+// UnknownReport is what is wrong with a report of no known kind.
+func UnknownReport(host fleet.HostName, report *godwitv1.Report) error {
+	return &fleet.Error{
+		Code: fleet.Invalid, Op: "read report", Subject: "host " + string(host),
+		Cause: fmt.Sprintf("what it says of %s is of no kind that this server knows", report.GetSubject()),
+	}
 }
 
 // heard gives the migration that a host speaks of. Denied when an event of the
 // kind is not the host's to report; any other error is the store's and says
 // nothing of the host's right.
-func (r *reconciler) heard(ctx context.Context, id fleet.MigrationID, host fleet.HostName, kind migration.EventKind) (migration.Migration, error) {
+func (r *Reconciler) heard(ctx context.Context, id fleet.MigrationID, host fleet.HostName, kind migration.EventKind) (migration.Migration, error) {
 	denied := func(cause string) error {
-		return &fleet.Error{Code: fleet.Denied, Op: string(kind), Subject: "migration " + bounded(string(id)), Cause: cause}
+		return &fleet.Error{Code: fleet.Denied, Op: string(kind), Subject: "migration " + Bounded(string(id)), Cause: cause}
 	}
 	if fleet.CheckName(string(id)) != nil {
 		return migration.Migration{}, denied("that is no migration's id")
@@ -66,16 +75,16 @@ func ofTarget(kind migration.EventKind) bool {
 	return false
 }
 
-// eventOf reads a report. The instant of the event is the server's: deadlines
+// EventOf reads a report. The instant of the event is the server's: deadlines
 // are measured by one clock.
-func eventOf(report *godwitv1.Report) (event migration.Event, known bool) {
+func EventOf(report *godwitv1.Report) (event migration.Event, known bool) {
 	switch said := report.GetEvent().(type) {
 	case *godwitv1.Report_TargetPrepared:
 		event.Kind, event.Port = migration.TargetPrepared, uint16(said.TargetPrepared.GetPort())
 	case *godwitv1.Report_CopyProgress:
 		event.Kind, event.Progress = migration.CopyProgressed, progressOf(report.GetAt(), said.CopyProgress)
 	case *godwitv1.Report_SourceStopped:
-		event.Kind, event.Detail = migration.SourceStopped, "stopped by "+bounded(said.SourceStopped.GetStoppedBy())
+		event.Kind, event.Detail = migration.SourceStopped, "stopped by "+Bounded(said.SourceStopped.GetStoppedBy())
 	case *godwitv1.Report_SwitchMeasured:
 		event.Kind, event.Source = migration.SwitchMeasured, sourceMarksOf(said.SwitchMeasured)
 		event.Detail = event.Source.DrainError
@@ -83,7 +92,7 @@ func eventOf(report *godwitv1.Report) (event migration.Event, known bool) {
 		event.Kind = migration.SourceResumed
 	case *godwitv1.Report_TargetReleased:
 		event.Kind, event.Frames = migration.TargetReleased, int(said.TargetReleased.GetFramesReturned())
-		event.Detail = bounded(said.TargetReleased.GetReturnError())
+		event.Detail = Bounded(said.TargetReleased.GetReturnError())
 	case *godwitv1.Report_TargetRunning:
 		event.Kind, event.Target = migration.TargetRunning, targetMarksOf(said.TargetRunning.GetMarks())
 	case *godwitv1.Report_SourceRetired:
@@ -93,14 +102,14 @@ func eventOf(report *godwitv1.Report) (event migration.Event, known bool) {
 	case *godwitv1.Report_TargetFinished:
 		event.Kind = migration.TargetFinished
 	case *godwitv1.Report_SourceFailed:
-		event.Kind, event.Detail, event.Gone = migration.SourceFailed, bounded(said.SourceFailed.GetCause()), said.SourceFailed.GetGone()
+		event.Kind, event.Detail, event.Gone = migration.SourceFailed, Bounded(said.SourceFailed.GetCause()), said.SourceFailed.GetGone()
 	case *godwitv1.Report_TargetFailed:
-		event.Kind, event.Detail, event.Gone = migration.TargetFailed, bounded(said.TargetFailed.GetCause()), said.TargetFailed.GetGone()
+		event.Kind, event.Detail, event.Gone = migration.TargetFailed, Bounded(said.TargetFailed.GetCause()), said.TargetFailed.GetGone()
 		event.Unrun = said.TargetFailed.GetUnrun()
 	case *godwitv1.Report_TargetRefused:
-		event.Kind, event.Detail = migration.TargetRefused, bounded(said.TargetRefused.GetCause())
+		event.Kind, event.Detail = migration.TargetRefused, Bounded(said.TargetRefused.GetCause())
 	case *godwitv1.Report_SourceRanOn:
-		event.Kind, event.Detail = migration.SourceRanOn, bounded(said.SourceRanOn.GetCause())
+		event.Kind, event.Detail = migration.SourceRanOn, Bounded(said.SourceRanOn.GetCause())
 	default:
 		return event, false
 	}
@@ -109,7 +118,7 @@ func eventOf(report *godwitv1.Report) (event migration.Event, known bool) {
 
 func progressOf(at *timestamppb.Timestamp, said *godwitv1.CopyProgress) migration.Progress {
 	return migration.Progress{
-		At: timeOf(at), Pass: int(said.GetPass()), PassBegins: said.GetPassBegins(),
+		At: TimeOf(at), Pass: int(said.GetPass()), PassBegins: said.GetPassBegins(),
 		Sent: fleet.Bytes(said.GetSentBytes()), Remaining: fleet.Bytes(said.GetRemainingBytes()), Total: fleet.Bytes(said.GetTotalBytes()),
 		DirtyRate: rateOf(said.GetDirtyBytesPerSecond()), Bandwidth: rateOf(said.GetBandwidthBytesPerSecond()),
 	}
@@ -126,34 +135,34 @@ func rateOf(bytesPerSecond float64) fleet.BytesPerSecond {
 func sourceMarksOf(said *godwitv1.SwitchMeasured) migration.SourceMarks {
 	marks := said.GetMarks()
 	return migration.SourceMarks{
-		GateFlipped: timeOf(marks.GetGateFlipped()), Stopped: timeOf(marks.GetStopped()),
-		PreSwitchover: timeOf(marks.GetPreSwitchover()), Continued: timeOf(marks.GetContinued()),
-		Drained: timeOf(marks.GetDrained()), Completed: timeOf(marks.GetCompleted()),
-		FramesDrained: int(said.GetFramesDrained()), DrainError: bounded(said.GetDrainError()), StoppedBy: bounded(said.GetStoppedBy()),
+		GateFlipped: TimeOf(marks.GetGateFlipped()), Stopped: TimeOf(marks.GetStopped()),
+		PreSwitchover: TimeOf(marks.GetPreSwitchover()), Continued: TimeOf(marks.GetContinued()),
+		Drained: TimeOf(marks.GetDrained()), Completed: TimeOf(marks.GetCompleted()),
+		FramesDrained: int(said.GetFramesDrained()), DrainError: Bounded(said.GetDrainError()), StoppedBy: Bounded(said.GetStoppedBy()),
 		Sent: fleet.Bytes(said.GetSentBytes()), Passes: int(said.GetPasses()),
 	}
 }
 
-// errorMax bounds what a host's error takes of a record, in bytes.
-const errorMax = 1000
+// ErrorMax bounds what a host's error takes of a record, in bytes.
+const ErrorMax = 1000
 
-func bounded(text string) string {
-	if len(text) > errorMax {
-		return strings.ToValidUTF8(text[:errorMax], "") + "…"
+func Bounded(text string) string {
+	if len(text) > ErrorMax {
+		return strings.ToValidUTF8(text[:ErrorMax], "") + "…"
 	}
 	return text
 }
 
 func targetMarksOf(marks *godwitv1.TargetMarks) migration.TargetMarks {
 	return migration.TargetMarks{
-		Loaded: timeOf(marks.GetLoaded()), Asked: timeOf(marks.GetAsked()),
-		Answered: timeOf(marks.GetAnswered()), Resumed: timeOf(marks.GetResumed()),
+		Loaded: TimeOf(marks.GetLoaded()), Asked: TimeOf(marks.GetAsked()),
+		Answered: TimeOf(marks.GetAnswered()), Resumed: TimeOf(marks.GetResumed()),
 	}
 }
 
-// timeOf keeps "not set" apart from 1970. What is no time, and has no form in a
+// TimeOf keeps "not set" apart from 1970. What is no time, and has no form in a
 // record, counts as not set.
-func timeOf(stamp *timestamppb.Timestamp) time.Time {
+func TimeOf(stamp *timestamppb.Timestamp) time.Time {
 	if !stamp.IsValid() {
 		return time.Time{}
 	}

@@ -1,4 +1,4 @@
-package server
+package reconcile
 
 import (
 	"context"
@@ -9,15 +9,15 @@ import (
 	"godwit.dev/godwit/internal/migration"
 )
 
-// commitStream is a target's line to the commit.
-type commitStream interface {
+// CommitStream is a target's line to the commit.
+type CommitStream interface {
 	Receive() (*godwitv1.CommitRequest, error)
 	Send(*godwitv1.CommitResponse) error
 }
 
-// serveCommit keeps the line of a target that is to be: it says when the source
+// ServeCommit keeps the line of a target that is to be: it says when the source
 // has stopped, and answers when the target has loaded. stop unblocks Receive.
-func (r *reconciler) serveCommit(ctx context.Context, host fleet.HostName, line commitStream, stop func()) error {
+func (r *Reconciler) ServeCommit(ctx context.Context, host fleet.HostName, line CommitStream, stop func()) error {
 	request, err := line.Receive()
 	if err != nil {
 		return err
@@ -27,7 +27,7 @@ func (r *reconciler) serveCommit(ctx context.Context, host fleet.HostName, line 
 			return err
 		}
 	}
-	answer, err := r.commit(ctx, host, request)
+	answer, err := r.Commit(ctx, host, request)
 	if err != nil {
 		return err
 	}
@@ -35,11 +35,11 @@ func (r *reconciler) serveCommit(ctx context.Context, host fleet.HostName, line 
 }
 
 // awaitLoaded returns when the target says that it has loaded.
-func (r *reconciler) awaitLoaded(ctx context.Context, host fleet.HostName, request *godwitv1.CommitRequest, line commitStream, stop func()) error {
+func (r *Reconciler) awaitLoaded(ctx context.Context, host fleet.HostName, request *godwitv1.CommitRequest, line CommitStream, stop func()) error {
 	if _, err := r.moves(ctx, host, request); err != nil { // before anything is kept for it
 		return err
 	}
-	changed, unwatch := r.runOf(fleet.MigrationID(request.GetMigration())).watch()
+	changed, unwatch := r.Watch(fleet.MigrationID(request.GetMigration()))
 	defer unwatch()
 	loaded := make(chan error, 1)
 	go func() {
@@ -74,7 +74,7 @@ func (r *reconciler) awaitLoaded(ctx context.Context, host fleet.HostName, reque
 }
 
 // moves gives the migration that a target asks for.
-func (r *reconciler) moves(ctx context.Context, host fleet.HostName, request *godwitv1.CommitRequest) (migration.Migration, error) {
+func (r *Reconciler) moves(ctx context.Context, host fleet.HostName, request *godwitv1.CommitRequest) (migration.Migration, error) {
 	id := fleet.MigrationID(request.GetMigration())
 	m, err := r.heard(ctx, id, host, migration.TargetLoaded)
 	if err != nil {
@@ -89,15 +89,15 @@ func (r *reconciler) moves(ctx context.Context, host fleet.HostName, request *go
 	return m, nil
 }
 
-// commit answers a target that has loaded everything. The answer is the right
+// Commit answers a target that has loaded everything. The answer is the right
 // to run; it is the same however often it is asked for, until the target runs.
-func (r *reconciler) commit(ctx context.Context, host fleet.HostName, request *godwitv1.CommitRequest) (*godwitv1.CommitResponse, error) {
+func (r *Reconciler) Commit(ctx context.Context, host fleet.HostName, request *godwitv1.CommitRequest) (*godwitv1.CommitResponse, error) {
 	id := fleet.MigrationID(request.GetMigration())
 	if _, err := r.moves(ctx, host, request); err != nil {
 		return nil, err
 	}
 	event := migration.Event{Kind: migration.TargetLoaded, From: string(host)}
-	m, _, err := r.advance(ctx, id, event)
+	m, _, err := r.Advance(ctx, id, event)
 	switch {
 	case err != nil:
 		return nil, err

@@ -1,7 +1,9 @@
-package server
+package reconcile
 
 import (
 	"context"
+	"maps"
+	"slices"
 
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/migration"
@@ -13,10 +15,10 @@ import (
 // hears of it.
 
 // leads tells whether migrations are carried on here.
-func (r *reconciler) leads() bool { return r.lifetime().Err() == nil }
+func (r *Reconciler) leads() bool { return r.lifetime().Err() == nil }
 
-// stand makes the reconciler carry on nothing any more, until run.
-func (r *reconciler) stand() {
+// Stand makes the reconciler carry on nothing any more, until run.
+func (r *Reconciler) Stand() {
 	over, end := context.WithCancel(context.Background())
 	end()
 	r.mu.Lock()
@@ -29,16 +31,8 @@ func (r *reconciler) stand() {
 	}
 }
 
-// disarm must be called with mu held.
-func (one *run) disarm() {
-	if one.timer != nil {
-		one.timer.Stop()
-		one.timer = nil
-	}
-}
-
-// changed notes a record as the store has it. It does not block.
-func (r *reconciler) changed(entry store.Entry[migration.Migration]) {
+// Changed notes a record as the store has it. It does not block.
+func (r *Reconciler) Changed(entry store.Entry[migration.Migration]) {
 	r.mu.Lock()
 	r.news[entry.Value.ID] = entry
 	r.mu.Unlock()
@@ -48,8 +42,8 @@ func (r *reconciler) changed(entry store.Entry[migration.Migration]) {
 	}
 }
 
-// follow takes up what was noted, until ctx ends.
-func (r *reconciler) follow(ctx context.Context) {
+// Follow takes up what was noted, until ctx ends.
+func (r *Reconciler) Follow(ctx context.Context) {
 	for {
 		select {
 		case <-r.wake:
@@ -60,15 +54,15 @@ func (r *reconciler) follow(ctx context.Context) {
 		news := r.news
 		r.news = map[fleet.MigrationID]store.Entry[migration.Migration]{}
 		r.mu.Unlock()
-		for _, entry := range news {
-			r.catchUp(ctx, entry)
+		for _, id := range slices.Sorted(maps.Keys(news)) {
+			r.CatchUp(ctx, news[id])
 		}
 	}
 }
 
-// catchUp brings a run to what another server has saved. What this one has
+// CatchUp brings a run to what another server has saved. What this one has
 // saved itself it knows already.
-func (r *reconciler) catchUp(ctx context.Context, entry store.Entry[migration.Migration]) {
+func (r *Reconciler) CatchUp(ctx context.Context, entry store.Entry[migration.Migration]) {
 	r.mu.Lock()
 	one := r.runs[entry.Value.ID]
 	r.mu.Unlock()
@@ -91,16 +85,16 @@ func (r *reconciler) catchUp(ctx context.Context, entry store.Entry[migration.Mi
 
 // discover adopts a migration that another server has made. The record is read
 // again, because of what this one has finished the news may be older.
-func (r *reconciler) discover(ctx context.Context, entry store.Entry[migration.Migration]) {
+func (r *Reconciler) discover(ctx context.Context, entry store.Entry[migration.Migration]) {
 	if !r.leads() || entry.Value.Over() {
 		return
 	}
-	now, err := r.tables.migrations.Get(ctx, entry.Name)
+	now, err := r.tables.Migrations.Get(ctx, entry.Name)
 	if err != nil {
-		r.log.Warn("a migration of another server is not known yet", "migration", entry.Name, "error", err)
+		r.Log.Warn("a migration of another server is not known yet", "migration", entry.Name, "error", err)
 		return // it is adopted with its next change, or in the next term
 	}
 	if !now.Value.Over() {
-		r.adopt(now)
+		r.Adopt(now)
 	}
 }

@@ -1,4 +1,4 @@
-package server
+package reconcile
 
 import (
 	"context"
@@ -8,33 +8,31 @@ import (
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/migration"
+	"godwit.dev/godwit/internal/store"
 	"godwit.dev/godwit/internal/wire"
 )
-
-// commandMessage is what goes to a host.
-type commandMessage = *godwitv1.Command
 
 // dispatch sends effects to their hosts. One that can't be sent now, because
 // its host has no session or a record can't be read, is sent when the host
 // connects again. A server that does not lead leaves it to the one that does,
 // which sees the record change.
-func (r *reconciler) dispatch(m *migration.Migration, effects []migration.Effect) {
+func (r *Reconciler) dispatch(m *migration.Migration, effects []migration.Effect) {
 	if !r.leads() {
 		return
 	}
 	for _, effect := range effects {
 		command, err := r.command(m, effect)
 		if err == nil {
-			err = r.hosts.Send(effect.Host, command)
+			err = r.Hosts.Send(effect.Host, command)
 		}
 		if err != nil {
-			r.log.Warn("an effect waits", "migration", m.ID, "effect", effect.Kind, "host", effect.Host, "error", err)
+			r.Log.Warn("an effect waits", "migration", m.ID, "effect", effect.Kind, "host", effect.Host, "error", err)
 		}
 	}
 }
 
 // command spells an effect for its host.
-func (r *reconciler) command(m *migration.Migration, effect migration.Effect) (*godwitv1.Command, error) {
+func (r *Reconciler) command(m *migration.Migration, effect migration.Effect) (*godwitv1.Command, error) {
 	command := &godwitv1.Command{Subject: string(m.ID), Epoch: uint64(m.Epoch), Sequence: effect.Sequence}
 	vm := string(m.VM)
 	switch effect.Kind {
@@ -64,10 +62,10 @@ func (r *reconciler) command(m *migration.Migration, effect migration.Effect) (*
 	return command, nil
 }
 
-func (r *reconciler) prepareTarget(m *migration.Migration, command *godwitv1.Command) error {
+func (r *Reconciler) prepareTarget(m *migration.Migration, command *godwitv1.Command) error {
 	ctx, cancel := context.WithTimeout(context.Background(), m.Policy.PrepareMax)
 	defer cancel()
-	vm, err := r.tables.vms.Get(ctx, string(m.VM))
+	vm, err := r.tables.VMs.Get(ctx, string(m.VM))
 	if err != nil {
 		return err
 	}
@@ -89,7 +87,7 @@ func (r *reconciler) prepareTarget(m *migration.Migration, command *godwitv1.Com
 	return nil
 }
 
-func (r *reconciler) startCopy(m *migration.Migration, command *godwitv1.Command) error {
+func (r *Reconciler) startCopy(m *migration.Migration, command *godwitv1.Command) error {
 	target, err := r.host(m.Target)
 	if err != nil {
 		return err
@@ -106,8 +104,8 @@ func (r *reconciler) startCopy(m *migration.Migration, command *godwitv1.Command
 	return nil
 }
 
-func (r *reconciler) portNetworks(ctx context.Context, m *migration.Migration, vm fleet.VM) ([]*godwitv1.PortNetwork, error) {
-	networks, err := portNetworks(ctx, r.tables, vm.Spec)
+func (r *Reconciler) portNetworks(ctx context.Context, m *migration.Migration, vm fleet.VM) ([]*godwitv1.PortNetwork, error) {
+	networks, err := PortNetworks(ctx, r.tables.Networks, vm.Spec)
 	if err != nil {
 		return nil, err
 	}
@@ -117,14 +115,27 @@ func (r *reconciler) portNetworks(ctx context.Context, m *migration.Migration, v
 	return networks, nil
 }
 
-func (r *reconciler) hostAddress(name fleet.HostName) (string, error) {
+// PortNetworks gives the network of each port of a spec, without tunnels.
+func PortNetworks(ctx context.Context, networks store.Table[fleet.Network], spec fleet.VMSpec) ([]*godwitv1.PortNetwork, error) {
+	var ports []*godwitv1.PortNetwork
+	for _, port := range spec.Ports {
+		network, err := networks.Get(ctx, string(port.Network))
+		if err != nil {
+			return nil, err
+		}
+		ports = append(ports, &godwitv1.PortNetwork{Port: port.Name, Vni: network.Value.VNI, Mtu: int32(network.Value.MTU)})
+	}
+	return ports, nil
+}
+
+func (r *Reconciler) hostAddress(name fleet.HostName) (string, error) {
 	host, err := r.host(name)
 	return host.Address.String(), err
 }
 
-func (r *reconciler) host(name fleet.HostName) (fleet.Host, error) {
+func (r *Reconciler) host(name fleet.HostName) (fleet.Host, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), hostReadMax)
 	defer cancel()
-	host, err := r.tables.hosts.Get(ctx, string(name))
+	host, err := r.tables.Hosts.Get(ctx, string(name))
 	return host.Value, err
 }
