@@ -11,6 +11,7 @@ import (
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/api/godwit/v1/godwitv1connect"
 	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/pledge"
 )
 
 const (
@@ -126,11 +127,11 @@ func (m *machine) askCommit(ctx context.Context, migration string, line *commitL
 	}
 	for tries := 0; !m.isEnding(); tries++ {
 		answer, err := line.decide(m.agent.servers.decideWithin(), instance.Exited())
-		switch code := fleet.CodeOf(err); {
-		case err == nil && fleet.Epoch(answer.GetEpoch()) == m.key.epoch:
+		switch pledge.Decided(m.key.epoch, fleet.Epoch(answer.GetEpoch()), err) {
+		case pledge.Granted:
 			m.granted(ctx, migration, answer.GetSequence())
 			return
-		case code == fleet.Conflict || code == fleet.Denied:
+		case pledge.Denied:
 			m.agent.log.Info("the commit was refused", "migration", migration, "error", err)
 			return // the server releases this target
 		}

@@ -12,6 +12,7 @@ import (
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/network"
+	"godwit.dev/godwit/internal/pledge"
 )
 
 // FuzzCommand reads whatever a server may send. Nothing that passes for a command
@@ -40,7 +41,7 @@ func FuzzCommand(f *testing.F) {
 		if dir := a.instanceDir(machineKey{fleet.VMName(instance.GetVm()), 1}); !strings.HasPrefix(dir, "/agent/instances/") {
 			t.Errorf("%q has its folder at %s", instance.GetVm(), dir)
 		}
-		_ = tagOf(command)
+		new(pledge.Log).Begin(command, "")
 	})
 }
 

@@ -13,6 +13,7 @@ import (
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/network"
+	"godwit.dev/godwit/internal/pledge"
 	"godwit.dev/godwit/internal/qemu"
 )
 
@@ -93,7 +94,7 @@ func (h *handover) run(ctx context.Context) {
 		h.measure(ctx)
 	case endedWith(h.instance, err): // watchEnd says it
 	default:
-		h.fact(h.command.GetSubject(), sourceFailed(err, false))
+		h.fact(h.command.GetSubject(), pledge.SourceFailed(err, false))
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/network"
+	"godwit.dev/godwit/internal/pledge"
 	"godwit.dev/godwit/internal/qemu"
 	"godwit.dev/godwit/internal/qmp"
 )
@@ -36,7 +37,7 @@ type machine struct {
 	record    record                // what a later agent needs to know
 	instance  *qemu.Instance        // nil before its start
 	ports     []*port               // in the order of the spec
-	told      commandLog            // what it was told to do
+	told      pledge.Log            // what it was told to do
 	facts     []*godwitv1.Report    // told again when a session begins
 	unadopted error                 // why it could not be taken over, if so
 	endCause  string                // of an instance that has ended
@@ -60,16 +61,13 @@ type port struct {
 	tap     *network.Tap
 }
 
-// role is a machine's part.
-type role string
-
 const (
-	alone    role = "alone"    // the only instance
-	source   role = "source"   // of a migration; its gate may be closed
-	ranOn    role = "ran-on"   // source that runs by its target's refusal, of which the servers do not know yet
-	arriving role = "arriving" // target before the commit
-	arrived  role = "arrived"  // target after it
-	refused  role = "refused"  // target that has given up for good
+	alone    = pledge.Alone
+	source   = pledge.Source
+	ranOn    = pledge.RanOn
+	arriving = pledge.Arriving
+	arrived  = pledge.Arrived
+	refused  = pledge.Refused
 )
 
 // record is what is written to the machine's folder, so that an agent that
@@ -78,7 +76,7 @@ type record struct {
 	VM        fleet.VMName      `json:"vm"`
 	UID       fleet.InstanceUID `json:"uid"`
 	Epoch     fleet.Epoch       `json:"epoch"`
-	Role      role              `json:"role"`
+	Role      pledge.Role       `json:"role"`
 	Migration string            `json:"migration,omitempty"`
 	Peer      peerRecord        `json:"peer,omitzero"` // the migration's other host
 	Ports     []portRecord      `json:"ports"`
@@ -202,7 +200,7 @@ func (m *machine) tellEnd(ctx context.Context, cause string) {
 	switch part {
 	case source, ranOn:
 		m.decide()
-		m.fact(migration, sourceFailed(errors.New(cause), true))
+		m.fact(migration, pledge.SourceFailed(errors.New(cause), true))
 	case arriving, arrived:
 		m.fact(migration, m.targetGone(ctx, cause))
 	}
@@ -276,15 +274,9 @@ func (m *machine) instanceReport(state, cause string) *godwitv1.Report {
 func (m *machine) inventory() *godwitv1.InstanceReport {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	state := "running"
-	switch {
-	case m.unadopted != nil: // nobody can tell; the server must not think it gone
-	case m.instance == nil || m.instance.Ended() || m.record.Role == refused:
-		state = "exited"
-	case m.record.Role == arriving:
-		state = "incoming"
-	case m.record.Role == source:
-		state = "paused" // or still running: the server must not rely on it
+	state := "running" // if nobody can tell: the server must not think it gone
+	if m.unadopted == nil {
+		state = m.record.Role.State(m.instance == nil || m.instance.Ended())
 	}
 	return &godwitv1.InstanceReport{
 		Vm: string(m.key.vm), Uid: string(m.uid), Epoch: uint64(m.key.epoch),
@@ -293,7 +285,7 @@ func (m *machine) inventory() *godwitv1.InstanceReport {
 }
 
 // setRole changes the machine's part and writes it down first.
-func (m *machine) setRole(part role, migration string) error {
+func (m *machine) setRole(part pledge.Role, migration string) error {
 	next := m.record
 	next.Role, next.Migration = part, migration
 	return m.note(next)

@@ -8,6 +8,7 @@ import (
 
 	"godwit.dev/godwit/internal/durable"
 	"godwit.dev/godwit/internal/durable/durabletest"
+	"godwit.dev/godwit/internal/pledge"
 )
 
 // TestPromiseOutlivesPower writes down that a target has given up for good, and
@@ -18,7 +19,7 @@ func TestPromiseOutlivesPower(t *testing.T) {
 	if err := durable.MakeFolder(m.dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	for _, part := range []role{arriving, refused} {
+	for _, part := range []pledge.Role{pledge.Arriving, pledge.Refused} {
 		if err := m.setRole(part, "m1"); err != nil {
 			t.Fatal(err)
 		}
@@ -29,7 +30,7 @@ func TestPromiseOutlivesPower(t *testing.T) {
 	if err == nil {
 		err = json.Unmarshal(text, &kept)
 	}
-	if err != nil || kept.Role != refused {
+	if err != nil || kept.Role != pledge.Refused {
 		t.Errorf("after the power cut it is %q, %v", kept.Role, err)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/network"
+	"godwit.dev/godwit/internal/pledge"
 	"godwit.dev/godwit/internal/qemu"
 )
 
@@ -32,7 +33,7 @@ type copying struct {
 // startCopy begins the copy; its answer comes when everything was sent.
 func (m *machine) startCopy(ctx context.Context, command *godwitv1.Command, want *godwitv1.StartCopy) *godwitv1.Report {
 	if err := m.beginCopy(ctx, command, want); err != nil {
-		return sourceFailed(err, m.instance == nil || m.instance.Ended())
+		return pledge.SourceFailed(err, m.instance == nil || m.instance.Ended())
 	}
 	return nil
 }
@@ -144,24 +145,24 @@ func (m *machine) resumeSource(ctx context.Context, newEpoch fleet.Epoch) *godwi
 	m.endCopy()
 	m.decide() // only now: the copy may just have begun to wait
 	if m.instance == nil || m.instance.Ended() {
-		return sourceFailed(errors.New("its instance has ended"), true)
+		return pledge.SourceFailed(errors.New("its instance has ended"), true)
 	}
 	if err := m.goOn(ctx); err != nil {
-		return sourceFailed(err, m.instance.Ended())
+		return pledge.SourceFailed(err, m.instance.Ended())
 	}
 	// The tunnels stay open: the target returns frames by them.
 	next := m.record
 	next.Role, next.Migration, next.Peer = alone, "", peerRecord{}
 	if err := m.note(next); err != nil {
-		return sourceFailed(err, false)
+		return pledge.SourceFailed(err, false)
 	}
 	m.clearFacts()
 	if newEpoch > m.key.epoch {
 		if err := m.agent.renumber(ctx, m, newEpoch); err != nil {
-			return sourceFailed(err, false)
+			return pledge.SourceFailed(err, false)
 		}
 	}
-	return &godwitv1.Report{Event: &godwitv1.Report_SourceResumed{SourceResumed: &godwitv1.SourceResumed{}}}
+	return pledge.SourceResumed()
 }
 
 // goOn ends QEMU's copy, opens the gate and lets the vCPUs run on.
@@ -221,13 +222,13 @@ var errRunsOn = errors.New("it runs on, by its target's refusal")
 // forward.
 func (m *machine) retireSource(ctx context.Context) *godwitv1.Report {
 	if m.runsOn() {
-		return sourceFailed(errRunsOn, false)
+		return pledge.SourceFailed(errRunsOn, false)
 	}
 	m.awaitCopy(ctx)
 	if err := m.kill(ctx); err != nil {
-		return sourceFailed(err, false)
+		return pledge.SourceFailed(err, false)
 	}
-	return sourceRetired()
+	return pledge.SourceRetired()
 }
 
 // awaitCopy gives the copy the moment it needs to report its measurements.
@@ -252,12 +253,12 @@ func (m *machine) awaitCopy(ctx context.Context) {
 // releaseSource removes what is left of a source: nobody sends to it any more.
 func (m *machine) releaseSource(ctx context.Context) *godwitv1.Report {
 	if m.runsOn() {
-		return sourceFailed(errRunsOn, false)
+		return pledge.SourceFailed(errRunsOn, false)
 	}
 	if err := m.discard(ctx); err != nil {
-		return sourceFailed(err, false)
+		return pledge.SourceFailed(err, false)
 	}
-	return sourceReleased()
+	return pledge.SourceReleased()
 }
 
 // drainTo sends the frames that wait in the taps to another host.

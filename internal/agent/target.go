@@ -14,6 +14,7 @@ import (
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/network"
 	"godwit.dev/godwit/internal/pki"
+	"godwit.dev/godwit/internal/pledge"
 	"godwit.dev/godwit/internal/qemu"
 )
 
@@ -28,7 +29,7 @@ func (m *machine) prepareTarget(ctx context.Context, migration string, want *god
 	defer cancel()
 	listening, err := m.prepare(bounded, migration, want)
 	if err != nil {
-		return targetFailed(errors.Join(err, m.discard(ctx)), true)
+		return pledge.TargetFailed(errors.Join(err, m.discard(ctx)), true)
 	}
 	return &godwitv1.Report{Event: &godwitv1.Report_TargetPrepared{TargetPrepared: &godwitv1.TargetPrepared{Port: uint32(listening)}}}
 }
@@ -142,7 +143,7 @@ func (m *machine) arrive(ctx context.Context, migration string, instance *qemu.I
 		if m.isEnding() || endedWith(instance, err) { // watchEnd says it
 			return
 		}
-		m.fact(migration, targetFailed(err, false))
+		m.fact(migration, pledge.TargetFailed(err, false))
 		return
 	}
 	instance.NoteLoaded()
@@ -158,7 +159,7 @@ func (m *machine) ready(ctx context.Context, migration string, loaded time.Time,
 	if err := m.receiveInTurn(); err != nil {
 		line.close()
 		if !errors.Is(err, errGone) {
-			m.fact(migration, targetFailed(err, false))
+			m.fact(migration, pledge.TargetFailed(err, false))
 		}
 		return
 	}
@@ -251,10 +252,10 @@ func (m *machine) runTarget(ctx context.Context) *godwitv1.Report {
 	m.mu.Lock()
 	part, before := m.record.Role, m.marks
 	m.mu.Unlock()
-	switch part {
-	case arriving:
-	case refused:
-		return targetRefused(errGaveUp.Error())
+	switch part.Run() {
+	case pledge.RunNow:
+	case pledge.RunNever:
+		return pledge.TargetRefused(errGaveUp.Error())
 	default: // it runs already
 		return &godwitv1.Report{Event: &godwitv1.Report_TargetRunning{TargetRunning: &godwitv1.TargetRunning{Marks: before}}}
 	}
@@ -262,11 +263,11 @@ func (m *machine) runTarget(ctx context.Context) *godwitv1.Report {
 		return m.targetGone(ctx, "its instance has ended")
 	}
 	if err := errors.Join(m.receive(), m.setMode(network.Settling)); err != nil {
-		return targetFailed(err, false)
+		return pledge.TargetFailed(err, false)
 	}
 	resumed, err := m.instance.Resume(ctx)
 	if err != nil {
-		return targetFailed(err, m.instance.Ended())
+		return pledge.TargetFailed(err, m.instance.Ended())
 	}
 	m.mu.Lock()
 	if m.marks == nil { // of an agent that ended since
@@ -283,9 +284,7 @@ func (m *machine) runTarget(ctx context.Context) *godwitv1.Report {
 
 // targetGone reports the end of an instance, and whether it may have run.
 func (m *machine) targetGone(ctx context.Context, cause string) *godwitv1.Report {
-	report := targetFailed(errors.New(cause), true)
-	report.GetTargetFailed().Unrun = !m.mayHaveRun(ctx)
-	return report
+	return pledge.TargetGone(errors.New(cause), m.mayHaveRun(ctx))
 }
 
 // finishTarget ends the special treatment of forwarded frames.
@@ -296,17 +295,17 @@ func (m *machine) finishTarget() *godwitv1.Report {
 		port.tunnel = 0
 	}
 	if err := errors.Join(append(errs, m.setRole(alone, ""))...); err != nil {
-		return targetFailed(err, false)
+		return pledge.TargetFailed(err, false)
 	}
 	m.clearFacts()
-	return targetFinished()
+	return pledge.TargetFinished()
 }
 
 // releaseTarget undoes the preparation. Frames that waited here go back to the
 // source, whose gate is open again.
 func (m *machine) releaseTarget(ctx context.Context, want *godwitv1.ReleaseTarget) *godwitv1.Report {
 	if err := m.kill(ctx); err != nil {
-		return targetFailed(err, false)
+		return pledge.TargetFailed(err, false)
 	}
 	if err := m.unclaim(); err != nil {
 		m.agent.log.Error("addresses could not be pointed back", "vm", m.key.vm, "error", err)
@@ -319,7 +318,7 @@ func (m *machine) releaseTarget(ctx context.Context, want *godwitv1.ReleaseTarge
 		}
 	}
 	if err := m.discard(ctx); err != nil {
-		return targetFailed(err, false)
+		return pledge.TargetFailed(err, false)
 	}
-	return targetReleased(frames, lost)
+	return pledge.TargetReleased(frames, lost)
 }

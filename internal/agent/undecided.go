@@ -8,8 +8,8 @@ import (
 
 	"godwit.dev/godwit/api/client"
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
-	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/network"
+	"godwit.dev/godwit/internal/pledge"
 )
 
 // What happens when nobody decides on a switch. The servers are the first to
@@ -74,7 +74,7 @@ func (m *machine) askTarget(ctx context.Context, migration string, peer peerReco
 			if m.runOnInTurn(ctx, target, migration) {
 				return
 			}
-		case err == nil || noneToAsk(err):
+		case err == nil || pledge.NoneToAsk(err):
 			m.agent.log.Warn("the target keeps its right; the servers decide", "vm", m.key.vm, "target", peer.Host, "error", err)
 			return
 		default:
@@ -82,15 +82,6 @@ func (m *machine) askTarget(ctx context.Context, migration string, peer peerReco
 		}
 		wait.Reset(pause)
 	}
-}
-
-// noneToAsk: there is no such target, and none will come.
-func noneToAsk(err error) bool {
-	switch fleet.CodeOf(err) {
-	case fleet.NotFound, fleet.Conflict, fleet.Denied:
-		return true
-	}
-	return false
 }
 
 func (m *machine) askOnce(ctx context.Context, target *client.Peer, migration string) (gaveUp bool, err error) {
@@ -121,10 +112,11 @@ func (m *machine) runOnInTurn(ctx context.Context, target *client.Peer, migratio
 // runOn takes the VM's right up again, by the target's refusal. The worker calls
 // it.
 func (m *machine) runOn(ctx context.Context, migration string) error {
-	switch {
-	case m.record.Migration != migration || m.record.Role != source && m.record.Role != ranOn:
+	allowed, write := m.record.Role.RunOn(m.record.Migration, migration)
+	if !allowed {
 		return errors.New("the servers have decided meanwhile")
-	case m.record.Role == source: // else it was tried before
+	}
+	if write {
 		if err := m.setRole(ranOn, migration); err != nil {
 			return err
 		}
@@ -138,18 +130,16 @@ func (m *machine) runOn(ctx context.Context, migration string) error {
 }
 
 func (m *machine) tellRanOn(migration string) {
-	m.fact(migration, &godwitv1.Report{Event: &godwitv1.Report_SourceRanOn{SourceRanOn: &godwitv1.SourceRanOn{
-		Cause: fmt.Sprintf("no server decided in time, and %s gave up", m.record.Peer.Host),
-	}}})
+	m.fact(migration, pledge.SourceRanOn(fmt.Sprintf("no server decided in time, and %s gave up", m.record.Peer.Host)))
 }
 
 // giveUp gives the right to run up for good, if it is certain that it was never
 // used. The worker calls it, so no commit's answer is being carried out.
 func (m *machine) giveUp(ctx context.Context, migration string) (done bool, err error) {
-	if m.record.Role == refused {
+	switch m.record.Role.GiveUp(m.mayHaveRun(ctx)) {
+	case pledge.GaveUp:
 		return true, m.kill(ctx)
-	}
-	if m.record.Role != arriving || m.mayHaveRun(ctx) {
+	case pledge.KeepsOwns:
 		return false, nil
 	}
 	if err := m.setRole(refused, migration); err != nil {
@@ -160,22 +150,22 @@ func (m *machine) giveUp(ctx context.Context, migration string) (done bool, err 
 }
 
 func (m *machine) tellRefused(migration string) {
-	m.fact(migration, targetRefused(fmt.Sprintf("%s asked for it, and no commit had come", m.record.Peer.Host)))
+	m.fact(migration, pledge.TargetRefused(fmt.Sprintf("%s asked for it, and no commit had come", m.record.Peer.Host)))
 }
 
-func targetRefused(cause string) *godwitv1.Report {
-	return &godwitv1.Report{Event: &godwitv1.Report_TargetRefused{TargetRefused: &godwitv1.TargetRefused{Cause: cause}}}
-}
-
-// mayHaveRun tells whether a target may have run an instruction. Its gates know:
-// they are opened first, and the kernel keeps them when the agent dies.
+// mayHaveRun tells whether a target may have run an instruction.
 func (m *machine) mayHaveRun(ctx context.Context) bool {
 	m.mu.Lock()
-	instance, recorded, part := m.instance, len(m.record.Ports), m.record.Role
+	part := m.record.Role
 	m.mu.Unlock()
-	if part != arriving {
-		return true
-	}
+	return part.MayHaveRun(part == arriving && m.opened(ctx))
+}
+
+// opened tells whether a gate is open, or may be.
+func (m *machine) opened(ctx context.Context) bool {
+	m.mu.Lock()
+	instance, recorded := m.instance, len(m.record.Ports)
+	m.mu.Unlock()
 	ports := m.allPorts()
 	for _, port := range ports {
 		gate, err := port.tap.Gate()

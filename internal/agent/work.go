@@ -6,6 +6,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/pledge"
 )
 
 // carryOut carries out what is queued, until the machine is gone and nothing
@@ -32,7 +33,7 @@ func (m *machine) carryOut(ctx context.Context) {
 // do queues a command, unless it has been answered or begun before.
 func (m *machine) do(command *godwitv1.Command, task func() *godwitv1.Report) {
 	m.mu.Lock()
-	answer, known := m.told.begin(command, m.record.Migration)
+	answer, known := m.told.Begin(command, m.record.Migration)
 	m.mu.Unlock()
 	switch {
 	case answer != nil:
@@ -92,7 +93,7 @@ func (m *machine) inTurn(ctx context.Context, task func() error) error {
 func (m *machine) untold(command *godwitv1.Command) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.told.forget(command)
+	m.told.Forget(command)
 }
 
 // adoptAgain, of the worker, tries what an adoption before has failed to do.
@@ -113,19 +114,14 @@ func (m *machine) adoptAgain() error {
 // answer reports the end of a command. One that failed may be tried again by
 // the same sequence.
 func (m *machine) answer(command *godwitv1.Command, report *godwitv1.Report) {
-	report.Subject, report.Epoch, report.Sequence = command.GetSubject(), command.GetEpoch(), command.GetSequence()
+	pledge.Answering(command, report)
 	report.At = timestamppb.Now() // and not when a session takes it
 	m.mu.Lock()
-	if failed(report) {
-		m.told.forget(command)
-		report.Sequence = 0
+	if pledge.Failed(report) {
+		m.told.Forget(command)
 	} else {
-		m.told.end(command, report)
+		m.told.End(command, report)
 	}
 	m.mu.Unlock()
 	m.agent.say(report)
-}
-
-func failed(report *godwitv1.Report) bool {
-	return report.GetSourceFailed() != nil || report.GetTargetFailed() != nil
 }

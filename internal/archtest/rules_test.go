@@ -33,12 +33,14 @@ var imports = map[string][]string{
 	"internal/wire": {"api/godwit/v1", "internal/fleet", "internal/migration", "internal/predict", "internal/placement"},
 	"api/client":    {"api", "internal/fleet", "internal/wire"},
 
+	// What an agent promises, for the agent and for the simulator.
+	"internal/pledge": {"api/godwit/v1", "internal/fleet"},
 	// What carries migrations on, for the server and for the simulator.
 	"internal/reconcile": {"api/godwit/v1", "internal/fleet", "internal/migration", "internal/store", "internal/wire"},
 
 	// The long-running programs.
 	"internal/agent": {"api", "internal/durable", "internal/fleet", "internal/migration", "internal/wire",
-		"internal/qmp", "internal/qemu", "internal/network", "internal/volume", "internal/pki"},
+		"internal/qmp", "internal/qemu", "internal/network", "internal/volume", "internal/pledge", "internal/pki"},
 	"internal/server": {"api", "internal/durable", "internal/fleet", "internal/migration", "internal/predict", "internal/placement",
 		"internal/campaign", "internal/wire", "internal/store", "internal/reconcile", "internal/pki"},
 

@@ -1,4 +1,4 @@
-package agent
+package pledge
 
 import (
 	"fmt"
@@ -12,9 +12,9 @@ func told(subject string, sequence uint64) *godwitv1.Command {
 }
 
 func TestCommandLog(t *testing.T) {
-	var l commandLog
+	var l Log
 	begin := func(subject string, sequence uint64, present string) string {
-		answer, known := l.begin(told(subject, sequence), present)
+		answer, known := l.Begin(told(subject, sequence), present)
 		return fmt.Sprint(answer != nil, known)
 	}
 	steps := []struct {
@@ -30,24 +30,24 @@ func TestCommandLog(t *testing.T) {
 			t.Errorf("%s: answered and known are %s, want %s", step.what, step.got, step.want)
 		}
 	}
-	l.end(told("m1", 1), &godwitv1.Report{})
+	l.End(told("m1", 1), &godwitv1.Report{})
 	if got := begin("m1", 1, ""); got != "true true" {
 		t.Errorf("answered: %s", got)
 	}
-	l.forget(told("m1", 2))
+	l.Forget(told("m1", 2))
 	if got := begin("m1", 2, ""); got != "false false" {
 		t.Errorf("forgotten: %s", got)
 	}
-	l.end(told("m3", 1), &godwitv1.Report{}) // of one that has gone meanwhile
+	l.End(told("m3", 1), &godwitv1.Report{}) // of one that has gone meanwhile
 }
 
 // A VM that moves all its life must not fill its host's memory, nor is what it
 // does now forgotten for it.
 func TestCommandLogIsBounded(t *testing.T) {
-	var l commandLog
+	var l Log
 	const present = "m-0"
 	for i := range 1000 {
-		if _, known := l.begin(told(fmt.Sprint("m-", i), 1), present); known {
+		if _, known := l.Begin(told(fmt.Sprint("m-", i), 1), present); known {
 			t.Fatalf("m-%d is known", i)
 		}
 	}
@@ -55,7 +55,7 @@ func TestCommandLogIsBounded(t *testing.T) {
 		t.Errorf("it holds %d migrations, want %d", len(l.subjects), subjectsMax)
 	}
 	for _, subject := range []string{present, "m-999", fmt.Sprint("m-", 1000-subjectsMax+1)} {
-		if _, known := l.begin(told(subject, 1), present); !known {
+		if _, known := l.Begin(told(subject, 1), present); !known {
 			t.Errorf("%s is forgotten", subject)
 		}
 	}

@@ -1,4 +1,4 @@
-package agent
+package pledge
 
 import (
 	"fmt"
@@ -12,9 +12,9 @@ import (
 // need be, but no VM is moved so often meanwhile.
 const subjectsMax = 8
 
-// commandLog is what a machine was told to do: which commands it has begun,
+// Log is what a machine was told to do: which commands it has begun,
 // and what it has answered. The zero value is empty.
-type commandLog struct {
+type Log struct {
 	subjects []subjectLog // the newest last
 }
 
@@ -24,10 +24,10 @@ type subjectLog struct {
 	answers map[string]*godwitv1.Report // by the command's tag; nil while it is begun
 }
 
-// begin notes a command, and gives its answer if it has one, or that it is
+// Begin notes a command, and gives its answer if it has one, or that it is
 // known. If there are too many migrations the oldest goes, but never the
 // present one.
-func (l *commandLog) begin(command *godwitv1.Command, present string) (answer *godwitv1.Report, known bool) {
+func (l *Log) Begin(command *godwitv1.Command, present string) (answer *godwitv1.Report, known bool) {
 	subject := l.of(command)
 	if subject == nil {
 		if len(l.subjects) >= subjectsMax {
@@ -44,21 +44,21 @@ func (l *commandLog) begin(command *godwitv1.Command, present string) (answer *g
 	return answer, known
 }
 
-// end notes the answer to a command.
-func (l *commandLog) end(command *godwitv1.Command, answer *godwitv1.Report) {
+// End notes the answer to a command.
+func (l *Log) End(command *godwitv1.Command, answer *godwitv1.Report) {
 	if subject := l.of(command); subject != nil {
 		subject.answers[tagOf(command)] = answer
 	}
 }
 
-// forget makes a command a new one again.
-func (l *commandLog) forget(command *godwitv1.Command) {
+// Forget makes a command a new one again.
+func (l *Log) Forget(command *godwitv1.Command) {
 	if subject := l.of(command); subject != nil {
 		delete(subject.answers, tagOf(command))
 	}
 }
 
-func (l *commandLog) of(command *godwitv1.Command) *subjectLog {
+func (l *Log) of(command *godwitv1.Command) *subjectLog {
 	for i := range l.subjects {
 		if l.subjects[i].subject == command.GetSubject() {
 			return &l.subjects[i]
