@@ -13,6 +13,7 @@ import (
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/pledge"
 )
 
 // between stands between an agent and the monitor of a real QEMU, and can say
@@ -148,7 +149,7 @@ func TestMonitorBreaksInACopy(t *testing.T) {
 			m.source.sendCommand(m.copyCommand(200 * 1000)) // slow enough to be under way
 			m.source.awaitReport("progress", func(r *godwitv1.Report) bool { return r.GetCopyProgress() != nil })
 			monitor.say(fmt.Sprintf(`{"return": {}, "id": %d}`+"\n", 1<<40))
-			failure := h.awaitReport("failure", failed)
+			failure := h.awaitReport("failure", pledge.Failed)
 			said, gone := failure.GetSourceFailed().GetCause(), failure.GetSourceFailed().GetGone()
 			if side == "target" {
 				said, gone = failure.GetTargetFailed().GetCause(), failure.GetTargetFailed().GetGone()

@@ -25,6 +25,21 @@ type Condition struct {
 	want    int64
 }
 
+// Key is the key of the record that it is about.
+func (c Condition) Key() string { return c.key }
+
+// Holds tells whether it does, for a record of that version, created as that
+// revision; both are 0 for one that does not exist.
+func (c Condition) Holds(version, created int64) bool {
+	switch c.subject {
+	case isPresent:
+		return created != 0
+	case createdAt:
+		return created == c.want
+	}
+	return version == c.want
+}
+
 type subject int
 
 const (
@@ -54,6 +69,15 @@ type Op struct {
 	lease  clientv3.LeaseID
 	err    error // found when the Op was made, reported by Commit
 }
+
+// Key is the key of the record that it changes.
+func (o Op) Key() string { return o.key }
+
+// Value is what it writes; deletes says that it removes the record instead.
+func (o Op) Value() (value []byte, deletes bool) { return o.value, o.delete }
+
+// Ends reports whether it is an Ending one.
+func (o Op) Ends() bool { return o.ending }
 
 // Put writes a record.
 func Put(key string, value []byte) Op { return Op{key: key, value: value} }

@@ -40,6 +40,13 @@ func (w *Watch) Events() <-chan Event { return w.events }
 // does not pass by itself. A watch survives lost connections and members.
 func (w *Watch) Err() error { return w.err }
 
+// EndedWatch is a watch that has ended already, as of a store that has none.
+func EndedWatch(err error) *Watch {
+	w := &Watch{events: make(chan Event), err: err}
+	close(w.events)
+	return w
+}
+
 // Watch reports every change under prefix with a version above after, which
 // is the revision of a List, or the version of the last event seen. It ends
 // with ctx. A reader that falls more than a bounded queue behind is not sent

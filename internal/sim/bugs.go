@@ -1,0 +1,41 @@
+package sim
+
+// Bug is a mistake that can be put in, to see that it is found.
+type Bug string
+
+// The bugs.
+const (
+	NoBug         Bug = ""
+	Unconditional Bug = "unconditional-commit"
+	Unfettered    Bug = "run-without-commit"
+	Unforgiving   Bug = "run-after-refusal"
+	OpenGate      Bug = "gate-left-open"
+	Unasked       Bug = "run-on-unasked"
+	Impatient     Bug = "lost-reply-is-consent"
+	Unwritten     Bug = "refusal-not-written"
+	Forgetful     Bug = "commands-carried-out-twice"
+	Killjoy       Bug = "end-what-is-found"
+)
+
+// BugNote is a bug with what it is.
+type BugNote struct {
+	Bug  Bug
+	What string
+}
+
+// Bugs lists them.
+func Bugs() []BugNote {
+	return []BugNote{
+		{Unconditional, "a save does not heed the version of the migration's record"},
+		{Unfettered, "a target runs when it has loaded, without the commit"},
+		{Unforgiving, "a target that has given up runs when it is told to"},
+		{OpenGate, "the source's gate stays open, and its tap is not drained"},
+		{Unasked, "a source runs on by itself when no server decides"},
+		{Impatient, "a source takes a question without an answer for a yes"},
+		{Unwritten, "a target gives up without writing it down"},
+		{Forgetful, "an agent carries out again what it was told before"},
+		{Killjoy, "an agent that starts ends the instances that it finds"},
+	}
+}
+
+func (w *world) bug(b Bug) bool { return w.options.Bug == b }

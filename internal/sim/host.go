@@ -1,0 +1,181 @@
+package sim
+
+import (
+	"slices"
+	"time"
+
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/sim/check"
+)
+
+// host is one machine of the fleet, with its kernel and its disk.
+type host struct {
+	*world
+	node     *node
+	index    int
+	name     fleet.HostName
+	up       bool
+	booted   time.Duration
+	machines []*machine
+	agent    *agent
+	routes   []*host    // by VM: where this host sends its packets
+	local    []*machine // by VM: the tap on this host that has them
+	ports    uint16     // of incoming QEMUs, so far
+
+	full time.Duration // its disk has no room until then
+	slow time.Duration // what a write takes, beside the usual
+}
+
+// vm is one virtual machine and the clients that talk to it.
+type vm struct {
+	*world
+	index   int
+	name    fleet.VMName
+	uid     fleet.InstanceUID
+	memory  float64   // bytes
+	dirties float64   // bytes per second
+	image   *emulator // that has the lock on the shared image
+	packets *check.Packets
+	owner   fleet.Owner   // as last recorded
+	moved   time.Duration // when that changed
+	anew    bool          // and then it was started anew, so that nobody forwards
+}
+
+func (h *host) find(vm fleet.VMName, epoch fleet.Epoch) *machine {
+	for _, m := range h.machines {
+		if m.vm.name == vm && m.epoch == epoch {
+			return m
+		}
+	}
+	return nil
+}
+
+func (h *host) listens(port uint16) *emulator {
+	for _, m := range h.machines {
+		if m.port == port && !m.q.ended() && m.q.in == waiting && m.q.stream == nil {
+			return m.q
+		}
+	}
+	return nil
+}
+
+func (h *host) tunnelEnd(tunnel fleet.TunnelID) *machine {
+	for _, m := range h.machines {
+		if m.opened && m.tapped && m.tunnel == tunnel {
+			return m
+		}
+	}
+	return nil
+}
+
+func (h *host) remove(m *machine) {
+	h.machines = slices.DeleteFunc(h.machines, func(one *machine) bool { return one == m })
+}
+
+// lonely is how long a host may have had no word from a server before it counts
+// as cut off: a little less than the servers wait for one.
+const lonely = goneAfter - 10*time.Second
+
+// cutOff: what the host knows may be old, or it may not know of anything new.
+func (h *host) cutOff() bool {
+	return !h.up || h.agent.session == nil && h.now-h.agent.lostSession > lonely
+}
+
+// crash is a loss of power: processes and taps are gone, the disk stays.
+func (h *host) crash() {
+	h.up = false
+	h.end(h.agent.proc)
+	for _, m := range h.machines {
+		if m.q != nil && m.q.alive {
+			m.killed = true
+			m.q.die()
+		}
+		m.untap(true)
+	}
+	clear(h.local)
+	clear(h.routes)
+	h.agent.crashed()
+}
+
+// boot starts it again.
+func (h *host) boot() {
+	h.up, h.booted = true, h.now
+	h.agent.start()
+}
+
+// write takes the time of a write to the host's disk. What is written is there a
+// moment before anybody knows, and a crash leaves the old or the new.
+func (h *host) write(done func()) error {
+	wait := h.between(500*time.Microsecond, 3*time.Millisecond) + h.slow
+	if h.full > h.now {
+		h.sleep(wait)
+		return &fleet.Error{Code: fleet.Failed, Op: "write the machine's record", Cause: "no space left on the host's disk"}
+	}
+	h.at(nil, wait/2, func() {
+		if h.up {
+			done()
+		}
+	})
+	h.sleep(wait)
+	return nil
+}
+
+// down: the VM has no process anywhere, so it has lost what was sent to it.
+func (v *vm) down() bool {
+	for _, h := range v.hosts {
+		for _, m := range h.machines {
+			if m.vm == v && m.q != nil && m.q.alive {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// chat has clients on all hosts send packets to the VM until a time.
+func (v *vm) chat(until time.Duration) {
+	v.at(nil, v.between(20*time.Millisecond, 600*time.Millisecond), func() {
+		if v.now < until {
+			v.hosts[v.chance.IntN(len(v.hosts))].send(v)
+			v.chat(until)
+		}
+	})
+}
+
+// send is a packet of a client on this host.
+func (h *host) send(v *vm) {
+	to := h.routes[v.index]
+	here := h.local[v.index]
+	if !h.up || here == nil && (to == nil || to == h) {
+		return
+	}
+	n := v.packets.Sent()
+	if here != nil {
+		here.take(n, false, 0)
+		return
+	}
+	h.at(nil, h.latency(), func() {
+		switch tap := to.local[v.index]; {
+		case !to.up || !h.passes(h.node, to.node):
+			v.lose(n, "the link or the host is gone", true)
+		case tap == nil:
+			v.lose(n, "no tap on "+string(to.name)+" takes it from "+string(h.name), v.excuses(h, to))
+		default:
+			tap.take(n, false, 0)
+		}
+	})
+}
+
+// excuses says whether a packet may be lost for want of a tap on a host that it
+// was sent to: the VM has no process, or a new one, the host has lost power since it had the
+// VM, one of the two has had no word from a server for as long as anybody waits
+// for it, or nobody waits any longer.
+func (v *vm) excuses(from, to *host) bool {
+	return v.down() || v.anew || to.booted > v.moved || from.cutOff() || to.cutOff() || v.now-v.moved > lonely
+}
+
+// lose is the end of a packet that nobody will have.
+func (v *vm) lose(n int, why string, excused bool) {
+	v.tell("packet %d to %s is lost, excused %v: %s", n, v.name, excused, why)
+	v.packets.Lost(n, why, excused)
+}

@@ -1,0 +1,174 @@
+package sim
+
+import (
+	"fmt"
+	"io"
+	"time"
+
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/migration"
+)
+
+// Options says what is simulated.
+type Options struct {
+	Harm time.Duration // for so long there are faults; 0 for DefaultHarm
+	Bug  Bug           // that is put in
+}
+
+// DefaultHarm is how long a fleet is hurt, in simulated time.
+const DefaultHarm = 3 * time.Minute
+
+// restWithin is how long after the last fault everything must have come to rest:
+// the deadlines of two states one after the other, and what clocks were wrong by.
+const restWithin = 20 * time.Minute
+
+// restStep is the pause between looks whether it has.
+const restStep = 5 * time.Second
+
+// Result is what came of one seed.
+type Result struct {
+	Seed       uint64
+	Simulated  time.Duration
+	Migrations int
+	Final      map[migration.State]int
+	Faults     map[Fault]int
+	Packets    int // sent
+	Lost       int // with an excuse
+	Reads      int // and writes of owners
+	Digest     uint64
+	Violations []string
+}
+
+// Run simulates the fleet of one seed. The result depends on nothing else.
+func Run(seed uint64, options Options, trace io.Writer) Result {
+	if options.Harm == 0 {
+		options.Harm = DefaultHarm
+	}
+	w := newWorld(seed, options, trace)
+	defer w.close()
+	w.harm(options.Harm)
+	w.travel(options.Harm)
+	w.look(options.Harm)
+	for _, v := range w.vms {
+		v.chat(options.Harm + 30*time.Second)
+		w.mourn(v, 0)
+	}
+	w.run(options.Harm)
+	w.mend()
+	end := w.now + restWithin
+	for w.run(w.now + 30*time.Second + restStep); w.unrest() != "" && w.now < end; {
+		w.run(w.now + restStep)
+	}
+	return w.result(seed)
+}
+
+// close ends every task.
+func (w *world) close() {
+	for _, s := range w.servers {
+		w.end(s.proc)
+	}
+	for _, h := range w.hosts {
+		w.end(h.agent.proc)
+	}
+}
+
+func (w *world) result(seed uint64) Result {
+	r := Result{Seed: seed, Simulated: w.now, Final: map[migration.State]int{}, Faults: w.faults, Digest: w.digest}
+	w.eachMigration(func(m migration.Migration) {
+		r.Migrations++
+		r.Final[m.State]++
+	})
+	r.Violations = w.guests.Faults()
+	if still := w.unrest(); still != "" {
+		r.Violations = append(r.Violations, fmt.Sprintf("%v after the last fault: %s", w.now-w.options.Harm, still))
+	}
+	w.loseWithInstances()
+	for i, v := range w.vms {
+		sent, _, excused := v.packets.Count()
+		r.Packets, r.Lost, r.Reads = r.Packets+sent, r.Lost+excused, r.Reads+w.owners[i].Operations()
+		r.Violations = append(r.Violations, w.owners[i].Faults()...)
+		r.Violations = append(r.Violations, v.packets.Faults()...)
+	}
+	for _, violation := range r.Violations {
+		w.tell("VIOLATION: %s", violation)
+	}
+	return r
+}
+
+// loseWithInstances: what waits for an instance that a fault has ended nobody
+// will ever have.
+func (w *world) loseWithInstances() {
+	for _, h := range w.hosts {
+		for _, m := range h.machines {
+			if m.q.ended() {
+				m.untap(m.killed)
+			}
+		}
+	}
+}
+
+func (w *world) eachMigration(do func(migration.Migration)) {
+	for n := range w.moves {
+		if m, found := stored[migration.Migration](w, fmt.Sprintf("migrations/m-%04d", n+1)); found {
+			do(m)
+		}
+	}
+}
+
+// unrest says what is not as it has to be in the end: every migration final and
+// explained, each VM in effect exactly where its record says, and nothing left
+// anywhere else.
+func (w *world) unrest() (still string) {
+	w.eachMigration(func(m migration.Migration) {
+		switch {
+		case still != "":
+		case !m.Over():
+			still = fmt.Sprintf("%s is %s with %v pending", m.ID, m.State, m.Pending)
+		case m.State != migration.Succeeded && m.Cause == "":
+			still = fmt.Sprintf("%s ended without a cause", m.ID)
+		}
+	})
+	for _, v := range w.vms {
+		if still == "" {
+			still = v.unrest()
+		}
+	}
+	for _, h := range w.hosts {
+		if still == "" {
+			still = h.unrest()
+		}
+	}
+	return still
+}
+
+func (v *vm) unrest() string {
+	record := v.record()
+	in, some := v.guests.InEffect(string(v.name))
+	switch {
+	case record.Migration != "":
+		return fmt.Sprintf("%s is locked by %s", v.name, record.Migration)
+	case record.Phase != fleet.VMRunning:
+		return fmt.Sprintf("%s is %s", v.name, record.Phase)
+	case !some:
+		return fmt.Sprintf("%s is in effect nowhere; its owner is %v", v.name, record.Owner)
+	case owner(fleet.HostName(in.Host), fleet.Epoch(in.Epoch)) != ownerOf(record):
+		return fmt.Sprintf("%v is in effect, and the owner is %v", in, record.Owner)
+	}
+	return ""
+}
+
+// unrest looks at what is left on a host, and what is reserved there.
+func (h *host) unrest() string {
+	for _, m := range h.machines {
+		if ownerOf(m.vm.record()) != owner(h.name, m.epoch) {
+			return fmt.Sprintf("%s at epoch %d is left on %s", m.vm.name, m.epoch, h.name)
+		}
+	}
+	ledger, _ := stored[fleet.Ledger](h.world, "ledgers/"+string(h.name))
+	for _, v := range h.vms {
+		if _, claimed := ledger.Claims[v.uid]; claimed && v.record().Owner.Host != h.name {
+			return fmt.Sprintf("%s is still reserved on %s", v.name, h.name)
+		}
+	}
+	return ""
+}

@@ -1,0 +1,291 @@
+package sim
+
+import (
+	"context"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/migration"
+	"godwit.dev/godwit/internal/reconcile"
+	"godwit.dev/godwit/internal/store"
+)
+
+// goneAfter is how long the forwarding waits for a host without a session.
+const goneAfter = time.Minute
+
+// server is one server: the real reconciler, on a process that can die and hang
+// and whose clock may be wrong.
+type server struct {
+	*world
+	node   *node
+	proc   *proc
+	skew   time.Duration // of its clock
+	client client
+	tables reconcile.Tables
+	moves  *reconcile.Reconciler
+
+	life      context.Context // of its term; nil while it does not lead
+	end       context.CancelFunc
+	sessions  map[fleet.HostName]*session
+	addresses *addressBook
+	seen      int // changes of the store
+	news      map[string]store.Event
+	wake      func(any)
+}
+
+func newServer(w *world, n *node) *server {
+	s := &server{world: w, node: n, proc: newProc("server " + n.name), client: client{w.etcd, n, &ownerLog{world: w, seen: map[int64]fleet.VM{}}}}
+	s.tables = tablesOn(s.client)
+	w.etcd.watchers = append(w.etcd.watchers, func() {
+		w.at(nil, w.latency(), func() { w.at(s.proc, 0, s.look) })
+	})
+	return s
+}
+
+func tablesOn(c store.Records) reconcile.Tables {
+	return reconcile.Tables{
+		Store: c, VMs: store.NewTable[fleet.VM](c, "vms"), Hosts: store.NewTable[fleet.Host](c, "hosts"),
+		Ledgers: store.NewTable[fleet.Ledger](c, "ledgers"), Networks: store.NewTable[fleet.Network](c, "networks"),
+		Migrations: store.NewTable[migration.Migration](c, "migrations"),
+	}
+}
+
+// Now, AfterFunc and Locker make the server the reconciler's Runtime.
+func (s *server) Now() time.Time { return epochStart.Add(s.now + s.skew) }
+
+// AfterFunc runs f in a task of its own.
+func (s *server) AfterFunc(after time.Duration, f func()) (stop func()) {
+	return s.at(s.proc, after, func() { s.spawn(s.proc, f) })
+}
+
+// Locker gives a lock that tasks wait for.
+func (s *server) Locker() sync.Locker { return &lock{loop: s.loop} }
+
+// start begins a process that knows nothing.
+func (s *server) start() {
+	s.proc.begin()
+	s.tell("%s starts", s.proc.name)
+	s.life, s.end = nil, nil
+	s.sessions = map[fleet.HostName]*session{}
+	s.addresses = newAddressBook(s)
+	s.seen, s.news = 0, map[string]store.Event{}
+	s.moves = reconcile.New(reconcile.Config{
+		Tables: s.tables, Hosts: s, Addresses: s.addresses, GoneAfter: goneAfter, Up: s.connected, Runtime: s, Log: slog.New(slog.DiscardHandler),
+	})
+	s.moves.Stand()
+	s.spawn(s.proc, s.follow)
+	s.spawn(s.proc, s.lead)
+	s.watch()
+}
+
+// crash ends the process. Its connections are reset.
+func (s *server) crash() {
+	s.tell("%s crashes", s.proc.name)
+	for _, name := range s.hostNames() {
+		if one := s.sessions[name]; one != nil {
+			one.lostBy(s.node)
+		}
+	}
+	s.loop.end(s.proc)
+}
+
+// watch looks at the store now and then: what it told may have been lost.
+func (s *server) watch() {
+	s.look()
+	s.at(s.proc, time.Second, s.watch)
+}
+
+// look takes what the store has changed.
+func (s *server) look() {
+	e := s.etcd
+	if s.seen == len(e.changes) || e.away > s.now || !s.connects(s.node, e.node) {
+		return
+	}
+	for _, change := range e.changes[s.seen:] {
+		s.news[change.Key] = change
+	}
+	s.seen = len(e.changes)
+	if s.wake != nil {
+		s.wake(nil)
+	}
+}
+
+// follow takes up what other servers have changed, the newest of each record.
+func (s *server) follow() {
+	for {
+		if len(s.news) == 0 {
+			s.await(func(done func(any)) { s.wake = done })
+			s.wake = nil
+		}
+		news := s.news
+		s.news = map[string]store.Event{}
+		keys := slices.Sorted(maps.Keys(news))
+		for _, key := range keys {
+			s.addresses.heed(news[key])
+		}
+		s.addresses.Changed()
+		for _, key := range keys {
+			s.heed(news[key])
+		}
+	}
+}
+
+func (s *server) heed(change store.Event) {
+	if change.Deleted || !strings.HasPrefix(change.Key, s.tables.Migrations.Prefix()) {
+		return
+	}
+	if entry, err := s.tables.Migrations.Decode(change.Record); err == nil {
+		s.moves.CatchUp(context.Background(), entry)
+	}
+}
+
+// lead leads whenever it can.
+func (s *server) lead() {
+	for {
+		asked := s.now
+		term, err := s.client.campaign(s.node.name)
+		if err != nil {
+			s.sleep(s.between(300*time.Millisecond, time.Second))
+			continue
+		}
+		s.serveTerm(term, asked+leaderTTL)
+		s.sleep(time.Second)
+	}
+}
+
+// serveTerm leads until the lease has not been renewed in time.
+func (s *server) serveTerm(term int64, until time.Duration) {
+	s.life, s.end = context.WithCancel(context.Background())
+	s.tell("%s leads", s.proc.name)
+	s.addresses.begin()
+	life := s.life
+	s.spawn(s.proc, func() { s.carryOn(life) })
+	for {
+		s.sleep(leaderTTL / 3)
+		sent := s.now
+		err := s.client.renew(term)
+		if err == nil {
+			until = sent + leaderTTL
+		}
+		if fleet.CodeOf(err) == fleet.Conflict || s.now >= until || life.Err() != nil {
+			break
+		}
+	}
+	s.tell("%s leads no more", s.proc.name)
+	s.stand()
+}
+
+func (s *server) stand() {
+	if s.life == nil {
+		return
+	}
+	s.end()
+	s.life = nil
+	s.moves.Stand()
+	for _, name := range s.hostNames() {
+		if one := s.sessions[name]; one != nil {
+			one.endAtServer()
+		}
+	}
+}
+
+// carryOn is what only the leader does.
+func (s *server) carryOn(life context.Context) {
+	if err := s.moves.Begin(life); err != nil {
+		s.end() // the term is over when that is seen
+		return
+	}
+	for life.Err() == nil {
+		s.sleep(reconcile.RedispatchEvery)
+		if life.Err() == nil {
+			s.moves.Redispatch()
+			s.startVMs()
+			s.forget()
+		}
+	}
+}
+
+// startVMs tells hosts to start what the records say is starting.
+func (s *server) startVMs() {
+	for _, v := range s.vms {
+		record := s.addresses.vms[v.index].Value
+		if record.Phase != fleet.VMStarting {
+			continue
+		}
+		_ = s.Send(record.Owner.Host, &godwitv1.Command{ // it is sent again
+			Subject: string(v.name), Epoch: uint64(record.Owner.Epoch), Sequence: 1,
+			Op: &godwitv1.Command_StartInstance{StartInstance: &godwitv1.StartInstance{Instance: &godwitv1.Instance{
+				Vm: string(v.name), Uid: string(v.uid), Epoch: uint64(record.Owner.Epoch),
+			}}},
+		})
+	}
+}
+
+// forget has hosts remove what is left of instances that have ended by
+// themselves, and whose VM was started again since.
+func (s *server) forget() {
+	for _, h := range s.hosts {
+		for _, m := range h.machines {
+			record := s.addresses.vms[m.vm.index].Value
+			if m.remains() && record.Migration == "" && record.Owner.Epoch > m.epoch {
+				_ = s.Send(h.name, &godwitv1.Command{ // it is sent again
+					Subject: string(m.vm.name), Epoch: uint64(m.epoch), Sequence: 1 << 32,
+					Op: &godwitv1.Command_ForgetInstance{ForgetInstance: &godwitv1.ForgetInstance{Vm: string(m.vm.name), Epoch: uint64(m.epoch)}},
+				})
+			}
+		}
+	}
+}
+
+// hostNames is the order in which sessions are looked at.
+func (w *world) hostNames() (names []fleet.HostName) {
+	for _, h := range w.hosts {
+		names = append(names, h.name)
+	}
+	return names
+}
+
+func (s *server) connected(host fleet.HostName) bool { return s.sessions[host] != nil }
+
+// Send queues a command for a host.
+func (s *server) Send(host fleet.HostName, command *godwitv1.Command) error {
+	one := s.sessions[host]
+	if one == nil {
+		return silent("command")
+	}
+	one.toAgent.send(command)
+	return nil
+}
+
+// commit answers a target that has loaded everything.
+func (s *server) commit(host fleet.HostName, request *godwitv1.CommitRequest) (*godwitv1.CommitResponse, error) {
+	return s.moves.Commit(context.Background(), host, request)
+}
+
+// hear takes what a host reports.
+func (s *server) hear(host fleet.HostName, report *godwitv1.Report) {
+	if instance := report.GetInstance(); instance != nil {
+		s.observe(host, instance)
+		return
+	}
+	s.tell("%s hears %T of %s from %s, answering %d", s.proc.name, report.GetEvent(), report.GetSubject(), host, report.GetSequence())
+	s.moves.Report(context.Background(), host, report)
+}
+
+// observe notes that a VM runs that was to start.
+func (s *server) observe(host fleet.HostName, said *godwitv1.InstanceReport) {
+	entry, err := s.tables.VMs.Get(context.Background(), said.GetVm())
+	own := fleet.Owner{Host: host, Epoch: fleet.Epoch(said.GetEpoch())}
+	if err != nil || entry.Value.Owner != own || entry.Value.Phase != fleet.VMStarting || said.GetState() != "running" {
+		return
+	}
+	entry.Value.Phase = fleet.VMRunning
+	// One that is not taken is said again: the command is sent until it is.
+	_, _ = s.client.Commit(context.Background(), store.If(s.tables.VMs.At(entry.Name, entry.Version)), s.tables.VMs.Put(entry.Name, entry.Value))
+}
