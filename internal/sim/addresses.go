@@ -2,7 +2,6 @@ package sim
 
 import (
 	"slices"
-	"strings"
 	"time"
 
 	"godwit.dev/godwit/internal/fleet"
@@ -65,13 +64,13 @@ func (b *addressBook) begin() {
 }
 
 // heed takes one change of the store: of all that was changed, before a push.
-func (b *addressBook) heed(change store.Event) {
-	b.revision = max(b.revision, change.Version)
-	if entry, err := b.tables.VMs.Decode(change.Record); err == nil && strings.HasPrefix(change.Key, b.tables.VMs.Prefix()) {
-		b.vms[b.vmNamed(entry.Value.Name).index] = entry
-	}
-	if entry, err := b.tables.Migrations.Decode(change.Record); err == nil && strings.HasPrefix(change.Key, b.tables.Migrations.Prefix()) {
-		b.forward(entry.Value)
+func (b *addressBook) heed(change *change) {
+	b.revision = max(b.revision, change.version)
+	switch {
+	case change.vm != nil:
+		b.vms[b.vmNamed(change.vm.Name).index] = store.Entry[fleet.VM]{Name: string(change.vm.Name), Value: *change.vm, Version: change.version}
+	case change.migration != nil:
+		b.forward(*change.migration)
 	}
 }
 

@@ -1,7 +1,6 @@
 package sim
 
 import (
-	"encoding/json"
 	"errors"
 	"strings"
 	"time"
@@ -18,7 +17,10 @@ type ownerLog struct {
 	seen map[int64]fleet.VM // by version
 }
 
-const vmPrefix = "vms/"
+const (
+	vmPrefix        = "vms/"
+	migrationPrefix = "migrations/"
+)
 
 func owner(host fleet.HostName, epoch fleet.Epoch) check.Owner {
 	return check.Owner{Host: string(host), Epoch: uint64(epoch)}
@@ -28,15 +30,8 @@ func ownerOf(vm fleet.VM) check.Owner { return owner(vm.Owner.Host, vm.Owner.Epo
 
 func (l *ownerLog) saw(record store.Record) {
 	if strings.HasPrefix(record.Key, vmPrefix) {
-		l.seen[record.Version] = vmIn(record.Value)
+		l.seen[record.Version] = decoded[fleet.VM](record.Value)
 	}
-}
-
-func vmIn(value []byte) (vm fleet.VM) {
-	if err := json.Unmarshal(value, &vm); err != nil {
-		panic(err) // the simulator's own store has damaged it
-	}
-	return vm
 }
 
 // wrote notes a commit that changes an owner.
@@ -50,7 +45,7 @@ func (l *ownerLog) wrote(asked time.Duration, conditions []store.Condition, ops 
 			continue
 		}
 		value, _ := op.Value()
-		after := vmIn(value)
+		after := decoded[fleet.VM](value)
 		if err == nil {
 			l.seen[revision] = after
 		}

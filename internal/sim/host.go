@@ -36,7 +36,8 @@ type vm struct {
 	dirties float64   // bytes per second
 	image   *emulator // that has the lock on the shared image
 	packets *check.Packets
-	owner   fleet.Owner   // as last recorded
+	stored  fleet.VM      // as last recorded
+	owner   fleet.Owner   // of it
 	moved   time.Duration // when that changed
 	anew    bool          // and then it was started anew, so that nobody forwards
 }
@@ -169,9 +170,9 @@ func (h *host) send(v *vm) {
 // excuses says whether a packet may be lost for want of a tap on a host that it
 // was sent to: the VM has no process, or a new one, the host has lost power since it had the
 // VM, one of the two has had no word from a server for as long as anybody waits
-// for it, or nobody waits any longer.
+// for it, nobody waits any longer, or a server's clock tells it so.
 func (v *vm) excuses(from, to *host) bool {
-	return v.down() || v.anew || to.booted > v.moved || from.cutOff() || to.cutOff() || v.now-v.moved > lonely
+	return v.down() || v.anew || v.clockWrong || to.booted > v.moved || from.cutOff() || to.cutOff() || v.now-v.moved > lonely
 }
 
 // lose is the end of a packet that nobody will have.

@@ -142,7 +142,7 @@ func (w *world) unrest() (still string) {
 }
 
 func (v *vm) unrest() string {
-	record := v.record()
+	record := v.stored
 	in, some := v.guests.InEffect(string(v.name))
 	switch {
 	case record.Migration != "":
@@ -160,13 +160,13 @@ func (v *vm) unrest() string {
 // unrest looks at what is left on a host, and what is reserved there.
 func (h *host) unrest() string {
 	for _, m := range h.machines {
-		if ownerOf(m.vm.record()) != owner(h.name, m.epoch) {
+		if ownerOf(m.vm.stored) != owner(h.name, m.epoch) {
 			return fmt.Sprintf("%s at epoch %d is left on %s", m.vm.name, m.epoch, h.name)
 		}
 	}
 	ledger, _ := stored[fleet.Ledger](h.world, "ledgers/"+string(h.name))
 	for _, v := range h.vms {
-		if _, claimed := ledger.Claims[v.uid]; claimed && v.record().Owner.Host != h.name {
+		if _, claimed := ledger.Claims[v.uid]; claimed && v.stored.Owner.Host != h.name {
 			return fmt.Sprintf("%s is still reserved on %s", v.name, h.name)
 		}
 	}

@@ -5,7 +5,6 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -35,7 +34,7 @@ type server struct {
 	sessions  map[fleet.HostName]*session
 	addresses *addressBook
 	seen      int // changes of the store
-	news      map[string]store.Event
+	news      map[string]*change
 	wake      func(any)
 }
 
@@ -74,7 +73,7 @@ func (s *server) start() {
 	s.life, s.end = nil, nil
 	s.sessions = map[fleet.HostName]*session{}
 	s.addresses = newAddressBook(s)
-	s.seen, s.news = 0, map[string]store.Event{}
+	s.seen, s.news = 0, map[string]*change{}
 	s.moves = reconcile.New(reconcile.Config{
 		Tables: s.tables, Hosts: s, Addresses: s.addresses, GoneAfter: goneAfter, Up: s.connected, Runtime: s, Log: slog.New(slog.DiscardHandler),
 	})
@@ -108,7 +107,7 @@ func (s *server) look() {
 		return
 	}
 	for _, change := range e.changes[s.seen:] {
-		s.news[change.Key] = change
+		s.news[change.key] = change
 	}
 	s.seen = len(e.changes)
 	if s.wake != nil {
@@ -124,7 +123,7 @@ func (s *server) follow() {
 			s.wake = nil
 		}
 		news := s.news
-		s.news = map[string]store.Event{}
+		s.news = map[string]*change{}
 		keys := slices.Sorted(maps.Keys(news))
 		for _, key := range keys {
 			s.addresses.heed(news[key])
@@ -136,12 +135,9 @@ func (s *server) follow() {
 	}
 }
 
-func (s *server) heed(change store.Event) {
-	if change.Deleted || !strings.HasPrefix(change.Key, s.tables.Migrations.Prefix()) {
-		return
-	}
-	if entry, err := s.tables.Migrations.Decode(change.Record); err == nil {
-		s.moves.CatchUp(context.Background(), entry)
+func (s *server) heed(change *change) {
+	if m := change.migration; m != nil {
+		s.moves.CatchUp(context.Background(), store.Entry[migration.Migration]{Name: string(m.ID), Value: *m, Version: change.version})
 	}
 }
 

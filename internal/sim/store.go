@@ -2,12 +2,14 @@ package sim
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"slices"
 	"strings"
 	"time"
 
 	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/migration"
 	"godwit.dev/godwit/internal/store"
 )
 
@@ -24,7 +26,7 @@ type etcd struct {
 	records  map[string]held
 	keys     []string // sorted
 	revision int64
-	changes  []store.Event
+	changes  []*change
 	watchers []func()
 
 	leader  string
@@ -35,6 +37,34 @@ type etcd struct {
 	slow   time.Duration // what a commit takes, beside the usual
 	full   time.Duration // no room until then, but for endings
 	broken bool          // a bug: commits heed no condition on a migration
+}
+
+// change is what a watch tells, read once for all who are told.
+type change struct {
+	key       string
+	version   int64
+	vm        *fleet.VM // what was put, if it is one
+	migration *migration.Migration
+}
+
+func newChange(key string, value []byte, version int64) *change {
+	c := &change{key: key, version: version}
+	switch {
+	case value == nil:
+	case strings.HasPrefix(key, vmPrefix):
+		c.vm = new(decoded[fleet.VM](value))
+	case strings.HasPrefix(key, migrationPrefix):
+		c.migration = new(decoded[migration.Migration](value))
+	}
+	return c
+}
+
+// decoded reads a record that the simulator's own store holds.
+func decoded[T any](value []byte) (record T) {
+	if err := json.Unmarshal(value, &record); err != nil {
+		panic(err)
+	}
+	return record
 }
 
 type held struct {
@@ -165,7 +195,7 @@ func (c client) Commit(ctx context.Context, conditions []store.Condition, ops ..
 func (e *etcd) commit(conditions []store.Condition, ops []store.Op) (int64, error) {
 	for _, c := range conditions {
 		one := e.records[c.Key()]
-		if c.Holds(one.version, one.created) || e.broken && strings.HasPrefix(c.Key(), "migrations/") {
+		if c.Holds(one.version, one.created) || e.broken && strings.HasPrefix(c.Key(), migrationPrefix) {
 			continue
 		}
 		return 0, &fleet.Error{Code: fleet.Conflict, Op: "commit", Subject: c.Key(), Cause: "the record has another version"}
@@ -202,7 +232,7 @@ func (e *etcd) apply(o store.Op) {
 	if !deletes {
 		e.records[o.Key()] = one
 	}
-	e.changes = append(e.changes, store.Event{Record: store.Record{Key: o.Key(), Value: value, Version: e.revision}, Deleted: deletes})
+	e.changes = append(e.changes, newChange(o.Key(), value, e.revision))
 }
 
 // campaign gives a server the lease if it is free. The answer is the term.

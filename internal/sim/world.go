@@ -2,12 +2,10 @@ package sim
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net/netip"
 	"slices"
-	"strings"
 	"time"
 
 	"godwit.dev/godwit/internal/fleet"
@@ -33,6 +31,9 @@ type world struct {
 	throttle  float64 // by which the links are slower at the moment
 	faults    map[Fault]int
 	harmful   bool // faults go on
+	// clockWrong: some server's clock was so wrong that the forwarding of a
+	// migration may have ended before its time.
+	clockWrong bool
 }
 
 const (
@@ -134,21 +135,22 @@ func (w *world) found() {
 	for i, h := range w.hosts {
 		ops = append(ops, t.Ledgers.Put(string(h.name), ledgers[i]))
 	}
+	w.etcd.watchers = append(w.etcd.watchers, w.noteMoves)
 	if _, err := w.etcd.commit(nil, ops); err != nil {
 		panic(err)
 	}
-	w.etcd.watchers = append(w.etcd.watchers, w.noteMoves)
 }
 
 // noteMoves keeps when the owner of each VM last changed.
 func (w *world) noteMoves() {
 	for _, change := range slices.Backward(w.etcd.changes) {
-		if change.Version != w.etcd.revision {
+		if change.version != w.etcd.revision {
 			return
 		}
-		if strings.HasPrefix(change.Key, vmPrefix) {
-			record := vmIn(change.Value)
-			if v := w.vmNamed(record.Name); v.owner != record.Owner {
+		if record := change.vm; record != nil {
+			v := w.vmNamed(record.Name)
+			v.stored = *record
+			if v.owner != record.Owner {
 				v.owner, v.moved, v.anew = record.Owner, w.now, v.down()
 			}
 		}
@@ -159,16 +161,9 @@ func (w *world) noteMoves() {
 func stored[T any](w *world, key string) (value T, found bool) {
 	one, found := w.etcd.records[key]
 	if found {
-		if err := json.Unmarshal(one.value, &value); err != nil {
-			panic(err)
-		}
+		value = decoded[T](one.value)
 	}
 	return value, found
-}
-
-func (v *vm) record() fleet.VM {
-	record, _ := stored[fleet.VM](v.world, vmPrefix+string(v.name))
-	return record
 }
 
 // leader gives a server that leads and can do something.
@@ -271,7 +266,7 @@ const mournFor = 8 * time.Second
 // report that to the life cycle of VMs. Nobody is in a hurry.
 func (w *world) mourn(v *vm, since time.Duration) {
 	w.at(nil, 3*time.Second, func() {
-		record := v.record()
+		record := v.stored
 		gone := v.down() && record.Migration == "" && record.Phase != fleet.VMStarting
 		switch {
 		case !gone:
