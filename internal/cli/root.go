@@ -21,6 +21,7 @@ func constructors() []constructor {
 		newServerCommand,
 		newAgentCommand,
 		newDemoCommand,
+		newSimCommand,
 		newMigrateCommand,
 		newVMCommand,
 		newHostCommand,

@@ -19,8 +19,8 @@ const (
 
 // BugNote is a bug with what it is.
 type BugNote struct {
-	Bug  Bug
-	What string
+	Bug  Bug    `json:"bug"`
+	What string `json:"what"`
 }
 
 // Bugs lists them.

@@ -3,7 +3,6 @@ package sim
 import (
 	"errors"
 	"strings"
-	"time"
 
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/sim/check"
@@ -34,27 +33,46 @@ func (l *ownerLog) saw(record store.Record) {
 	}
 }
 
-// wrote notes a commit that changes an owner.
-func (l *ownerLog) wrote(asked time.Duration, conditions []store.Condition, ops []store.Op, revision int64, err error) {
-	unknown := errors.Is(err, store.ErrOutcomeUnknown)
-	if err != nil && !unknown {
-		return
-	}
+// writing notes a commit that changes an owner; settle says what came of it. One
+// that is cut off never does.
+func (l *ownerLog) writing(conditions []store.Condition, ops []store.Op) (settle func(revision int64, err error)) {
+	settle = func(int64, error) {}
 	for _, op := range ops {
 		if !strings.HasPrefix(op.Key(), vmPrefix) {
 			continue
 		}
 		value, _ := op.Value()
 		after := decoded[fleet.VM](value)
-		if err == nil {
-			l.seen[revision] = after
-		}
-		for _, c := range conditions {
-			for version, before := range l.seen {
-				if c.Key() == op.Key() && before.Name == after.Name && version != revision && c.Holds(version, version) && before.Owner != after.Owner {
-					l.owners[l.vmNamed(after.Name).index].Swapped(l.reader(), asked, l.now, ownerOf(before), ownerOf(after), !unknown)
+		before, known := l.before(op.Key(), conditions)
+		if !known || before.Owner == after.Owner {
+			return func(revision int64, err error) {
+				if err == nil {
+					l.seen[revision] = after
 				}
 			}
 		}
+		done, failed := l.owners[l.vmNamed(after.Name).index].Swapping(l.reader(), l.now, ownerOf(before), ownerOf(after))
+		settle = func(revision int64, err error) {
+			switch {
+			case err == nil:
+				l.seen[revision] = after
+				done(l.now)
+			case !errors.Is(err, store.ErrOutcomeUnknown):
+				failed()
+			}
+		}
 	}
+	return settle
+}
+
+// before gives the record on whose version a commit is conditioned.
+func (l *ownerLog) before(key string, conditions []store.Condition) (vm fleet.VM, known bool) {
+	for _, c := range conditions {
+		for version, one := range l.seen {
+			if c.Key() == key && vmPrefix+string(one.Name) == key && c.Holds(version, version) {
+				return one, true
+			}
+		}
+	}
+	return vm, false
 }

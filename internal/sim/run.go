@@ -3,6 +3,7 @@ package sim
 import (
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"godwit.dev/godwit/internal/fleet"
@@ -27,16 +28,53 @@ const restStep = 5 * time.Second
 
 // Result is what came of one seed.
 type Result struct {
-	Seed       uint64
-	Simulated  time.Duration
-	Migrations int
-	Final      map[migration.State]int
-	Faults     map[Fault]int
-	Packets    int // sent
-	Lost       int // with an excuse
-	Reads      int // and writes of owners
-	Digest     uint64
-	Violations []string
+	Seed       uint64                  `json:"seed"`
+	Simulated  time.Duration           `json:"simulated_ns"`
+	Migrations int                     `json:"migrations"`
+	Final      map[migration.State]int `json:"final"`
+	Ways       map[Way]int             `json:"ways"`
+	Faults     map[Fault]int           `json:"faults"`
+	Packets    int                     `json:"packets"`
+	Lost       int                     `json:"packets_lost_with_their_host_or_link"`
+	Operations int                     `json:"owner_operations"`
+	Digest     uint64                  `json:"digest,string"`
+	Violations []string                `json:"violations"`
+}
+
+// Way is something rare that a migration went through.
+type Way string
+
+// The ways.
+const (
+	RanOn        Way = "source ran on without servers"
+	TakenBack    Way = "taken back after the commit"
+	NeedOperator Way = "an operator was needed for a time"
+	TargetLost   Way = "instance lost after the commit"
+	Cancelled    Way = "cancelled"
+	Unaware      Way = "forwarding ended without word from a host"
+)
+
+// Ways lists them.
+func Ways() []Way {
+	return []Way{RanOn, TakenBack, NeedOperator, TargetLost, Cancelled, Unaware}
+}
+
+// waysOf says which ones a migration went.
+func waysOf(m migration.Migration) (ways []Way) {
+	story := func(way Way, is func(migration.Entry) bool) {
+		if slices.ContainsFunc(m.Story, is) {
+			ways = append(ways, way)
+		}
+	}
+	story(RanOn, func(e migration.Entry) bool { return e.Event == migration.SourceRanOn })
+	story(NeedOperator, func(e migration.Entry) bool { return e.State == migration.NeedsOperator })
+	story(Cancelled, func(e migration.Entry) bool { return e.Event == migration.CancelAsked })
+	for way, went := range map[Way]bool{TakenBack: m.TakenBack, TargetLost: m.TargetGone, Unaware: m.Unaware != ""} {
+		if went {
+			ways = append(ways, way)
+		}
+	}
+	return ways
 }
 
 // Run simulates the fleet of one seed. The result depends on nothing else.
@@ -73,10 +111,13 @@ func (w *world) close() {
 }
 
 func (w *world) result(seed uint64) Result {
-	r := Result{Seed: seed, Simulated: w.now, Final: map[migration.State]int{}, Faults: w.faults, Digest: w.digest}
+	r := Result{Seed: seed, Simulated: w.now, Final: map[migration.State]int{}, Ways: map[Way]int{}, Faults: w.faults, Digest: w.digest}
 	w.eachMigration(func(m migration.Migration) {
 		r.Migrations++
 		r.Final[m.State]++
+		for _, way := range waysOf(m) {
+			r.Ways[way]++
+		}
 	})
 	r.Violations = w.guests.Faults()
 	if still := w.unrest(); still != "" {
@@ -85,7 +126,7 @@ func (w *world) result(seed uint64) Result {
 	w.loseWithInstances()
 	for i, v := range w.vms {
 		sent, _, excused := v.packets.Count()
-		r.Packets, r.Lost, r.Reads = r.Packets+sent, r.Lost+excused, r.Reads+w.owners[i].Operations()
+		r.Packets, r.Lost, r.Operations = r.Packets+sent, r.Lost+excused, r.Operations+w.owners[i].Operations()
 		r.Violations = append(r.Violations, w.owners[i].Faults()...)
 		r.Violations = append(r.Violations, v.packets.Faults()...)
 	}

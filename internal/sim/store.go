@@ -182,13 +182,13 @@ func (c client) Watch(context.Context, string, int64) *store.Watch {
 
 // Commit does all ops if all conditions hold.
 func (c client) Commit(ctx context.Context, conditions []store.Condition, ops ...store.Op) (int64, error) {
-	asked := c.now
+	settle := c.ledger.writing(conditions, ops)
 	value, err := c.serve(ctx, "commit", func() reply {
 		revision, err := c.commit(conditions, ops)
 		return reply{revision, err}
 	})
 	revision, _ := value.(int64)
-	c.ledger.wrote(asked, conditions, ops, revision, err)
+	settle(revision, err)
 	return revision, err
 }
 

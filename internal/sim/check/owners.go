@@ -34,14 +34,17 @@ func (o *Owners) Read(who int, from, to time.Duration, owner Owner) {
 	o.add(who, change{}, from, to, owner)
 }
 
-// Swapped says that somebody changed it. One whose outcome is not known may have
-// taken place at any time since it began, or never.
-func (o *Owners) Swapped(who int, from, to time.Duration, before, after Owner, known bool) {
-	end := to
-	if !known {
-		end = math.MaxInt64
-	}
-	o.add(who, change{before, after, true}, from, end, swapped(known))
+// Swapping says that somebody begins to change it. As long as nothing more is
+// said, it may take place at any time from then on, or never. Done says that it
+// has taken place by now, failed that it never will.
+func (o *Owners) Swapping(who int, from time.Duration, before, after Owner) (done func(to time.Duration), failed func()) {
+	o.add(who, change{before, after, true}, from, math.MaxInt64, swapped(false))
+	at := len(o.operations) - 1
+	return func(to time.Duration) {
+			o.operations[at].Return, o.operations[at].Output = int64(to), swapped(true)
+		}, func() {
+			o.operations[at].Input = change{before, before, true}
+		}
 }
 
 // swapped is the output of a swap: whether it is known to have happened.

@@ -1,0 +1,257 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"runtime/debug"
+	"slices"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/migration"
+	"godwit.dev/godwit/internal/sim"
+)
+
+const simHelp = `Sim runs whole fleets in virtual time: the real core and the real reconciler of
+three servers, the agents' rules, and models of hosts, QEMUs, the network and the
+store. VMs are moved at random while processes crash and hang, clocks jump,
+networks are cut one way or both, disks fill up, the store has no leader, and
+answers are lost or come twice. It touches nothing outside and needs no root.
+
+For every seed it checks that no two instances have effect and none of an older
+epoch after a newer one, that no acknowledged write and no packet is lost or
+doubled but with the host or link that had it, that the history of each VM's
+owner is linearizable, and that after the last fault every migration comes to its
+end, with nothing left on any host.
+
+A seed always does the same. With --seed one is run alone, and with --trace it
+tells what happens. With --bug a known mistake is put in: then it must be found.
+The result is written to out/sim.json. A violation ends in exit code 1.`
+
+const (
+	simSeedsMax  = 10_000_000
+	simTold      = 10 // violations that are printed, at most
+	simEvery     = 2 * time.Second
+	simGCPercent = 400 // little is alive, and much passes
+)
+
+// simFlags are the flags of godwit sim.
+type simFlags struct {
+	seeds   int
+	first   int
+	seed    int
+	trace   bool
+	bug     string
+	list    bool
+	harm    time.Duration
+	workers int
+	out     string
+}
+
+func newSimCommand(app *App) *cobra.Command {
+	var flags simFlags
+	cmd := &cobra.Command{
+		Use:   "sim",
+		Short: "Simulate fleets under faults, and check that nothing is lost",
+		Long:  simHelp,
+		Example: `  godwit sim --seeds 10000
+  godwit sim --seed 17 --trace | less
+  godwit sim --list-bugs
+  godwit sim --seeds 1000 --bug run-without-commit`,
+		Args: exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if flags.list {
+				return app.listBugs()
+			}
+			if err := flags.check(); err != nil {
+				return err
+			}
+			if cmd.Flags().Changed("seed") {
+				return app.simulateOne(flags)
+			}
+			return app.simulate(cmd.Context(), flags)
+		},
+	}
+	flags.seeds, flags.first = 1000, 1
+	intFlag(cmd, &flags.seeds, "seeds", 1, simSeedsMax, "how many seeds")
+	intFlag(cmd, &flags.first, "first", 0, simSeedsMax, "the first seed")
+	intFlag(cmd, &flags.seed, "seed", 0, 2*simSeedsMax, "run this seed alone, and say all that was wrong with it")
+	intFlag(cmd, &flags.workers, "workers", 0, 1024, "fleets at a time; 0 for as many as processors")
+	f := cmd.Flags()
+	f.BoolVar(&flags.trace, "trace", false, "with --seed: tell what happens, a line each")
+	f.StringVar(&flags.bug, "bug", "", "put in the mistake of this `name`")
+	f.BoolVar(&flags.list, "list-bugs", false, "only list the mistakes that can be put in")
+	f.DurationVar(&flags.harm, "harm", sim.DefaultHarm, "for so long each fleet has faults, in its own time")
+	f.StringVar(&flags.out, "out", "out/sim.json", "`file` for the result; empty for none")
+	_ = cmd.RegisterFlagCompletionFunc("bug", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+		return bugNames(), cobra.ShellCompDirectiveNoFileComp
+	})
+	return cmd
+}
+
+func bugNames() (names []string) {
+	for _, one := range sim.Bugs() {
+		names = append(names, string(one.Bug))
+	}
+	return names
+}
+
+func (f *simFlags) check() error {
+	switch {
+	case f.bug != "" && !slices.Contains(bugNames(), f.bug):
+		return invalidFlag("bug", fmt.Sprintf("there is no bug %q: see godwit sim --list-bugs", f.bug))
+	case f.harm < time.Second || f.harm > 24*time.Hour:
+		return invalidFlag("harm", "must be from 1s to 24h")
+	}
+	return nil
+}
+
+func (f *simFlags) options() sim.Options { return sim.Options{Harm: f.harm, Bug: sim.Bug(f.bug)} }
+
+func (a *App) listBugs() error {
+	bugs := sim.Bugs()
+	if a.json {
+		return a.printJSON(map[string]any{"bugs": bugs})
+	}
+	t := table{style: a.style(), rows: [][]string{{"BUG", "WHAT IT DOES"}}}
+	for _, one := range bugs {
+		t.add(string(one.Bug), one.What)
+	}
+	return a.printText(t.write)
+}
+
+// simulateOne runs one seed, with its trace if that is wanted.
+func (a *App) simulateOne(flags simFlags) error {
+	var trace io.Writer
+	if flags.trace {
+		trace = a.Out
+	}
+	r := sim.Run(uint64(flags.seed), flags.options(), trace)
+	if a.json {
+		if err := a.printJSON(r); err != nil {
+			return err
+		}
+	} else if err := a.printText(func(w io.Writer) {
+		fmt.Fprintf(w, "seed %d: %d migrations in %v, %d packets, %d violations\n", r.Seed, r.Migrations, r.Simulated.Round(time.Second), r.Packets, len(r.Violations))
+		for _, violation := range r.Violations {
+			fmt.Fprintf(w, "  %s\n", violation)
+		}
+	}); err != nil {
+		return err
+	}
+	return violated(len(r.Violations), "seed "+fmt.Sprint(r.Seed))
+}
+
+// simulate runs many seeds and tells what came of them.
+func (a *App) simulate(ctx context.Context, flags simFlags) error {
+	out, err := createOut(flags.out)
+	if err != nil {
+		return err
+	}
+	defer debug.SetGCPercent(debug.SetGCPercent(simGCPercent))
+	summary := sim.Many(ctx, sim.Plan{
+		Options: flags.options(), First: uint64(flags.first), Seeds: flags.seeds, Workers: flags.workers,
+		StopAtFirst: flags.bug != "", Progress: a.simProgress(flags.seeds),
+	})
+	if err := errors.Join(writeSummary(out, summary), a.printSummary(summary)); err != nil {
+		return err
+	}
+	if ctx.Err() != nil {
+		return context.Canceled
+	}
+	return violated(len(summary.Failed), fmt.Sprintf("%d of %d seeds", len(summary.Failed), summary.Seeds))
+}
+
+// simProgress tells now and then how far it is.
+func (a *App) simProgress(seeds int) func(done, failed int) {
+	told := a.Now()
+	return func(done, failed int) {
+		if now := a.Now(); now.Sub(told) >= simEvery {
+			told = now
+			fmt.Fprintf(a.Err, "%d of %d seeds, %d with violations\n", done, seeds, failed)
+		}
+	}
+}
+
+func writeSummary(out io.WriteCloser, summary sim.Summary) error {
+	if out == nil {
+		return nil
+	}
+	text, err := json.MarshalIndent(summary, "", "  ")
+	if err == nil {
+		_, err = out.Write(append(text, '\n'))
+	}
+	return errors.Join(err, out.Close())
+}
+
+func (a *App) printSummary(s sim.Summary) error {
+	if a.json {
+		return a.printJSON(s)
+	}
+	return a.printText(func(w io.Writer) {
+		t := table{style: a.style(), rows: [][]string{{"WHAT", "COUNT"}}}
+		t.add("seeds", fmt.Sprint(s.Seeds))
+		t.add("migrations", fmt.Sprint(s.Migrations))
+		for _, state := range migration.States() {
+			if n := s.Final[state]; n > 0 {
+				t.add("  "+string(state), fmt.Sprint(n))
+			}
+		}
+		for _, way := range sim.Ways() {
+			t.add("  "+string(way), fmt.Sprint(s.Ways[way]))
+		}
+		t.add("faults", fmt.Sprint(sum(s.Faults)))
+		for _, fault := range sim.Faults() {
+			t.add("  "+string(fault), fmt.Sprint(s.Faults[fault]))
+		}
+		t.add("packets", fmt.Sprint(s.Packets))
+		t.add("  lost with their host or link", fmt.Sprint(s.Lost))
+		t.add("operations on owners", fmt.Sprint(s.Operations))
+		t.add("simulated hours", fmt.Sprintf("%.1f", s.Hours))
+		t.add("  in each second", fmt.Sprintf("%.2f", s.Rate))
+		t.add("seeds with violations", fmt.Sprint(len(s.Failed)))
+		t.write(w)
+		writeFailures(w, s)
+	})
+}
+
+func sum(counts map[sim.Fault]int) (all int) {
+	for _, n := range counts {
+		all += n
+	}
+	return all
+}
+
+// writeFailures says of each seed what was wrong first, and how to see it again.
+func writeFailures(w io.Writer, s sim.Summary) {
+	for i, failed := range s.Failed {
+		if i == simTold {
+			fmt.Fprintf(w, "\nand %d more: see the JSON\n", len(s.Failed)-simTold)
+			return
+		}
+		replay := fmt.Sprintf("godwit sim --seed %d --trace", failed.Seed)
+		if s.Bug != sim.NoBug {
+			replay += " --bug " + string(s.Bug)
+		}
+		fmt.Fprintf(w, "\nseed %d: %s\n", failed.Seed, failed.Violations[0])
+		if more := len(failed.Violations) - 1; more > 0 {
+			fmt.Fprintf(w, "  and %d more\n", more)
+		}
+		fmt.Fprintf(w, "  see it again: %s\n", replay)
+	}
+}
+
+func violated(violations int, subject string) error {
+	if violations == 0 {
+		return nil
+	}
+	return &fleet.Error{
+		Code: fleet.Failed, Op: "simulate", Subject: subject, Cause: "what must not be was",
+		Hint: "see a seed again with godwit sim --seed SEED --trace",
+	}
+}

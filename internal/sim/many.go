@@ -1,0 +1,124 @@
+package sim
+
+import (
+	"context"
+	"runtime"
+	"slices"
+	"sync"
+	"time"
+
+	"godwit.dev/godwit/internal/migration"
+)
+
+// Summary is what came of many seeds.
+type Summary struct {
+	Seeds      int                     `json:"seeds"`
+	First      uint64                  `json:"first_seed"`
+	Bug        Bug                     `json:"bug,omitempty"`
+	Migrations int                     `json:"migrations"`
+	Final      map[migration.State]int `json:"final"`
+	Ways       map[Way]int             `json:"ways"`
+	Faults     map[Fault]int           `json:"faults"`
+	Packets    int                     `json:"packets"`
+	Lost       int                     `json:"packets_lost_with_their_host_or_link"`
+	Operations int                     `json:"owner_operations"`
+	Hours      float64                 `json:"simulated_hours"`
+	Seconds    float64                 `json:"seconds"`
+	Rate       float64                 `json:"simulated_hours_per_second"`
+	Digest     uint64                  `json:"digest,string"` // of all seeds, in no order
+	Failed     []Failure               `json:"violations"`
+}
+
+// Failure is a seed whose fleet did what must not be.
+type Failure struct {
+	Seed       uint64   `json:"seed"`
+	Violations []string `json:"violations"`
+}
+
+// Plan says which seeds are simulated.
+type Plan struct {
+	Options
+	First   uint64
+	Seeds   int
+	Workers int // 0 for as many as there are processors
+	// StopAtFirst begins no more seeds once one has failed.
+	StopAtFirst bool
+	// Progress is called after every seed, by one goroutine at a time.
+	Progress func(done, failed int)
+}
+
+// many hands out seeds in order and adds up what comes of them.
+type many struct {
+	Plan
+	mu      sync.Mutex
+	next    int
+	summary Summary
+}
+
+// Many simulates one fleet after the other, several at a time. What comes of it
+// does not depend on how many at a time, but for the time that it takes. It ends
+// early with ctx.
+func Many(ctx context.Context, plan Plan) Summary {
+	if plan.Workers <= 0 {
+		plan.Workers = runtime.GOMAXPROCS(0)
+	}
+	m := &many{Plan: plan, summary: Summary{
+		First: plan.First, Bug: plan.Bug, Final: map[migration.State]int{}, Ways: map[Way]int{}, Faults: map[Fault]int{}, Failed: []Failure{},
+	}}
+	began := time.Now()
+	var workers sync.WaitGroup
+	for range plan.Workers {
+		workers.Go(func() {
+			for seed, left := m.take(ctx); left; seed, left = m.take(ctx) {
+				m.add(Run(seed, plan.Options, nil))
+			}
+		})
+	}
+	workers.Wait()
+	s := m.summary
+	s.Seconds = time.Since(began).Seconds()
+	s.Rate = s.Hours / max(s.Seconds, 1e-9)
+	slices.SortFunc(s.Failed, func(a, b Failure) int {
+		if a.Seed < b.Seed {
+			return -1
+		}
+		return 1
+	})
+	return s
+}
+
+func (m *many) take(ctx context.Context) (seed uint64, left bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if ctx.Err() != nil || m.next >= m.Seeds || m.StopAtFirst && len(m.summary.Failed) > 0 {
+		return 0, false
+	}
+	m.next++
+	return m.First + uint64(m.next-1), true
+}
+
+func (m *many) add(r Result) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := &m.summary
+	s.Seeds++
+	s.Migrations += r.Migrations
+	s.Packets, s.Lost, s.Operations = s.Packets+r.Packets, s.Lost+r.Lost, s.Operations+r.Operations
+	s.Hours += r.Simulated.Hours()
+	s.Digest += r.Digest * (2*r.Seed + 1)
+	for state, n := range r.Final {
+		s.Final[state] += n
+	}
+	for way, n := range r.Ways {
+		s.Ways[way] += n
+	}
+	for fault, n := range r.Faults {
+		s.Faults[fault] += n
+	}
+	if len(r.Violations) > 0 {
+		s.Failed = append(s.Failed, Failure{r.Seed, r.Violations})
+	}
+	if m.Progress != nil {
+		m.Progress(s.Seeds, len(s.Failed))
+	}
+}
