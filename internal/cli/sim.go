@@ -18,16 +18,16 @@ import (
 )
 
 const simHelp = `Sim runs whole fleets in virtual time: the real core and the real reconciler of
-three servers, the agents' rules, and models of hosts, QEMUs, the network and the
-store. VMs are moved at random while processes crash and hang, clocks jump,
+three servers, the agents' rules, and models of hosts, QEMUs, the network and
+the store. VMs are moved at random while processes crash and hang, clocks jump,
 networks are cut one way or both, disks fill up, the store has no leader, and
 answers are lost or come twice. It touches nothing outside and needs no root.
 
 For every seed it checks that no two instances have effect and none of an older
 epoch after a newer one, that no acknowledged write and no packet is lost or
 doubled but with the host or link that had it, that the history of each VM's
-owner is linearizable, and that after the last fault every migration comes to its
-end, with nothing left on any host.
+owner is linearizable, and that after the last fault every migration comes to
+its end, with nothing left on any host.
 
 A seed always does the same. With --seed one is run alone, and with --trace it
 tells what happens. With --bug a known mistake is put in: then it must be found.
