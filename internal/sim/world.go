@@ -216,7 +216,7 @@ func (s *server) migrate(v *vm, target *host) {
 	s.tell("%s: %s is to move from %s to %s", id, v.name, m.Source, m.Target)
 	s.moves.Adopt(store.Entry[migration.Migration]{Name: string(id), Value: m, Version: revision})
 	s.addresses.Changed()
-	if s.one(3) {
+	if s.harmful && s.one(3) {
 		s.at(nil, s.between(0, 8*time.Second), func() { s.world.cancel(id) })
 	}
 }
