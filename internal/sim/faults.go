@@ -229,7 +229,8 @@ func (w *world) slowDown(d time.Duration) {
 	w.at(nil, d, func() { w.delay, w.throttle = 0, 1 })
 }
 
-// mend ends all harm that is done, and does no more.
+// mend ends all harm that is done, and does no more. What hangs comes back by
+// itself.
 func (w *world) mend() {
 	w.tell("no more faults")
 	w.harmful = false
@@ -237,13 +238,13 @@ func (w *world) mend() {
 	w.throttle = 1
 	w.etcd.away, w.etcd.slow, w.etcd.full = 0, 0, 0
 	for _, s := range w.servers {
-		s.skew, s.proc.hangs = 0, 0
+		s.skew = 0
 		if !s.proc.up {
 			s.start()
 		}
 	}
 	for _, h := range w.hosts {
-		h.full, h.slow, h.agent.proc.hangs = 0, 0, 0
+		h.full, h.slow = 0, 0
 		switch {
 		case !h.up:
 			h.boot()

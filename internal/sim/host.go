@@ -18,9 +18,10 @@ type host struct {
 	booted   time.Duration
 	machines []*machine
 	agent    *agent
-	routes   []*host    // by VM: where this host sends its packets
-	local    []*machine // by VM: the tap on this host that has them
-	ports    uint16     // of incoming QEMUs, so far
+	routes   []*host       // by VM: where this host sends its packets
+	local    []*machine    // by VM: the tap on this host that has them
+	routed   time.Duration // when the routes were last set
+	ports    uint16        // of incoming QEMUs, so far
 
 	full time.Duration // its disk has no room until then
 	slow time.Duration // what a write takes, beside the usual
@@ -39,7 +40,7 @@ type vm struct {
 	stored  fleet.VM      // as last recorded
 	owner   fleet.Owner   // of it
 	moved   time.Duration // when that changed
-	anew    bool          // and then it was started anew, so that nobody forwards
+	anew    time.Duration // when it was last started anew: nobody forwards from where it was before
 }
 
 func (h *host) find(vm fleet.VMName, epoch fleet.Epoch) *machine {
@@ -168,11 +169,11 @@ func (h *host) send(v *vm) {
 }
 
 // excuses says whether a packet may be lost for want of a tap on a host that it
-// was sent to: the VM has no process, or a new one, the host has lost power since it had the
+// was sent to: the VM has no process, or another one than the sender knows of, the host has lost power since it had the
 // VM, one of the two has had no word from a server for as long as anybody waits
 // for it, nobody waits any longer, or a server's clock tells it so.
 func (v *vm) excuses(from, to *host) bool {
-	return v.down() || v.anew || v.clockWrong || to.booted > v.moved || from.cutOff() || to.cutOff() || v.now-v.moved > lonely
+	return v.down() || v.stored.Phase != fleet.VMRunning || from.routed < v.anew || v.clockWrong || to.booted > v.moved || from.cutOff() || to.cutOff() || v.now-v.moved > lonely
 }
 
 // lose is the end of a packet that nobody will have.

@@ -91,6 +91,7 @@ type pipe struct {
 	from, to *node
 	at       *proc
 	open     func() bool
+	ready    func() bool
 	take     func(any)
 	waiting  []any
 	moving   bool
@@ -111,6 +112,9 @@ func (p *pipe) deliver() {
 	switch {
 	case !p.open() || !p.at.up:
 		p.waiting, p.moving = nil, false
+		return
+	case !p.ready():
+		p.wires.at(nil, p.latency(), p.deliver)
 		return
 	case !p.connects(p.from, p.to):
 		p.wires.at(nil, resendAfter, p.deliver)

@@ -22,6 +22,7 @@ type session struct {
 	host              *host
 	server            *server
 	served            bool // at the server
+	met               bool // by the agent, which has heard the answer to its hello
 	toAgent, toServer *pipe
 	inbox             []any
 	wake              func(any)
@@ -45,10 +46,19 @@ type applied struct{ version int64 }
 func newSession(h *host, s *server) *session {
 	one := &session{world: h.world, host: h, server: s, served: true, heardAgent: h.now, heardServer: h.now}
 	one.toAgent = &pipe{wires: h.wires, from: s.node, to: h.node, at: h.agent.proc,
-		open: func() bool { return h.agent.session == one }, take: one.agentHears}
+		ready: func() bool { return one.met }, open: one.openAtAgent, take: one.agentHears}
 	one.toServer = &pipe{wires: h.wires, from: h.node, to: s.node, at: s.proc,
-		open: func() bool { return one.served }, take: one.serverHears}
+		ready: func() bool { return true }, open: func() bool { return one.served }, take: one.serverHears}
 	return one
+}
+
+// openAtAgent: until the agent has heard that it has the session, what follows
+// waits behind that.
+func (one *session) openAtAgent() bool {
+	if !one.met {
+		return one.served
+	}
+	return one.host.agent.session == one
 }
 
 // greet opens a session at the server that leads. It runs at the server.
@@ -225,7 +235,7 @@ func (a *agent) keepSession() {
 // serveSession serves a session to its end.
 func (a *agent) serveSession(one *session) {
 	a.tell("%s has a session with %s", a.proc.name, one.server.proc.name)
-	a.session, one.heardServer = one, a.now
+	a.session, one.met, one.heardServer = one, true, a.now
 	for _, k := range a.keepers {
 		for _, report := range k.facts {
 			a.say(report)
@@ -245,6 +255,7 @@ func (a *agent) apply(one *session, m addressMap) {
 		if m.version >= a.mapped {
 			a.mapped = m.version
 			copy(a.routes, m.hosts)
+			a.routed = a.now
 		}
 		for _, v := range a.vms {
 			a.reapply(v)

@@ -151,7 +151,9 @@ func (w *world) noteMoves() {
 			v := w.vmNamed(record.Name)
 			v.stored = *record
 			if v.owner != record.Owner {
-				v.owner, v.moved, v.anew = record.Owner, w.now, v.down()
+				if v.owner, v.moved = record.Owner, w.now; v.down() {
+					v.anew = w.now
+				}
 			}
 		}
 	}
