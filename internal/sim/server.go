@@ -229,7 +229,7 @@ func (s *server) forget() {
 	for _, h := range s.hosts {
 		for _, m := range h.machines {
 			record := s.addresses.vms[m.vm.index].Value
-			if m.remains() && record.Migration == "" && record.Owner.Epoch > m.epoch {
+			if m.remains() && record.Migration == "" && record.Owner.Epoch > m.epoch && !s.moving(m.vm, h) {
 				_ = s.Send(h.name, &godwitv1.Command{ // it is sent again
 					Subject: string(m.vm.name), Epoch: uint64(m.epoch), Sequence: 1 << 32,
 					Op: &godwitv1.Command_ForgetInstance{ForgetInstance: &godwitv1.ForgetInstance{Vm: string(m.vm.name), Epoch: uint64(m.epoch)}},
@@ -237,6 +237,14 @@ func (s *server) forget() {
 			}
 		}
 	}
+}
+
+// moving: a migration of the VM from or to the host has something left to do.
+func (w *world) moving(v *vm, h *host) (moving bool) {
+	w.eachMigration(func(m migration.Migration) {
+		moving = moving || m.VM == v.name && m.Involves(h.name) && !m.Over()
+	})
+	return moving
 }
 
 // hostNames is the order in which sessions are looked at.

@@ -157,9 +157,10 @@ func (m *machine) untap(excused bool) {
 	}
 }
 
-// remains: of an instance of its VM's owner, that has ended by itself.
+// remains: of an instance that was its VM's owner and has ended by itself. What
+// a target leaves is its migration's to remove.
 func (m *machine) remains() bool {
-	return m.q.ended() && m.folder != nil && (m.folder.role == pledge.Alone || m.folder.role == pledge.Source)
+	return m.q.ended() && m.folder != nil && m.folder.role != pledge.Arriving && m.folder.role != pledge.Refused
 }
 
 // judgeAs gives the instance another epoch, without a gap.
