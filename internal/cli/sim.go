@@ -87,7 +87,7 @@ func newSimCommand(app *App) *cobra.Command {
 	f.StringVar(&flags.bug, "bug", "", "put in the mistake of this `name`")
 	f.BoolVar(&flags.list, "list-bugs", false, "only list the mistakes that can be put in")
 	f.DurationVar(&flags.harm, "harm", sim.DefaultHarm, "for so long each fleet has faults, in its own time")
-	f.StringVar(&flags.out, "out", "out/sim.json", "`file` for the result; empty for none")
+	f.StringVar(&flags.out, "out", "out/sim.json", "`file` for the result")
 	_ = cmd.RegisterFlagCompletionFunc("bug", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 		return bugNames(), cobra.ShellCompDirectiveNoFileComp
 	})

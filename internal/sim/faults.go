@@ -226,16 +226,26 @@ func (w *world) partition(f Fault) {
 
 func (w *world) slowDown(d time.Duration) {
 	w.delay, w.throttle = w.between(5*time.Millisecond, 150*time.Millisecond), 20
-	w.at(nil, d, func() { w.delay, w.throttle = 0, 1 })
+	w.at(nil, d, w.ease)
 }
 
-// mend ends all harm that is done, and does no more. What hangs comes back by
-// itself.
+// ease makes the network fast again bit by bit, as queues drain: so that nothing
+// overtakes what was sent long before.
+func (w *world) ease() {
+	w.throttle = 1
+	if w.delay /= 2; w.delay > time.Millisecond {
+		w.at(nil, 300*time.Millisecond, w.ease)
+		return
+	}
+	w.delay = 0
+}
+
+// mend ends all harm that is done, and does no more. What hangs or is slow
+// comes back by itself.
 func (w *world) mend() {
 	w.tell("no more faults")
 	w.harmful = false
 	w.heal()
-	w.throttle = 1
 	w.etcd.away, w.etcd.slow, w.etcd.full = 0, 0, 0
 	for _, s := range w.servers {
 		s.skew = 0

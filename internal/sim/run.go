@@ -149,10 +149,8 @@ func (w *world) loseWithInstances() {
 }
 
 func (w *world) eachMigration(do func(migration.Migration)) {
-	for n := range w.moves {
-		if m, found := stored[migration.Migration](w, fmt.Sprintf("migrations/m-%04d", n+1)); found {
-			do(m)
-		}
+	for _, m := range w.records {
+		do(*m)
 	}
 }
 

@@ -26,7 +26,8 @@ type world struct {
 	owners    []*check.Owners // by VM
 	births    int
 	readers   int
-	moves     int     // migrations that were asked for
+	moves     int // migrations that were asked for
+	records   []*migration.Migration
 	bandwidth float64 // of the links between hosts, bytes per second
 	throttle  float64 // by which the links are slower at the moment
 	faults    map[Fault]int
@@ -147,6 +148,9 @@ func (w *world) noteMoves() {
 		if change.version != w.etcd.revision {
 			return
 		}
+		if m := change.migration; m != nil {
+			w.keep(m)
+		}
 		if record := change.vm; record != nil {
 			v := w.vmNamed(record.Name)
 			v.stored = *record
@@ -157,6 +161,17 @@ func (w *world) noteMoves() {
 			}
 		}
 	}
+}
+
+// keep has the newest record of each migration, in the order in which they began.
+func (w *world) keep(m *migration.Migration) {
+	for i, one := range slices.Backward(w.records) {
+		if one.ID == m.ID {
+			w.records[i] = m
+			return
+		}
+	}
+	w.records = append(w.records, m)
 }
 
 // stored reads a record as only the simulator can.
