@@ -13,13 +13,15 @@ PACKAGES  = ./...
 DEMOFLAGS =
 # For example: make bench BENCHFLAGS='client --runs 4'
 BENCHFLAGS =
+# For example: make sim SIMFLAGS='--bug run-without-commit'
+SIMFLAGS =
 # For example: make faults FAULTSFLAGS='--victim all-servers --state copying'
 FAULTSFLAGS =
 # For how long each fuzz target runs, for example: make fuzz FUZZTIME=1m
 FUZZTIME = 10s
 
 .DEFAULT_GOAL = help
-.PHONY: help setup build demo test bench explore faults soak fuzz lint generate qemu72 clean distclean
+.PHONY: help setup build demo test bench explore sim faults soak fuzz lint generate qemu72 clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -47,6 +49,9 @@ bench: setup build ## measure; prints tables and writes out/*.json
 
 explore: ## walk through all states of a migration with two faults; writes out/explore.json
 	go run ./test/explore
+
+sim: build ## simulate ten thousand fleets under faults; writes out/sim.json
+	bin/godwit sim --seeds 10000 $(SIMFLAGS)
 
 faults: setup build ## do harm in every state of migrations; prints a table and writes out/faults.json
 	go build -o bin/lab-etcd ./internal/lab/etcd
