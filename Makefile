@@ -13,7 +13,7 @@ PACKAGES  = ./...
 DEMOFLAGS =
 # For example: make bench BENCHFLAGS='client --runs 4'
 BENCHFLAGS =
-# For example: make sim SIMFLAGS='--bug run-without-commit'
+# For example: make sim SIMFLAGS='--first 10001'
 SIMFLAGS =
 # For example: make faults FAULTSFLAGS='--victim all-servers --state copying'
 FAULTSFLAGS =
@@ -51,6 +51,7 @@ explore: ## walk through all states of a migration with two faults; writes out/e
 	go run ./test/explore
 
 sim: build ## simulate ten thousand fleets under faults; writes out/sim.json
+	bin/godwit sim --check-bugs
 	bin/godwit sim --seeds 10000 $(SIMFLAGS)
 
 faults: setup build ## do harm in every state of migrations; prints a table and writes out/faults.json

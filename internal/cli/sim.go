@@ -48,6 +48,7 @@ type simFlags struct {
 	trace   bool
 	bug     string
 	list    bool
+	check   bool
 	harm    time.Duration
 	workers int
 	out     string
@@ -61,15 +62,18 @@ func newSimCommand(app *App) *cobra.Command {
 		Long:  simHelp,
 		Example: `  godwit sim --seeds 10000
   godwit sim --seed 17 --trace | less
-  godwit sim --list-bugs
+  godwit sim --check-bugs
   godwit sim --seeds 1000 --bug run-without-commit`,
 		Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if flags.list {
 				return app.listBugs()
 			}
-			if err := flags.check(); err != nil {
+			if err := flags.valid(); err != nil {
 				return err
+			}
+			if flags.check {
+				return app.findBugs(cmd.Context(), flags.seeds)
 			}
 			if cmd.Flags().Changed("seed") {
 				return app.simulateOne(flags)
@@ -86,6 +90,7 @@ func newSimCommand(app *App) *cobra.Command {
 	f.BoolVar(&flags.trace, "trace", false, "with --seed: tell what happens, a line each")
 	f.StringVar(&flags.bug, "bug", "", "put in the mistake of this `name`")
 	f.BoolVar(&flags.list, "list-bugs", false, "only list the mistakes that can be put in")
+	f.BoolVar(&flags.check, "check-bugs", false, "put each mistake in, and fail unless --seeds show it")
 	f.DurationVar(&flags.harm, "harm", sim.DefaultHarm, "for so long each fleet has faults, in its own time")
 	f.StringVar(&flags.out, "out", "out/sim.json", "`file` for the result")
 	_ = cmd.RegisterFlagCompletionFunc("bug", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
@@ -101,7 +106,7 @@ func bugNames() (names []string) {
 	return names
 }
 
-func (f *simFlags) check() error {
+func (f *simFlags) valid() error {
 	switch {
 	case f.bug != "" && !slices.Contains(bugNames(), f.bug):
 		return invalidFlag("bug", fmt.Sprintf("there is no bug %q: see godwit sim --list-bugs", f.bug))
@@ -123,6 +128,37 @@ func (a *App) listBugs() error {
 		t.add(string(one.Bug), one.What)
 	}
 	return a.printText(t.write)
+}
+
+// findBugs puts each bug in, and demands that it shows.
+func (a *App) findBugs(ctx context.Context, seeds int) error {
+	missed := 0
+	var found []sim.Summary
+	for _, one := range sim.Bugs() {
+		s := sim.FindBug(ctx, one.Bug, seeds)
+		if ctx.Err() != nil {
+			return context.Canceled
+		}
+		found = append(found, s)
+		said := "NOT FOUND"
+		if len(s.Failed) > 0 {
+			said = fmt.Sprintf("seed %d: %s", s.Failed[0].Seed, s.Failed[0].Violations[0])
+		} else {
+			missed++
+		}
+		if !a.json {
+			fmt.Fprintf(a.Out, "%-24s %4d seeds %6.1f s  %s\n", one.Bug, s.Seeds, s.Seconds, said)
+		}
+	}
+	if a.json {
+		if err := a.printJSON(map[string]any{"bugs": found}); err != nil {
+			return err
+		}
+	}
+	if missed > 0 {
+		return &fleet.Error{Code: fleet.Failed, Op: "simulate", Subject: fmt.Sprintf("%d bugs", missed), Cause: "they were put in and not found"}
+	}
+	return nil
 }
 
 // simulateOne runs one seed, with its trace if that is wanted.

@@ -137,7 +137,6 @@ func (k *keeper) inTurn(task func() error) error {
 func (k *keeper) do(command *godwitv1.Command, task func() *godwitv1.Report) {
 	answer, known := k.told.Begin(command, k.role().migration)
 	switch {
-	case k.bug(Forgetful):
 	case answer != nil:
 		k.say(answer)
 		return

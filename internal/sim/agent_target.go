@@ -225,7 +225,7 @@ func (k *keeper) releaseTarget(want *godwitv1.ReleaseTarget) *godwitv1.Report {
 	k.kill()
 	k.unclaim()
 	frames := 0
-	if want.GetReturnFrames() {
+	if want.GetReturnFrames() && !k.bug(Keeping) {
 		frames = k.drainTo(k.hostAt(want.GetSourceAddress()))
 	}
 	k.discard()

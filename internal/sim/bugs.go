@@ -13,7 +13,9 @@ const (
 	Unasked       Bug = "run-on-unasked"
 	Impatient     Bug = "lost-reply-is-consent"
 	Unwritten     Bug = "refusal-not-written"
-	Forgetful     Bug = "commands-carried-out-twice"
+	Keeping       Bug = "frames-not-returned"
+	Hasty         Bug = "forwarding-ends-early"
+	Careless      Bug = "last-pages-not-sent"
 	Killjoy       Bug = "end-what-is-found"
 )
 
@@ -33,7 +35,9 @@ func Bugs() []BugNote {
 		{Unasked, "a source runs on by itself when no server decides"},
 		{Impatient, "a source takes a question without an answer for a yes"},
 		{Unwritten, "a target gives up without writing it down"},
-		{Forgetful, "an agent carries out again what it was told before"},
+		{Keeping, "a target that is released returns no packets"},
+		{Hasty, "the forwarding ends before every host knows the new address"},
+		{Careless, "what the guest writes in the last pass is not sent"},
 		{Killjoy, "an agent that starts ends the instances that it finds"},
 	}
 }

@@ -30,5 +30,5 @@
 //
 // Package check is told what was done, and says what must not be. What becomes of
 // a packet is excused only for causes that [vm.excuses] and the callers of lose
-// name; each is in docs/guarantees.md.
+// name: something died, or it is a limit that docs/guarantees.md names.
 package sim

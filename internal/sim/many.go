@@ -87,6 +87,11 @@ func Many(ctx context.Context, plan Plan) Summary {
 	return s
 }
 
+// FindBug puts a bug in and simulates until it shows, for so many seeds at most.
+func FindBug(ctx context.Context, bug Bug, seeds int) Summary {
+	return Many(ctx, Plan{First: 1, Seeds: seeds, StopAtFirst: true, Options: Options{Bug: bug}})
+}
+
 func (m *many) take(ctx context.Context) (seed uint64, left bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

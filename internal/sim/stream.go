@@ -11,7 +11,7 @@ type stream struct {
 	began          time.Duration
 	stalled        time.Duration // so far
 	broken         bool
-	last           bool // the guest has stopped: the rest is on its way
+	last           time.Duration // when the guest stopped; zero before
 	done           bool
 }
 
@@ -69,7 +69,7 @@ func (s *stream) begin(bytes float64) {
 	s.source.say(news{kind: passBegun, pass: s.pass, left: bytes, before: before, cost: s.costs(bytes)})
 	pass := s.pass
 	s.after(max(s.costs(bytes), time.Millisecond), func() {
-		if pass == s.pass && !s.last {
+		if pass == s.pass && s.last == 0 {
 			s.begin(s.dirty())
 		}
 	})
@@ -82,7 +82,7 @@ func (s *stream) dirty() float64 {
 
 // finishPages sends what is left after the stop.
 func (s *stream) finishPages() {
-	s.last = true
+	s.last = s.now
 	s.after(max(s.costs(s.left+s.dirty()), time.Millisecond), func() {
 		s.source.out = preSwitchover
 		s.source.say(news{kind: preSwitched})
@@ -94,6 +94,9 @@ func (s *stream) finishPages() {
 func (s *stream) sendDevices() {
 	s.after(s.between(4*time.Millisecond, 20*time.Millisecond), func() {
 		s.target.in, s.target.count = loaded, s.source.count
+		if s.bug(Careless) {
+			s.target.count -= min(s.target.count, int((s.last-s.began).Seconds()*blocksPerSecond)+1)
+		}
 		s.target.say(news{kind: stateLoaded})
 		s.after(s.latency(), func() {
 			s.done = true
