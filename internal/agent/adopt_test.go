@@ -153,6 +153,26 @@ func TestAdoptTargetBeforeCommit(t *testing.T) {
 	m.settle()
 }
 
+// A command that has waited until a session began may be older than the commit,
+// and the agent that gets it newer.
+func TestOldPreparationAfterTheCommit(t *testing.T) {
+	m := newMove(t)
+	old := m.prepareCommand()
+	m.port = m.target.do(old).GetTargetPrepared().GetPort()
+	run := m.runCommand()
+	m.grant(run)
+	m.copyUntilSwitch()
+	m.target.awaitReport("running target", answers(run))
+	m.target.stop()
+	m.target.start()
+	m.target.sendCommand(old)
+	m.target.sendCommand(run) // carried out after it
+	m.target.awaitReports(2, "running target", answers(run))
+	m.target.checkGates("prepared again", network.Settling)
+	m.target.checkRunState(testVM, 2, "running")
+	m.settle()
+}
+
 // The source's agent is replaced while the target waits: the order to resume
 // is carried out by the next one.
 func TestAdoptSourceThenAbort(t *testing.T) {

@@ -25,6 +25,9 @@ const runWithin = 10 * time.Second
 // arms its taps: frames that the source will send are kept from then on, and
 // all others are still kept out.
 func (m *machine) prepareTarget(ctx context.Context, migration string, want *godwitv1.PrepareTarget) *godwitv1.Report {
+	if m.record.Role == arrived {
+		return nil // an old command to a new agent: the guest runs, and must not be touched
+	}
 	bounded, cancel := context.WithTimeout(ctx, startWithin)
 	defer cancel()
 	listening, err := m.prepare(bounded, migration, want)
@@ -114,10 +117,16 @@ func (m *machine) arm(ctx context.Context) error {
 	return errors.Join(append(errs, m.setMode(network.TunnelOnly))...)
 }
 
-// armed: that was done to the end.
+// armed: that was done to the end, and perhaps more since.
 func (m *machine) armed() bool {
 	for _, port := range m.ports {
-		if gate, err := port.tap.Gate(); err != nil || gate.Mode != network.TunnelOnly {
+		gate, err := port.tap.Gate()
+		if err != nil {
+			return false
+		}
+		switch gate.Mode {
+		case network.TunnelOnly, network.Arriving, network.Settling:
+		default:
 			return false
 		}
 	}
