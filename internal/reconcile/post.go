@@ -74,7 +74,11 @@ func (r *Reconciler) again(life context.Context, id fleet.MigrationID, event mig
 
 // take lets an event happen, and tells of those that can't be.
 func (r *Reconciler) take(ctx context.Context, id fleet.MigrationID, event migration.Event) error {
-	_, verdict, err := r.Advance(ctx, id, event)
+	m, verdict, err := r.Advance(ctx, id, event)
+	if err == nil && verdict == migration.Late && event.Kind == migration.TargetPrepared && m.State == migration.Aborted {
+		// By a command that another server had sent before the abort.
+		r.dispatch(&m, []migration.Effect{{Sequence: m.Sequence, Kind: migration.ReleaseTarget, Host: m.Target}})
+	}
 	if err == nil && verdict == migration.Broken {
 		r.Log.Error("an event of a migration can't be", "migration", id, "event", event.Kind, "from", event.From)
 	}

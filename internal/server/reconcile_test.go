@@ -406,6 +406,24 @@ func (fl *flight) awaitMigrationRecord(wanted func(migration.Migration) bool) {
 	fl.t.Fatalf("the record of %s is %+v", fl.id, fl.record())
 }
 
+// A target that prepares by an old command, after its migration was aborted and
+// it was released, is released once more: nobody else would ever.
+func TestPreparedAfterTheAbort(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t)
+	h1, h2 := f.join("h1"), f.join("h2")
+	fl := f.fly(h1, h2, "web1", testPolicy())
+	prepare := fl.next(h2, "prepare_target")
+	fl.mustCancel()
+	fl.answer(h2, "release_target")
+	fl.await(migration.Aborted)
+	f.settled(h2)
+	fl.say(h2, prepare, usualAnswer("prepare_target"))
+	if again := h2.command(); again.GetReleaseTarget().GetVm() != "web1" || again.GetSubject() != fl.id {
+		t.Errorf("h2 is told %v", again)
+	}
+}
+
 func TestReportsOfStrangersDoNotMoveAMigration(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t)
