@@ -144,6 +144,7 @@ func (k *keeper) do(command *godwitv1.Command, task func() *godwitv1.Report) {
 		return
 	}
 	k.queue(func() {
+		k.tell("%s carries out %d %T of %s", k.proc.name, command.GetSequence(), command.GetOp(), command.GetSubject())
 		if report := task(); report != nil {
 			k.answer(command, report)
 		}
@@ -363,7 +364,6 @@ func (a *agent) migrationCommand(command *godwitv1.Command) {
 }
 
 func (k *keeper) migrate(command *godwitv1.Command) *godwitv1.Report {
-	k.tell("%s carries out %d %T of %s", k.proc.name, command.GetSequence(), command.GetOp(), command.GetSubject())
 	switch op := command.GetOp().(type) {
 	case *godwitv1.Command_StartCopy:
 		return k.startCopy(command, op.StartCopy)

@@ -50,6 +50,9 @@ func (k *keeper) launch(gate mode, incoming bool) {
 }
 
 func (k *keeper) prepareTarget(migration string, want *godwitv1.PrepareTarget) *godwitv1.Report {
+	if k.role().role == pledge.Arrived {
+		return nil // an old command to a new agent
+	}
 	if err := k.prepare(migration, want); err != nil {
 		k.discard()
 		return pledge.TargetFailed(err, true)
@@ -71,7 +74,7 @@ func (k *keeper) prepare(migration string, want *godwitv1.PrepareTarget) error {
 		k.m.untap(true) // of a start that an agent's end cut off
 		k.launch(closed, true)
 	}
-	if k.m.port != 0 && k.m.gate == tunnelOnly && adopted {
+	if adopted && k.m.port != 0 && k.m.gate != closed {
 		return nil
 	}
 	if err := k.m.q.command(func() error { return nil }); err != nil {

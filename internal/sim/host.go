@@ -122,11 +122,12 @@ func (h *host) write(done func()) error {
 	return nil
 }
 
-// down: the VM has no process anywhere, so it has lost what was sent to it.
+// down: the VM has no process anywhere but such as wait for its state, so it has
+// lost what was sent to it.
 func (v *vm) down() bool {
 	for _, h := range v.hosts {
 		for _, m := range h.machines {
-			if m.vm == v && m.q != nil && m.q.alive {
+			if m.vm == v && !m.q.ended() && m.q.in != waiting && m.q.in != failed {
 				return false
 			}
 		}

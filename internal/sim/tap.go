@@ -69,6 +69,7 @@ func (m *machine) setGate(to mode, remote *host) {
 	if !m.tapped {
 		return
 	}
+	m.host.tell("gate of %s at epoch %d on %s: %s", m.vm.name, m.epoch, m.host.name, to)
 	m.gate, m.remote = to, remote
 	m.judge()
 	m.flush()
