@@ -53,7 +53,7 @@ var imports = map[string][]string{
 	"internal/lab/etcdtls":  {},
 	"internal/lab/fleetlab": {"api", "internal/fleet", "internal/lab"}, // a whole fleet in a lab
 	"internal/demo":         {"api", "internal/fleet", "internal/lab"},
-	"internal/sim":          {"api", "internal"},
+	"internal/sim":          {"api/godwit/v1", "internal"},
 	"internal/web":          {"internal/fleet"},
 	"internal/explain":      {"api/godwit/v1", "internal/fleet", "internal/migration"},
 	"internal/cli":          {"api", "internal"}, // where everything is wired together
