@@ -14,13 +14,13 @@ import (
 // without the wire and the kernel.
 type agent struct {
 	*host
-	proc        *proc
-	keepers     []*keeper
-	session     *session
-	lostSession time.Duration
-	noSession   func(any) // called when there is none any more
-	mapped      int64     // version of the addresses that are set
-	server      int       // that it tries next
+	proc                      *proc
+	keepers                   []*keeper
+	session                   *session
+	lostSession, sessionBegan time.Duration
+	noSession                 func(any) // called when there is none any more
+	mapped                    int64     // version of the addresses that are set
+	server                    int       // that it tries next
 }
 
 // keeper is what an agent holds of one machine: gone with the agent.

@@ -44,11 +44,10 @@ type emulator struct {
 
 // news is an event of the monitor.
 type news struct {
-	kind                  newsKind
-	pass                  int
-	left, before          float64 // bytes that the pass has to send, and the one before had
-	bandwidth             float64
-	cost, shortest, limit time.Duration
+	kind         newsKind
+	pass         int
+	left, before float64 // bytes that the pass has to send, and the one before had
+	cost         time.Duration
 }
 
 type newsKind string

@@ -122,17 +122,26 @@ func (h *host) write(done func()) error {
 	return nil
 }
 
-// down: the VM has no process anywhere but such as wait for its state, so it has
-// lost what was sent to it.
+// down: the VM has no process anywhere but such as wait for its state, or have
+// given it away, so it has lost what was sent to it.
 func (v *vm) down() bool {
 	for _, h := range v.hosts {
 		for _, m := range h.machines {
-			if m.vm == v && !m.q.ended() && m.q.in != waiting && m.q.in != failed {
+			if m.vm == v && m.mayRun() {
 				return false
 			}
 		}
 	}
 	return true
+}
+
+// mayRun: it runs, or could.
+func (m *machine) mayRun() bool {
+	if m.q.ended() || m.q.in == waiting || m.q.in == failed {
+		return false
+	}
+	spent := m.q.out == completed && m.epoch < m.vm.owner.Epoch
+	return !spent
 }
 
 // chat has clients on all hosts send packets to the VM until a time.

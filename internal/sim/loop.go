@@ -64,7 +64,6 @@ type proc struct {
 	up    bool
 	life  int           // counts its starts
 	hangs time.Duration // until then
-	slow  func() time.Duration
 	tasks map[*task]struct{}
 }
 

@@ -224,12 +224,13 @@ func (s *server) startVMs() {
 }
 
 // forget has hosts remove what is left of instances that have ended by
-// themselves, and whose VM was started again since.
+// themselves.
 func (s *server) forget() {
 	for _, h := range s.hosts {
 		for _, m := range h.machines {
 			record := s.addresses.vms[m.vm.index].Value
-			if m.remains() && record.Migration == "" && record.Owner.Epoch > m.epoch && !s.moving(m.vm, h) {
+			over := record.Owner.Epoch > m.epoch || record.Phase != fleet.VMStarting && record.Phase != fleet.VMRunning
+			if m.remains() && over && record.Migration == "" && !s.moving(m.vm, h) {
 				_ = s.Send(h.name, &godwitv1.Command{ // it is sent again
 					Subject: string(m.vm.name), Epoch: uint64(m.epoch), Sequence: 1 << 32,
 					Op: &godwitv1.Command_ForgetInstance{ForgetInstance: &godwitv1.ForgetInstance{Vm: string(m.vm.name), Epoch: uint64(m.epoch)}},

@@ -84,6 +84,7 @@ func (s *server) greet(h *host) (any, error) {
 	s.addresses.connected(one)
 	s.spawn(s.proc, one.serve)
 	s.moves.HostConnected(h.name)
+	s.forget()
 	one.beatServer()
 	return one, nil
 }
@@ -235,7 +236,7 @@ func (a *agent) keepSession() {
 // serveSession serves a session to its end.
 func (a *agent) serveSession(one *session) {
 	a.tell("%s has a session with %s", a.proc.name, one.server.proc.name)
-	a.session, one.met, one.heardServer = one, true, a.now
+	a.session, one.met, one.heardServer, a.sessionBegan = one, true, a.now, a.now
 	for _, k := range a.keepers {
 		for _, report := range k.facts {
 			a.say(report)

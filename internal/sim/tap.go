@@ -128,7 +128,7 @@ func (m *machine) forward(n, hops int) {
 		default:
 			end := to.tunnelEnd(tunnel)
 			if end == nil {
-				m.vm.lose(n, "the tunnel from "+string(from.name)+" ends nowhere on "+string(to.name), m.vm.excuses(from, to))
+				m.vm.lose(n, "the tunnel from "+string(from.name)+" ends nowhere on "+string(to.name), m.vm.excuses(from, to) || m.isLeftover())
 				return
 			}
 			end.take(n, true, hops+1)
@@ -162,6 +162,17 @@ func (m *machine) untap(excused bool) {
 // a target leaves is its migration's to remove.
 func (m *machine) remains() bool {
 	return m.q.ended() && m.folder != nil && m.folder.role != pledge.Arriving && m.folder.role != pledge.Refused
+}
+
+// toldWithin is the time that it takes to have a host that was away do what it
+// missed.
+const toldWithin = 2 * time.Second
+
+// isLeftover: it remains of before the VM was started anew, and its agent was
+// away, or is just being told to remove it.
+func (m *machine) isLeftover() bool {
+	a := m.host.agent
+	return m.remains() && m.vm.stored.Migration == "" && m.epoch < m.vm.owner.Epoch && (a.session == nil || a.now-a.sessionBegan < toldWithin)
 }
 
 // judgeAs gives the instance another epoch, without a gap.
