@@ -270,13 +270,19 @@ func (m *machine) instanceReport(state, cause string) *godwitv1.Report {
 	}}}
 }
 
+// sayStateWithin is how long a session waits for one QEMU that has to be asked.
+const sayStateWithin = 500 * time.Millisecond
+
 // inventory is what Hello says of the machine.
-func (m *machine) inventory() *godwitv1.InstanceReport {
+func (m *machine) inventory(ctx context.Context) *godwitv1.InstanceReport {
+	ctx, cancel := context.WithTimeout(ctx, sayStateWithin)
+	defer cancel()
+	opened := m.mayHaveRun(ctx)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	state := "running" // if nobody can tell: the server must not think it gone
 	if m.unadopted == nil {
-		state = m.record.Role.State(m.instance == nil || m.instance.Ended())
+		state = m.record.Role.State(m.instance == nil || m.instance.Ended(), opened)
 	}
 	return &godwitv1.InstanceReport{
 		Vm: string(m.key.vm), Uid: string(m.uid), Epoch: uint64(m.key.epoch),

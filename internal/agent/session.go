@@ -180,7 +180,7 @@ func (a *Agent) greetWithin(ctx context.Context, end context.CancelCauseFunc, st
 	// Receive would go on waiting for the server.
 	stop := context.AfterFunc(ctx, func() { _ = stream.CloseRequest() })
 	defer stop()
-	beat, err := a.greet(stream)
+	beat, err := a.greet(ctx, stream)
 	if ctx.Err() != nil {
 		return 0, context.Cause(ctx)
 	}
@@ -188,8 +188,8 @@ func (a *Agent) greetWithin(ctx context.Context, end context.CancelCauseFunc, st
 }
 
 // greet says hello and gives the interval of heartbeats.
-func (a *Agent) greet(stream *stream) (time.Duration, error) {
-	err := stream.Send(&godwitv1.SessionRequest{Message: &godwitv1.SessionRequest_Hello{Hello: a.hello()}})
+func (a *Agent) greet(ctx context.Context, stream *stream) (time.Duration, error) {
+	err := stream.Send(&godwitv1.SessionRequest{Message: &godwitv1.SessionRequest_Hello{Hello: a.hello(ctx)}})
 	if err != nil && !errors.Is(err, io.EOF) { // which means that Receive says why
 		return 0, err
 	}
@@ -212,7 +212,7 @@ func (a *Agent) greet(stream *stream) (time.Duration, error) {
 	return time.Duration(beat) * time.Millisecond, nil
 }
 
-func (a *Agent) hello() *godwitv1.Hello {
+func (a *Agent) hello(ctx context.Context) *godwitv1.Hello {
 	hello := &godwitv1.Hello{
 		Host: wire.EncodeHost(fleet.Host{
 			Name: a.config.Name, Address: a.config.Address, PeerPort: a.config.Peers.port(), CPUs: a.config.CPUs, Memory: a.config.Memory,
@@ -221,7 +221,7 @@ func (a *Agent) hello() *godwitv1.Hello {
 		BootId: a.config.BootID, Store: a.mark.Load(), Process: a.process, Machine: machineHash(),
 	}
 	for _, m := range a.all() {
-		hello.Instances = append(hello.Instances, m.inventory())
+		hello.Instances = append(hello.Instances, m.inventory(ctx))
 	}
 	return hello
 }

@@ -262,3 +262,28 @@ func TestRunWithoutAnInstance(t *testing.T) {
 	}
 	m.abort()
 }
+
+// A target's agent dies between opening the gate and writing down that the guest
+// runs. The next one does not say that the instance only waits.
+func TestOpenedTargetIsSaidToRun(t *testing.T) {
+	m := newMove(t)
+	m.prepare()
+	again := func() string {
+		m.target.stop()
+		m.target.start()
+		instances := m.target.hello().GetInstances()
+		if len(instances) != 1 {
+			t.Fatalf("hello tells of %v", instances)
+		}
+		return instances[0].GetState()
+	}
+	if got := again(); got != "incoming" {
+		t.Errorf("behind its gate it is said to be %s", got)
+	}
+	if err := m.target.agent.find(machineKey{testVM, 2}).setMode(network.Settling); err != nil {
+		t.Fatal(err)
+	}
+	if got := again(); got != "running" {
+		t.Errorf("with its gate open it is said to be %s", got)
+	}
+}

@@ -22,12 +22,13 @@ const (
 // that one of its gates is, or may be, open: they are opened first.
 func (r Role) MayHaveRun(opened bool) bool { return r != Arriving || opened }
 
-// State is what a session is told of an instance; gone says that it has ended.
-func (r Role) State(gone bool) string {
+// State is what a session is told of an instance: gone says that it has ended,
+// opened that one of its gates is, or may be, open.
+func (r Role) State(gone, opened bool) string {
 	switch {
 	case gone || r == Refused:
 		return "exited"
-	case r == Arriving:
+	case !r.MayHaveRun(opened):
 		return "incoming"
 	case r == Source:
 		return "paused" // or still running: the server must not rely on it

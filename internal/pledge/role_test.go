@@ -38,9 +38,13 @@ func TestRoles(t *testing.T) {
 		if runs, _ := r.RunOn("m2", "m1"); runs {
 			t.Errorf("%s of another migration runs on", r)
 		}
-		if got := r.State(false); got != want.state || r.State(true) != "exited" {
-			t.Errorf("%s is said to be %s, and %s when it has ended", r, got, r.State(true))
+		if got := r.State(false, false); got != want.state || r.State(true, false) != "exited" {
+			t.Errorf("%s is said to be %s, and %s when it has ended", r, got, r.State(true, false))
 		}
+	}
+	// Its agent ended before it wrote down that the target runs.
+	if got := Arriving.State(false, true); got != "running" {
+		t.Errorf("a target whose gate is open is said to be %s", got)
 	}
 }
 
