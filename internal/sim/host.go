@@ -166,12 +166,13 @@ func (h *host) send(v *vm) {
 		here.take(n, false, 0)
 		return
 	}
+	old := h.routed < v.anew
 	h.at(nil, h.latency(), func() {
 		switch tap := to.local[v.index]; {
 		case !to.up || !h.passes(h.node, to.node):
 			v.lose(n, "the link or the host is gone", true)
 		case tap == nil:
-			v.lose(n, "no tap on "+string(to.name)+" takes it from "+string(h.name), v.excuses(h, to))
+			v.lose(n, "no tap on "+string(to.name)+" takes it from "+string(h.name), old || v.excuses(h, to))
 		default:
 			tap.take(n, false, 0)
 		}
@@ -179,11 +180,13 @@ func (h *host) send(v *vm) {
 }
 
 // excuses says whether a packet may be lost for want of a tap on a host that it
-// was sent to: the VM has no process, or another one than the sender knows of, the host has lost power since it had the
-// VM, one of the two has had no word from a server for as long as anybody waits
-// for it, nobody waits any longer, or a server's clock tells it so.
+// was sent to: the VM has no process, or was started anew since the sender last
+// heard of it, a server's clock was wrong, the host has lost power since it had the
+// VM, one of the two has had no word from a server for as long as any waits for it,
+// or none waits any longer.
 func (v *vm) excuses(from, to *host) bool {
-	return v.down() || v.stored.Phase != fleet.VMRunning || from.routed < v.anew || v.clockWrong || to.booted > v.moved || from.cutOff() || to.cutOff() || v.now-v.moved > lonely
+	return v.down() || v.stored.Phase != fleet.VMRunning || from.routed < v.anew || v.clockWrong ||
+		to.booted > v.moved || from.cutOff() || to.cutOff() || v.now-v.moved > lonely
 }
 
 // lose is the end of a packet that nobody will have.
