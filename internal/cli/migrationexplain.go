@@ -75,7 +75,7 @@ func (a *App) tellStory(w io.Writer, m *godwitv1.Migration, story explain.Story)
 // tellOpen says what is to be done, before all that was.
 func tellOpen(p prose, s sheet, story explain.Story) {
 	if len(story.Remedies) > 0 {
-		s.heading("What you can run")
+		s.heading("What helps")
 		for _, remedy := range story.Remedies { // whole, to be copied
 			fmt.Fprintln(p.w, "  "+remedy)
 		}

@@ -41,8 +41,9 @@ const (
 	// Settling: committed; the target owns the VM.
 	// vCPUs: target. Volumes: target. Packets: target, directly or forwarded
 	// by the source until every host knows the new address.
-	// Source dies: nothing but the forwarding is lost. Target dies: the VM is
-	// down as any VM whose host dies. Server dies: the target has its right.
+	// Source dies: nothing but the forwarding is lost. Target dies: before
+	// it has run, the source has the VM back; after that the VM is down as any
+	// VM whose host dies. Server dies: the target has its right.
 	Settling State = "settling"
 
 	// RollingBack: aborted; the source runs on and the target is undone.
@@ -67,7 +68,9 @@ func States() []State {
 	return []State{Planned, Preparing, Copying, Switching, Settling, RollingBack, Succeeded, Aborted, NeedsOperator}
 }
 
-// Final reports whether the lock on the VM is given back in this state.
+// Final reports whether nothing more is decided by time in this state: only a
+// host's late answer or an operator leads out of it. See [Migration.Locked] for
+// the lock on the VM.
 func (s State) Final() bool {
 	return s == Succeeded || s == Aborted || s == NeedsOperator
 }

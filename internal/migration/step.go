@@ -203,7 +203,7 @@ func settleTimer(m *Migration, event Event) {
 	case !m.TargetRuns:
 		m.needOperator(event, fmt.Sprintf("%s has committed to %s, which does not say that it runs it: %s", m.VM, m.Target, cmp.Or(m.Cause, m.Timer.What)),
 			fmt.Sprintf("start the agent on %s: it will go on by itself", m.Target),
-			fmt.Sprintf("godwit migration return %s --host-is-off %s (only once it is: switch it off first)", m.ID, m.Target))
+			fmt.Sprintf("godwit migration return %s --host-is-off %s  # only once it is: switch it off first", m.ID, m.Target))
 	default:
 		if m.Cause != "" {
 			m.Cause += "; "
@@ -336,8 +336,7 @@ func rollBack(m *Migration, event Event) {
 }
 
 func releaseTarget(m *Migration, event Event) {
-	m.State = RollingBack
-	m.Remedies = nil
+	m.State, m.Ended, m.Remedies = RollingBack, time.Time{}, nil
 	effect := m.want(ReleaseTarget, m.Target)
 	effect.ReturnFrames = !m.SourceGone
 	m.setTimer(event.At, m.Policy.RollbackMax, "the target did not clean up in time")
@@ -374,8 +373,7 @@ func noteReturned(m *Migration, event Event) {
 func rollbackTimer(m *Migration, event Event) {
 	if m.isPending(ResumeSource) {
 		m.needOperator(event, fmt.Sprintf("%s; and %s does not answer, where %s waits to go on", m.Cause, m.Source, m.VM),
-			fmt.Sprintf("start the agent on %s: it will go on by itself", m.Source),
-			fmt.Sprintf("godwit host show %s", m.Source))
+			fmt.Sprintf("start the agent on %s: it will go on by itself", m.Source))
 		return
 	}
 	m.Cause += "; " + m.leftovers()

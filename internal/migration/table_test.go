@@ -257,3 +257,15 @@ func TestRecordIsBounded(t *testing.T) {
 		t.Errorf("progress stopped at pass %d", m.Progress.Pass)
 	}
 }
+
+// What goes on has no time of its end, whatever it comes from.
+func TestOnlyFinalStatesHaveEnded(t *testing.T) {
+	for _, state := range States() {
+		for _, kind := range Events() {
+			next, _, verdict := Step(sample(t, state), event(sample(t, state), kind))
+			if verdict == Act && next.State.Final() == next.Ended.IsZero() {
+				t.Errorf("%s in %s leads to %s, ended %v", kind, state, next.State, next.Ended)
+			}
+		}
+	}
+}
