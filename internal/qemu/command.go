@@ -27,9 +27,12 @@ type line struct {
 // firstFD is the first descriptor of a child after the standard three.
 const firstFD = 3
 
-// addMonitor adds a monitor on our listening socket.
+// addMonitor adds a monitor on our listening socket. QEMU takes the first client
+// before it goes on to start: one that came while it moves the monitor to a thread
+// of its own would be heard in two threads, each of which reads a part of what it
+// says. Without a client it waits, for an agent that comes after a dead one, too.
 func (l *line) addMonitor(listener int) {
-	l.add("-chardev", "socket,id=qmp,server=on,wait=off,fd="+l.fd(listener), "-mon", "chardev=qmp,mode=control")
+	l.add("-chardev", "socket,id=qmp,server=on,wait=on,fd="+l.fd(listener), "-mon", "chardev=qmp,mode=control")
 }
 
 func (l *line) add(args ...string) { l.args = append(l.args, args...) }

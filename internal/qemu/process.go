@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -105,6 +106,9 @@ const (
 	logTailLines = 5
 )
 
+// waitsForMonitor is what every QEMU says at first; see addMonitor.
+const waitsForMonitor = "QEMU waiting for connection on:"
+
 // lastWords gives the last lines of the instance's log, "" if there are none.
 func lastWords(dir string) string {
 	file, err := os.Open(filepath.Join(dir, logFile))
@@ -116,7 +120,9 @@ func lastWords(dir string) string {
 		_, _ = file.Seek(max(0, size-logTailBytes), io.SeekStart)
 	}
 	text, _ := io.ReadAll(io.LimitReader(file, logTailBytes))
-	lines := strings.Split(string(bytes.TrimSpace(text)), "\n")
+	lines := slices.DeleteFunc(strings.Split(string(bytes.TrimSpace(text)), "\n"), func(line string) bool {
+		return strings.Contains(line, waitsForMonitor)
+	})
 	return strings.Join(lines[max(0, len(lines)-logTailLines):], "; ")
 }
 

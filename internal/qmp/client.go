@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"slices"
@@ -100,15 +101,25 @@ type request struct {
 // Dial connects to the monitor at socketPath and negotiates, out-of-band
 // execution included where QEMU offers it. It waits for the greeting until the
 // context ends, at most 30 seconds.
+//
+// A QEMU that has just begun may greet twice, and then forgets what was negotiated
+// before the second time: it hears of a client both in its main thread and in the
+// monitor's, to which the socket is handed over meanwhile. The next connection is
+// greeted once.
 func Dial(ctx context.Context, socketPath string) (*Client, error) {
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
-	var dialer net.Dialer
-	conn, err := dialer.DialContext(ctx, "unix", socketPath)
-	if err != nil {
-		return nil, fmt.Errorf("QMP: %w", err)
+	for {
+		var dialer net.Dialer
+		conn, err := dialer.DialContext(ctx, "unix", socketPath)
+		if err != nil {
+			return nil, fmt.Errorf("QMP: %w", err)
+		}
+		client, err := NewClient(ctx, conn)
+		if !errors.Is(err, errGreetedAgain) {
+			return client, err
+		}
 	}
-	return NewClient(ctx, conn)
 }
 
 // NewClient negotiates on a connection that it takes over, also on error.

@@ -237,6 +237,24 @@ func TestBrokenProtocol(t *testing.T) {
 	}
 }
 
+// A second greeting undoes what was negotiated, so another connection is made; in
+// the middle of one there is none to make.
+func TestGreetedTwice(t *testing.T) {
+	server := qmptest.New(t)
+	server.GreetTwice()
+	server.Reply("query-status", map[string]any{"running": true, "status": "running"})
+	client, err := qmp.Dial(t.Context(), server.Path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	if err := client.Execute(t.Context(), "query-status", nil, nil); err != nil || !client.Greeting().OOB {
+		t.Errorf("after the second connection: %v, greeting %+v", err, client.Greeting())
+	}
+	server.WriteRaw([]byte(`{"QMP": {"version": {"qemu": {"micro": 2, "minor": 0, "major": 10}}, "capabilities": []}}` + "\n"))
+	ended(t, client, qmp.ErrProtocol)
+}
+
 // A QEMU that dies in the middle of a line has gone, and broke no rule.
 func TestTruncatedLine(t *testing.T) {
 	for _, text := range []string{`{"event": "ST`, `{"return": {}, "id": 1`, "{", `{"event": "STOP", "timestamp": {"seconds": 1, "microseconds": 1}}`} {

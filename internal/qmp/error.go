@@ -39,6 +39,8 @@ var (
 	ErrGone = errors.New("QEMU closed its monitor")
 	// ErrProtocol: what QEMU wrote is not QMP; the connection was closed.
 	ErrProtocol = errors.New("QEMU broke the monitor protocol")
+
+	errGreetedAgain = fmt.Errorf("%w: it greeted again", ErrProtocol)
 	// ErrClosed: the Client or Subscription was closed at this end.
 	ErrClosed = errors.New("monitor connection closed")
 	// ErrSlow: the subscriber did not take its events and has missed some.

@@ -145,6 +145,9 @@ func (c *Client) dispatch(m message) error {
 		c.publish(event)
 		return nil
 	}
+	if m.QMP != nil {
+		return errGreetedAgain
+	}
 	if m.ID == nil {
 		if m.Error != nil {
 			return fmt.Errorf("%w: it could not read a command: %s", ErrProtocol, m.Error.Desc)

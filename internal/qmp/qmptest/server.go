@@ -35,6 +35,7 @@ type Server struct {
 
 	mu       sync.Mutex
 	greeting string
+	twice    bool // greets the next connection twice
 	handlers map[string]Handler
 	calls    []Call
 	conn     net.Conn // the connection being served, nil for none
@@ -71,6 +72,14 @@ func (s *Server) SetGreeting(line string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.greeting = line
+}
+
+// GreetTwice has the next connection greeted twice, as QEMU does if a client
+// connects while the monitor moves to its own thread.
+func (s *Server) GreetTwice() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.twice = true
 }
 
 // Handle sets what executes the command.
@@ -180,11 +189,15 @@ func (s *Server) begin(conn net.Conn) bool {
 		return false
 	}
 	s.conn = conn
-	if s.greeting != "" {
-		_, err := conn.Write([]byte(s.greeting + "\n"))
-		return err == nil
+	if s.greeting == "" {
+		return true
 	}
-	return true
+	text := s.greeting + "\n"
+	if s.twice {
+		text, s.twice = text+text, false
+	}
+	_, err := conn.Write([]byte(text))
+	return err == nil
 }
 
 type request struct {
