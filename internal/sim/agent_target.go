@@ -71,7 +71,7 @@ func (k *keeper) prepare(migration string, want *godwitv1.PrepareTarget) error {
 		if err := k.note(record{role: pledge.Arriving, migration: migration, peer: source}); err != nil {
 			return err
 		}
-		k.m.untap(true) // of a start that an agent's end cut off
+		k.m.untap(k.m.killed) // of a start that an agent's end cut off
 		k.launch(closed, true)
 	}
 	if adopted && k.m.port != 0 && k.m.gate != closed {

@@ -70,7 +70,7 @@ func (w *world) startEmulator(m *machine, incoming bool) *emulator {
 	} else {
 		q.count = w.guests.Volume(string(m.vm.name)) // a guest that boots reads its volume
 	}
-	m.q = q
+	m.q, m.killed = q, false
 	return q
 }
 
@@ -128,6 +128,7 @@ func (q *emulator) die() {
 
 func (q *emulator) lock() error {
 	if holder := q.m.vm.image; holder != nil && holder != q {
+		q.guests.Fenced(q.identity(), holder.identity())
 		return &fleet.Error{Code: fleet.Failed, Op: "run", Subject: "vm " + string(q.m.vm.name), Cause: "the image is locked"}
 	}
 	q.m.vm.image = q
@@ -223,11 +224,15 @@ func (q *emulator) cancelCopy() error {
 	})
 }
 
-// kill is SIGKILL, which a stopped process obeys too.
+// kill is its agent's SIGKILL, which a stopped process obeys too.
 func (q *emulator) kill() {
 	if q.ended() {
 		return
 	}
 	q.sleep(q.between(time.Millisecond, 5*time.Millisecond))
+	could := q.m.mayRun()
 	q.die()
+	if v := q.m.vm; could && v.down() && !v.hurt() {
+		q.guests.Ended(q.identity())
+	}
 }

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/pledge"
 	"godwit.dev/godwit/internal/sim/check"
 )
 
@@ -140,8 +141,26 @@ func (m *machine) mayRun() bool {
 	if m.q.ended() || m.q.in == waiting || m.q.in == failed {
 		return false
 	}
-	spent := m.q.out == completed && m.epoch < m.vm.owner.Epoch
+	spent := m.q.out == completed && m.epoch < m.vm.owner.Epoch && !m.vm.refused()
 	return !spent
+}
+
+// refused: the recorded owner has given up its right to run, so that its source
+// may run on.
+func (v *vm) refused() bool {
+	h := v.hostNamed(v.owner.Host)
+	if h == nil {
+		return false
+	}
+	m := h.find(v.name, v.owner.Epoch)
+	return m != nil && m.folder != nil && m.folder.role == pledge.Refused
+}
+
+// hurt: a fault has ended an instance of it, and its remains are still there.
+func (v *vm) hurt() bool {
+	return slices.ContainsFunc(v.hosts, func(h *host) bool {
+		return slices.ContainsFunc(h.machines, func(m *machine) bool { return m.vm == v && m.killed })
+	})
 }
 
 // chat has clients on all hosts send packets to the VM until a time.
@@ -158,15 +177,19 @@ func (v *vm) chat(until time.Duration) {
 func (h *host) send(v *vm) {
 	to := h.routes[v.index]
 	here := h.local[v.index]
-	if !h.up || here == nil && (to == nil || to == h) {
+	if !h.up || here == nil && to == nil {
 		return
 	}
 	n := v.packets.Sent()
-	if here != nil {
+	switch {
+	case here != nil:
 		here.take(n, false, 0)
 		return
+	case to == h:
+		v.lose(n, "no tap on its own host "+string(h.name)+" takes it", v.excuses(h, h))
+		return
 	}
-	old := h.routed < v.anew
+	old := v.outdated(h)
 	h.at(nil, h.latency(), func() {
 		switch tap := to.local[v.index]; {
 		case !to.up || !h.passes(h.node, to.node):
@@ -180,14 +203,17 @@ func (h *host) send(v *vm) {
 }
 
 // excuses says whether a packet may be lost for want of a tap on a host that it
-// was sent to: the VM has no process, or was started anew since the sender last
-// heard of it, a server's clock was wrong, the host has lost power since it had the
-// VM, one of the two has had no word from a server for as long as any waits for it,
-// or none waits any longer.
+// was sent to: the VM has no process, or was started anew and the sender has not
+// heard of it yet, the host has lost power since it had the VM, or one of the two
+// has had no word from a server for as long as any waits for it.
 func (v *vm) excuses(from, to *host) bool {
-	return v.down() || v.stored.Phase != fleet.VMRunning || from.routed < v.anew || v.clockWrong ||
-		to.booted > v.moved || from.cutOff() || to.cutOff() || v.now-v.moved > lonely
+	lostPower := to.booted > v.moved && v.now-to.booted <= lonely
+	return v.down() || v.stored.Phase != fleet.VMRunning || v.outdated(from) || lostPower || from.cutOff() || to.cutOff()
 }
+
+// outdated: the VM was started anew a short time ago, and a host's routes are of
+// before that.
+func (v *vm) outdated(h *host) bool { return h.routed < v.anew && v.now-v.anew <= lonely }
 
 // lose is the end of a packet that nobody will have.
 func (v *vm) lose(n int, why string, excused bool) {

@@ -21,7 +21,7 @@ const DefaultHarm = 3 * time.Minute
 
 // restWithin is how long after the last fault everything must have come to rest:
 // the deadlines of two states one after the other, and what clocks were wrong by.
-const restWithin = 20 * time.Minute
+const restWithin = 5 * time.Minute
 
 // restStep is the pause between looks whether it has.
 const restStep = 5 * time.Second

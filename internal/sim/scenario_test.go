@@ -1,10 +1,13 @@
 package sim
 
 import (
+	"strings"
 	"testing"
 	"time"
 
+	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/migration"
+	"godwit.dev/godwit/internal/pledge"
 )
 
 // calm gives a fleet that nobody harms, with its VMs started, and its leader.
@@ -29,6 +32,12 @@ func (v *vm) elsewhere() *host {
 		}
 	}
 	return nil
+}
+
+// placed is where a VM is, and what is there of it.
+func (v *vm) placed() (*host, *machine) {
+	h := v.hostNamed(v.owner.Host)
+	return h, h.find(v.name, v.owner.Epoch)
 }
 
 func (w *world) newest(t *testing.T) migration.Migration {
@@ -77,5 +86,65 @@ func TestMigrationWithoutFaults(t *testing.T) {
 	}
 	if still := w.unrest(); still != "" || len(w.guests.Faults()) > 0 {
 		t.Errorf("%s; %v", still, w.guests.Faults())
+	}
+}
+
+// A VM whose only instance its agent has ended is a violation, and not an excuse.
+func TestAgentThatEndsTheLastInstance(t *testing.T) {
+	t.Parallel()
+	w, _ := calm(t, 3)
+	h, m := w.vms[0].placed()
+	w.spawn(h.agent.proc, h.agent.keeper(m).kill)
+	w.run(w.now + time.Second)
+	if faults := w.guests.Faults(); len(faults) != 1 || !strings.Contains(faults[0], "was the last of its VM") {
+		t.Errorf("faults: %q", faults)
+	}
+}
+
+// A VM that a fault has ended is none of its agent's doing.
+func TestAgentThatEndsWhatAFaultHasHurt(t *testing.T) {
+	t.Parallel()
+	w, _ := calm(t, 3)
+	h, m := w.vms[0].placed()
+	h.machines = append(h.machines, &machine{host: h, vm: m.vm, epoch: m.epoch - 1, killed: true})
+	w.spawn(h.agent.proc, h.agent.keeper(m).kill)
+	w.run(w.now + time.Second)
+	if faults := w.guests.Faults(); len(faults) != 0 {
+		t.Errorf("faults: %q", faults)
+	}
+}
+
+// A source that has sent its state is up all the same once its target has given up.
+func TestSourceOfARefusedTargetIsUp(t *testing.T) {
+	t.Parallel()
+	w, _ := calm(t, 4)
+	v := w.vms[0]
+	_, m := v.placed()
+	m.q.out = completed
+	target := v.elsewhere()
+	to := &machine{host: target, vm: v, epoch: m.epoch + 1, folder: &record{role: pledge.Arriving}}
+	target.machines = append(target.machines, to)
+	v.owner = fleet.Owner{Host: target.name, Epoch: to.epoch}
+	if !v.down() {
+		t.Error("a source that has sent its state counts although its target may run")
+	}
+	to.folder.role = pledge.Refused
+	if v.down() {
+		t.Error("the VM counts as down although its target has given up")
+	}
+}
+
+// A packet of a client whose host believes it has the VM, and has no tap of it,
+// counts as lost.
+func TestPacketOnItsOwnHostWithoutATap(t *testing.T) {
+	t.Parallel()
+	w, _ := calm(t, 5)
+	v := w.vms[0]
+	h, _ := v.placed()
+	h.local[v.index] = nil
+	h.routes[v.index] = h
+	h.send(v)
+	if faults := v.packets.Faults(); len(faults) != 1 || !strings.Contains(faults[0], "no tap on its own host") {
+		t.Errorf("faults: %q", faults)
 	}
 }

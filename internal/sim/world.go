@@ -32,9 +32,6 @@ type world struct {
 	throttle  float64 // by which the links are slower at the moment
 	faults    map[Fault]int
 	harmful   bool // faults go on
-	// clockWrong: some server's clock was so wrong that the forwarding of a
-	// migration may have ended before its time.
-	clockWrong bool
 }
 
 const (

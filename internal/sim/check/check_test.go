@@ -42,6 +42,15 @@ func TestGuests(t *testing.T) {
 			g.Stops(newer, 0)
 			g.Runs(old, 0)
 		}, "runs after an instance at epoch 2"},
+		"only the lock kept it": {func(g *Guests) {
+			g.Runs(old, 0)
+			g.Fenced(newer, old)
+		}, "only the lock on the image"},
+		"the last is ended": {func(g *Guests) {
+			g.Runs(old, 0)
+			g.Stops(old, 0)
+			g.Ended(old)
+		}, "was the last of its VM"},
 		"a write is lost": {func(g *Guests) {
 			g.Runs(old, 0)
 			g.Stops(old, 9)

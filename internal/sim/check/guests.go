@@ -89,6 +89,18 @@ func (g *Guests) Stops(i Instance, last int) {
 	}
 }
 
+// Fenced says that the lock on the image kept an instance from running while
+// another had it. The lock is the last resort: nothing may come to depend on it.
+func (g *Guests) Fenced(i, holder Instance) {
+	g.fault("%v was about to run, and only the lock on the image that %v has kept it from that", i, holder)
+}
+
+// Ended says that an agent ended an instance, without which its VM has none, and
+// that no fault had ended one of them.
+func (g *Guests) Ended(i Instance) {
+	g.fault("%v was the last of its VM, and its agent ended it", i)
+}
+
 // Speaks says that what an instance sends gets out from now on.
 func (g *Guests) Speaks(i Instance) {
 	o := g.outlet(i.VM)
