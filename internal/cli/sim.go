@@ -24,14 +24,16 @@ networks are cut one way or both, disks fill up, the store has no leader, and
 answers are lost or come twice. It touches nothing outside and needs no root.
 
 For every seed it checks that no two instances have effect and none of an older
-epoch after a newer one, that no acknowledged write and no packet is lost or
-doubled but with the host or link that had it, that the history of each VM's
-owner is linearizable, and that after the last fault every migration comes to
-its end, with nothing left on any host.
+epoch after a newer one, that no agent ends the last instance of a VM, that no
+acknowledged write is lost and no packet is doubled, or lost without an excuse,
+that the history of each VM's owner is linearizable, and that after the last
+fault every migration comes to its end, and leaves nothing on any host.
 
 A seed always does the same. With --seed one is run alone, and with --trace it
-tells what happens. With --bug a known mistake is put in: then it must be found.
-The result is written to out/sim.json. A violation ends in exit code 1.`
+tells what happens. With --bug a known mistake is put in, and the first seed
+that shows it is the last; --check-bugs demands that each mistake is found. The
+result of many seeds is written to out/sim.json. A violation ends in exit
+code 1.`
 
 const (
 	simSeedsMax  = 10_000_000
@@ -66,11 +68,11 @@ func newSimCommand(app *App) *cobra.Command {
   godwit sim --seeds 1000 --bug run-without-commit`,
 		Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := flags.valid(cmd.Flags().Changed); err != nil {
+				return err
+			}
 			if flags.list {
 				return app.listBugs()
-			}
-			if err := flags.valid(); err != nil {
-				return err
 			}
 			if flags.check {
 				return app.findBugs(cmd.Context(), flags.seeds)
@@ -87,12 +89,12 @@ func newSimCommand(app *App) *cobra.Command {
 	intFlag(cmd, &flags.seed, "seed", 0, 2*simSeedsMax, "run this seed alone, and say all that was wrong with it")
 	intFlag(cmd, &flags.workers, "workers", 0, 1024, "fleets at a time; 0 for as many as processors")
 	f := cmd.Flags()
-	f.BoolVar(&flags.trace, "trace", false, "with --seed: tell what happens, a line each")
+	f.BoolVar(&flags.trace, "trace", false, "with --seed: tell what happens; with --json on stderr")
 	f.StringVar(&flags.bug, "bug", "", "put in the mistake of this `name`")
 	f.BoolVar(&flags.list, "list-bugs", false, "only list the mistakes that can be put in")
 	f.BoolVar(&flags.check, "check-bugs", false, "put each mistake in, and fail unless --seeds show it")
 	f.DurationVar(&flags.harm, "harm", sim.DefaultHarm, "for so long each fleet has faults, in its own time")
-	f.StringVar(&flags.out, "out", "out/sim.json", "`file` for the result")
+	f.StringVar(&flags.out, "out", "out/sim.json", "`file` for the result of many seeds")
 	_ = cmd.RegisterFlagCompletionFunc("bug", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 		return bugNames(), cobra.ShellCompDirectiveNoFileComp
 	})
@@ -106,8 +108,28 @@ func bugNames() (names []string) {
 	return names
 }
 
-func (f *simFlags) valid() error {
+// simAlone are flags beside which others would say nothing.
+var simAlone = []struct {
+	flag    string
+	without []string
+}{
+	{"list-bugs", []string{"check-bugs", "seeds", "first", "seed", "trace", "bug", "harm", "workers", "out"}},
+	{"check-bugs", []string{"first", "seed", "trace", "bug", "harm", "workers", "out"}},
+	{"seed", []string{"seeds", "first", "workers", "out"}},
+}
+
+// valid checks the flags; changed tells which of them were given.
+func (f *simFlags) valid(changed func(flag string) bool) error {
+	for _, one := range simAlone {
+		for _, other := range one.without {
+			if changed(one.flag) && changed(other) {
+				return invalidFlag(other, "says nothing with --"+one.flag)
+			}
+		}
+	}
 	switch {
+	case f.trace && !changed("seed"):
+		return invalidFlag("trace", "needs --seed")
 	case f.bug != "" && !slices.Contains(bugNames(), f.bug):
 		return invalidFlag("bug", fmt.Sprintf("there is no bug %q: see godwit sim --list-bugs", f.bug))
 	case f.harm < time.Second || f.harm > 24*time.Hour:
@@ -164,7 +186,10 @@ func (a *App) findBugs(ctx context.Context, seeds int) error {
 // simulateOne runs one seed, with its trace if that is wanted.
 func (a *App) simulateOne(flags simFlags) error {
 	var trace io.Writer
-	if flags.trace {
+	switch {
+	case flags.trace && a.json:
+		trace = a.Err
+	case flags.trace:
 		trace = a.Out
 	}
 	r := sim.Run(uint64(flags.seed), flags.options(), trace)
@@ -180,7 +205,7 @@ func (a *App) simulateOne(flags simFlags) error {
 	}); err != nil {
 		return err
 	}
-	return violated(len(r.Violations), "seed "+fmt.Sprint(r.Seed))
+	return violated(len(r.Violations), "seed "+fmt.Sprint(r.Seed), replay(fmt.Sprint(r.Seed), flags.options()))
 }
 
 // simulate runs many seeds and tells what came of them.
@@ -200,7 +225,7 @@ func (a *App) simulate(ctx context.Context, flags simFlags) error {
 	if ctx.Err() != nil {
 		return context.Canceled
 	}
-	return violated(len(summary.Failed), fmt.Sprintf("%d of %d seeds", len(summary.Failed), summary.Seeds))
+	return violated(len(summary.Failed), fmt.Sprintf("%d of %d seeds", len(summary.Failed), summary.Seeds), replay("SEED", flags.options()))
 }
 
 // simProgress tells now and then how far it is.
@@ -246,7 +271,7 @@ func (a *App) printSummary(s sim.Summary) error {
 			t.add("  "+string(fault), fmt.Sprint(s.Faults[fault]))
 		}
 		t.add("packets", fmt.Sprint(s.Packets))
-		t.add("  lost with their host or link", fmt.Sprint(s.Lost))
+		t.add("  lost with an excuse", fmt.Sprint(s.Lost))
 		t.add("operations on owners", fmt.Sprint(s.Operations))
 		t.add("simulated hours", fmt.Sprintf("%.1f", s.Hours))
 		t.add("  in each second", fmt.Sprintf("%.2f", s.Rate))
@@ -270,24 +295,32 @@ func writeFailures(w io.Writer, s sim.Summary) {
 			fmt.Fprintf(w, "\nand %d more: see the JSON\n", len(s.Failed)-simTold)
 			return
 		}
-		replay := fmt.Sprintf("godwit sim --seed %d --trace", failed.Seed)
-		if s.Bug != sim.NoBug {
-			replay += " --bug " + string(s.Bug)
-		}
 		fmt.Fprintf(w, "\nseed %d: %s\n", failed.Seed, failed.Violations[0])
 		if more := len(failed.Violations) - 1; more > 0 {
 			fmt.Fprintf(w, "  and %d more\n", more)
 		}
-		fmt.Fprintf(w, "  see it again: %s\n", replay)
+		fmt.Fprintf(w, "  see it again: %s\n", replay(fmt.Sprint(failed.Seed), sim.Options{Bug: s.Bug, Harm: s.Harm}))
 	}
 }
 
-func violated(violations int, subject string) error {
+// replay is the command that shows a seed again.
+func replay(seed string, options sim.Options) string {
+	command := "godwit sim --seed " + seed + " --trace"
+	if options.Harm != sim.DefaultHarm {
+		command += " --harm " + options.Harm.String()
+	}
+	if options.Bug != sim.NoBug {
+		command += " --bug " + string(options.Bug)
+	}
+	return command
+}
+
+func violated(violations int, subject, replay string) error {
 	if violations == 0 {
 		return nil
 	}
 	return &fleet.Error{
 		Code: fleet.Failed, Op: "simulate", Subject: subject, Cause: "what must not be was",
-		Hint: "see a seed again with godwit sim --seed SEED --trace",
+		Hint: "see it again with " + replay,
 	}
 }

@@ -15,18 +15,19 @@ type Summary struct {
 	Seeds      int                     `json:"seeds"`
 	First      uint64                  `json:"first_seed"`
 	Bug        Bug                     `json:"bug,omitempty"`
+	Harm       time.Duration           `json:"harm_ns"`
 	Migrations int                     `json:"migrations"`
 	Final      map[migration.State]int `json:"final"`
 	Ways       map[Way]int             `json:"ways"`
 	Faults     map[Fault]int           `json:"faults"`
 	Packets    int                     `json:"packets"`
-	Lost       int                     `json:"packets_lost_with_their_host_or_link"`
+	Lost       int                     `json:"packets_lost_with_an_excuse"`
 	Operations int                     `json:"owner_operations"`
 	Hours      float64                 `json:"simulated_hours"`
 	Seconds    float64                 `json:"seconds"`
 	Rate       float64                 `json:"simulated_hours_per_second"`
 	Digest     uint64                  `json:"digest,string"` // of all seeds, in no order
-	Failed     []Failure               `json:"violations"`
+	Failed     []Failure               `json:"failed"`
 }
 
 // Failure is a seed whose fleet did what must not be.
@@ -62,8 +63,9 @@ func Many(ctx context.Context, plan Plan) Summary {
 	if plan.Workers <= 0 {
 		plan.Workers = runtime.GOMAXPROCS(0)
 	}
+	plan.Harm = plan.harm()
 	m := &many{Plan: plan, summary: Summary{
-		First: plan.First, Bug: plan.Bug, Final: map[migration.State]int{}, Ways: map[Way]int{}, Faults: map[Fault]int{}, Failed: []Failure{},
+		First: plan.First, Bug: plan.Bug, Harm: plan.Harm, Final: map[migration.State]int{}, Ways: map[Way]int{}, Faults: map[Fault]int{}, Failed: []Failure{},
 	}}
 	began := time.Now()
 	var workers sync.WaitGroup

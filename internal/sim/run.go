@@ -16,6 +16,13 @@ type Options struct {
 	Bug  Bug           // that is put in
 }
 
+func (o Options) harm() time.Duration {
+	if o.Harm == 0 {
+		return DefaultHarm
+	}
+	return o.Harm
+}
+
 // DefaultHarm is how long a fleet is hurt, in simulated time.
 const DefaultHarm = 3 * time.Minute
 
@@ -35,7 +42,7 @@ type Result struct {
 	Ways       map[Way]int             `json:"ways"`
 	Faults     map[Fault]int           `json:"faults"`
 	Packets    int                     `json:"packets"`
-	Lost       int                     `json:"packets_lost_with_their_host_or_link"`
+	Lost       int                     `json:"packets_lost_with_an_excuse"`
 	Operations int                     `json:"owner_operations"`
 	Digest     uint64                  `json:"digest,string"`
 	Violations []string                `json:"violations"`
@@ -79,9 +86,7 @@ func waysOf(m migration.Migration) (ways []Way) {
 
 // Run simulates the fleet of one seed. The result depends on nothing else.
 func Run(seed uint64, options Options, trace io.Writer) Result {
-	if options.Harm == 0 {
-		options.Harm = DefaultHarm
-	}
+	options.Harm = options.harm()
 	w := newWorld(seed, options, trace)
 	defer w.close()
 	w.harm(options.Harm)
@@ -119,7 +124,7 @@ func (w *world) result(seed uint64) Result {
 			r.Ways[way]++
 		}
 	})
-	r.Violations = w.guests.Faults()
+	r.Violations = append([]string{}, w.guests.Faults()...)
 	if still := w.unrest(); still != "" {
 		r.Violations = append(r.Violations, fmt.Sprintf("%v after the last fault: %s", w.now-w.options.Harm, still))
 	}
