@@ -63,8 +63,7 @@ func (r *Reconciler) command(m *migration.Migration, effect migration.Effect) (*
 }
 
 func (r *Reconciler) prepareTarget(m *migration.Migration, command *godwitv1.Command) error {
-	ctx, cancel := context.WithTimeout(context.Background(), m.Policy.PrepareMax)
-	defer cancel()
+	ctx := context.Background() // the store bounds each request
 	vm, err := r.tables.VMs.Get(ctx, string(m.VM))
 	if err != nil {
 		return err
@@ -134,8 +133,6 @@ func (r *Reconciler) hostAddress(name fleet.HostName) (string, error) {
 }
 
 func (r *Reconciler) host(name fleet.HostName) (fleet.Host, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), hostReadMax)
-	defer cancel()
-	host, err := r.tables.Hosts.Get(ctx, string(name))
+	host, err := r.tables.Hosts.Get(context.Background(), string(name))
 	return host.Value, err
 }

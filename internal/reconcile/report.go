@@ -14,9 +14,6 @@ import (
 	"godwit.dev/godwit/internal/migration"
 )
 
-// hostReadMax bounds the reading of a record while effects are dispatched.
-const hostReadMax = 5 * time.Second
-
 // Report takes what a host says of a migration. Only the hosts of the
 // migration are heard, each on its own side of it.
 func (r *Reconciler) Report(ctx context.Context, host fleet.HostName, report *godwitv1.Report) error {
