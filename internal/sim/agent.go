@@ -226,9 +226,6 @@ func (k *keeper) takeUp() {
 			}
 		})
 	}
-	if there && k.m.q.listen == nil {
-		k.m.q.listen = k.died
-	}
 	k.reapply(k.m.vm)
 }
 

@@ -30,11 +30,11 @@ func Bugs() []BugNote {
 	return []BugNote{
 		{Unconditional, "a save does not heed the version of the migration's record"},
 		{Unfettered, "a target runs when it has loaded, without the commit"},
-		{Unforgiving, "a target that has given up runs when it is told to"},
+		{Unforgiving, "a target that has given up goes on, and runs when it is told to"},
 		{OpenGate, "the source's gate stays open, and its tap is not drained"},
 		{Unasked, "a source runs on by itself when no server decides"},
 		{Impatient, "a source takes a question without an answer for a yes"},
-		{Unwritten, "a target gives up without writing it down"},
+		{Unwritten, "a target gives up without writing it down or ending its instance"},
 		{Keeping, "a target that is released returns no packets"},
 		{Hasty, "the forwarding ends before every host knows the new address"},
 		{Careless, "what the guest writes in the last pass is not sent"},

@@ -18,6 +18,14 @@
 // clients that number their packets. The life cycle of VMs outside of migrations,
 // and the address map, are models of what the server does, and simpler.
 //
+// Clocks are harsher than real ones: a jump changes how much time a server finds
+// between two readings, where the real one has a monotonic clock. What is left behind is found by looking at every host,
+// which no server can: so "nothing left on any host" is a claim on what migrations
+// leave, and not on the life cycle of VMs.
+//
+// Not simulated are the agent's own line to the commit, the queue by which a client
+// follows a migration, and the bounds of a session's queues.
+//
 // # Time and chance
 //
 // Everything happens in one goroutine: an event of the queue, or a task, which is a

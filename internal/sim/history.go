@@ -13,7 +13,13 @@ import (
 // that server saw it.
 type ownerLog struct {
 	*world
-	seen map[int64]fleet.VM // by version
+	seen map[version]fleet.VM
+}
+
+// version is a record as it was saved by one commit.
+type version struct {
+	key string
+	at  int64
 }
 
 const (
@@ -29,7 +35,7 @@ func ownerOf(vm fleet.VM) check.Owner { return owner(vm.Owner.Host, vm.Owner.Epo
 
 func (l *ownerLog) saw(record store.Record) {
 	if strings.HasPrefix(record.Key, vmPrefix) {
-		l.seen[record.Version] = decoded[fleet.VM](record.Value)
+		l.seen[version{record.Key, record.Version}] = decoded[fleet.VM](record.Value)
 	}
 }
 
@@ -47,7 +53,7 @@ func (l *ownerLog) writing(conditions []store.Condition, ops []store.Op) (settle
 		if !known || before.Owner == after.Owner {
 			return func(revision int64, err error) {
 				if err == nil {
-					l.seen[revision] = after
+					l.seen[version{op.Key(), revision}] = after
 				}
 			}
 		}
@@ -55,7 +61,7 @@ func (l *ownerLog) writing(conditions []store.Condition, ops []store.Op) (settle
 		settle = func(revision int64, err error) {
 			switch {
 			case err == nil:
-				l.seen[revision] = after
+				l.seen[version{op.Key(), revision}] = after
 				done(l.now)
 			case !errors.Is(err, store.ErrOutcomeUnknown):
 				failed()
@@ -65,12 +71,13 @@ func (l *ownerLog) writing(conditions []store.Condition, ops []store.Op) (settle
 	return settle
 }
 
-// before gives the record on whose version a commit is conditioned.
+// before gives the record on whose version a commit is conditioned. That a record
+// exists says nothing of its version.
 func (l *ownerLog) before(key string, conditions []store.Condition) (vm fleet.VM, known bool) {
 	for _, c := range conditions {
-		for version, one := range l.seen {
-			if c.Key() == key && vmPrefix+string(one.Name) == key && c.Holds(version, version) {
-				return one, true
+		for saw, vm := range l.seen {
+			if c.Key() == key && saw.key == key && c.Holds(saw.at, 0) {
+				return vm, true
 			}
 		}
 	}

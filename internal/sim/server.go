@@ -39,7 +39,7 @@ type server struct {
 }
 
 func newServer(w *world, n *node) *server {
-	s := &server{world: w, node: n, proc: newProc("server " + n.name), client: client{w.etcd, n, &ownerLog{world: w, seen: map[int64]fleet.VM{}}}}
+	s := &server{world: w, node: n, proc: newProc("server " + n.name), client: client{w.etcd, n, &ownerLog{world: w, seen: map[version]fleet.VM{}}}}
 	s.tables = tablesOn(s.client)
 	w.etcd.watchers = append(w.etcd.watchers, func() {
 		w.at(nil, w.latency(), func() { w.at(s.proc, 0, s.look) })

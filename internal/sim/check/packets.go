@@ -29,8 +29,7 @@ func (p *Packets) Delivered(n int) {
 	}
 }
 
-// Lost says why nobody will ever have it. That is excused where the host or the
-// link that had it was gone.
+// Lost says why nobody will ever have it, and whether that is excused.
 func (p *Packets) Lost(n int, why string, excused bool) {
 	p.fates[n].lost, p.fates[n].excused = why, excused
 }
