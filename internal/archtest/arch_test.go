@@ -68,6 +68,9 @@ func check(s source) []string {
 	if slices.Contains(pure, s.pkg()) && !s.isTest() {
 		faults = append(faults, checkPure(s)...)
 	}
+	if slices.Contains(simulated, s.pkg()) && !slices.Contains(realTime, s.path) && !s.isTest() {
+		faults = append(faults, s.uses(bannedInSimulated, "is simulated")...)
+	}
 	return faults
 }
 
@@ -125,17 +128,26 @@ func checkPure(s source) (faults []string) {
 			faults = append(faults, "is pure and imports "+p)
 		}
 	}
-	names := s.importNames()
 	ast.Inspect(s.file, func(node ast.Node) bool {
-		switch n := node.(type) {
+		switch node.(type) {
 		case *ast.GoStmt:
 			faults = append(faults, "is pure and starts a goroutine")
 		case *ast.SelectStmt, *ast.ChanType:
 			faults = append(faults, "is pure and uses channels")
-		case *ast.SelectorExpr:
+		}
+		return true
+	})
+	return append(faults, s.uses(bannedCalls, "is pure")...)
+}
+
+// uses gives each use of what is banned, by import path, in a file that is so.
+func (s source) uses(banned map[string][]string, so string) (faults []string) {
+	names := s.importNames()
+	ast.Inspect(s.file, func(node ast.Node) bool {
+		if n, ok := node.(*ast.SelectorExpr); ok {
 			name, ok := n.X.(*ast.Ident)
-			if ok && slices.Contains(bannedCalls[names[name.Name]], n.Sel.Name) {
-				faults = append(faults, "is pure and uses "+name.Name+"."+n.Sel.Name)
+			if ok && slices.Contains(banned[names[name.Name]], n.Sel.Name) {
+				faults = append(faults, so+" and uses "+name.Name+"."+n.Sel.Name)
 			}
 		}
 		return true
@@ -212,6 +224,8 @@ func checkFile(t *testing.T, name, within string) error {
 func TestRulesAreBroken(t *testing.T) {
 	for name, test := range map[string]struct{ path, source, want string }{
 		"clock":            {"internal/migration/x.go", `import "time"; var _ = time.Now()`, "time.Now"},
+		"simulated clock":  {"internal/sim/x.go", `import "time"; var _ = time.Now()`, "time.Now"},
+		"simulated wait":   {"internal/reconcile/x.go", `import "context"; var _ = context.WithTimeout`, "context.WithTimeout"},
 		"clock as a value": {"internal/migration/x.go", `import "time"; var now = time.Now`, "time.Now"},
 		"clock renamed":    {"internal/fleet/x.go", `import c "time"; var _ = c.Since`, "c.Since"},
 		"goroutine":        {"internal/placement/x.go", `func f() { go f() }`, "goroutine"},
@@ -246,6 +260,7 @@ func TestRulesAreBroken(t *testing.T) {
 
 func TestRulesAreKept(t *testing.T) {
 	for name, test := range map[string]struct{ path, source string }{
+		"real time":      {"internal/sim/many.go", `import "time"; var _ = time.Now()`},
 		"durations":      {"internal/migration/x.go", `import "time"; var _ = 3 * time.Second`},
 		"addresses":      {"internal/fleet/x.go", `import "net/netip"`},
 		"core":           {"internal/campaign/x.go", `import "godwit.dev/godwit/internal/placement"`},

@@ -83,6 +83,18 @@ var bannedCalls = map[string][]string{
 	"time": {"Now", "Since", "Until", "Sleep", "After", "AfterFunc", "Tick", "NewTimer", "NewTicker"},
 }
 
+// simulated packages run in virtual time: none of their files may call what
+// bannedInSimulated names, except those of realTime. The ticker of the reconciler's
+// Run is allowed: the simulator calls Redispatch itself.
+var (
+	simulated         = []string{"internal/reconcile", "internal/sim", "internal/sim/check"}
+	realTime          = []string{"internal/reconcile/runtime.go", "internal/sim/many.go"}
+	bannedInSimulated = map[string][]string{
+		"time":    {"Now", "Since", "Until", "Sleep", "After", "AfterFunc", "Tick", "NewTimer"},
+		"context": {"WithTimeout", "WithTimeoutCause", "WithDeadline", "WithDeadlineCause"},
+	}
+)
+
 // owners says which packages alone may import an outside technology, test
 // files included.
 var owners = map[string][]string{
@@ -94,6 +106,7 @@ var owners = map[string][]string{
 	"connectrpc.com/connect":     {"api", "internal/wire", "internal/agent", "internal/server", "internal/cli", "test"},
 	"google.golang.org/protobuf": {"api", "internal/wire", "internal/agent", "internal/server", "internal/reconcile", "internal/explain", "internal/cli", "test"},
 	"google.golang.org/grpc":     {"internal/store"}, // etcd's errors
+	"github.com/anishathalye/":   {"internal/sim/check"},
 	"github.com/prometheus/":     {"internal/agent", "internal/server", "internal/cli"},
 }
 
