@@ -30,7 +30,7 @@ const (
 	StreamCut   Fault = "memory stream is cut"
 )
 
-// Faults lists the kinds, the more frequent ones several times in effect.
+// Faults lists the kinds.
 func Faults() []Fault {
 	return []Fault{
 		ServerCrash, ServerHang, ClockJump, AgentCrash, AgentHang, HostCrash, QEMUKill, QEMUHang, CutOneWay, CutBothWays,
@@ -38,7 +38,8 @@ func Faults() []Fault {
 	}
 }
 
-// rare are those after which a VM is down, so that nothing more is learned.
+// rare are those after which a VM is down, so that nothing more is learned: two of
+// three are an agent that crashes instead.
 var rare = []Fault{HostCrash, QEMUKill}
 
 // harm does harm now and then, until a time.
