@@ -21,7 +21,6 @@ type addressBook struct {
 	vms      []store.Entry[fleet.VM]
 	forwards []forwarder // by VM
 	revision int64
-	began    time.Duration
 	pushing  bool
 	informed []informed // by host
 	waiters  []waiter
@@ -56,7 +55,6 @@ func newAddressBook(s *server) *addressBook {
 
 // begin forgets what was of an earlier term.
 func (b *addressBook) begin() {
-	b.began = b.now
 	b.informed = make([]informed, len(b.hosts))
 	for i := range b.informed {
 		b.informed[i].lost = b.now

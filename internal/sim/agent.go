@@ -29,8 +29,7 @@ type keeper struct {
 	m        *machine
 	told     pledge.Log
 	facts    []*godwitv1.Report
-	work     []func()
-	wake     func(any)
+	work     mailbox[func()]
 	gone     bool
 	ending   bool
 	receives bool
@@ -72,12 +71,7 @@ func (a *agent) crashed() {
 }
 
 func (a *agent) keeper(m *machine) *keeper {
-	for _, k := range a.keepers {
-		if k.m == m {
-			return k
-		}
-	}
-	return nil
+	return firstOf(a.keepers, func(k *keeper) bool { return k.m == m })
 }
 
 // keep begins to carry out what is told of a machine.
@@ -94,32 +88,18 @@ func (a *agent) keep(m *machine) *keeper {
 func (a *agent) forget(k *keeper) {
 	a.keepers = slices.DeleteFunc(a.keepers, func(one *keeper) bool { return one == k })
 	k.gone = true
-	k.rouse()
-}
-
-func (k *keeper) rouse() {
-	if k.wake != nil {
-		k.wake(nil)
-	}
+	k.work.ring()
 }
 
 // carryOut does what is queued, one after the other.
 func (k *keeper) carryOut() {
-	for !k.gone || len(k.work) > 0 {
-		if len(k.work) == 0 {
-			k.await(func(done func(any)) { k.wake = done })
-			k.wake = nil
-			continue
+	for {
+		task, some := k.work.next(k.loop, func() bool { return k.gone })
+		if !some {
+			return
 		}
-		next := k.work[0]
-		k.work = k.work[1:]
-		next()
+		task()
 	}
-}
-
-func (k *keeper) queue(task func()) {
-	k.work = append(k.work, task)
-	k.rouse()
 }
 
 // inTurn has the worker do something, and waits for it.
@@ -128,7 +108,7 @@ func (k *keeper) inTurn(task func() error) error {
 		return gone("take a turn")
 	}
 	err, _ := k.await(func(done func(any)) {
-		k.queue(func() { done(task()) })
+		k.work.put(func() { done(task()) })
 	}).(error)
 	return err
 }
@@ -143,7 +123,7 @@ func (k *keeper) do(command *godwitv1.Command, task func() *godwitv1.Report) {
 	case known:
 		return
 	}
-	k.queue(func() {
+	k.work.put(func() {
 		k.tell("%s carries out %d %T of %s", k.proc.name, command.GetSequence(), command.GetOp(), command.GetSubject())
 		if report := task(); report != nil {
 			k.answer(command, report)
@@ -208,19 +188,19 @@ func (k *keeper) takeUp() {
 	switch {
 	case own.role == pledge.Refused:
 		k.tellRefused(own)
-		k.queue(func() { k.kill() })
+		k.work.put(func() { k.kill() })
 	case !there:
 	case k.bug(Killjoy):
-		k.queue(func() { k.kill() })
+		k.work.put(func() { k.kill() })
 	case own.role == pledge.Alone:
-		k.queue(func() { _ = k.m.q.resume() }) // a start may have been cut off before the guest ran
+		k.work.put(func() { _ = k.m.q.resume() }) // a start may have been cut off before the guest ran
 	case own.role == pledge.Arriving:
 		k.spawn(k.proc, func() { k.arriveAgain(own.migration) })
 	case own.role == pledge.Source && !k.m.q.runs:
 		k.awaitDecision()
 	case own.role == pledge.RanOn:
 		k.tellRanOn(own)
-		k.queue(func() {
+		k.work.put(func() {
 			if k.goOn() != nil {
 				k.awaitDecision()
 			}

@@ -25,8 +25,7 @@ type handover struct {
 	*keeper
 	command  *godwitv1.Command
 	want     *godwitv1.StartCopy
-	events   []news
-	wake     func(any)
+	events   mailbox[news]
 	stopped  bool
 	toldStop bool
 	sent     bool
@@ -68,10 +67,7 @@ func tunnelOf(networks []*godwitv1.PortNetwork) fleet.TunnelID {
 func (h *handover) run() {
 	h.m.q.listen = func(n news) {
 		h.died(n)
-		h.events = append(h.events, n)
-		if h.wake != nil {
-			h.wake(nil)
-		}
+		h.events.put(n)
 	}
 	err := h.copyAndSwitch()
 	switch {
@@ -85,12 +81,7 @@ func (h *handover) run() {
 }
 
 func (h *handover) next() news {
-	for len(h.events) == 0 {
-		h.await(func(done func(any)) { h.wake = done })
-		h.wake = nil
-	}
-	n := h.events[0]
-	h.events = h.events[1:]
+	n, _ := h.events.next(h.loop, func() bool { return false })
 	return n
 }
 

@@ -45,12 +45,7 @@ type vm struct {
 }
 
 func (h *host) find(vm fleet.VMName, epoch fleet.Epoch) *machine {
-	for _, m := range h.machines {
-		if m.vm.name == vm && m.epoch == epoch {
-			return m
-		}
-	}
-	return nil
+	return firstOf(h.machines, func(m *machine) bool { return m.vm.name == vm && m.epoch == epoch })
 }
 
 func (h *host) listens(port uint16) *emulator {
@@ -63,12 +58,7 @@ func (h *host) listens(port uint16) *emulator {
 }
 
 func (h *host) tunnelEnd(tunnel fleet.TunnelID) *machine {
-	for _, m := range h.machines {
-		if m.opened && m.tapped && m.tunnel == tunnel {
-			return m
-		}
-	}
-	return nil
+	return firstOf(h.machines, func(m *machine) bool { return m.opened && m.tapped && m.tunnel == tunnel })
 }
 
 func (h *host) remove(m *machine) {

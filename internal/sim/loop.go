@@ -216,6 +216,45 @@ func (l *loop) sleep(d time.Duration) {
 	l.await(func(done func(any)) { l.at(l.task.proc, d, func() { done(nil) }) })
 }
 
+// bell is what one task waits for.
+type bell struct{ wake func(any) }
+
+func (b *bell) ring() {
+	if b.wake != nil {
+		b.wake(nil)
+	}
+}
+
+func (b *bell) wait(l *loop) {
+	l.await(func(done func(any)) { b.wake = done })
+	b.wake = nil
+}
+
+// mailbox is a queue that one task takes from.
+type mailbox[T any] struct {
+	bell
+	items []T
+}
+
+func (m *mailbox[T]) put(item T) {
+	m.items = append(m.items, item)
+	m.ring()
+}
+
+// next waits for the next item. There is none once the mailbox is closed and
+// empty; whoever closes it rings.
+func (m *mailbox[T]) next(l *loop, closed func() bool) (item T, some bool) {
+	for len(m.items) == 0 {
+		if closed() {
+			return item, false
+		}
+		m.wait(l)
+	}
+	item = m.items[0]
+	m.items = m.items[1:]
+	return item, true
+}
+
 // lock is a mutex of tasks.
 type lock struct {
 	loop  *loop

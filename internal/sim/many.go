@@ -1,33 +1,26 @@
 package sim
 
 import (
+	"cmp"
 	"context"
 	"runtime"
 	"slices"
 	"sync"
 	"time"
-
-	"godwit.dev/godwit/internal/migration"
 )
 
 // Summary is what came of many seeds.
 type Summary struct {
-	Seeds      int                     `json:"seeds"`
-	First      uint64                  `json:"first_seed"`
-	Bug        Bug                     `json:"bug,omitempty"`
-	Harm       time.Duration           `json:"harm_ns"`
-	Migrations int                     `json:"migrations"`
-	Final      map[migration.State]int `json:"final"`
-	Ways       map[Way]int             `json:"ways"`
-	Faults     map[Fault]int           `json:"faults"`
-	Packets    int                     `json:"packets"`
-	Lost       int                     `json:"packets_lost_with_an_excuse"`
-	Operations int                     `json:"owner_operations"`
-	Hours      float64                 `json:"simulated_hours"`
-	Seconds    float64                 `json:"seconds"`
-	Rate       float64                 `json:"simulated_hours_per_second"`
-	Digest     uint64                  `json:"digest,string"` // of all seeds, in no order
-	Failed     []Failure               `json:"failed"`
+	Seeds int           `json:"seeds"`
+	First uint64        `json:"first_seed"`
+	Bug   Bug           `json:"bug,omitempty"`
+	Harm  time.Duration `json:"harm_ns"`
+	Counts
+	Hours   float64   `json:"simulated_hours"`
+	Seconds float64   `json:"seconds"`
+	Rate    float64   `json:"simulated_hours_per_second"`
+	Digest  uint64    `json:"digest,string"` // of all seeds, in no order
+	Failed  []Failure `json:"failed"`
 }
 
 // Failure is a seed whose fleet did what must not be.
@@ -64,9 +57,7 @@ func Many(ctx context.Context, plan Plan) Summary {
 		plan.Workers = runtime.GOMAXPROCS(0)
 	}
 	plan.Harm = plan.harm()
-	m := &many{Plan: plan, summary: Summary{
-		First: plan.First, Bug: plan.Bug, Harm: plan.Harm, Final: map[migration.State]int{}, Ways: map[Way]int{}, Faults: map[Fault]int{}, Failed: []Failure{},
-	}}
+	m := &many{Plan: plan, summary: Summary{First: plan.First, Bug: plan.Bug, Harm: plan.Harm, Counts: newCounts(), Failed: []Failure{}}}
 	began := time.Now()
 	var workers sync.WaitGroup
 	for range plan.Workers {
@@ -80,12 +71,7 @@ func Many(ctx context.Context, plan Plan) Summary {
 	s := m.summary
 	s.Seconds = time.Since(began).Seconds()
 	s.Rate = s.Hours / max(s.Seconds, 1e-9)
-	slices.SortFunc(s.Failed, func(a, b Failure) int {
-		if a.Seed < b.Seed {
-			return -1
-		}
-		return 1
-	})
+	slices.SortFunc(s.Failed, func(a, b Failure) int { return cmp.Compare(a.Seed, b.Seed) })
 	return s
 }
 
@@ -109,19 +95,9 @@ func (m *many) add(r Result) {
 	defer m.mu.Unlock()
 	s := &m.summary
 	s.Seeds++
-	s.Migrations += r.Migrations
-	s.Packets, s.Lost, s.Operations = s.Packets+r.Packets, s.Lost+r.Lost, s.Operations+r.Operations
+	s.Counts.add(r.Counts)
 	s.Hours += r.Simulated.Hours()
 	s.Digest += r.Digest * (2*r.Seed + 1)
-	for state, n := range r.Final {
-		s.Final[state] += n
-	}
-	for way, n := range r.Ways {
-		s.Ways[way] += n
-	}
-	for fault, n := range r.Faults {
-		s.Faults[fault] += n
-	}
 	if len(r.Violations) > 0 {
 		s.Failed = append(s.Failed, Failure{r.Seed, r.Violations})
 	}

@@ -33,10 +33,8 @@ const restWithin = 5 * time.Minute
 // restStep is the pause between looks whether it has.
 const restStep = 5 * time.Second
 
-// Result is what came of one seed.
-type Result struct {
-	Seed       uint64                  `json:"seed"`
-	Simulated  time.Duration           `json:"simulated_ns"`
+// Counts is how much of everything there was.
+type Counts struct {
 	Migrations int                     `json:"migrations"`
 	Final      map[migration.State]int `json:"final"`
 	Ways       map[Way]int             `json:"ways"`
@@ -44,8 +42,33 @@ type Result struct {
 	Packets    int                     `json:"packets"`
 	Lost       int                     `json:"packets_lost_with_an_excuse"`
 	Operations int                     `json:"owner_operations"`
-	Digest     uint64                  `json:"digest,string"`
-	Violations []string                `json:"violations"`
+}
+
+func newCounts() Counts {
+	return Counts{Final: map[migration.State]int{}, Ways: map[Way]int{}, Faults: map[Fault]int{}}
+}
+
+func (c *Counts) add(other Counts) {
+	c.Migrations += other.Migrations
+	c.Packets, c.Lost, c.Operations = c.Packets+other.Packets, c.Lost+other.Lost, c.Operations+other.Operations
+	addEach(c.Final, other.Final)
+	addEach(c.Ways, other.Ways)
+	addEach(c.Faults, other.Faults)
+}
+
+func addEach[K comparable](to, counts map[K]int) {
+	for key, n := range counts {
+		to[key] += n
+	}
+}
+
+// Result is what came of one seed.
+type Result struct {
+	Seed      uint64        `json:"seed"`
+	Simulated time.Duration `json:"simulated_ns"`
+	Counts
+	Digest     uint64   `json:"digest,string"`
+	Violations []string `json:"violations"`
 }
 
 // Way is something rare that a migration went through.
@@ -116,7 +139,8 @@ func (w *world) close() {
 }
 
 func (w *world) result(seed uint64) Result {
-	r := Result{Seed: seed, Simulated: w.now, Final: map[migration.State]int{}, Ways: map[Way]int{}, Faults: w.faults, Digest: w.digest}
+	r := Result{Seed: seed, Simulated: w.now, Counts: newCounts(), Digest: w.digest}
+	r.Faults = w.faults
 	w.eachMigration(func(m migration.Migration) {
 		r.Migrations++
 		r.Final[m.State]++

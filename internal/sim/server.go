@@ -35,7 +35,7 @@ type server struct {
 	addresses *addressBook
 	seen      int // changes of the store
 	news      map[string]*change
-	wake      func(any)
+	newsBell  bell
 }
 
 func newServer(w *world, n *node) *server {
@@ -110,17 +110,14 @@ func (s *server) look() {
 		s.news[change.key] = change
 	}
 	s.seen = len(e.changes)
-	if s.wake != nil {
-		s.wake(nil)
-	}
+	s.newsBell.ring()
 }
 
 // follow takes up what other servers have changed, the newest of each record.
 func (s *server) follow() {
 	for {
 		if len(s.news) == 0 {
-			s.await(func(done func(any)) { s.wake = done })
-			s.wake = nil
+			s.newsBell.wait(s.loop)
 		}
 		news := s.news
 		s.news = map[string]*change{}

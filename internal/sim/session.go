@@ -5,7 +5,6 @@ import (
 	"time"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
-	"godwit.dev/godwit/internal/fleet"
 )
 
 const (
@@ -24,8 +23,7 @@ type session struct {
 	served            bool // at the server
 	met               bool // by the agent, which has heard the answer to its hello
 	toAgent, toServer *pipe
-	inbox             []any
-	wake              func(any)
+	inbox             mailbox[any]
 	finished          bool
 	whenFinished      []func(any)
 	heardAgent        time.Duration // by the server
@@ -92,17 +90,11 @@ func (s *server) greet(h *host) (any, error) {
 // serve handles reports, one after the other, until the session ends.
 func (one *session) serve() {
 	for {
-		if len(one.inbox) == 0 {
-			if !one.served {
-				break
-			}
-			one.await(func(done func(any)) { one.wake = done })
-			one.wake = nil
-			continue
+		message, some := one.inbox.next(one.loop, func() bool { return !one.served })
+		if !some {
+			break
 		}
-		next := one.inbox[0]
-		one.inbox = one.inbox[1:]
-		switch said := next.(type) {
+		switch said := message.(type) {
 		case *godwitv1.Report:
 			one.server.hear(one.host.name, said)
 		case applied:
@@ -124,10 +116,7 @@ func (one *session) serverHears(message any) {
 	if _, beats := message.(beat); beats {
 		return
 	}
-	one.inbox = append(one.inbox, message)
-	if one.wake != nil {
-		one.wake(nil)
-	}
+	one.inbox.put(message)
 }
 
 // endAtServer closes the server's end; the agent hears of it if it can.
@@ -141,9 +130,7 @@ func (one *session) endAtServer() {
 		delete(s.sessions, one.host.name)
 	}
 	s.addresses.disconnected(one)
-	if one.wake != nil {
-		one.wake(nil)
-	}
+	one.inbox.ring()
 	one.lostBy(s.node)
 }
 
@@ -265,22 +252,4 @@ func (a *agent) apply(one *session, m addressMap) {
 			one.toServer.send(applied{m.version})
 		}
 	})
-}
-
-func (w *world) serverNamed(name string) *server {
-	for _, s := range w.servers {
-		if s.node.name == name {
-			return s
-		}
-	}
-	return nil
-}
-
-func (w *world) hostNamed(name fleet.HostName) *host {
-	for _, h := range w.hosts {
-		if h.name == name {
-			return h
-		}
-	}
-	return nil
 }

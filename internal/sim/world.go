@@ -86,22 +86,28 @@ func (w *world) newHost(i, vms int) *host {
 
 func (h *host) address() netip.Addr { return netip.AddrFrom4([4]byte{10, 0, 0, byte(h.index + 1)}) }
 
-func (w *world) hostAt(address string) *host {
-	for _, h := range w.hosts {
-		if h.address().String() == address {
-			return h
-		}
+// firstOf gives the first one that is as wanted, nil if there is none.
+func firstOf[T any](all []*T, wanted func(*T) bool) *T {
+	if i := slices.IndexFunc(all, wanted); i >= 0 {
+		return all[i]
 	}
 	return nil
 }
 
+func (w *world) hostAt(address string) *host {
+	return firstOf(w.hosts, func(h *host) bool { return h.address().String() == address })
+}
+
+func (w *world) hostNamed(name fleet.HostName) *host {
+	return firstOf(w.hosts, func(h *host) bool { return h.name == name })
+}
+
 func (w *world) vmNamed(name fleet.VMName) *vm {
-	for _, v := range w.vms {
-		if v.name == name {
-			return v
-		}
-	}
-	return nil
+	return firstOf(w.vms, func(v *vm) bool { return v.name == name })
+}
+
+func (w *world) serverNamed(name string) *server {
+	return firstOf(w.servers, func(s *server) bool { return s.node.name == name })
 }
 
 // reader numbers whoever has asked the store for an owner.
@@ -182,12 +188,7 @@ func stored[T any](w *world, key string) (value T, found bool) {
 
 // leader gives a server that leads and can do something.
 func (w *world) leader() *server {
-	for _, s := range w.servers {
-		if s.proc.up && s.proc.hangs <= w.now && s.life != nil {
-			return s
-		}
-	}
-	return nil
+	return firstOf(w.servers, func(s *server) bool { return s.proc.up && s.proc.hangs <= w.now && s.life != nil })
 }
 
 // travel has somebody ask for migrations, one after the other, until a time.
