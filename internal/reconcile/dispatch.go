@@ -64,7 +64,7 @@ func (r *Reconciler) command(m *migration.Migration, effect migration.Effect) (*
 
 func (r *Reconciler) prepareTarget(m *migration.Migration, command *godwitv1.Command) error {
 	ctx := context.Background() // the store bounds each request
-	vm, err := r.tables.VMs.Get(ctx, string(m.VM))
+	vm, err := r.Tables.VMs.Get(ctx, string(m.VM))
 	if err != nil {
 		return err
 	}
@@ -104,7 +104,7 @@ func (r *Reconciler) startCopy(m *migration.Migration, command *godwitv1.Command
 }
 
 func (r *Reconciler) portNetworks(ctx context.Context, m *migration.Migration, vm fleet.VM) ([]*godwitv1.PortNetwork, error) {
-	networks, err := PortNetworks(ctx, r.tables.Networks, vm.Spec)
+	networks, err := PortNetworks(ctx, r.Tables.Networks, vm.Spec)
 	if err != nil {
 		return nil, err
 	}
@@ -133,6 +133,6 @@ func (r *Reconciler) hostAddress(name fleet.HostName) (string, error) {
 }
 
 func (r *Reconciler) host(name fleet.HostName) (fleet.Host, error) {
-	host, err := r.tables.Hosts.Get(context.Background(), string(name))
+	host, err := r.Tables.Hosts.Get(context.Background(), string(name))
 	return host.Value, err
 }

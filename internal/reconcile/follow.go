@@ -17,7 +17,7 @@ import (
 // leads tells whether migrations are carried on here.
 func (r *Reconciler) leads() bool { return r.lifetime().Err() == nil }
 
-// Stand makes the reconciler carry on nothing any more, until run.
+// Stand makes the reconciler carry on nothing any more, until Begin.
 func (r *Reconciler) Stand() {
 	over, end := context.WithCancel(context.Background())
 	end()
@@ -89,7 +89,7 @@ func (r *Reconciler) discover(ctx context.Context, entry store.Entry[migration.M
 	if !r.leads() || entry.Value.Over() {
 		return
 	}
-	now, err := r.tables.Migrations.Get(ctx, entry.Name)
+	now, err := r.Tables.Migrations.Get(ctx, entry.Name)
 	if err != nil {
 		r.Log.Warn("a migration of another server is not known yet", "migration", entry.Name, "error", err)
 		return // it is adopted with its next change, or in the next term

@@ -12,8 +12,8 @@ import (
 // take, beside the time that the store itself takes to say so.
 const postAgainEvery = 500 * time.Millisecond
 
-// Post lets an event happen whose sender does not wait for the verdict.
-func (r *Reconciler) Post(ctx context.Context, id fleet.MigrationID, event migration.Event) {
+// post lets an event happen whose sender does not wait for the verdict.
+func (r *Reconciler) post(ctx context.Context, id fleet.MigrationID, event migration.Event) {
 	r.insist(ctx, id, event, r.take(ctx, id, event), func(ctx context.Context) error { return r.take(ctx, id, event) })
 }
 

@@ -58,8 +58,7 @@ type AddressBook interface {
 // holds nothing that the store does not, except the progress between saves.
 type Reconciler struct {
 	Config
-	tables Tables
-	wake   chan struct{} // news has come
+	wake chan struct{} // news has come
 
 	mu sync.Mutex
 	// life ends with the server, or when it leads no more: what is begun by a
@@ -88,7 +87,7 @@ func New(config Config) *Reconciler {
 		config.Runtime = machine{}
 	}
 	return &Reconciler{
-		Config: config, tables: config.Tables, life: context.Background(), wake: make(chan struct{}, 1),
+		Config: config, life: context.Background(), wake: make(chan struct{}, 1),
 		runs: map[fleet.MigrationID]*run{}, news: map[fleet.MigrationID]store.Entry[migration.Migration]{},
 	}
 }
@@ -133,12 +132,12 @@ func (r *Reconciler) CarryOn(life context.Context) {
 const RedispatchEvery = 2 * time.Second
 
 func (r *Reconciler) resume(ctx context.Context) error {
-	records, _, err := r.tables.Store.All(ctx, r.tables.Migrations.Prefix())
+	records, _, err := r.Tables.Store.All(ctx, r.Tables.Migrations.Prefix())
 	if err != nil {
 		return err
 	}
 	for _, record := range records {
-		entry, err := r.tables.Migrations.Decode(record)
+		entry, err := r.Tables.Migrations.Decode(record)
 		if err != nil { // it must not keep the others from being carried on
 			r.Log.Error("a migration cannot be carried on", "migration", entry.Name, "error", err)
 			continue
@@ -150,7 +149,7 @@ func (r *Reconciler) resume(ctx context.Context) error {
 	return nil
 }
 
-// adopt begins to carry a stored migration on.
+// Adopt begins to carry a stored migration on.
 func (r *Reconciler) Adopt(entry store.Entry[migration.Migration]) {
 	one := r.runOf(entry.Value.ID)
 	one.mu.Lock()
@@ -161,7 +160,7 @@ func (r *Reconciler) Adopt(entry store.Entry[migration.Migration]) {
 	r.takeUp(one)
 	one.mu.Unlock()
 	if entry.Value.State == migration.Planned {
-		r.Post(r.lifetime(), entry.Value.ID, migration.Event{Kind: migration.Started, From: "server"})
+		r.post(r.lifetime(), entry.Value.ID, migration.Event{Kind: migration.Started, From: "server"})
 	}
 }
 
@@ -189,7 +188,7 @@ func (r *Reconciler) runOf(id fleet.MigrationID) *run {
 // changed a record of it.
 const MaxConflicts = 10
 
-// advance lets one event happen: load, step, save, dispatch. It gives the
+// Advance lets one event happen: load, step, save, dispatch. It gives the
 // migration after it. An error means that nothing has happened, or (wrapping
 // store.ErrOutcomeUnknown) that it is not known; the same event may be posted
 // again.
@@ -197,7 +196,7 @@ func (r *Reconciler) Advance(ctx context.Context, id fleet.MigrationID, event mi
 	return r.AdvanceIf(ctx, id, event, func(store.Entry[migration.Migration]) error { return nil })
 }
 
-// advanceIf does it only if the record that the event meets is as expected.
+// AdvanceIf does it only if the record that the event meets is as expected.
 func (r *Reconciler) AdvanceIf(
 	ctx context.Context, id fleet.MigrationID, event migration.Event, expected func(store.Entry[migration.Migration]) error,
 ) (migration.Migration, migration.Verdict, error) {
@@ -280,7 +279,7 @@ func (r *Reconciler) load(ctx context.Context, one *run, id fleet.MigrationID) e
 	if one.entry.Version != 0 {
 		return nil
 	}
-	entry, err := r.tables.Migrations.Get(ctx, string(id))
+	entry, err := r.Tables.Migrations.Get(ctx, string(id))
 	if err != nil {
 		if fleet.CodeOf(err) == fleet.NotFound {
 			r.drop(id) // else somebody may wait for it
@@ -294,7 +293,7 @@ func (r *Reconciler) load(ctx context.Context, one *run, id fleet.MigrationID) e
 
 // stale reports whether the store has another version of the record.
 func (r *Reconciler) stale(ctx context.Context, one *run) (bool, error) {
-	entry, err := r.tables.Migrations.Get(ctx, string(one.entry.Value.ID))
+	entry, err := r.Tables.Migrations.Get(ctx, string(one.entry.Value.ID))
 	return err == nil && entry.Version != one.entry.Version, err
 }
 
@@ -343,7 +342,7 @@ func (r *Reconciler) arm(one *run) {
 	id, at := one.entry.Value.ID, due.At
 	one.disarm = r.Runtime.AfterFunc(r.left(one, *due), func() {
 		if life := r.lifetime(); life.Err() == nil {
-			r.Post(life, id, migration.Event{Kind: migration.TimerFired, From: "server", Due: at})
+			r.post(life, id, migration.Event{Kind: migration.TimerFired, From: "server", Due: at})
 		}
 	})
 }
@@ -376,7 +375,7 @@ func (r *Reconciler) awaitAddresses(id fleet.MigrationID, revision int64) {
 		return
 	}
 	r.Addresses.WhenApplied(revision, func(without []fleet.HostName) {
-		r.Post(r.lifetime(), id, migration.Event{Kind: migration.AddressesKnown, From: "server", Detail: r.unaware(without)})
+		r.post(r.lifetime(), id, migration.Event{Kind: migration.AddressesKnown, From: "server", Detail: r.unaware(without)})
 	})
 }
 
@@ -393,7 +392,7 @@ func (r *Reconciler) unaware(hosts []fleet.HostName) string {
 		strings.Join(names, " and "), r.GoneAfter)
 }
 
-// hostConnected dispatches what waited for a host.
+// HostConnected dispatches what waited for a host.
 func (r *Reconciler) HostConnected(host fleet.HostName) {
 	r.redispatch(func(one fleet.HostName) bool { return one == host })
 }

@@ -15,16 +15,16 @@ import (
 // abort exactly one happens.
 func (r *Reconciler) save(ctx context.Context, one *run, before, after migration.Migration) error {
 	id := string(after.ID)
-	conditions := store.If(r.tables.Migrations.At(id, one.entry.Version))
+	conditions := store.If(r.Tables.Migrations.At(id, one.entry.Version))
 	// A disk that fills up meanwhile must not hold a VM between two hosts.
-	ops := []store.Op{r.tables.Migrations.Put(id, after).Ending()}
+	ops := []store.Op{r.Tables.Migrations.Put(id, after).Ending()}
 	vm, vmChanged, err := r.changedVM(ctx, one, before, after)
 	if err != nil {
 		return err
 	}
 	if vmChanged {
-		conditions = append(conditions, r.tables.VMs.At(vm.Name, vm.Version))
-		ops = append(ops, r.tables.VMs.Put(vm.Name, vm.Value))
+		conditions = append(conditions, r.Tables.VMs.At(vm.Name, vm.Version))
+		ops = append(ops, r.Tables.VMs.Put(vm.Name, vm.Value))
 	}
 	if before.Locked() && !after.Locked() {
 		for _, loser := range losers(after) {
@@ -35,7 +35,7 @@ func (r *Reconciler) save(ctx context.Context, one *run, before, after migration
 			conditions, ops = append(conditions, condition), append(ops, op)
 		}
 	}
-	revision, err := r.tables.Store.Commit(ctx, conditions, ops...)
+	revision, err := r.Tables.Store.Commit(ctx, conditions, ops...)
 	if err != nil {
 		return err
 	}
@@ -56,7 +56,7 @@ func (r *Reconciler) changedVM(ctx context.Context, one *run, before, after migr
 		return store.Entry[fleet.VM]{}, false, nil
 	}
 	if one.vm.Version == 0 || unlocks {
-		entry, err := r.tables.VMs.Get(ctx, string(after.VM))
+		entry, err := r.Tables.VMs.Get(ctx, string(after.VM))
 		if err != nil {
 			return entry, false, err
 		}
@@ -95,10 +95,10 @@ func losers(m migration.Migration) []fleet.HostName {
 
 // freeClaim gives back what is reserved for an instance on a host.
 func (r *Reconciler) freeClaim(ctx context.Context, loser fleet.HostName, uid fleet.InstanceUID) (store.Condition, store.Op, error) {
-	ledger, err := r.tables.Ledgers.Get(ctx, string(loser))
+	ledger, err := r.Tables.Ledgers.Get(ctx, string(loser))
 	if err != nil {
 		return store.Condition{}, store.Op{}, err
 	}
 	delete(ledger.Value.Claims, uid)
-	return r.tables.Ledgers.At(ledger.Name, ledger.Version), r.tables.Ledgers.Put(ledger.Name, ledger.Value), nil
+	return r.Tables.Ledgers.At(ledger.Name, ledger.Version), r.Tables.Ledgers.Put(ledger.Name, ledger.Value), nil
 }
