@@ -6,6 +6,7 @@ import (
 
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/migration"
+	"godwit.dev/godwit/internal/store"
 )
 
 // postAgainEvery is the pause between tries of an event that the store does not
@@ -45,7 +46,7 @@ func (r *Reconciler) insist(ctx context.Context, id fleet.MigrationID, event mig
 	}
 	// An answer comes again: its effect is sent until it is taken. And after a
 	// word of progress the next one says more.
-	again := Passes(err) && event.Answers == 0 && event.Kind != migration.CopyProgressed
+	again := store.Passes(err) && event.Answers == 0 && event.Kind != migration.CopyProgressed
 	life := r.lifetime()
 	if life.Err() == nil {
 		r.Log.Warn("an event of a migration was not taken", "migration", id, "event", event.Kind, "from", event.From, "again", again, "error", err)
@@ -64,7 +65,7 @@ func (r *Reconciler) again(life context.Context, id fleet.MigrationID, event mig
 			return
 		}
 		err := take(life)
-		if Passes(err) {
+		if store.Passes(err) {
 			r.again(life, id, event, take)
 			return
 		}
@@ -83,13 +84,4 @@ func (r *Reconciler) take(ctx context.Context, id fleet.MigrationID, event migra
 		r.Log.Error("an event of a migration can't be", "migration", id, "event", event.Kind, "from", event.From)
 	}
 	return err
-}
-
-// Passes: the store may answer otherwise later.
-func Passes(err error) bool {
-	switch fleet.CodeOf(err) {
-	case fleet.Unavailable, fleet.Deadline, fleet.Exhausted, fleet.Conflict:
-		return true
-	}
-	return false
 }

@@ -184,10 +184,6 @@ func (r *Reconciler) runOf(id fleet.MigrationID) *run {
 	return one
 }
 
-// MaxConflicts bounds how often a step is tried anew because somebody else
-// changed a record of it.
-const MaxConflicts = 10
-
 // Advance lets one event happen: load, step, save, dispatch. It gives the
 // migration after it. An error means that nothing has happened, or (wrapping
 // store.ErrOutcomeUnknown) that it is not known; the same event may be posted
@@ -208,7 +204,7 @@ func (r *Reconciler) AdvanceIf(
 		event.At = r.Runtime.Now()
 	}
 	var unknown error // whether the event has happened
-	for tries := range MaxConflicts {
+	for tries := range store.MaxConflicts {
 		if err := r.load(ctx, one, id); err != nil {
 			return migration.Migration{}, "", err
 		}

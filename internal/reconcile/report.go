@@ -4,14 +4,13 @@ import (
 	"context"
 	"fmt"
 	"math"
-	"strings"
-	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/migration"
+	"godwit.dev/godwit/internal/wire"
 )
 
 // Report takes what a host says of a migration. Only the hosts of the
@@ -39,7 +38,7 @@ func UnknownReport(host fleet.HostName, report *godwitv1.Report) error {
 // nothing of the host's right.
 func (r *Reconciler) heard(ctx context.Context, id fleet.MigrationID, host fleet.HostName, kind migration.EventKind) (migration.Migration, error) {
 	denied := func(cause string) error {
-		return &fleet.Error{Code: fleet.Denied, Op: string(kind), Subject: "migration " + Bounded(string(id)), Cause: cause}
+		return &fleet.Error{Code: fleet.Denied, Op: string(kind), Subject: "migration " + wire.Bounded(string(id)), Cause: cause}
 	}
 	if fleet.CheckName(string(id)) != nil {
 		return migration.Migration{}, denied("that is no migration's id")
@@ -81,7 +80,7 @@ func EventOf(report *godwitv1.Report) (event migration.Event, known bool) {
 	case *godwitv1.Report_CopyProgress:
 		event.Kind, event.Progress = migration.CopyProgressed, progressOf(report.GetAt(), said.CopyProgress)
 	case *godwitv1.Report_SourceStopped:
-		event.Kind, event.Detail = migration.SourceStopped, "stopped by "+Bounded(said.SourceStopped.GetStoppedBy())
+		event.Kind, event.Detail = migration.SourceStopped, "stopped by "+wire.Bounded(said.SourceStopped.GetStoppedBy())
 	case *godwitv1.Report_SwitchMeasured:
 		event.Kind, event.Source = migration.SwitchMeasured, sourceMarksOf(said.SwitchMeasured)
 		event.Detail = event.Source.DrainError
@@ -89,7 +88,7 @@ func EventOf(report *godwitv1.Report) (event migration.Event, known bool) {
 		event.Kind = migration.SourceResumed
 	case *godwitv1.Report_TargetReleased:
 		event.Kind, event.Frames = migration.TargetReleased, int(said.TargetReleased.GetFramesReturned())
-		event.Detail = Bounded(said.TargetReleased.GetReturnError())
+		event.Detail = wire.Bounded(said.TargetReleased.GetReturnError())
 	case *godwitv1.Report_TargetRunning:
 		event.Kind, event.Target = migration.TargetRunning, targetMarksOf(said.TargetRunning.GetMarks())
 	case *godwitv1.Report_SourceRetired:
@@ -99,14 +98,14 @@ func EventOf(report *godwitv1.Report) (event migration.Event, known bool) {
 	case *godwitv1.Report_TargetFinished:
 		event.Kind = migration.TargetFinished
 	case *godwitv1.Report_SourceFailed:
-		event.Kind, event.Detail, event.Gone = migration.SourceFailed, Bounded(said.SourceFailed.GetCause()), said.SourceFailed.GetGone()
+		event.Kind, event.Detail, event.Gone = migration.SourceFailed, wire.Bounded(said.SourceFailed.GetCause()), said.SourceFailed.GetGone()
 	case *godwitv1.Report_TargetFailed:
-		event.Kind, event.Detail, event.Gone = migration.TargetFailed, Bounded(said.TargetFailed.GetCause()), said.TargetFailed.GetGone()
+		event.Kind, event.Detail, event.Gone = migration.TargetFailed, wire.Bounded(said.TargetFailed.GetCause()), said.TargetFailed.GetGone()
 		event.Unrun = said.TargetFailed.GetUnrun()
 	case *godwitv1.Report_TargetRefused:
-		event.Kind, event.Detail = migration.TargetRefused, Bounded(said.TargetRefused.GetCause())
+		event.Kind, event.Detail = migration.TargetRefused, wire.Bounded(said.TargetRefused.GetCause())
 	case *godwitv1.Report_SourceRanOn:
-		event.Kind, event.Detail = migration.SourceRanOn, Bounded(said.SourceRanOn.GetCause())
+		event.Kind, event.Detail = migration.SourceRanOn, wire.Bounded(said.SourceRanOn.GetCause())
 	default:
 		return event, false
 	}
@@ -115,7 +114,7 @@ func EventOf(report *godwitv1.Report) (event migration.Event, known bool) {
 
 func progressOf(at *timestamppb.Timestamp, said *godwitv1.CopyProgress) migration.Progress {
 	return migration.Progress{
-		At: TimeOf(at), Pass: int(said.GetPass()), PassBegins: said.GetPassBegins(),
+		At: wire.TimeOf(at), Pass: int(said.GetPass()), PassBegins: said.GetPassBegins(),
 		Sent: fleet.Bytes(said.GetSentBytes()), Remaining: fleet.Bytes(said.GetRemainingBytes()), Total: fleet.Bytes(said.GetTotalBytes()),
 		DirtyRate: rateOf(said.GetDirtyBytesPerSecond()), Bandwidth: rateOf(said.GetBandwidthBytesPerSecond()),
 	}
@@ -132,36 +131,17 @@ func rateOf(bytesPerSecond float64) fleet.BytesPerSecond {
 func sourceMarksOf(said *godwitv1.SwitchMeasured) migration.SourceMarks {
 	marks := said.GetMarks()
 	return migration.SourceMarks{
-		GateFlipped: TimeOf(marks.GetGateFlipped()), Stopped: TimeOf(marks.GetStopped()),
-		PreSwitchover: TimeOf(marks.GetPreSwitchover()), Continued: TimeOf(marks.GetContinued()),
-		Drained: TimeOf(marks.GetDrained()), Completed: TimeOf(marks.GetCompleted()),
-		FramesDrained: int(said.GetFramesDrained()), DrainError: Bounded(said.GetDrainError()), StoppedBy: Bounded(said.GetStoppedBy()),
+		GateFlipped: wire.TimeOf(marks.GetGateFlipped()), Stopped: wire.TimeOf(marks.GetStopped()),
+		PreSwitchover: wire.TimeOf(marks.GetPreSwitchover()), Continued: wire.TimeOf(marks.GetContinued()),
+		Drained: wire.TimeOf(marks.GetDrained()), Completed: wire.TimeOf(marks.GetCompleted()),
+		FramesDrained: int(said.GetFramesDrained()), DrainError: wire.Bounded(said.GetDrainError()), StoppedBy: wire.Bounded(said.GetStoppedBy()),
 		Sent: fleet.Bytes(said.GetSentBytes()), Passes: int(said.GetPasses()),
 	}
 }
 
-// ErrorMax bounds what a host's error takes of a record, in bytes.
-const ErrorMax = 1000
-
-func Bounded(text string) string {
-	if len(text) > ErrorMax {
-		return strings.ToValidUTF8(text[:ErrorMax], "") + "…"
-	}
-	return text
-}
-
 func targetMarksOf(marks *godwitv1.TargetMarks) migration.TargetMarks {
 	return migration.TargetMarks{
-		Loaded: TimeOf(marks.GetLoaded()), Asked: TimeOf(marks.GetAsked()),
-		Answered: TimeOf(marks.GetAnswered()), Resumed: TimeOf(marks.GetResumed()),
+		Loaded: wire.TimeOf(marks.GetLoaded()), Asked: wire.TimeOf(marks.GetAsked()),
+		Answered: wire.TimeOf(marks.GetAnswered()), Resumed: wire.TimeOf(marks.GetResumed()),
 	}
-}
-
-// TimeOf keeps "not set" apart from 1970. What is no time, and has no form in a
-// record, counts as not set.
-func TimeOf(stamp *timestamppb.Timestamp) time.Time {
-	if !stamp.IsValid() {
-		return time.Time{}
-	}
-	return stamp.AsTime()
 }

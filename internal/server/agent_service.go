@@ -14,7 +14,6 @@ import (
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
-	"godwit.dev/godwit/internal/reconcile"
 	"godwit.dev/godwit/internal/store"
 	"godwit.dev/godwit/internal/wire"
 )
@@ -82,7 +81,7 @@ func (a agentService) Session(ctx context.Context, stream *connect.BidiStream[go
 		return err
 	}
 	one := newSession(host, s.config.Heartbeat)
-	one.agent, one.from = reconcile.Bounded(hello.GetProcess()), stream.Peer().Addr
+	one.agent, one.from = wire.Bounded(hello.GetProcess()), stream.Peer().Addr
 	one.mark = func() *godwitv1.StoreMark {
 		return &godwitv1.StoreMark{Cluster: mark.GetCluster(), Generation: mark.GetGeneration(), Revision: max(mark.GetRevision(), s.mirror.revision())}
 	}
@@ -138,7 +137,7 @@ func (s *Server) noteSilence(ctx context.Context, name fleet.HostName, cause err
 	defer cancel()
 	var err error
 	hosts := s.tables.hosts
-	for range reconcile.MaxConflicts {
+	for range store.MaxConflicts {
 		var entry store.Entry[fleet.Host]
 		if entry, err = hosts.Get(ctx, string(name)); err != nil {
 			break
@@ -188,7 +187,7 @@ func isMigration(report *godwitv1.Report) bool {
 // more, and does not know it, finds that out here by held.
 func (s *Server) noteHost(ctx context.Context, host fleet.Host, held ...store.Condition) (before fleet.Host, err error) {
 	name := host.Name
-	for range reconcile.MaxConflicts {
+	for range store.MaxConflicts {
 		entry, err := s.tables.hosts.Get(ctx, string(name))
 		if err != nil && fleet.CodeOf(err) != fleet.NotFound {
 			return before, err

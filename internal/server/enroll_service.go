@@ -7,7 +7,6 @@ import (
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/pki"
-	"godwit.dev/godwit/internal/reconcile"
 	"godwit.dev/godwit/internal/store"
 )
 
@@ -69,7 +68,7 @@ func (e enrollService) spend(ctx context.Context, token pki.Token, host fleet.Ho
 // the token is the operator's word for it.
 func (s *Server) forgetMachine(ctx context.Context, name fleet.HostName) error {
 	hosts := s.tables.hosts
-	for range reconcile.MaxConflicts {
+	for range store.MaxConflicts {
 		entry, err := hosts.Get(ctx, string(name))
 		if fleet.CodeOf(err) == fleet.NotFound {
 			return nil

@@ -9,7 +9,6 @@ import (
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/pki"
-	"godwit.dev/godwit/internal/reconcile"
 	"godwit.dev/godwit/internal/store"
 	"godwit.dev/godwit/internal/wire"
 )
@@ -70,7 +69,7 @@ func (h hostService) show(ctx context.Context, entry store.Entry[fleet.Host]) (*
 
 func (h hostService) Cordon(ctx context.Context, request *godwitv1.CordonHostRequest) (*godwitv1.CordonHostResponse, error) {
 	hosts := h.server.tables.hosts
-	for range reconcile.MaxConflicts {
+	for range store.MaxConflicts {
 		entry, err := h.server.getHost(ctx, "cordon", request.GetName())
 		if err != nil {
 			return nil, err

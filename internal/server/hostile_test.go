@@ -9,8 +9,8 @@ import (
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/migration"
-	"godwit.dev/godwit/internal/reconcile"
 	"godwit.dev/godwit/internal/store"
+	"godwit.dev/godwit/internal/wire"
 )
 
 // What a host says is written into records. Whatever it is, they must still be
@@ -54,7 +54,7 @@ func TestRecordsBearWhatHostsSay(t *testing.T) {
 	fl.await(migration.Succeeded)
 	fl.atTarget(t)
 	for _, text := range []string{fl.record().SourceMarks.StoppedBy, fl.record().SourceMarks.DrainError, fl.record().Story[3].Detail} {
-		if len(text) > 2*reconcile.ErrorMax {
+		if len(text) > 2*wire.ErrorMax {
 			t.Errorf("the record has a text of %d bytes from a host", len(text))
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/reconcile"
+	"godwit.dev/godwit/internal/store"
 	"godwit.dev/godwit/internal/wire"
 )
 
@@ -105,9 +106,9 @@ func (l *lifecycle) run(ctx context.Context) {
 				return
 			}
 			if err != nil && !waiting[name] {
-				l.log.Warn("what a VM needs could not be done", "vm", name, "again", reconcile.Passes(err), "error", err)
+				l.log.Warn("what a VM needs could not be done", "vm", name, "again", store.Passes(err), "error", err)
 			}
-			if reconcile.Passes(err) {
+			if store.Passes(err) {
 				waiting[name] = true
 			} else {
 				delete(waiting, name)

@@ -11,7 +11,6 @@ import (
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
-	"godwit.dev/godwit/internal/reconcile"
 	"godwit.dev/godwit/internal/store"
 )
 
@@ -93,7 +92,7 @@ func TestHeldEndsWithoutTheStore(t *testing.T) {
 		BootId: "boot-1", Instances: []*godwitv1.InstanceReport{{Vm: "web2", Epoch: 1, State: "running"}},
 	})
 	for range 2 {
-		if err := l.look(t.Context(), "web1"); !reconcile.Passes(err) {
+		if err := l.look(t.Context(), "web1"); !store.Passes(err) {
 			t.Fatalf("looked at without the store: %v", err)
 		}
 	}
@@ -157,7 +156,7 @@ func TestStopWithoutTheStore(t *testing.T) {
 	h1.command()
 	f.awaitPhase("web1", fleet.VMStopping)
 	l := f.cutOff()
-	if err := l.look(t.Context(), "web1"); !reconcile.Passes(err) {
+	if err := l.look(t.Context(), "web1"); !store.Passes(err) {
 		t.Errorf("looked at without the store: %v", err)
 	}
 	l.tables = f.server.tables

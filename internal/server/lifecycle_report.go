@@ -8,6 +8,7 @@ import (
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/reconcile"
 	"godwit.dev/godwit/internal/store"
+	"godwit.dev/godwit/internal/wire"
 )
 
 // States of an instance, as in InstanceReport.
@@ -44,7 +45,7 @@ func (l *lifecycle) taken(host fleet.HostName, said *godwitv1.InstanceReport, er
 	switch {
 	case err == nil:
 		return true
-	case !reconcile.Passes(err):
+	case !store.Passes(err):
 		l.log.Warn("a report can't be taken", "host", host, "vm", said.GetVm(), "error", err)
 		return true
 	}
@@ -62,7 +63,7 @@ func (l *lifecycle) taken(host fleet.HostName, said *godwitv1.InstanceReport, er
 func (l *lifecycle) observe(ctx context.Context, host fleet.HostName, said *godwitv1.InstanceReport, answers uint64) error {
 	ctx, cancel := context.WithTimeout(ctx, reportWithin)
 	defer cancel()
-	for range reconcile.MaxConflicts {
+	for range store.MaxConflicts {
 		entry, err := l.tables.vms.Get(ctx, said.GetVm())
 		switch {
 		case fleet.CodeOf(err) == fleet.NotFound && said.GetState() == instanceExited:
@@ -97,7 +98,7 @@ func (l *lifecycle) move(ctx context.Context, host fleet.HostName, entry store.E
 		case vm.Phase == fleet.VMStarting:
 			vm.Phase, vm.Cause = fleet.VMRunning, ""
 		case vm.Phase == fleet.VMStopping && answers >= sequenceFirstStop && said.GetCause() != "" && said.GetCause() != vm.Cause:
-			vm.Cause = reconcile.Bounded(said.GetCause()) // why it could not be stopped; another Stop tries again
+			vm.Cause = wire.Bounded(said.GetCause()) // why it could not be stopped; another Stop tries again
 		default:
 			return nil
 		}
@@ -185,7 +186,7 @@ func (l *lifecycle) settleHeld(ctx context.Context, name fleet.VMName) error {
 	}
 	err := l.observe(ctx, held.host, held.report, 0)
 	switch {
-	case reconcile.Passes(err):
+	case store.Passes(err):
 		return err
 	case err != nil:
 		l.log.Warn("the end of an instance can't be taken", "host", held.host, "vm", name, "error", err)

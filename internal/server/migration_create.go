@@ -11,7 +11,6 @@ import (
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/migration"
 	"godwit.dev/godwit/internal/placement"
-	"godwit.dev/godwit/internal/reconcile"
 	"godwit.dev/godwit/internal/store"
 )
 
@@ -28,7 +27,7 @@ type migrationRequest struct {
 // create chooses the target and, in one transaction, takes the VM's lock,
 // reserves the target's capacity and records the migration; then it starts.
 func (r *reconciler) create(ctx context.Context, request migrationRequest) (store.Entry[migration.Migration], error) {
-	for range reconcile.MaxConflicts {
+	for range store.MaxConflicts {
 		entry, err := r.tryCreate(ctx, request)
 		if fleet.CodeOf(err) == fleet.Conflict && isRace(err) {
 			continue // a record changed since it was read: choose again

@@ -10,8 +10,8 @@ import (
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/migration"
-	"godwit.dev/godwit/internal/reconcile"
 	"godwit.dev/godwit/internal/store"
+	"godwit.dev/godwit/internal/wire"
 )
 
 // listBytes bounds the migrations of one page: with their stories they would
@@ -49,7 +49,7 @@ type wanted struct {
 }
 
 func wantedOf(request *godwitv1.ListMigrationsRequest) wanted {
-	return wanted{vm: fleet.VMName(request.GetVm()), state: migration.State(request.GetState()), since: reconcile.TimeOf(request.GetSince())}
+	return wanted{vm: fleet.VMName(request.GetVm()), state: migration.State(request.GetState()), since: wire.TimeOf(request.GetSince())}
 }
 
 func (w wanted) has(vm fleet.VMName, state migration.State, ended time.Time) bool {

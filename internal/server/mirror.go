@@ -13,7 +13,6 @@ import (
 
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/migration"
-	"godwit.dev/godwit/internal/reconcile"
 	"godwit.dev/godwit/internal/store"
 )
 
@@ -160,7 +159,7 @@ func (m *mirror) follow(ctx context.Context, revision int64) error {
 func (m *mirror) loadAgain(ctx context.Context) (revision int64, err error) {
 	for {
 		revision, err = m.load(ctx)
-		if !reconcile.Passes(err) {
+		if !store.Passes(err) {
 			return revision, err
 		}
 		m.log.Warn("the records can't be read anew yet", "error", err)

@@ -9,7 +9,6 @@ import (
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
-	"godwit.dev/godwit/internal/reconcile"
 	"godwit.dev/godwit/internal/store"
 	"godwit.dev/godwit/internal/wire"
 )
@@ -59,7 +58,7 @@ func (n networkService) Attach(ctx context.Context, request *godwitv1.AttachEndp
 // attach gives the answer without the network's version, and the version.
 func (n networkService) attach(ctx context.Context, request *godwitv1.AttachEndpointRequest, endpoint fleet.Endpoint, r receipt) (*godwitv1.AttachEndpointResponse, int64, error) {
 	t := n.server.tables
-	for range reconcile.MaxConflicts {
+	for range store.MaxConflicts {
 		entry, err := n.server.getNetwork(ctx, "attach endpoint to", request.GetNetwork())
 		if err != nil {
 			return nil, 0, err
@@ -152,7 +151,7 @@ func validateEndpoint(endpoint fleet.Endpoint, network fleet.Network, taken map[
 // Detach takes an endpoint out of a network and frees its addresses.
 func (n networkService) Detach(ctx context.Context, request *godwitv1.DetachEndpointRequest) (*godwitv1.DetachEndpointResponse, error) {
 	t := n.server.tables
-	for range reconcile.MaxConflicts {
+	for range store.MaxConflicts {
 		entry, err := n.server.getNetwork(ctx, "detach endpoint from", request.GetNetwork())
 		if err != nil {
 			return nil, err

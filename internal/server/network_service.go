@@ -7,7 +7,6 @@ import (
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
-	"godwit.dev/godwit/internal/reconcile"
 	"godwit.dev/godwit/internal/store"
 	"godwit.dev/godwit/internal/wire"
 )
@@ -65,7 +64,7 @@ func (n networkService) Create(ctx context.Context, request *godwitv1.CreateNetw
 func (n networkService) create(ctx context.Context, network fleet.Network, r receipt) (*godwitv1.CreateNetworkResponse, int64, error) {
 	t := n.server.tables
 	name, chosen := string(network.Name), network.VNI == 0
-	for range reconcile.MaxConflicts {
+	for range store.MaxConflicts {
 		err := n.checkFree(ctx, name)
 		switch {
 		case err != nil:
@@ -176,7 +175,7 @@ func (f *findings) checkSubnet(field string, subnet netip.Prefix, before []netip
 // Delete removes a network that nobody has an address in.
 func (n networkService) Delete(ctx context.Context, request *godwitv1.DeleteNetworkRequest) (*godwitv1.DeleteNetworkResponse, error) {
 	t := n.server.tables
-	for range reconcile.MaxConflicts {
+	for range store.MaxConflicts {
 		entry, err := n.server.getNetwork(ctx, "delete", request.GetName())
 		if err != nil {
 			return nil, err

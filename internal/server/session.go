@@ -14,7 +14,7 @@ import (
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
-	"godwit.dev/godwit/internal/reconcile"
+	"godwit.dev/godwit/internal/wire"
 )
 
 const (
@@ -218,7 +218,7 @@ func checkNames(report *godwitv1.Report) error {
 		names = append(names, instance.GetVm())
 	}
 	for _, name := range names {
-		if err := fleet.CheckName(reconcile.Bounded(name)); err != nil {
+		if err := fleet.CheckName(wire.Bounded(name)); err != nil {
 			return &fleet.Error{Code: fleet.Invalid, Op: "read report", Cause: "what it is of cannot be", Err: err}
 		}
 	}

@@ -9,7 +9,6 @@ import (
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
-	"godwit.dev/godwit/internal/reconcile"
 	"godwit.dev/godwit/internal/store"
 	"godwit.dev/godwit/internal/wire"
 )
@@ -22,7 +21,7 @@ func (v vmService) Create(ctx context.Context, request *godwitv1.CreateVMRequest
 	s.admission.Lock()
 	defer s.admission.Unlock()
 	create := func(r receipt) (*godwitv1.CreateVMResponse, int64, error) {
-		for range reconcile.MaxConflicts {
+		for range store.MaxConflicts {
 			response, revision, err := s.create(ctx, request, r)
 			if fleet.CodeOf(err) != fleet.Conflict {
 				return response, revision, err

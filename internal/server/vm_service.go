@@ -8,7 +8,6 @@ import (
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/migration"
-	"godwit.dev/godwit/internal/reconcile"
 	"godwit.dev/godwit/internal/store"
 	"godwit.dev/godwit/internal/wire"
 )
@@ -85,7 +84,7 @@ func (v vmService) changeOf(event store.Event) (*godwitv1.WatchVMsResponse, erro
 // addresses.
 func (v vmService) Delete(ctx context.Context, request *godwitv1.DeleteVMRequest) (*godwitv1.DeleteVMResponse, error) {
 	t, wanted := v.server.tables, request.GetVersion()
-	for range reconcile.MaxConflicts {
+	for range store.MaxConflicts {
 		entry, err := v.server.getVM(ctx, "delete", request.GetName())
 		if err != nil {
 			return nil, err

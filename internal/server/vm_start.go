@@ -8,7 +8,6 @@ import (
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/migration"
 	"godwit.dev/godwit/internal/placement"
-	"godwit.dev/godwit/internal/reconcile"
 	"godwit.dev/godwit/internal/store"
 	"godwit.dev/godwit/internal/wire"
 )
@@ -20,7 +19,7 @@ func (v vmService) Start(ctx context.Context, request *godwitv1.StartVMRequest) 
 	s := v.server
 	s.admission.Lock()
 	defer s.admission.Unlock()
-	for range reconcile.MaxConflicts {
+	for range store.MaxConflicts {
 		entry, err := s.getVM(ctx, "start", request.GetName())
 		if err != nil {
 			return nil, err

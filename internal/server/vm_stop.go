@@ -8,7 +8,6 @@ import (
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/migration"
-	"godwit.dev/godwit/internal/reconcile"
 	"godwit.dev/godwit/internal/store"
 	"godwit.dev/godwit/internal/wire"
 )
@@ -27,7 +26,7 @@ func (v vmService) Stop(ctx context.Context, request *godwitv1.StopVMRequest) (*
 	}
 	s := v.server
 	wanted := request.GetVersion()
-	for range reconcile.MaxConflicts {
+	for range store.MaxConflicts {
 		entry, err := s.getVM(ctx, "stop", request.GetName())
 		if err != nil {
 			return nil, err

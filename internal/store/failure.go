@@ -105,3 +105,16 @@ func silence(err error) string {
 	}
 	return "the store cannot be reached"
 }
+
+// MaxConflicts bounds how often a step is tried anew because somebody else
+// changed a record of it.
+const MaxConflicts = 10
+
+// Passes: the store may answer otherwise later.
+func Passes(err error) bool {
+	switch fleet.CodeOf(err) {
+	case fleet.Unavailable, fleet.Deadline, fleet.Exhausted, fleet.Conflict:
+		return true
+	}
+	return false
+}
