@@ -9,10 +9,14 @@ import (
 	"github.com/spf13/pflag"
 )
 
+// silentApp reads nothing and prints nothing.
+func silentApp() *App {
+	return &App{In: strings.NewReader(""), Out: io.Discard, Err: io.Discard, Getenv: func(string) string { return "" }}
+}
+
 // TestHelpIsComplete demands of every command a line, a text and an example,
 // and of every flag a usage.
 func TestHelpIsComplete(t *testing.T) {
-	app := &App{In: strings.NewReader(""), Out: io.Discard, Err: io.Discard, Getenv: func(string) string { return "" }}
 	commands := 0
 	var check func(*cobra.Command)
 	check = func(cmd *cobra.Command) {
@@ -34,7 +38,7 @@ func TestHelpIsComplete(t *testing.T) {
 			check(child)
 		}
 	}
-	check(newRoot(app))
+	check(newRoot(silentApp()))
 	if commands < 25 {
 		t.Errorf("only %d commands", commands)
 	}

@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"io"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -38,8 +37,7 @@ func TestRemediesAreCommands(t *testing.T) {
 		if strings.ContainsAny(command, "()<>;&|$") {
 			t.Errorf("%q means something else to a shell", command)
 		}
-		app := &App{In: strings.NewReader(""), Out: io.Discard, Err: io.Discard, Getenv: func(string) string { return "" }}
-		found, args, err := newRoot(app).Find(strings.Fields(command)[1:])
+		found, args, err := newRoot(silentApp()).Find(strings.Fields(command)[1:])
 		if err == nil {
 			err = found.ParseFlags(args)
 		}
