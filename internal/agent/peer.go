@@ -26,6 +26,9 @@ const DefaultPeerPort = 7444
 const (
 	peerHeaderWithin = 5 * time.Second
 	peerReadWithin   = 10 * time.Second
+	// peerAnswerWithin is for a whole call, longer than any caller waits: who
+	// does not read its answer is not kept.
+	peerAnswerWithin = 30 * time.Second
 	peerIdleMax      = 2 * time.Minute
 	peerMessageMax   = 64 << 10 // bytes
 )
@@ -61,7 +64,8 @@ func (a *Agent) servePeers(ctx context.Context) {
 	mux.Handle(godwitv1connect.NewPeerServiceHandler(peerService{a},
 		connect.WithInterceptors(wire.ServerInterceptor()), connect.WithReadMaxBytes(peerMessageMax)))
 	server := &http.Server{
-		Handler: fromHosts(mux), TLSConfig: a.config.Keeper.ServerConfig(), ReadHeaderTimeout: peerHeaderWithin, ReadTimeout: peerReadWithin, IdleTimeout: peerIdleMax,
+		Handler: fromHosts(mux), TLSConfig: a.config.Keeper.ServerConfig(),
+		ReadHeaderTimeout: peerHeaderWithin, ReadTimeout: peerReadWithin, WriteTimeout: peerAnswerWithin, IdleTimeout: peerIdleMax,
 		ErrorLog: slog.NewLogLogger(a.log.Handler(), slog.LevelDebug),
 	}
 	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
