@@ -43,8 +43,7 @@ func (r *Reconciler) awaitLoaded(ctx context.Context, host fleet.HostName, reque
 	defer unwatch()
 	loaded := make(chan error, 1)
 	go func() {
-		_, err := line.Receive()
-		loaded <- err
+		loaded <- receiveLoaded(request, line)
 	}()
 	giveUp := func(err error) error {
 		stop()
@@ -71,6 +70,22 @@ func (r *Reconciler) awaitLoaded(ctx context.Context, host fleet.HostName, reque
 			return giveUp(ctx.Err())
 		}
 	}
+}
+
+// receiveLoaded returns when the target that opened the line says that it has
+// loaded. Anything else ends the line, and refuses nothing: it may ask again.
+func receiveLoaded(opened *godwitv1.CommitRequest, line CommitStream) error {
+	request, err := line.Receive()
+	if err != nil {
+		return err
+	}
+	if !request.GetLoaded() || request.GetMigration() != opened.GetMigration() || request.GetEpoch() != opened.GetEpoch() {
+		return &fleet.Error{
+			Code: fleet.Invalid, Op: "commit", Subject: "migration " + opened.GetMigration(),
+			Cause: "what followed on the target's line does not say that it has loaded",
+		}
+	}
+	return nil
 }
 
 // moves gives the migration that a target asks for.
