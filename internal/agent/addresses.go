@@ -23,6 +23,9 @@ const (
 	addressPauseMax = 5 * time.Second
 )
 
+// ethernetSize is of an Ethernet address, in bytes.
+const ethernetSize = 6
+
 // followAddresses applies the maps of a session, always the newest, and
 // acknowledges those that are set in full: the server ends the forwarding on
 // it. It returns when ctx ends.
@@ -150,7 +153,7 @@ func (a *Agent) applyNetwork(one *godwitv1.NetworkMap) (missing, err error) {
 	}
 	var peers []netip.Addr
 	for _, text := range one.GetPeers() {
-		peer, err := netip.ParseAddr(text)
+		peer, err := parseAddr(text)
 		errs = append(errs, err)
 		peers = append(peers, peer)
 	}
@@ -165,15 +168,18 @@ func (a *Agent) address(entry *godwitv1.AddressEntry, devices map[string]string)
 	if err != nil {
 		return network.Address{}, fmt.Errorf("address map: %w", err)
 	}
-	host, err := netip.ParseAddr(entry.GetAddress())
+	if len(mac) != ethernetSize {
+		return network.Address{}, fmt.Errorf("address map: %v is not an Ethernet address", mac)
+	}
+	host, err := parseAddr(entry.GetAddress())
 	if err != nil {
-		return network.Address{}, fmt.Errorf("address map: %w", err)
+		return network.Address{}, err
 	}
 	address := network.Address{MAC: mac, Host: host}
 	for _, text := range entry.GetIps() {
-		ip, err := netip.ParseAddr(text)
+		ip, err := parseAddr(text)
 		if err != nil {
-			return address, fmt.Errorf("address map: %w", err)
+			return address, err
 		}
 		address.IPs = append(address.IPs, ip)
 	}
@@ -185,6 +191,19 @@ func (a *Agent) address(entry *godwitv1.AddressEntry, devices map[string]string)
 		address.Local = devices[entry.GetPort()]
 	}
 	return address, nil
+}
+
+// parseAddr reads an IP address of a map. A zone is of another host's devices,
+// and the kernel keeps none: the entry would never be as the map says.
+func parseAddr(text string) (netip.Addr, error) {
+	addr, err := netip.ParseAddr(text)
+	if err == nil && addr.Zone() != "" {
+		addr, err = netip.Addr{}, fmt.Errorf("%v has a zone", addr)
+	}
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("address map: %w", err)
+	}
+	return addr, nil
 }
 
 // tapOf gives the tap that has a VM's frames on this host, if one has, and
