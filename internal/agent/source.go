@@ -265,7 +265,7 @@ func (m *machine) releaseSource(ctx context.Context) *godwitv1.Report {
 func (m *machine) drainTo(ctx context.Context, address string) (frames int, err error) {
 	remote, err := netip.ParseAddr(address)
 	if err != nil {
-		return 0, err
+		return 0, &fleet.Error{Code: fleet.Invalid, Op: "return frames", Subject: "vm " + string(m.key.vm), Cause: err.Error()}
 	}
 	err = m.setGates(func(p *port) network.Gate {
 		return network.Gate{Mode: network.Redirect, Tunnel: p.tunnel, Remote: remote}
