@@ -39,3 +39,39 @@ func TestConverged(t *testing.T) {
 		}
 	}
 }
+
+func TestSoonThrough(t *testing.T) {
+	const slow = fleet.BytesPerSecond(1e6) // 50 ms are 50 kB
+	for name, test := range map[string]struct {
+		remaining, before fleet.Bytes
+		bandwidth         fleet.BytesPerSecond
+		want              bool
+	}{
+		"much is left":                {remaining: 51e3, before: 52e3, bandwidth: slow},
+		"little is left":              {remaining: 50e3, before: 52e3, bandwidth: slow, want: true},
+		"empty pages, and much":       {remaining: 11e6, before: 12e6, bandwidth: slow},
+		"empty pages go fast":         {remaining: 10e6, before: 11e6, bandwidth: slow, want: true},
+		"the first look, much":        {remaining: 51e3, bandwidth: slow},
+		"the first look, and little":  {remaining: 50e3, bandwidth: slow, want: true},
+		"the bandwidth is not known":  {remaining: 1e3, before: 1e9},
+		"the last page, on a bad day": {remaining: 4096, before: 4096, bandwidth: slow, want: true},
+	} {
+		h := &handover{progress: qemu.Progress{Remaining: test.remaining, Bandwidth: test.bandwidth}}
+		if got := h.soonThrough(test.before, 5*time.Millisecond); got != test.want {
+			t.Errorf("%s: soon through is %v", name, got)
+		}
+	}
+}
+
+// TestPassWhileTheGuestRuns: an emulator that can't be trusted with more than
+// one pass has begun a second one, and the guest is not known to have stopped.
+// Whether somebody is about to stop it makes no difference.
+func TestPassWhileTheGuestRuns(t *testing.T) {
+	for _, stopper := range []string{"", "agent"} {
+		h := &handover{machine: &machine{agent: &Agent{features: qemu.Features{OnePass: true}}}, stopper: stopper}
+		_, err := h.take(t.Context(), qemu.Event{Kind: qemu.PassBegun, Pass: 2})
+		if fleet.CodeOf(err) != fleet.Unsupported {
+			t.Errorf("stopped by %q: %v", stopper, err)
+		}
+	}
+}

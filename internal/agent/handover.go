@@ -50,19 +50,23 @@ const (
 	progressEvery = 200 * time.Millisecond
 	// lookEvery is the interval between looks at the only pass of a QEMU that
 	// can't be trusted with more, and onePassLeft what is left of it when the
-	// guest is stopped: enough that QEMU does not come to its end before.
+	// guest is stopped. If QEMU comes to its end before, it stops the guest by
+	// itself, with the gate still open.
 	lookEvery   = 5 * time.Millisecond
 	onePassLeft = 50 * time.Millisecond
 )
 
 // limits tells QEMU to leave the end of the copy to the agent, which stops the
 // guest behind a gate that is closed already.
-func limits(out *qemu.Outgoing, canHold bool) {
-	if canHold {
+func limits(out *qemu.Outgoing, features qemu.Features) {
+	switch {
+	case features.OnePass:
+		out.DowntimeLimit = qemu.OnePass
+	case features.CanHold:
 		out.Hold, out.DowntimeLimit = true, holdDowntime
-		return
+	default:
+		out.DowntimeLimit, out.SwitchoverBandwidth = leastDowntime, leastSwitchover
 	}
-	out.DowntimeLimit, out.SwitchoverBandwidth = leastDowntime, leastSwitchover
 }
 
 // handover is one copy from its start to the moment at which the target has
@@ -82,6 +86,9 @@ type handover struct {
 	retires  <-chan struct{} // closed when the source is to end
 	tellStop func()          // reports the stop, once
 	progress qemu.Progress
+
+	looked   fleet.Bytes // that watchOnlyPass saw left last
+	lookedAt time.Time
 }
 
 // run copies, stops the guest and sends the rest. If ctx ends, it leaves
@@ -205,11 +212,24 @@ func (h *handover) watchOnlyPass(ctx context.Context) (err error) {
 	if h.progress, err = h.instance.Progress(ctx); err != nil {
 		return err
 	}
-	p := h.progress
-	if p.Pass < 1 || p.Bandwidth <= 0 || p.Remaining > fleet.Bytes(float64(p.Bandwidth)*onePassLeft.Seconds()) {
-		return nil
+	before, since := h.looked, time.Since(h.lookedAt)
+	h.looked, h.lookedAt = h.progress.Remaining, time.Now()
+	if h.progress.Pass == 1 && h.soonThrough(before, since) { // after it QEMU has stopped the guest itself
+		return h.stopGuest(ctx)
 	}
-	return h.stopGuest(ctx)
+	return nil
+}
+
+// soonThrough: at the present pace the pass ends within onePassLeft. The pace is
+// that of the bytes on the wire or, for empty pages, of which hardly anything is
+// sent, that of the rest since the look before.
+func (h *handover) soonThrough(before fleet.Bytes, since time.Duration) bool {
+	now := h.progress
+	if now.Bandwidth <= 0 {
+		return false
+	}
+	pace := max(float64(now.Bandwidth), (float64(before)-float64(now.Remaining))/since.Seconds())
+	return float64(now.Remaining) <= pace*onePassLeft.Seconds()
 }
 
 // take deals with one event of QEMU; done when the target has everything.
@@ -217,6 +237,13 @@ func (h *handover) take(ctx context.Context, event qemu.Event) (done bool, err e
 	switch event.Kind {
 	case qemu.PassBegun:
 		h.pass = event.Pass
+		if h.agent.features.OnePass && h.pass > 1 && h.marks.Stopped == nil {
+			return false, &fleet.Error{
+				Code: fleet.Unsupported, Op: "copy", Subject: "vm " + string(h.key.vm),
+				Cause: "the first pass ended while the guest ran, and this QEMU's emulator does not notice all that it writes after that",
+				Hint:  "use QEMU 8.2 or later on the source",
+			}
+		}
 		if h.stopper != "" {
 			return false, nil
 		}
@@ -280,13 +307,6 @@ func (h *handover) proceed(ctx context.Context) error {
 func (h *handover) passBegun(ctx context.Context) error {
 	if err := h.look(ctx, true); err != nil {
 		return err
-	}
-	if h.pass > 1 && h.agent.features.OnePass {
-		return &fleet.Error{
-			Code: fleet.Unsupported, Op: "copy", Subject: "vm " + string(h.key.vm),
-			Cause: "the first pass ended while the guest ran, and this QEMU's emulator does not notice all that it writes after that",
-			Hint:  "limit the bandwidth (--bandwidth-max), or use QEMU 8.2 or later on the source",
-		}
 	}
 	if h.pass < 2 || !h.converged() {
 		h.left = h.progress.Remaining

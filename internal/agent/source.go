@@ -81,7 +81,7 @@ func (m *machine) beginCopy(ctx context.Context, command *godwitv1.Command, want
 		Address: netip.AddrPortFrom(remote, uint16(want.GetTargetPort())), CredsDir: creds, TLSHostname: want.GetTarget(),
 		BandwidthMax: fleet.BytesPerSecond(want.GetBandwidthMax()), Connections: int(want.GetConnections()),
 	}
-	limits(&one.outgoing, m.agent.features.CanHold)
+	limits(&one.outgoing, m.agent.features)
 	running := &copying{cancel: cancel, retire: sync.OnceFunc(func() { close(retires) }), done: make(chan struct{})}
 	m.mu.Lock()
 	m.copying = running

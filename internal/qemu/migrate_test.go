@@ -183,7 +183,7 @@ func TestTargetDies(t *testing.T) {
 
 func TestOutgoingLimits(t *testing.T) {
 	source := start(t, config(t, installed))
-	for _, limit := range []time.Duration{0, time.Microsecond, time.Hour} {
+	for _, limit := range []time.Duration{-1, time.Microsecond, time.Hour} {
 		code(t, source.SendTo(within(t), qemu.Outgoing{DowntimeLimit: limit}), fleet.Invalid)
 	}
 	p, err := source.Progress(within(t))

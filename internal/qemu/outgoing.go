@@ -18,8 +18,7 @@ type Outgoing struct {
 	// BandwidthMax bounds the copy; 0 does not.
 	BandwidthMax fleet.BytesPerSecond
 	// DowntimeLimit: QEMU ends the copy by itself when it estimates that what
-	// is left takes no longer. At least 1 ms: with 0 QEMU never looks exactly
-	// and stops with any amount left.
+	// is left takes no longer. At least 1 ms, or OnePass.
 	DowntimeLimit time.Duration
 	// SwitchoverBandwidth is what QEMU reckons with in that estimate, where it
 	// can be told (QEMU 8.2); 0 is what it has measured. A tiny one keeps QEMU
@@ -35,6 +34,11 @@ type Outgoing struct {
 	Connections int
 }
 
+// OnePass, as a DowntimeLimit, lets QEMU go through the memory once. Then it
+// stops the guest, and sends whatever the guest wrote meanwhile: with this
+// threshold it never asks for the written pages while the guest runs.
+const OnePass time.Duration = 0
+
 // unlimited is far above any network, and far below where QEMU's sums overflow.
 const unlimited fleet.BytesPerSecond = 1 << 50
 
@@ -44,9 +48,9 @@ const maxDowntimeLimit = 2000 * time.Second
 // SendTo begins a migration and returns when QEMU has accepted it: connecting
 // and all that follows is told by events.
 func (i *Instance) SendTo(ctx context.Context, out Outgoing) error {
-	if out.DowntimeLimit < time.Millisecond || out.DowntimeLimit > maxDowntimeLimit {
+	if out.DowntimeLimit != OnePass && out.DowntimeLimit < time.Millisecond || out.DowntimeLimit > maxDowntimeLimit {
 		return &fleet.Error{Code: fleet.Invalid, Op: "migrate", Subject: "vm " + string(i.config.VM),
-			Cause: fmt.Sprintf("a downtime limit of %v is not between 1ms and %v", out.DowntimeLimit, maxDowntimeLimit)}
+			Cause: fmt.Sprintf("a downtime limit of %v is neither 0 nor between 1ms and %v", out.DowntimeLimit, maxDowntimeLimit)}
 	}
 	i.loaded.Store(false)
 	return i.wrap("migrate", i.sendTo(ctx, out))
