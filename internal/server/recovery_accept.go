@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -13,14 +14,19 @@ import (
 	"godwit.dev/godwit/internal/store"
 )
 
-// epochLift is added to the epochs of VMs that no host has an instance of. It
-// is more than any VM can have used since a backup that is worth restoring.
+// epochLift is added to the newest known epoch of a VM of which no instance goes
+// on: a host that is given up may have had a newer one. It is more than any VM can
+// have used since a backup that is worth restoring.
 const epochLift = 1 << 20
 
 // sighting is an instance of which a host has told.
 type sighting struct {
 	host     fleet.HostName
 	instance *godwitv1.InstanceReport
+}
+
+func (s sighting) owner() fleet.Owner {
+	return fleet.Owner{Host: s.host, Epoch: fleet.Epoch(s.instance.GetEpoch())}
 }
 
 // AcceptRestore brings the records of a restored store in line with what the
@@ -129,44 +135,58 @@ func (s *Server) replace(ctx context.Context, condition store.Condition, op stor
 // settledVM gives a VM's record as it must be by what hosts have of it, and in
 // a sentence what is new.
 func settledVM(vm fleet.VM, seen []sighting) (fleet.VM, string) {
-	var live []sighting
-	highest := vm.Owner.Epoch
-	for _, one := range seen {
-		if one.instance.GetUid() != string(vm.UID) {
-			continue
-		}
-		highest = max(highest, fleet.Epoch(one.instance.GetEpoch()))
-		if state := one.instance.GetState(); state == instanceRunning || state == instancePaused {
-			live = append(live, one)
-		}
-	}
-	if running := slices.DeleteFunc(slices.Clone(live), func(s sighting) bool { return s.instance.GetState() != instanceRunning }); len(running) == 1 {
-		live = running // the other one is the source that it came from
-	}
 	before := vm.Owner
+	seen = slices.DeleteFunc(slices.Clone(seen), func(s sighting) bool { return s.instance.GetUid() != string(vm.UID) })
 	vm.Migration = ""
-	switch len(live) {
-	case 0:
-		vm.Owner = fleet.Owner{Epoch: highest + epochLift}
-		if vm.Phase == fleet.VMStopped || vm.Phase == fleet.VMFailed {
-			return vm, ""
-		}
-		vm.Phase, vm.Cause = fleet.VMFailed, "no host had an instance of it when the restored store was accepted"
-		return vm, fmt.Sprintf("vm %s: no host has it, the backup had it on %s; start it when you like", vm.Name, before.Host)
-	case 1:
-		vm.Owner = fleet.Owner{Host: live[0].host, Epoch: fleet.Epoch(live[0].instance.GetEpoch())}
-		vm.Phase, vm.Cause = fleet.VMRunning, ""
+	owner, whyNone := goesOn(seen)
+	if whyNone == "" {
+		vm.Owner, vm.Phase, vm.Cause = owner.owner(), fleet.VMRunning, ""
 		if vm.Owner == before {
 			return vm, ""
 		}
 		return vm, fmt.Sprintf("vm %s: it is on %s with epoch %d, the backup had epoch %d", vm.Name, vm.Owner.Host, vm.Owner.Epoch, before.Epoch)
 	}
-	var places []string
-	for _, one := range live {
-		places = append(places, fmt.Sprintf("%s (epoch %d, %s)", one.host, one.instance.GetEpoch(), one.instance.GetState()))
+	highest := before.Epoch
+	for _, one := range seen {
+		highest = max(highest, one.owner().Epoch)
 	}
-	return vm, fmt.Sprintf("vm %s: it is left as the backup had it, since several hosts have an instance: %s; if it does not answer, stop it and start it anew",
-		vm.Name, strings.Join(places, ", "))
+	vm.Owner = fleet.Owner{Epoch: highest + epochLift}
+	if vm.Phase == fleet.VMStopped || vm.Phase == fleet.VMFailed {
+		return vm, ""
+	}
+	vm.Phase, vm.Cause = fleet.VMFailed, "when the restored store was accepted, "+whyNone
+	return vm, fmt.Sprintf("vm %s: %s, the backup had it on %s; start it when you like", vm.Name, whyNone, before.Host)
+}
+
+// goesOn gives the instance of a VM that is its owner, or says why none is. It is
+// the newest that lives. One that stands still as the source of a migration is it
+// only while the newer ones, and there is one, all wait for their state: any other
+// may have run, and have written to the disks.
+func goesOn(seen []sighting) (owner sighting, whyNone string) {
+	var live []sighting
+	for _, one := range seen {
+		if state := one.instance.GetState(); state == instanceRunning || state == instancePaused {
+			live = append(live, one)
+		}
+	}
+	if len(live) == 0 {
+		return sighting{}, "no host had an instance of it"
+	}
+	slices.SortFunc(live, func(a, b sighting) int { return cmp.Compare(b.instance.GetEpoch(), a.instance.GetEpoch()) })
+	newest := live[0]
+	epoch := newest.instance.GetEpoch()
+	if len(live) > 1 && live[1].instance.GetEpoch() == epoch {
+		return sighting{}, fmt.Sprintf("%s and %s both had an instance of epoch %d", newest.host, live[1].host, epoch)
+	}
+	if newest.instance.GetState() == instanceRunning {
+		return newest, ""
+	}
+	newer := slices.DeleteFunc(slices.Clone(seen), func(s sighting) bool { return s.instance.GetEpoch() <= epoch })
+	mayHaveRun := func(s sighting) bool { return s.instance.GetState() != instanceIncoming }
+	if newest.instance.GetMigration() != "" && len(newer) == 0 || slices.ContainsFunc(newer, mayHaveRun) {
+		return sighting{}, fmt.Sprintf("it stood still on %s and may have run elsewhere since", newest.host)
+	}
+	return newest, ""
 }
 
 // recount replaces the ledgers of all hosts.
