@@ -47,17 +47,17 @@ func TestSoonThrough(t *testing.T) {
 		bandwidth         fleet.BytesPerSecond
 		want              bool
 	}{
-		"much is left":                {remaining: 51e3, before: 52e3, bandwidth: slow},
-		"little is left":              {remaining: 50e3, before: 52e3, bandwidth: slow, want: true},
-		"empty pages, and much":       {remaining: 11e6, before: 12e6, bandwidth: slow},
-		"empty pages go fast":         {remaining: 10e6, before: 11e6, bandwidth: slow, want: true},
-		"the first look, much":        {remaining: 51e3, bandwidth: slow},
-		"the first look, and little":  {remaining: 50e3, bandwidth: slow, want: true},
-		"the bandwidth is not known":  {remaining: 1e3, before: 1e9},
-		"the last page, on a bad day": {remaining: 4096, before: 4096, bandwidth: slow, want: true},
+		"much is left":               {remaining: 51e3, before: 52e3, bandwidth: slow},
+		"little is left":             {remaining: 50e3, before: 52e3, bandwidth: slow, want: true},
+		"empty pages, and many":      {remaining: 13e6, before: 16e6, bandwidth: slow},
+		"empty pages, and few":       {remaining: 12e6, before: 15e6, bandwidth: slow, want: true},
+		"the first look, much":       {remaining: 51e3, bandwidth: slow},
+		"the first look, and little": {remaining: 50e3, bandwidth: slow, want: true},
+		"the bandwidth is not known": {remaining: 1e3, before: 1e9},
+		"the last page":              {remaining: 4096, before: 4096, bandwidth: slow, want: true},
 	} {
 		h := &handover{progress: qemu.Progress{Remaining: test.remaining, Bandwidth: test.bandwidth}}
-		if got := h.soonThrough(test.before, 5*time.Millisecond); got != test.want {
+		if got := h.soonThrough(test.before, lookEvery); got != test.want {
 			t.Errorf("%s: soon through is %v", name, got)
 		}
 	}

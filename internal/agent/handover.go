@@ -54,6 +54,7 @@ const (
 	// itself, with the gate still open.
 	lookEvery   = 5 * time.Millisecond
 	onePassLeft = 50 * time.Millisecond
+	emptyLeft   = 20 * time.Millisecond // that rest may not be empty, and takes longer then
 )
 
 // limits tells QEMU to leave the end of the copy to the agent, which stops the
@@ -86,7 +87,6 @@ type handover struct {
 	retires  <-chan struct{} // closed when the source is to end
 	tellStop func()          // reports the stop, once
 	progress qemu.Progress
-
 	looked   fleet.Bytes // that watchOnlyPass saw left last
 	lookedAt time.Time
 }
@@ -220,16 +220,13 @@ func (h *handover) watchOnlyPass(ctx context.Context) (err error) {
 	return nil
 }
 
-// soonThrough: at the present pace the pass ends within onePassLeft. The pace is
-// that of the bytes on the wire or, for empty pages, of which hardly anything is
-// sent, that of the rest since the look before.
+// soonThrough: the pass ends within onePassLeft by the bandwidth or, since of
+// empty pages hardly anything is sent, within emptyLeft by what has become of the
+// rest since the look before.
 func (h *handover) soonThrough(before fleet.Bytes, since time.Duration) bool {
-	now := h.progress
-	if now.Bandwidth <= 0 {
-		return false
-	}
-	pace := max(float64(now.Bandwidth), (float64(before)-float64(now.Remaining))/since.Seconds())
-	return float64(now.Remaining) <= pace*onePassLeft.Seconds()
+	left, bandwidth := float64(h.progress.Remaining), float64(h.progress.Bandwidth)
+	pace := (float64(before) - left) / since.Seconds()
+	return bandwidth > 0 && left <= max(bandwidth*onePassLeft.Seconds(), pace*emptyLeft.Seconds())
 }
 
 // take deals with one event of QEMU; done when the target has everything.

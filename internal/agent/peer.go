@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"golang.org/x/sys/unix"
 
 	"godwit.dev/godwit/api/client"
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
@@ -31,6 +32,12 @@ const (
 	peerAnswerWithin = 30 * time.Second
 	peerIdleMax      = 2 * time.Minute
 	peerMessageMax   = 64 << 10 // bytes
+
+	// pathWithin is how long frames wait for a link that is cut. The time that a
+	// roll-back may take is three times that.
+	pathWithin = 10 * time.Second
+	pathTry    = 500 * time.Millisecond // for one try; a SYN is sent again after 1 s
+	pathEvery  = 100 * time.Millisecond // between those that fail at once
 )
 
 // Peers is how agents reach each other. The zero value is none: then a switch
@@ -162,4 +169,39 @@ func (a *Agent) dialPeer(peer peerRecord) (*client.Peer, error) {
 		Server: "https://" + peer.Address, Dial: a.config.Peers.Dial,
 		TLS: a.config.Keeper.ClientConfig(pki.Expect{Kind: pki.Host, Name: string(peer.Host)}),
 	})
+}
+
+// awaitPath waits until packets come to another host and back, but not longer
+// than pathWithin: a frame that is sent while the link is cut is gone. That no
+// agent listens there is an answer, too.
+func (a *Agent) awaitPath(ctx context.Context, address string, port uint32) {
+	if port == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, pathWithin)
+	defer cancel()
+	dial := a.config.Peers.Dial
+	if dial == nil {
+		dial = new(net.Dialer).DialContext
+	}
+	again := time.NewTicker(pathEvery)
+	defer again.Stop()
+	for {
+		once, cancel := context.WithTimeout(ctx, pathTry)
+		conn, err := dial(once, "tcp", net.JoinHostPort(address, strconv.FormatUint(uint64(port), 10)))
+		cancel()
+		if err == nil {
+			conn.Close()
+			return
+		}
+		if errors.Is(err, unix.ECONNREFUSED) {
+			return
+		}
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			a.log.Warn("a host can't be reached, and frames are sent to it all the same", "address", address, "error", err)
+			return
+		}
+	}
 }

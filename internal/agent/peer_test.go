@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bufio"
+	"context"
 	"crypto/tls"
 	"io"
 	"log/slog"
@@ -11,6 +12,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"godwit.dev/godwit/internal/pki"
 )
@@ -154,5 +157,46 @@ func checkStall(t *testing.T, stall func(*testing.T, pipes) chan struct{}) {
 	case <-closed:
 	case <-time.After(time.Hour): // of virtual time
 		t.Error("it is held for an hour")
+	}
+}
+
+// Frames wait while the link to the other host is cut, but not for ever. That
+// nobody listens there is as good as a connection.
+func TestAwaitPath(t *testing.T) {
+	for name, test := range map[string]struct {
+		healed time.Duration // after the start
+		answer error
+		want   time.Duration
+	}{
+		"whole":                     {0, nil, 0},
+		"whole, but nobody listens": {0, &net.OpError{Op: "dial", Err: unix.ECONNREFUSED}, 0},
+		"cut for a while":           {3 * time.Second, nil, 3 * time.Second},
+		"cut for ever":              {time.Hour, nil, pathWithin},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				begun := time.Now()
+				a := &Agent{log: slog.New(slog.DiscardHandler)}
+				a.config.Peers.Dial = func(ctx context.Context, _, address string) (net.Conn, error) {
+					if address != "10.0.0.1:7444" {
+						t.Errorf("dials %s", address)
+					}
+					if time.Since(begun) < test.healed {
+						<-ctx.Done()
+						return nil, ctx.Err()
+					}
+					if test.answer != nil {
+						return nil, test.answer
+					}
+					conn, other := net.Pipe()
+					other.Close()
+					return conn, nil
+				}
+				a.awaitPath(t.Context(), "10.0.0.1", 7444)
+				if waited := time.Since(begun); waited < test.want || waited > test.want+pathTry+pathEvery {
+					t.Errorf("waited for %v, want %v", waited, test.want)
+				}
+			})
+		})
 	}
 }

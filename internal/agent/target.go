@@ -322,6 +322,7 @@ func (m *machine) releaseTarget(ctx context.Context, want *godwitv1.ReleaseTarge
 	var frames int
 	var lost error
 	if want.GetReturnFrames() {
+		m.agent.awaitPath(ctx, want.GetSourceAddress(), want.GetSourcePeerPort())
 		if frames, lost = m.drainTo(ctx, want.GetSourceAddress()); lost != nil {
 			m.agent.log.Error("frames could not be returned", "vm", m.key.vm, "error", lost)
 		}

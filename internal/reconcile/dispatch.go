@@ -43,12 +43,12 @@ func (r *Reconciler) command(m *migration.Migration, effect migration.Effect) (*
 	case migration.ResumeSource:
 		command.Op = &godwitv1.Command_ResumeSource{ResumeSource: &godwitv1.ResumeSource{Vm: vm, NewEpoch: uint64(effect.Epoch)}}
 	case migration.ReleaseTarget:
-		source, err := r.hostAddress(m.Source)
+		source, err := r.host(m.Source)
 		if err != nil {
 			return nil, err
 		}
 		command.Op = &godwitv1.Command_ReleaseTarget{ReleaseTarget: &godwitv1.ReleaseTarget{
-			Vm: vm, SourceAddress: source, ReturnFrames: effect.ReturnFrames,
+			Vm: vm, SourceAddress: source.Address.String(), SourcePeerPort: uint32(source.PeerPort), ReturnFrames: effect.ReturnFrames,
 		}}
 	case migration.RunTarget:
 		command.Op = &godwitv1.Command_RunTarget{RunTarget: &godwitv1.RunTarget{Vm: vm}}
@@ -72,7 +72,7 @@ func (r *Reconciler) prepareTarget(m *migration.Migration, command *godwitv1.Com
 	if err != nil {
 		return err
 	}
-	source, err := r.hostAddress(m.Source)
+	source, err := r.host(m.Source)
 	if err != nil {
 		return err
 	}
@@ -81,7 +81,7 @@ func (r *Reconciler) prepareTarget(m *migration.Migration, command *godwitv1.Com
 			Vm: string(m.VM), Uid: string(m.UID), Epoch: uint64(m.Epoch + 1),
 			Spec: wire.EncodeSpec(vm.Value.Spec), Networks: networks,
 		},
-		Source: string(m.Source), SourceAddress: source, Connections: uint32(m.Connections),
+		Source: string(m.Source), SourceAddress: source.Address.String(), Connections: uint32(m.Connections),
 	}}
 	return nil
 }
@@ -125,11 +125,6 @@ func PortNetworks(ctx context.Context, networks store.Table[fleet.Network], spec
 		ports = append(ports, &godwitv1.PortNetwork{Port: port.Name, Vni: network.Value.VNI, Mtu: int32(network.Value.MTU)})
 	}
 	return ports, nil
-}
-
-func (r *Reconciler) hostAddress(name fleet.HostName) (string, error) {
-	host, err := r.host(name)
-	return host.Address.String(), err
 }
 
 func (r *Reconciler) host(name fleet.HostName) (fleet.Host, error) {

@@ -1742,9 +1742,12 @@ type ReleaseTarget struct {
 	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
 	SourceAddress string                 `protobuf:"bytes,2,opt,name=source_address,json=sourceAddress,proto3" json:"source_address,omitempty"`
 	// Frames that wait here go back to the source.
-	ReturnFrames  bool `protobuf:"varint,3,opt,name=return_frames,json=returnFrames,proto3" json:"return_frames,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	ReturnFrames bool `protobuf:"varint,3,opt,name=return_frames,json=returnFrames,proto3" json:"return_frames,omitempty"`
+	// Where the source's agent listens for this host, to see that it can be
+	// reached before they are sent; 0 if it does not.
+	SourcePeerPort uint32 `protobuf:"varint,4,opt,name=source_peer_port,json=sourcePeerPort,proto3" json:"source_peer_port,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *ReleaseTarget) Reset() {
@@ -1796,6 +1799,13 @@ func (x *ReleaseTarget) GetReturnFrames() bool {
 		return x.ReturnFrames
 	}
 	return false
+}
+
+func (x *ReleaseTarget) GetSourcePeerPort() uint32 {
+	if x != nil {
+		return x.SourcePeerPort
+	}
+	return 0
 }
 
 type RunTarget struct {
@@ -3597,11 +3607,12 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	" \x01(\x03R\vswitchMaxMs\";\n" +
 	"\fResumeSource\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x1b\n" +
-	"\tnew_epoch\x18\x02 \x01(\x04R\bnewEpoch\"k\n" +
+	"\tnew_epoch\x18\x02 \x01(\x04R\bnewEpoch\"\x95\x01\n" +
 	"\rReleaseTarget\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12%\n" +
 	"\x0esource_address\x18\x02 \x01(\tR\rsourceAddress\x12#\n" +
-	"\rreturn_frames\x18\x03 \x01(\bR\freturnFrames\"\x1b\n" +
+	"\rreturn_frames\x18\x03 \x01(\bR\freturnFrames\x12(\n" +
+	"\x10source_peer_port\x18\x04 \x01(\rR\x0esourcePeerPort\"\x1b\n" +
 	"\tRunTarget\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\"\x1e\n" +
 	"\fRetireSource\x12\x0e\n" +
