@@ -196,7 +196,9 @@ func migrate(t *testing.T, f *fleetlab.Fleet, g *fleetlab.Guest, target, state s
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), migrateWithin)
 	defer cancel()
-	m, err := f.Migrate(ctx, &godwitv1.CreateMigrationRequest{Vm: g.Name, Target: target}, nil)
+	// How long a hand-over takes is for the benchmarks: here the machine may be busy.
+	policy := &godwitv1.MigrationPolicy{SwitchLimitMs: (20 * time.Second).Milliseconds()}
+	m, err := f.Migrate(ctx, &godwitv1.CreateMigrationRequest{Vm: g.Name, Target: target, Policy: policy}, nil)
 	if err != nil {
 		t.Fatalf("%v; the migration is %s\n%s", err, m.GetState(), story(m))
 	}
