@@ -9,6 +9,8 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/pledge"
 )
 
 // FuzzSaid reads what a server may say on a session, but for commands: an
@@ -80,4 +82,26 @@ func checkMark(t *testing.T, a *Agent, mark *godwitv1.StoreMark) {
 	if files, err := filepath.Glob(filepath.Join(a.config.Dir, "*")); err != nil || len(files) != 1 {
 		t.Errorf("it is kept in %v, %v", files, err)
 	}
+}
+
+// FuzzDecision reads what a server may answer to a commit: only the word for the
+// epoch of this very target gives it the right to run.
+func FuzzDecision(f *testing.F) {
+	for _, answer := range []*godwitv1.CommitResponse{{Epoch: 7, Sequence: 3}, {Epoch: 6}, {Epoch: 8}, {SourceStopped: true}, {}} {
+		text, err := proto.Marshal(answer)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		answer := &godwitv1.CommitResponse{}
+		if proto.Unmarshal(text, answer) != nil {
+			return
+		}
+		granted := pledge.Decided(7, fleet.Epoch(answer.GetEpoch()), nil) == pledge.Granted
+		if granted != (answer.GetEpoch() == 7) {
+			t.Errorf("%v gives the right to epoch 7: %v", answer, granted)
+		}
+	})
 }

@@ -2,14 +2,15 @@ package agent
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
 	"godwit.dev/godwit/api/client"
 )
 
-// maxServers bounds the servers that are known: those that were given, and
-// those that others have named as the leader.
+// maxServers bounds the servers that are known: those that were given, which stay,
+// and those that others have named as the leader, of which the newest do.
 const maxServers = 16
 
 // Server is one of the replicas of the control plane.
@@ -23,13 +24,14 @@ type Server struct {
 type servers struct {
 	dial func(url string) (*client.Client, error)
 
-	mu  sync.Mutex
-	all []Server
-	at  int // the one for the session
+	mu    sync.Mutex
+	all   []Server // first those that were given
+	given int
+	at    int // the one for the session
 }
 
 func newServers(given []Server, dial func(url string) (*client.Client, error)) *servers {
-	return &servers{all: given, dial: dial}
+	return &servers{all: given, given: len(given), dial: dial}
 }
 
 func (s *servers) count() int {
@@ -65,12 +67,15 @@ func (s *servers) follow(url string) error {
 			return nil
 		}
 	}
-	if len(s.all) == maxServers {
-		return fmt.Errorf("%s is not known, as %d others are", url, maxServers)
+	if s.given >= maxServers {
+		return fmt.Errorf("%s is not known, as %d others are", url, s.given)
 	}
 	c, err := s.dial(url)
 	if err != nil {
 		return err
+	}
+	if len(s.all) == maxServers {
+		s.all = slices.Delete(s.all, s.given, s.given+1)
 	}
 	s.all = append(s.all, Server{URL: url, Client: c})
 	s.at = len(s.all) - 1

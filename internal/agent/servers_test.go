@@ -52,6 +52,16 @@ func TestServersInTurn(t *testing.T) {
 	if s.count() != maxServers {
 		t.Errorf("it knows %d servers", s.count())
 	}
+	// The newest are known, and those that were given.
+	newest := fmt.Sprint("x", 2*maxServers-1)
+	if got := s.current().URL; got != newest {
+		t.Errorf("after many leaders the session is with %s, want %s", got, newest)
+	}
+	for _, want := range []string{"a", "b"} {
+		if a.turn(errors.New("it broke")); s.current().URL != want {
+			t.Errorf("the next one is %s, want %s", s.current().URL, want)
+		}
+	}
 }
 
 // What the agent was told of the store outlives it, also when the store that

@@ -2,6 +2,7 @@ package qemu
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -37,5 +38,48 @@ func FuzzEvent(f *testing.F) {
 	f.Add(qmp.EventShutdown, []byte(`7`))
 	f.Fuzz(func(_ *testing.T, name string, data []byte) {
 		translate(qmp.Event{Name: name, Data: json.RawMessage(data)})
+	})
+}
+
+// FuzzProgress reads what QEMU may say of a migration: nothing is less than
+// nothing.
+func FuzzProgress(f *testing.F) {
+	for _, seed := range []string{
+		`{"status": "active", "total-time": 7, "ram": {"transferred": 1, "remaining": 2, "total": 3, "page-size": 4096, "dirty-pages-rate": 5, "dirty-sync-count": 1, "mbps": 0.5}}`,
+		`{"status": "active", "ram": {"remaining": -1, "page-size": 4096, "dirty-pages-rate": 9223372036854775807, "dirty-sync-count": -1, "mbps": -1e300}}`,
+		`{"downtime": 9223372036854775807, "setup-time": -9223372036854775808}`, `{"ram": null}`, `{"ram": {"mbps": 1e308}}`, `[]`,
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		var said qmp.QueryMigrateResult
+		if json.Unmarshal(text, &said) != nil {
+			return
+		}
+		p := progressOf(said)
+		const most = 1 << 63
+		if p.Pass < 0 || p.Transferred >= most || p.Remaining >= most || p.Total >= most || p.PageSize >= most ||
+			!(p.DirtyRate >= 0) || !(p.Bandwidth >= 0) ||
+			p.TotalTime < 0 || p.SetupTime < 0 || p.Downtime < 0 || p.DowntimeNext < 0 {
+			t.Errorf("%s became %+v", text, p)
+		}
+	})
+}
+
+// FuzzPIDFile: whatever stands in it, no process is taken for QEMU that is not
+// of the instance.
+func FuzzPIDFile(f *testing.F) {
+	for _, seed := range []string{"1\n", fmt.Sprint(os.Getpid()), "-1", "0", "99999999999999999999", "self", "../1", ""} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, pidFile), text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		r := &record{Config: Config{VM: "web1", UID: "u1", Epoch: 1, Dir: dir}}
+		if err := r.findByPIDFile(); err == nil {
+			t.Errorf("%q: process %d is taken for it", text, r.PID)
+		}
 	})
 }

@@ -2,6 +2,7 @@ package qemu
 
 import (
 	"context"
+	"math"
 	"time"
 
 	"godwit.dev/godwit/internal/fleet"
@@ -62,6 +63,10 @@ func (i *Instance) Progress(ctx context.Context) (Progress, error) {
 	if err != nil {
 		return Progress{}, i.wrap("ask for the migration's progress", err)
 	}
+	return progressOf(now), nil
+}
+
+func progressOf(now qmp.QueryMigrateResult) Progress {
 	p := Progress{
 		Status:       statusOf(now),
 		TotalTime:    milliseconds(now.TotalTime),
@@ -73,18 +78,22 @@ func (i *Instance) Progress(ctx context.Context) (Progress, error) {
 		p.Error = *now.ErrorDesc
 	}
 	if ram := now.RAM; ram != nil {
-		p.Pass = int(ram.DirtySyncCount)
-		p.Transferred, p.Remaining, p.Total = fleet.Bytes(ram.Transferred), fleet.Bytes(ram.Remaining), fleet.Bytes(ram.Total)
-		p.PageSize = fleet.Bytes(ram.PageSize)
-		p.DirtyRate = fleet.BytesPerSecond(ram.DirtyPagesRate * ram.PageSize)
-		p.Bandwidth = fleet.BytesPerSecond(ram.Mbps * 1e6 / 8)
+		p.Pass = int(max(ram.DirtySyncCount, 0))
+		p.Transferred, p.Remaining, p.Total = amount(ram.Transferred), amount(ram.Remaining), amount(ram.Total)
+		p.PageSize = amount(ram.PageSize)
+		p.DirtyRate = fleet.BytesPerSecond(amount(ram.DirtyPagesRate)) * fleet.BytesPerSecond(p.PageSize)
+		p.Bandwidth = max(fleet.BytesPerSecond(ram.Mbps*1e6/8), 0)
 	}
-	return p, nil
+	return p
 }
+
+// amount of something of which QEMU can't have less than nothing.
+func amount(n int64) fleet.Bytes { return fleet.Bytes(max(n, 0)) }
 
 func milliseconds(ms *int64) time.Duration {
 	if ms == nil {
 		return 0
 	}
-	return time.Duration(*ms) * time.Millisecond
+	const most = int64(math.MaxInt64 / time.Millisecond)
+	return time.Duration(min(max(*ms, 0), most)) * time.Millisecond
 }
