@@ -35,6 +35,7 @@ const (
 type migrateFlags struct {
 	target, reason, request string
 	watch, wait             bool
+	version                 int64
 	answer                  time.Duration
 
 	bandwidthMax                    fleet.Bytes
@@ -71,6 +72,7 @@ func newMigrateCommand(app *App) *cobra.Command {
 	durationFlag(cmd, &chosen.blackoutMax, "blackout-max", minLimit, maxLimit, "longest expected pause of the VM, such as 200ms (default: 300ms)")
 	durationFlag(cmd, &chosen.copyMax, "copy-max", minLimit, maxLimit, "longest time to copy, such as 10m, before it is aborted (default: 150s for each GiB of memory, at least 5m)")
 	durationFlag(cmd, &chosen.switchMax, "switch-max", minLimit, maxLimit, "longest time of the hand-over before it is aborted (default: 3s)")
+	versionFlag(cmd, &chosen.version)
 	requestFlag(cmd, &chosen.request)
 	addTimeout(cmd, &chosen.answer)
 	app.completeFlagFor(cmd, "to", targetsFor)
@@ -79,7 +81,7 @@ func newMigrateCommand(app *App) *cobra.Command {
 
 func (a *App) migrate(ctx context.Context, c *client.Client, vm string, chosen migrateFlags) error {
 	request := &godwitv1.CreateMigrationRequest{
-		Vm: vm, Target: chosen.target, Reason: chosen.reason, RequestId: chosen.request,
+		Vm: vm, Target: chosen.target, Reason: chosen.reason, RequestId: chosen.request, Version: chosen.version,
 		Policy: &godwitv1.MigrationPolicy{
 			CopyLimitMs:   chosen.copyMax.Milliseconds(),
 			SwitchLimitMs: chosen.switchMax.Milliseconds(),

@@ -19,7 +19,9 @@ type migrationRequest struct {
 	vm     fleet.VMName
 	target fleet.HostName // "" lets placement choose
 	reason string
-	policy func(memory fleet.Bytes) (migration.Policy, error)
+	// version is the one that the VM's record must have; zero means any.
+	version int64
+	policy  func(memory fleet.Bytes) (migration.Policy, error)
 	// receipt keeps the answer to a request of the API.
 	receipt receipt
 }
@@ -56,6 +58,9 @@ func (r *reconciler) tryCreate(ctx context.Context, request migrationRequest) (s
 	vm, err := r.tables.vms.Get(ctx, string(request.vm))
 	if err != nil {
 		return none, describeMissingVM(err, request.vm)
+	}
+	if err := checkVersion("migrate", "vm", vm, request.version); err != nil {
+		return none, err
 	}
 	if _, err := r.pass(ctx, "migrate", migration.MigrateVM, vm.Value); err != nil {
 		return none, err

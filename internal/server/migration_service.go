@@ -27,7 +27,8 @@ func (s *migrationService) Create(ctx context.Context, request *godwitv1.CreateM
 	}
 	create := func(r receipt) (*godwitv1.CreateMigrationResponse, int64, error) {
 		entry, err := s.runs.create(ctx, migrationRequest{
-			vm: fleet.VMName(request.GetVm()), target: fleet.HostName(request.GetTarget()), reason: reason, receipt: r,
+			vm: fleet.VMName(request.GetVm()), version: request.GetVersion(),
+			target: fleet.HostName(request.GetTarget()), reason: reason, receipt: r,
 			policy: func(memory fleet.Bytes) (migration.Policy, error) { return policyOf(request.GetPolicy(), memory) },
 		})
 		return createdMessage(entry.Value), entry.Version, err

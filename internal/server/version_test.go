@@ -32,6 +32,22 @@ var classed = map[protoreflect.FullName]migration.Request{
 	"godwit.v1.MigrationService.Create": migration.MigrateVM,
 	"godwit.v1.MigrationService.Get":    migration.Read, "godwit.v1.MigrationService.List": migration.Read, "godwit.v1.MigrationService.Watch": migration.Read,
 	"godwit.v1.MigrationService.Cancel": "", "godwit.v1.MigrationService.Return": "",
+
+	"godwit.v1.ServerService.Status": migration.Read, "godwit.v1.ServerService.Backup": migration.Read,
+	"godwit.v1.ServerService.AcceptRestore": "", // all migrations end by it
+}
+
+// creating are the calls that make something new, and so take a request's id. The
+// value tells whether they change no record that was there before.
+var creating = map[protoreflect.FullName]bool{
+	"godwit.v1.VMService.Create": true, "godwit.v1.NetworkService.Create": true, "godwit.v1.HostService.CreateToken": true,
+	"godwit.v1.MigrationService.Create": false, // it locks the VM, and moves it
+	"godwit.v1.NetworkService.Attach":   false, // it is in the network's record
+}
+
+// unversioned are the calls that change records of which nobody can mean a version.
+var unversioned = map[protoreflect.FullName]string{
+	"godwit.v1.ServerService.AcceptRestore": "the records are what is not believed; it goes by what the hosts say then, and is a conflict when it was done",
 }
 
 // asking are the requests whose handlers ask the lock.
@@ -45,6 +61,7 @@ func TestEveryCallHasAClass(t *testing.T) {
 	for _, file := range []protoreflect.FileDescriptor{
 		godwitv1.File_godwit_v1_vm_proto, godwitv1.File_godwit_v1_host_proto,
 		godwitv1.File_godwit_v1_network_proto, godwitv1.File_godwit_v1_migration_proto,
+		godwitv1.File_godwit_v1_server_proto,
 	} {
 		for i := range file.Services().Len() {
 			service := file.Services().Get(i)
@@ -67,17 +84,20 @@ func TestEveryCallHasAClass(t *testing.T) {
 }
 
 func checkCall(t *testing.T, method protoreflect.MethodDescriptor) {
-	request, known := classed[method.FullName()]
+	name := method.FullName()
+	request, known := classed[name]
 	if !known {
-		t.Errorf("%s has no class", method.FullName())
+		t.Errorf("%s has no class", name)
 	}
-	fields := method.Input().Fields()
-	protected := false
-	for _, name := range []protoreflect.Name{"version", "request_id"} {
-		protected = protected || fields.ByName(name) != nil
+	anew, creates := creating[name]
+	want := map[protoreflect.Name]bool{
+		"version":    request != migration.Read && !anew && unversioned[name] == "",
+		"request_id": creates,
 	}
-	if protected != (request != migration.Read) {
-		t.Errorf("%s, %q to the lock, has a version or an id: %t", method.FullName(), request, protected)
+	for field, wanted := range want {
+		if has := method.Input().Fields().ByName(field) != nil; has != wanted {
+			t.Errorf("%s, %q to the lock, has the field %s: %t, want %t", name, request, field, has, wanted)
+		}
 	}
 }
 
@@ -85,8 +105,10 @@ func TestMutationsOfAnotherVersion(t *testing.T) {
 	f := newFleet(t)
 	h1, h2 := f.join("h1"), f.join("h2")
 	f.network("blue", "10.20.0.0/24")
+	f.running(h1, "web2")
 	fl := f.fly(h1, h2, "web1", testPolicy())
 	fl.to(inPrepare)
+	vm := func() int64 { return f.vm("web2").GetVersion() }
 	host := func() int64 {
 		response, err := f.hosts.Get(t.Context(), &godwitv1.GetHostRequest{Name: "h1"})
 		if err != nil {
@@ -107,6 +129,9 @@ func TestMutationsOfAnotherVersion(t *testing.T) {
 		version func() int64
 		call    func(version int64) error
 	}{
+		{"migrate", vm, func(v int64) error {
+			return call(f.moves.Create(t.Context(), &godwitv1.CreateMigrationRequest{Vm: "web2", Version: v}))
+		}},
 		{"cordon", host, func(v int64) error {
 			return call(f.hosts.Cordon(t.Context(), &godwitv1.CordonHostRequest{Name: "h1", Cordoned: true, Version: v}))
 		}},

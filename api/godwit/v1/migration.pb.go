@@ -104,7 +104,9 @@ type CreateMigrationRequest struct {
 	// Why, for the record: "by hand" when empty.
 	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
 	// See CreateVMRequest.
-	RequestId     string `protobuf:"bytes,5,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	RequestId string `protobuf:"bytes,5,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// If not zero, the version that the VM's record must have.
+	Version       int64 `protobuf:"varint,6,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -172,6 +174,13 @@ func (x *CreateMigrationRequest) GetRequestId() string {
 		return x.RequestId
 	}
 	return ""
+}
+
+func (x *CreateMigrationRequest) GetVersion() int64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
 }
 
 type CreateMigrationResponse struct {
@@ -1920,14 +1929,15 @@ const file_godwit_v1_migration_proto_rawDesc = "" +
 	"\rcopy_limit_ms\x18\x01 \x01(\x03R\vcopyLimitMs\x12&\n" +
 	"\x0fswitch_limit_ms\x18\x02 \x01(\x03R\rswitchLimitMs\x12#\n" +
 	"\rbandwidth_max\x18\x03 \x01(\x04R\fbandwidthMax\x12&\n" +
-	"\x0fblackout_max_ms\x18\x04 \x01(\x03R\rblackoutMaxMs\"\xab\x01\n" +
+	"\x0fblackout_max_ms\x18\x04 \x01(\x03R\rblackoutMaxMs\"\xc5\x01\n" +
 	"\x16CreateMigrationRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x16\n" +
 	"\x06target\x18\x02 \x01(\tR\x06target\x122\n" +
 	"\x06policy\x18\x03 \x01(\v2\x1a.godwit.v1.MigrationPolicyR\x06policy\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x1d\n" +
 	"\n" +
-	"request_id\x18\x05 \x01(\tR\trequestId\"M\n" +
+	"request_id\x18\x05 \x01(\tR\trequestId\x12\x18\n" +
+	"\aversion\x18\x06 \x01(\x03R\aversion\"M\n" +
 	"\x17CreateMigrationResponse\x122\n" +
 	"\tmigration\x18\x01 \x01(\v2\x14.godwit.v1.MigrationR\tmigration\"%\n" +
 	"\x13GetMigrationRequest\x12\x0e\n" +
