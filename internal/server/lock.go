@@ -41,9 +41,10 @@ func (r *reconciler) pass(ctx context.Context, op string, request migration.Requ
 // awaitEnd returns when the VM's lock is gone, in whichever way the migration
 // ended, or when there is nothing left that is worth waiting for.
 func (r *reconciler) awaitEnd(ctx context.Context, op string, request migration.Request, holder store.Entry[migration.Migration]) (unlocked int64, err error) {
-	ctx, stop := context.WithCancel(ctx)
+	ctx, stop := untilAnswer(ctx, time.Now())
 	defer stop()
 	key := r.tables.migrations.Key(holder.Name)
+	newest := holder.Value
 	watch := r.tables.store.Watch(ctx, key, holder.Version)
 	for event := range watch.Events() {
 		if event.Key != key {
@@ -53,20 +54,33 @@ func (r *reconciler) awaitEnd(ctx context.Context, op string, request migration.
 			return event.Version, nil
 		}
 		changed, err := r.tables.migrations.Decode(event.Record)
-		switch m := changed.Value; {
-		case err != nil:
+		if err != nil {
 			return 0, err
-		case !m.Locked():
+		}
+		newest = changed.Value
+		switch {
+		case !newest.Locked():
 			return event.Version, nil // the commit that gave the lock back put both records
-		case m.Class(request) == migration.Block:
-			return 0, m.Blocked(op, time.Now())
+		case newest.Class(request) == migration.Block:
+			return 0, newest.Blocked(op, time.Now())
 		}
 	}
 	return 0, &fleet.Error{
 		Code: fleet.Unavailable, Op: op, Subject: "vm " + string(holder.Value.VM),
 		Cause: "migration " + holder.Name + " has not ended yet",
 		Hint:  "follow it with godwit migration watch " + holder.Name + ", then " + op + " the VM", Err: watch.Err(),
+		RetryAfter: newest.FreeIn(time.Now()),
 	}
+}
+
+// untilAnswer ends before ctx does, so that whoever set the deadline still hears
+// what was waited for.
+func untilAnswer(ctx context.Context, now time.Time) (context.Context, context.CancelFunc) {
+	deadline, bounded := ctx.Deadline()
+	if !bounded {
+		return context.WithCancel(ctx)
+	}
+	return context.WithDeadline(ctx, deadline.Add(-min(time.Second, deadline.Sub(now)/10)))
 }
 
 // newest gives the newest that is known of a migration, with the progress that

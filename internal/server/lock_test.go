@@ -26,14 +26,59 @@ func TestBlockedRequestTellsTheProgress(t *testing.T) {
 		Pass: 2, RemainingBytes: uint64(60 * fleet.MiB), TotalBytes: uint64(128 * fleet.MiB), BandwidthBytesPerSecond: float64(fleet.MiB),
 	}}})
 	f.awaitMigration(fl.id, "in pass 2", func(m *godwitv1.Migration) bool { return m.GetProgress().GetPass() == 2 })
-	err := call(f.vms.Start(t.Context(), &godwitv1.StartVMRequest{Name: "web1"}))
+	_, err := f.migrate("web1", "")
 	if fleet.CodeOf(err) != fleet.Conflict || !strings.HasSuffix(err.Error(), "its state is copying, pass 2, 60MiB of 128MiB left") {
-		t.Errorf("start: %v", err)
+		t.Errorf("migrate: %v", err)
 	}
 	// A minute by the rate, less what has passed since.
 	if after := fleet.RetryAfterOf(err); after < time.Minute-patience || after > time.Minute+testPolicy().Grace {
 		t.Errorf("retry after %v", after)
 	}
+}
+
+// A start waits for no migration when there is nothing left to start.
+func TestStartDuringAMigration(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t)
+	h1, h2 := f.join("h1"), f.join("h2")
+	fl := f.fly(h1, h2, "web1", testPolicy())
+	fl.to(inCopy)
+	version := f.vm("web1").GetVersion()
+	start := func(host string) error {
+		response, err := f.vms.Start(t.Context(), &godwitv1.StartVMRequest{Name: "web1", Host: host})
+		if err == nil && response.GetVm().GetVersion() != version {
+			t.Errorf("the start has changed the VM: %v", response.GetVm())
+		}
+		return err
+	}
+	for _, host := range []string{"", "h1"} {
+		if err := start(host); err != nil {
+			t.Errorf("start of what runs, at %q: %v", host, err)
+		}
+	}
+	if err := start("h2"); fleet.CodeOf(err) != fleet.Conflict || !strings.Contains(err.Error(), "it is running on host h1") {
+		t.Errorf("start elsewhere: %v", err)
+	}
+	f.failed("web1")
+	if err := start(""); fleet.CodeOf(err) != fleet.Conflict || !strings.Contains(err.Error(), fl.id) || fleet.RetryAfterOf(err) <= 0 {
+		t.Errorf("start of what has failed: %v", err)
+	}
+}
+
+// failed records that a VM has failed, and gives the version of that.
+func (f *testFleet) failed(name string) int64 {
+	f.t.Helper()
+	vms := f.server.tables.vms
+	entry, err := vms.Get(f.t.Context(), name)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	entry.Value.Phase = fleet.VMFailed
+	revision, err := f.store.Commit(f.t.Context(), store.If(vms.At(name, entry.Version)), vms.Put(name, entry.Value))
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return revision
 }
 
 // A delete of what is stopped already ends the migration that is in its way, and
@@ -43,16 +88,7 @@ func TestDeleteCancels(t *testing.T) {
 	h1, h2 := f.join("h1"), f.join("h2")
 	fl := f.fly(h1, h2, "web1", testPolicy())
 	fl.to(inCopy)
-	vms := f.server.tables.vms
-	entry, err := vms.Get(t.Context(), "web1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	entry.Value.Phase = fleet.VMFailed
-	revision, err := f.store.Commit(t.Context(), store.If(vms.At("web1", entry.Version)), vms.Put("web1", entry.Value))
-	if err != nil {
-		t.Fatal(err)
-	}
+	revision := f.failed("web1")
 	var group errgroup.Group
 	group.Go(func() error {
 		return call(f.vms.Delete(t.Context(), &godwitv1.DeleteVMRequest{Name: "web1", Version: revision}))
@@ -67,6 +103,44 @@ func TestDeleteCancels(t *testing.T) {
 	}
 	if err := call(f.vms.Get(t.Context(), &godwitv1.GetVMRequest{Name: "web1"})); fleet.CodeOf(err) != fleet.NotFound {
 		t.Errorf("after the delete: %v", err)
+	}
+}
+
+// Who has waited for as long as they would learns when to ask again.
+func TestRequestThatHasWaitedLearnsWhenToAskAgain(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t)
+	h1, h2 := f.join("h1"), f.join("h2")
+	fl := f.fly(h1, h2, "web1", testPolicy())
+	fl.to(inRun)
+	r := f.reconciler()
+	holder, err := r.newest(t.Context(), "stop", fl.id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, end := context.WithCancel(t.Context())
+	end() // it has waited for as long as it could
+	_, err = r.awaitEnd(ctx, "stop", migration.StopVM, holder)
+	if fleet.CodeOf(err) != fleet.Unavailable || !strings.Contains(err.Error(), fl.id+" has not ended yet") || fleet.RetryAfterOf(err) <= 0 {
+		t.Errorf("%v, retry after %v", err, fleet.RetryAfterOf(err))
+	}
+	fl.finish(inRun)
+}
+
+// The answer is on its way before the client gives up.
+func TestWaitEndsBeforeTheClientDoes(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	for limit, want := range map[time.Duration]time.Duration{
+		time.Second: 900 * time.Millisecond, time.Minute: 59 * time.Second,
+	} {
+		ctx, cancel := context.WithDeadline(t.Context(), now.Add(limit))
+		defer cancel()
+		earlier, stop := untilAnswer(ctx, now)
+		defer stop()
+		if got, _ := earlier.Deadline(); !got.Equal(now.Add(want)) {
+			t.Errorf("of %v it waits %v, want %v", limit, got.Sub(now), want)
+		}
 	}
 }
 

@@ -27,11 +27,11 @@ func (v vmService) Start(ctx context.Context, request *godwitv1.StartVMRequest) 
 		if err := checkVersion("start", "vm", entry, request.GetVersion()); err != nil {
 			return nil, err
 		}
-		if _, err := s.migrations.pass(ctx, "start", migration.StartVM, entry.Value); err != nil {
-			return nil, err
-		}
 		if done, err := checkStart(entry.Value, fleet.HostName(request.GetHost())); err != nil || done {
 			return &godwitv1.StartVMResponse{Vm: wire.EncodeVM(entry.Value, entry.Version)}, err
+		}
+		if _, err := s.migrations.pass(ctx, "start", migration.StartVM, entry.Value); err != nil {
+			return nil, err
 		}
 		placed, err := s.place(ctx, entry.Value, fleet.HostName(request.GetHost()))
 		if err != nil {
