@@ -1,6 +1,8 @@
 package main
 
 import (
+	"encoding/json"
+	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -94,6 +96,33 @@ func TestReportKeepsOtherCells(t *testing.T) {
 	}
 	if chosen := r.of([]cell{late}); len(chosen.Cells) != 1 {
 		t.Errorf("chosen: %+v", chosen)
+	}
+}
+
+// Who reads the file finds every field of every cell, also of those that were not run.
+func TestReportOmitsNothing(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "faults.json")
+	var r report
+	r.put(notRun(cell{sigkill, sourceQEMU, preparing}, "a reason"))
+	if err := r.save(path); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var file struct {
+		Cells []map[string]any `json:"cells"`
+	}
+	if err := json.Unmarshal(text, &file); err != nil || len(file.Cells) != 1 {
+		t.Fatalf("%s: %v", text, err)
+	}
+	for _, field := range []string{
+		"fault", "victim", "state", "ran", "why", "hit", "tries", "final", "cause", "runs_on", "pause_ms", "settled_ms", "violations",
+	} {
+		if value, has := file.Cells[0][field]; !has || value == nil {
+			t.Errorf("%s is %v", field, value)
+		}
 	}
 }
 

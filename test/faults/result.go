@@ -11,11 +11,11 @@ type result struct {
 	Ran bool   `json:"ran"`
 	Why string `json:"why"` // it was not run; or what is to be known of the run
 
-	Hit    string `json:"hit,omitempty"` // how the state was hit
-	Tries  int    `json:"tries,omitempty"`
-	Final  string `json:"final,omitempty"`
-	Cause  string `json:"cause,omitempty"`
-	RunsOn string `json:"runs_on,omitempty"` // host, or the VM's phase
+	Hit    string `json:"hit"` // how the state was hit
+	Tries  int    `json:"tries"`
+	Final  string `json:"final"`
+	Cause  string `json:"cause"`
+	RunsOn string `json:"runs_on"` // host, or the VM's phase
 
 	// PauseMs is the longest gap in the client's echoes, -1 if the fault ended
 	// the guest. DiskPauseMs is the longest time without a record on its disk.
