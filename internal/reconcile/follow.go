@@ -68,6 +68,7 @@ func (r *Reconciler) CatchUp(ctx context.Context, entry store.Entry[migration.Mi
 	r.mu.Unlock()
 	if one == nil {
 		r.discover(ctx, entry)
+		r.notify(entry.Value.ID)
 		return
 	}
 	one.mu.Lock()
@@ -79,7 +80,7 @@ func (r *Reconciler) CatchUp(ctx context.Context, entry store.Entry[migration.Mi
 	one.entry = entry
 	r.arm(one)
 	r.takeUp(one)
-	one.notify()
+	r.notify(entry.Value.ID)
 	r.dropIfOver(one)
 }
 

@@ -67,18 +67,19 @@ type Reconciler struct {
 	life context.Context
 	runs map[fleet.MigrationID]*run // those that wait for something
 	news map[fleet.MigrationID]store.Entry[migration.Migration]
+	// watchers are signalled; they keep no run.
+	watchers map[fleet.MigrationID]map[chan struct{}]struct{}
 }
 
 // run is one migration that is being carried on. mu orders its steps, and
-// nothing else is locked while it is held but the watchers.
+// nothing else is locked while it is held but the reconciler.
 type run struct {
-	mu       sync.Locker
-	entry    store.Entry[migration.Migration]
-	vm       store.Entry[fleet.VM] // as last read; a conflict reads it again
-	disarm   func()                // stops the timer; it must be called with mu held
-	armed    time.Time             // At of the newest timer that this server has seen
-	due      time.Time             // when that one fires, by this server's own clock
-	watchers map[chan struct{}]struct{}
+	mu     sync.Locker
+	entry  store.Entry[migration.Migration]
+	vm     store.Entry[fleet.VM] // as last read; a conflict reads it again
+	disarm func()                // stops the timer; it must be called with mu held
+	armed  time.Time             // At of the newest timer that this server has seen
+	due    time.Time             // when that one fires, by this server's own clock
 }
 
 // New gives a reconciler that carries on what it is told of.
@@ -89,6 +90,7 @@ func New(config Config) *Reconciler {
 	return &Reconciler{
 		Config: config, life: context.Background(), wake: make(chan struct{}, 1),
 		runs: map[fleet.MigrationID]*run{}, news: map[fleet.MigrationID]store.Entry[migration.Migration]{},
+		watchers: map[fleet.MigrationID]map[chan struct{}]struct{}{},
 	}
 }
 
@@ -178,7 +180,7 @@ func (r *Reconciler) runOf(id fleet.MigrationID) *run {
 	defer r.mu.Unlock()
 	one := r.runs[id]
 	if one == nil {
-		one = &run{mu: r.Runtime.Locker(), disarm: func() {}, watchers: map[chan struct{}]struct{}{}}
+		one = &run{mu: r.Runtime.Locker(), disarm: func() {}}
 		r.runs[id] = one
 	}
 	return one
@@ -210,7 +212,7 @@ func (r *Reconciler) AdvanceIf(
 		}
 		if tries > 0 { // what was saved unseen was not acted on here
 			r.takeUp(one)
-			one.notify()
+			r.notify(id)
 		}
 		if err := expected(one.entry); err != nil {
 			return one.entry.Value, "", cmp.Or(unknown, err)
@@ -232,7 +234,7 @@ func (r *Reconciler) AdvanceIf(
 		}
 		if isNote(event.Kind, before, after) {
 			one.entry.Value = after // saved with the next change of state
-			one.notify()
+			r.notify(id)
 			return after, verdict, nil
 		}
 		err := r.save(ctx, one, before, after)
@@ -316,7 +318,7 @@ func (r *Reconciler) saved(one *run, before migration.Migration, effects []migra
 	if after.TargetRuns && !before.TargetRuns {
 		r.awaitAddresses(after.ID, one.entry.Version)
 	}
-	one.notify()
+	r.notify(after.ID)
 	r.dropIfOver(one)
 }
 
@@ -437,41 +439,4 @@ func (r *Reconciler) Live(id fleet.MigrationID) (store.Entry[migration.Migration
 	one.mu.Lock()
 	defer one.mu.Unlock()
 	return one.entry, one.entry.Version != 0
-}
-
-// Watch gives a channel that is signalled after every change of a migration,
-// until stop.
-func (r *Reconciler) Watch(id fleet.MigrationID) (changed <-chan struct{}, stop func()) {
-	return r.runOf(id).watch()
-}
-
-// Watched reports whether anybody does.
-func (r *Reconciler) Watched(id fleet.MigrationID) bool {
-	one := r.runOf(id)
-	one.mu.Lock()
-	defer one.mu.Unlock()
-	return len(one.watchers) > 0
-}
-
-// watch gives a channel that is signalled after every change, until stop.
-func (one *run) watch() (changed chan struct{}, stop func()) {
-	changed = make(chan struct{}, 1)
-	one.mu.Lock()
-	one.watchers[changed] = struct{}{}
-	one.mu.Unlock()
-	return changed, func() {
-		one.mu.Lock()
-		delete(one.watchers, changed)
-		one.mu.Unlock()
-	}
-}
-
-// notify must be called with mu held.
-func (one *run) notify() {
-	for watcher := range one.watchers {
-		select {
-		case watcher <- struct{}{}:
-		default: // it has not looked yet; one signal is enough
-		}
-	}
 }

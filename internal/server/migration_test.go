@@ -306,6 +306,12 @@ func TestWatchOfAMigration(t *testing.T) {
 	if answer, err := fl.commit("h2", 1); fleet.CodeOf(err) != fleet.Conflict {
 		t.Errorf("commit at the end: %v, %v", answer, err)
 	}
+	// Nor does a watch that begins when the last change was told, or a look for one.
+	_, stop := f.reconciler().Watch(fleet.MigrationID(fl.id))
+	stop()
+	if f.reconciler().Watched(fleet.MigrationID(fl.id)) {
+		t.Error("it is still watched")
+	}
 	if r := f.reconciler(); r.Kept() != 0 {
 		t.Errorf("%d runs are kept after looking at a migration that is over", r.Kept())
 	}
