@@ -3,6 +3,7 @@ package migration
 import (
 	"cmp"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -36,6 +37,9 @@ func Step(m Migration, event Event) (Migration, []Effect, Verdict) {
 		next.drop(kind)
 	}
 	decided.apply(&next, event)
+	if m.toldOf(event) && reflect.DeepEqual(m, next) {
+		return m, nil, Late // an order that is given again fails again
+	}
 	if event.Kind != CopyProgressed { // Progress and Passes tell of it
 		next.tell(m, event)
 	}

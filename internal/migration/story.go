@@ -26,6 +26,17 @@ func (e Entry) leads(before State) bool {
 	return e.State != before || len(e.Ordered) > 0 || len(e.Withdrawn) > 0
 }
 
+// toldOf reports whether the story has the same failure already, or no room for
+// it.
+func (m *Migration) toldOf(event Event) bool {
+	if event.Kind != SourceFailed && event.Kind != TargetFailed {
+		return false
+	}
+	return len(m.Story) >= maxStory || slices.ContainsFunc(m.Story, func(e Entry) bool {
+		return e.Event == event.Kind && e.From == event.From && e.Answers == event.Answers && e.Detail == event.Detail && e.Gone == event.Gone
+	})
+}
+
 // maxStory bounds the lines of a story that led to nothing. The others are few
 // by themselves, and without them nobody could tell how it ended.
 const maxStory = 200

@@ -1,6 +1,8 @@
 package migration
 
 import (
+	"fmt"
+	"reflect"
 	"slices"
 	"testing"
 	"time"
@@ -57,8 +59,8 @@ func TestStoryTellsTimers(t *testing.T) {
 // However often a host fails, the story tells the end.
 func TestStoryKeepsRoomForTheEnd(t *testing.T) {
 	m := sample(t, Settling)
-	for range 2 * maxStory {
-		m, _ = mustStep(t, m, TargetFailed)
+	for i := range 2 * maxStory {
+		m, _, _ = Step(m, Event{Kind: TargetFailed, From: string(m.Target), At: epochZero, Detail: fmt.Sprintf("for the %d. time", i)})
 	}
 	if len(m.Story) != maxStory {
 		t.Fatalf("%d lines", len(m.Story))
@@ -84,6 +86,34 @@ func TestPolicyValues(t *testing.T) {
 	for _, value := range policy.Values() {
 		if value.From != "" {
 			t.Errorf("%s is from %q, which nobody knows", value.Name, value.From)
+		}
+	}
+}
+
+// What fails again in the same way, however often, is told once: nothing is to
+// be saved for it.
+func TestStoryTellsAFailureOnce(t *testing.T) {
+	for _, state := range []State{Settling, Succeeded, NeedsOperator} {
+		m := sample(t, state)
+		fails := Event{Kind: SourceFailed, From: string(m.Source), At: epochZero, Answers: 7, Detail: "a tap is busy"}
+		first, _, verdict := Step(m, fails)
+		if verdict != Act || len(first.Story) != len(m.Story)+1 {
+			t.Fatalf("%s: the first failure is %s, and told in %d lines", state, verdict, len(first.Story)-len(m.Story))
+		}
+		again, effects, verdict := Step(first, fails)
+		if verdict != Late || len(effects) > 0 || !reflect.DeepEqual(again, first) {
+			t.Errorf("%s: the same again is %s", state, verdict)
+		}
+		for name, change := range map[string]func(*Event){
+			"another cause": func(e *Event) { e.Detail = "a bridge is gone" },
+			"another order": func(e *Event) { e.Answers++ },
+			"the end":       func(e *Event) { e.Gone = true },
+		} {
+			other := fails
+			change(&other)
+			if _, _, verdict := Step(first, other); verdict != Act {
+				t.Errorf("%s: %s is %s", state, name, verdict)
+			}
 		}
 	}
 }
