@@ -80,6 +80,7 @@ type run struct {
 	disarm func()                // stops the timer; it must be called with mu held
 	armed  time.Time             // At of the newest timer that this server has seen
 	due    time.Time             // when that one fires, by this server's own clock
+	rests  map[fleet.HostName]rest
 }
 
 // New gives a reconciler that carries on what it is told of.
@@ -128,11 +129,6 @@ func (r *Reconciler) CarryOn(life context.Context) {
 	r.life = life
 }
 
-// RedispatchEvery is the interval at which effects without an answer are sent
-// again: a host may have tried and failed. One that is still at it, or has
-// answered, knows the effect by its sequence.
-const RedispatchEvery = 2 * time.Second
-
 func (r *Reconciler) resume(ctx context.Context) error {
 	records, _, err := r.Tables.Store.All(ctx, r.Tables.Migrations.Prefix())
 	if err != nil {
@@ -180,7 +176,7 @@ func (r *Reconciler) runOf(id fleet.MigrationID) *run {
 	defer r.mu.Unlock()
 	one := r.runs[id]
 	if one == nil {
-		one = &run{mu: r.Runtime.Locker(), disarm: func() {}}
+		one = &run{mu: r.Runtime.Locker(), disarm: func() {}, rests: map[fleet.HostName]rest{}}
 		r.runs[id] = one
 	}
 	return one
@@ -388,30 +384,6 @@ func (r *Reconciler) unaware(hosts []fleet.HostName) string {
 	}
 	return fmt.Sprintf("without word of the new address from %s, whose agent has had no session for %v; what is sent there is lost until it returns",
 		strings.Join(names, " and "), r.GoneAfter)
-}
-
-// HostConnected dispatches what waited for a host.
-func (r *Reconciler) HostConnected(host fleet.HostName) {
-	r.redispatch(func(one fleet.HostName) bool { return one == host })
-}
-
-// Redispatch sends what is pending again to every host that has a session.
-func (r *Reconciler) Redispatch() { r.redispatch(r.Up) }
-
-// redispatch sends what is pending at some hosts again.
-func (r *Reconciler) redispatch(at func(fleet.HostName) bool) {
-	for _, one := range r.all() {
-		one.mu.Lock()
-		m := one.entry.Value
-		var waiting []migration.Effect
-		for _, effect := range m.Pending {
-			if at(effect.Host) {
-				waiting = append(waiting, effect)
-			}
-		}
-		r.dispatch(&m, waiting)
-		one.mu.Unlock()
-	}
 }
 
 // all gives the runs by the migration's id: always in the same order.
