@@ -7,7 +7,7 @@ import "time"
 // found out by other means where the VM is.
 func Abandon(m Migration, cause string, at time.Time) Migration {
 	m.State, m.Cause, m.Ended, m.Abandoned = NeedsOperator, cause, at, true
-	m.Pending, m.Timer = nil, nil
+	m.Pending, m.Timer, m.Exported = nil, nil, time.Time{}
 	m.Remedies = []string{"godwit vm show " + string(m.VM)} // where it is now
 	return m
 }

@@ -30,7 +30,7 @@ type Migration struct {
 	Remedies  []string  `json:"remedies,omitempty"`
 	Created   time.Time `json:"created"`
 	Ended     time.Time `json:"ended,omitzero"`
-	Exported  time.Time `json:"exported,omitzero"` // to the server's file, after which it may be deleted
+	Exported  time.Time `json:"exported,omitzero"` // to the server's file, since when no more than notes were added
 
 	Sequence uint64   `json:"sequence"` // of the newest effect
 	Pending  []Effect `json:"pending,omitempty"`
@@ -180,6 +180,10 @@ func (m *Migration) Locked() bool {
 
 // Over: neither host has anything left to do for it.
 func (m *Migration) Over() bool { return m.State.Final() && len(m.Pending) == 0 }
+
+// Closed: nothing more is to be expected of it. Neither host has anything left to
+// do, nor does it lock the VM.
+func (m *Migration) Closed() bool { return m.Over() && !m.Locked() }
 
 // AwaitsTarget: the target has the right to run, and there is no word from it. It
 // may yet refuse, so others go on to send to the source, which forwards.

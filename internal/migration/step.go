@@ -40,6 +40,9 @@ func Step(m Migration, event Event) (Migration, []Effect, Verdict) {
 	if m.toldOf(event) && reflect.DeepEqual(m, next) {
 		return m, nil, Late // an order that is given again fails again
 	}
+	if next.State != m.State || next.Closed() {
+		next.Exported = time.Time{} // what was exported is not the end
+	}
 	if event.Kind != CopyProgressed { // Progress and Passes tell of it
 		next.tell(m, event)
 	}

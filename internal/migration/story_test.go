@@ -117,3 +117,24 @@ func TestStoryTellsAFailureOnce(t *testing.T) {
 		}
 	}
 }
+
+// A record is exported as it ended, and again when that has changed.
+func TestTheEndIsExportedAnew(t *testing.T) {
+	m := sample(t, RollingBack)
+	m, _ = mustStep(t, m, TimerFired)
+	m.Exported = epochZero
+	noted, _ := mustStep(t, m, SourceFailed)
+	if noted.State != NeedsOperator || noted.Exported.IsZero() {
+		t.Errorf("a note in %s: exported %v", noted.State, noted.Exported)
+	}
+	m, _ = mustStep(t, m, SourceResumed)
+	if m.State != RollingBack || !m.Exported.IsZero() {
+		t.Errorf("in %s: exported %v", m.State, m.Exported)
+	}
+	m, _ = mustStep(t, m, TimerFired)
+	m.Exported = epochZero
+	m, _ = mustStep(t, m, TargetReleased)
+	if m.State != Aborted || !m.Exported.IsZero() {
+		t.Errorf("cleaned up in %s: exported %v", m.State, m.Exported)
+	}
+}

@@ -66,12 +66,11 @@
 //
 // # Keeping and exporting
 //
-// A migration's record is closed when it is final, no effect is pending and it
-// does not lock its VM; from then on nothing is written into it but that it was
-// exported. Only closed records are exported and deleted, by one goroutine
-// (keepRoom) of the server that leads, and with an export file each is in it,
-// synced, before the store hears of that or deletes it: at least once. In a term
-// on a restored store nothing is.
+// A migration's record is exported when it is final, and again when it is closed:
+// no effect is pending, and it does not lock its VM. Only closed records are
+// deleted. Both is done by one goroutine (keepRoom) of the server that leads, and
+// with an export file each is in it, synced, before the store hears of that or
+// deletes it: at least once. In a term on a restored store nothing is.
 //
 // # Locks
 //

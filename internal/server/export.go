@@ -16,14 +16,15 @@ import (
 	"godwit.dev/godwit/internal/wire"
 )
 
-// Each record is appended to the export file when it is closed, and then marked
-// as exported in the store: at least once, and never deleted before. If the server
-// dies between the two, the next one that leads appends it again, to a file of its
-// own; the id tells.
+// Each record is appended to the export file when it is final, and then marked as
+// exported in the store: at least once, and never deleted before. The step that
+// closes it later, or leads to another state, takes the mark away, and it is
+// exported again. If the server dies between the two, the next one that leads
+// appends it again, to a file of its own; the id tells.
 
 func (s *Server) exports() bool { return s.config.Export != "" }
 
-// exportEnded appends the records that are closed and were not exported yet.
+// exportEnded appends the records that are final and were not exported so.
 func (s *Server) exportEnded(ctx context.Context) error {
 	if !s.exports() {
 		return nil
@@ -42,7 +43,7 @@ func (s *Server) exportOne(ctx context.Context, id fleet.MigrationID) error {
 	if fleet.CodeOf(err) == fleet.NotFound {
 		return nil
 	}
-	if err != nil || !closed(entry.Value) || !entry.Value.Exported.IsZero() {
+	if err != nil || !entry.Value.State.Final() || !entry.Value.Exported.IsZero() {
 		return err // the mirror was behind
 	}
 	if err := s.appendRecord(entry); err != nil {
@@ -51,7 +52,7 @@ func (s *Server) exportOne(ctx context.Context, id fleet.MigrationID) error {
 	entry.Value.Exported = time.Now()
 	_, err = s.tables.store.Commit(ctx, store.If(migrations.At(entry.Name, entry.Version)), migrations.Put(entry.Name, entry.Value))
 	if fleet.CodeOf(err) == fleet.Conflict {
-		return nil // another server was faster
+		return nil // another server was faster, or a host has answered: then it comes again
 	}
 	return err
 }
@@ -64,13 +65,13 @@ func (s *Server) appendRecord(entry store.Entry[migration.Migration]) error {
 	return appendLine(s.config.Export, line)
 }
 
-// unexported gives the migrations that are closed and were not exported, the
+// unexported gives the migrations that are final and were not exported so, the
 // oldest first.
 func (m *mirror) unexported() (ids []fleet.MigrationID) {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	for id, move := range m.migrations {
-		if move.closed && !move.exported {
+		if move.unexported() {
 			ids = append(ids, id)
 		}
 	}

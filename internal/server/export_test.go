@@ -58,7 +58,7 @@ func (a *archive) awaitMark(id string, revision int64) {
 	a.t.Fatalf("%s is not exported: %v", id, watch.Err())
 }
 
-// A migration is exported when it is over, once, also by a server that is
+// A migration is exported when it has ended, once, also by a server that is
 // started later, and into a new file when the old one was renamed.
 func TestExport(t *testing.T) {
 	t.Parallel()
@@ -67,7 +67,6 @@ func TestExport(t *testing.T) {
 	first := a.put(now, nil)
 	revision := a.revision
 	a.put(now.Add(time.Second), func(m *migration.Migration) { m.State = migration.Copying })
-	a.put(now.Add(2*time.Second), func(m *migration.Migration) { m.Pending = []migration.Effect{{Host: "h2"}} })
 	a.awaitMark(first, revision)
 	if got := exported(t, path); !slices.Equal(got, []string{first}) {
 		t.Errorf("exported are %v, want %s", got, first)
@@ -90,6 +89,34 @@ func TestExport(t *testing.T) {
 	}
 	if got := exported(t, path+".1"); !slices.Equal(got, []string{first}) {
 		t.Errorf("the renamed file has %v", got)
+	}
+}
+
+// What a host still has to do holds up no export: it may never return. When it
+// does, the record changes, and is exported as it is then.
+func TestExportOfWhatIsNotCleanedUp(t *testing.T) {
+	t.Parallel()
+	a, path := newExporting(t)
+	id := a.put(time.Now(), func(m *migration.Migration) {
+		m.Sequence = 3
+		m.Pending = []migration.Effect{{Sequence: 3, Kind: migration.ReleaseTarget, Host: "h2"}}
+	})
+	a.awaitMark(id, a.revision)
+	a.server.prune(t.Context(), time.Now().Add(time.Hour), 0)
+	a.check(id) // its host is yet to be told
+	marked, err := a.server.tables.migrations.Get(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // it is said twice, and means one thing
+		released := migration.Event{Kind: migration.TargetReleased, From: "h2", Answers: 3}
+		if _, _, err := a.reconciler().Advance(t.Context(), fleet.MigrationID(id), released); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a.awaitMark(id, marked.Version)
+	if got := exported(t, path); !slices.Equal(got, []string{id, id}) {
+		t.Errorf("exported are %v, want %s twice", got, id)
 	}
 }
 

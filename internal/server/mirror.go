@@ -27,7 +27,7 @@ type mirror struct {
 	migrationChanged func(store.Entry[migration.Migration])
 	leaderChanged    func(url string)
 	changed          func()
-	// ended is signalled when a record is closed that was not exported;
+	// ended is signalled when a record is final that was not exported so;
 	// signals that nobody takes become one.
 	ended chan struct{}
 
@@ -71,6 +71,9 @@ type move struct {
 	exported       bool
 	size           fleet.Bytes // of the record
 }
+
+// unexported: the migration has ended, and the record of that was not exported.
+func (m move) unexported() bool { return m.state.Final() && !m.exported }
 
 func newMirror(t tables, log *slog.Logger) *mirror {
 	return &mirror{
@@ -257,7 +260,7 @@ func (m *mirror) putMigration(id fleet.MigrationID, event store.Event) error {
 	err := putInto(m.migrations, id, event, m.tables.migrations, func(entry store.Entry[migration.Migration]) move {
 		return moveOf(entry, fleet.Bytes(len(event.Value)))
 	})
-	if move := m.migrations[id]; move.closed && !move.exported {
+	if m.migrations[id].unexported() {
 		select {
 		case m.ended <- struct{}{}:
 		default: // whoever takes the waiting one looks at all
@@ -291,7 +294,7 @@ func keep[T any](entry store.Entry[T]) T { return entry.Value }
 func moveOf(entry store.Entry[migration.Migration], size fleet.Bytes) move {
 	m := entry.Value
 	return move{
-		vm: m.VM, source: m.Source, target: m.Target, over: m.Over(), awaitsTarget: m.AwaitsTarget(), closed: closed(m),
+		vm: m.VM, source: m.Source, target: m.Target, over: m.Over(), awaitsTarget: m.AwaitsTarget(), closed: m.Closed(),
 		state: m.State, ended: m.Ended, exported: !m.Exported.IsZero(), size: size,
 	}
 }

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"godwit.dev/godwit/internal/fleet"
-	"godwit.dev/godwit/internal/migration"
 	"godwit.dev/godwit/internal/pki"
 	"godwit.dev/godwit/internal/store"
 )
@@ -23,11 +22,11 @@ const (
 // keepEvery is the time between two looks at what is kept for too long.
 const keepEvery = 10 * time.Minute
 
-// tidy exports migrations that are over, and deletes those that ended too long
+// tidy exports migrations that have ended, and deletes those that ended too long
 // ago or whose records, with all younger ones, take too much room.
 func (s *Server) tidy(ctx context.Context) {
 	if err := s.exportEnded(ctx); err != nil {
-		s.complain(ctx, "the records of migrations that are over can't be exported now", err)
+		s.complain(ctx, "the records of migrations that have ended can't be exported now", err)
 	}
 	s.prune(ctx, time.Now().Add(-s.config.KeepFor), s.config.KeepSize)
 }
@@ -59,14 +58,15 @@ func (s *Server) complain(ctx context.Context, message string, err error) {
 	}
 }
 
-// pruneOne deletes a record if it is closed, and only after it was exported.
+// pruneOne deletes a record if it is closed, and only after it was exported. One
+// that is not stays: a host that returns must find what it still has to do.
 func (s *Server) pruneOne(ctx context.Context, id fleet.MigrationID) (gone bool, err error) {
 	migrations := s.tables.migrations
 	entry, err := migrations.Get(ctx, string(id))
 	if fleet.CodeOf(err) == fleet.NotFound {
 		return false, nil
 	}
-	if err != nil || !closed(entry.Value) {
+	if err != nil || !entry.Value.Closed() {
 		return false, err
 	}
 	if s.exports() && entry.Value.Exported.IsZero() {
@@ -82,10 +82,6 @@ func (s *Server) pruneOne(ctx context.Context, id fleet.MigrationID) (gone bool,
 	}
 	return err == nil, err
 }
-
-// closed: nothing more will be written into the record, but that it was
-// exported. Neither host has anything left to do, nor does it lock the VM.
-func closed(m migration.Migration) bool { return m.Over() && !m.Locked() }
 
 // pastKeeping gives the migrations that are closed and ended before a time, or
 // whose records do not fit into the size beside all younger ones; the oldest
