@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/migration"
 	"godwit.dev/godwit/internal/qemu"
 )
 
@@ -14,28 +15,28 @@ func TestConverged(t *testing.T) {
 		remaining, before fleet.Bytes
 		bandwidth         fleet.BytesPerSecond
 		blackoutMax       time.Duration
-		want              bool
+		want              migration.StopRule
 	}{
-		"nothing is left":                       {remaining: 0, before: 1e6, bandwidth: gigabyte, want: true},
-		"hardly anything is left":               {remaining: 500e3, before: 1e9, bandwidth: gigabyte, want: true},
+		"nothing is left":                       {remaining: 0, before: 1e6, bandwidth: gigabyte, want: migration.LittleLeft},
+		"hardly anything is left":               {remaining: 500e3, before: 1e9, bandwidth: gigabyte, want: migration.LittleLeft},
 		"little is left, and it shrinks":        {remaining: 600e3, before: 1e9, bandwidth: gigabyte, blackoutMax: time.Second},
 		"it shrinks by just enough":             {remaining: 69e6, before: 100e6, bandwidth: gigabyte, blackoutMax: time.Second},
-		"it does not shrink enough, and fits":   {remaining: 70e6, before: 100e6, bandwidth: gigabyte, blackoutMax: time.Second, want: true},
-		"it grows, and fits":                    {remaining: 200e6, before: 100e6, bandwidth: gigabyte, blackoutMax: time.Second, want: true},
-		"it just fits":                          {remaining: 100e6, before: 100e6, bandwidth: gigabyte, blackoutMax: 100 * time.Millisecond, want: true},
+		"it does not shrink enough, and fits":   {remaining: 70e6, before: 100e6, bandwidth: gigabyte, blackoutMax: time.Second, want: migration.NoGain},
+		"it grows, and fits":                    {remaining: 200e6, before: 100e6, bandwidth: gigabyte, blackoutMax: time.Second, want: migration.NoGain},
+		"it just fits":                          {remaining: 100e6, before: 100e6, bandwidth: gigabyte, blackoutMax: 100 * time.Millisecond, want: migration.NoGain},
 		"it does not shrink, and does not fit":  {remaining: 101e6, before: 100e6, bandwidth: gigabyte, blackoutMax: 100 * time.Millisecond},
 		"no blackout is allowed":                {remaining: 1e6, before: 1e6, bandwidth: gigabyte},
 		"the first look":                        {remaining: 1e6, before: 0, bandwidth: gigabyte, blackoutMax: time.Second},
 		"the bandwidth is not known":            {remaining: 0, before: 1e6, blackoutMax: time.Hour},
 		"a slow link makes little take long":    {remaining: 4096, before: 1e6, bandwidth: 1e6, blackoutMax: time.Second},
-		"a slow link, and it no longer shrinks": {remaining: 4096, before: 4096, bandwidth: 1e6, blackoutMax: time.Second, want: true},
+		"a slow link, and it no longer shrinks": {remaining: 4096, before: 4096, bandwidth: 1e6, blackoutMax: time.Second, want: migration.NoGain},
 	} {
 		h := &handover{
 			left: test.before, blackoutMax: test.blackoutMax,
 			progress: qemu.Progress{Remaining: test.remaining, Bandwidth: test.bandwidth},
 		}
-		if got := h.converged(); got != test.want {
-			t.Errorf("%s: converged is %v", name, got)
+		if got := h.converged().GetRule(); got != string(test.want) {
+			t.Errorf("%s: converged by %q", name, got)
 		}
 	}
 }
@@ -57,7 +58,7 @@ func TestSoonThrough(t *testing.T) {
 		"the last page":              {remaining: 4096, before: 4096, bandwidth: slow, want: true},
 	} {
 		h := &handover{progress: qemu.Progress{Remaining: test.remaining, Bandwidth: test.bandwidth}}
-		if got := h.soonThrough(test.before, lookEvery); got != test.want {
+		if got := h.soonThrough(test.before, lookEvery) != nil; got != test.want {
 			t.Errorf("%s: soon through is %v", name, got)
 		}
 	}

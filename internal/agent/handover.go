@@ -12,6 +12,7 @@ import (
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/migration"
 	"godwit.dev/godwit/internal/network"
 	"godwit.dev/godwit/internal/pledge"
 	"godwit.dev/godwit/internal/qemu"
@@ -87,6 +88,8 @@ type handover struct {
 	retires  <-chan struct{} // closed when the source is to end
 	tellStop func()          // reports the stop, once
 	progress qemu.Progress
+	why      *godwitv1.StopReason // of the end of the copy; nil if nobody looked
+
 	looked   fleet.Bytes // that watchOnlyPass saw left last
 	lookedAt time.Time
 }
@@ -214,19 +217,31 @@ func (h *handover) watchOnlyPass(ctx context.Context) (err error) {
 	}
 	before, since := h.looked, time.Since(h.lookedAt)
 	h.looked, h.lookedAt = h.progress.Remaining, time.Now()
-	if h.progress.Pass == 1 && h.soonThrough(before, since) { // after it QEMU has stopped the guest itself
-		return h.stopGuest(ctx)
+	if h.progress.Pass > 1 { // QEMU has stopped the guest itself
+		return nil
 	}
-	return nil
+	if h.why = h.soonThrough(before, since); h.why == nil {
+		return nil
+	}
+	return h.stopGuest(ctx)
 }
 
-// soonThrough: the pass ends within onePassLeft by the bandwidth or, since of
-// empty pages hardly anything is sent, within emptyLeft by what has become of the
-// rest since the look before.
-func (h *handover) soonThrough(before fleet.Bytes, since time.Duration) bool {
-	left, bandwidth := float64(h.progress.Remaining), float64(h.progress.Bandwidth)
-	pace := (float64(before) - left) / since.Seconds()
-	return bandwidth > 0 && left <= max(bandwidth*onePassLeft.Seconds(), pace*emptyLeft.Seconds())
+// soonThrough says why the pass is about to end, or nil if it is not: it is within
+// onePassLeft by the bandwidth or, since of empty pages hardly anything is sent,
+// within emptyLeft by what has become of the rest since the look before.
+func (h *handover) soonThrough(before fleet.Bytes, since time.Duration) *godwitv1.StopReason {
+	left, rate, limit := float64(h.progress.Remaining), h.progress.Bandwidth, onePassLeft
+	if rate <= 0 {
+		return nil
+	}
+	pace := fleet.BytesPerSecond((float64(before) - left) / since.Seconds())
+	if float64(pace)*emptyLeft.Seconds() > float64(rate)*limit.Seconds() {
+		rate, limit = pace, emptyLeft
+	}
+	if left > float64(rate)*limit.Seconds() {
+		return nil
+	}
+	return h.stopReason(migration.OnlyPass, rate, limit)
 }
 
 // take deals with one event of QEMU; done when the target has everything.
@@ -305,7 +320,10 @@ func (h *handover) passBegun(ctx context.Context) error {
 	if err := h.look(ctx, true); err != nil {
 		return err
 	}
-	if h.pass < 2 || !h.converged() {
+	if h.pass >= 2 {
+		h.why = h.converged()
+	}
+	if h.why == nil {
 		h.left = h.progress.Remaining
 		return nil
 	}
@@ -313,17 +331,32 @@ func (h *handover) passBegun(ctx context.Context) error {
 }
 
 // converged: what is left takes hardly any time, or another pass would not
-// leave less and this one fits into the blackout that is allowed.
-func (h *handover) converged() bool {
+// leave less and this one fits into the blackout that is allowed. Nil if not.
+func (h *handover) converged() *godwitv1.StopReason {
 	if h.progress.Bandwidth <= 0 {
-		return false
+		return nil
 	}
-	cost := time.Duration(float64(h.progress.Remaining) / float64(h.progress.Bandwidth) * float64(time.Second))
+	cost := h.cost()
 	if cost <= switchCost {
-		return true
+		return h.stopReason(migration.LittleLeft, h.progress.Bandwidth, switchCost)
 	}
 	shrinks := h.left == 0 || float64(h.progress.Remaining) < shrinkLeast*float64(h.left)
-	return !shrinks && cost <= h.blackoutMax
+	if shrinks || cost > h.blackoutMax {
+		return nil
+	}
+	return h.stopReason(migration.NoGain, h.progress.Bandwidth, h.blackoutMax)
+}
+
+// cost is how long what is left takes, at a bandwidth that is known.
+func (h *handover) cost() time.Duration {
+	return time.Duration(float64(h.progress.Remaining) / float64(h.progress.Bandwidth) * float64(time.Second))
+}
+
+func (h *handover) stopReason(rule migration.StopRule, rate fleet.BytesPerSecond, limit time.Duration) *godwitv1.StopReason {
+	return &godwitv1.StopReason{
+		RemainingBytes: uint64(h.progress.Remaining), BandwidthBytesPerSecond: float64(rate),
+		Rule: string(rule), LimitMs: float64(limit) / float64(time.Millisecond),
+	}
 }
 
 // look asks QEMU how far it is, and reports it.
@@ -361,11 +394,9 @@ func (h *handover) guestStopped(ctx context.Context) error {
 	if err := h.redirect(network.Redirect); err != nil {
 		return err
 	}
-	stopped := h.marks.Stopped
+	said := &godwitv1.SourceStopped{StoppedBy: h.stopper, Stopped: h.marks.Stopped, Why: h.why}
 	h.tellStop = sync.OnceFunc(func() {
-		h.fact(h.command.GetSubject(), &godwitv1.Report{Event: &godwitv1.Report_SourceStopped{SourceStopped: &godwitv1.SourceStopped{
-			StoppedBy: h.stopper, Stopped: stopped,
-		}}})
+		h.fact(h.command.GetSubject(), &godwitv1.Report{Event: &godwitv1.Report_SourceStopped{SourceStopped: said}})
 	})
 	time.AfterFunc(tellWithin, h.tellStop)
 	h.awaitDecision()

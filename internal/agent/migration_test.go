@@ -9,6 +9,7 @@ import (
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/migration"
 	"godwit.dev/godwit/internal/network"
 	"godwit.dev/godwit/internal/qemu"
 	"godwit.dev/godwit/internal/wire"
@@ -193,6 +194,7 @@ func TestHandOver(t *testing.T) {
 	if stop.GetSubject() != testMigration || stop.GetEpoch() != 1 || stop.GetSourceStopped().GetStoppedBy() != "agent" {
 		t.Errorf("the stop was told as %v", stop)
 	}
+	checkWhyStopped(t, stop.GetSourceStopped().GetWhy(), start.GetStartCopy().GetBlackoutMaxMs())
 	// All that comes again is answered, and nothing is done twice.
 	m.target.sendCommand(run)
 	m.target.awaitReports(2, "second answer", answers(run))
@@ -201,6 +203,20 @@ func TestHandOver(t *testing.T) {
 	m.source.checkGates("after repetitions", network.Redirect)
 	m.target.checkGates("after repetitions", network.Settling)
 	m.settle()
+}
+
+// checkWhyStopped holds what the agent says of the end of the copy against the
+// rules by which it ends one.
+func checkWhyStopped(t *testing.T, why *godwitv1.StopReason, blackoutMaxMs int64) {
+	t.Helper()
+	limits := map[migration.StopRule]float64{migration.LittleLeft: 0.5, migration.NoGain: float64(blackoutMaxMs), migration.OnlyPass: 50}
+	if why.GetRule() == string(migration.OnlyPass) && why.GetLimitMs() == 20 { // of empty pages
+		limits[migration.OnlyPass] = 20
+	}
+	rate, limit := why.GetBandwidthBytesPerSecond(), limits[migration.StopRule(why.GetRule())]
+	if ms := float64(why.GetRemainingBytes()) / rate * 1000; rate <= 0 || why.GetLimitMs() != limit || ms > limit {
+		t.Errorf("the reason for the stop was told as %v", why)
+	}
 }
 
 func isStop(r *godwitv1.Report) bool { return r.GetSourceStopped() != nil }

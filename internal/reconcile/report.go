@@ -80,7 +80,7 @@ func EventOf(report *godwitv1.Report) (event migration.Event, known bool) {
 	case *godwitv1.Report_CopyProgress:
 		event.Kind, event.Progress = migration.CopyProgressed, progressOf(report.GetAt(), said.CopyProgress)
 	case *godwitv1.Report_SourceStopped:
-		event.Kind, event.Detail = migration.SourceStopped, "stopped by "+wire.Bounded(said.SourceStopped.GetStoppedBy())
+		event.Kind, event.Detail = migration.SourceStopped, stopDetail(said.SourceStopped)
 	case *godwitv1.Report_SwitchMeasured:
 		event.Kind, event.Source = migration.SwitchMeasured, sourceMarksOf(said.SwitchMeasured)
 		event.Detail = event.Source.DrainError

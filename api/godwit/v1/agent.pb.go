@@ -2446,9 +2446,11 @@ func (x *CopyProgress) GetPassBegins() bool {
 }
 
 type SourceStopped struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	StoppedBy     string                 `protobuf:"bytes,1,opt,name=stopped_by,json=stoppedBy,proto3" json:"stopped_by,omitempty"`
-	Stopped       *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=stopped,proto3" json:"stopped,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	StoppedBy string                 `protobuf:"bytes,1,opt,name=stopped_by,json=stoppedBy,proto3" json:"stopped_by,omitempty"`
+	Stopped   *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=stopped,proto3" json:"stopped,omitempty"`
+	// Why the agent ended the copy; not set if it did not, or took over later.
+	Why           *StopReason `protobuf:"bytes,3,opt,name=why,proto3" json:"why,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2497,6 +2499,84 @@ func (x *SourceStopped) GetStopped() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *SourceStopped) GetWhy() *StopReason {
+	if x != nil {
+		return x.Why
+	}
+	return nil
+}
+
+// StopReason is what an agent held against what when it ended a copy.
+type StopReason struct {
+	state                   protoimpl.MessageState `protogen:"open.v1"`
+	RemainingBytes          uint64                 `protobuf:"varint,1,opt,name=remaining_bytes,json=remainingBytes,proto3" json:"remaining_bytes,omitempty"`
+	BandwidthBytesPerSecond float64                `protobuf:"fixed64,2,opt,name=bandwidth_bytes_per_second,json=bandwidthBytesPerSecond,proto3" json:"bandwidth_bytes_per_second,omitempty"`
+	// The rule by which it was enough: little-left, no-gain or only-pass; and how
+	// long the rest was allowed to take by that rule.
+	Rule          string  `protobuf:"bytes,3,opt,name=rule,proto3" json:"rule,omitempty"`
+	LimitMs       float64 `protobuf:"fixed64,4,opt,name=limit_ms,json=limitMs,proto3" json:"limit_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StopReason) Reset() {
+	*x = StopReason{}
+	mi := &file_godwit_v1_agent_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StopReason) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StopReason) ProtoMessage() {}
+
+func (x *StopReason) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_agent_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StopReason.ProtoReflect.Descriptor instead.
+func (*StopReason) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *StopReason) GetRemainingBytes() uint64 {
+	if x != nil {
+		return x.RemainingBytes
+	}
+	return 0
+}
+
+func (x *StopReason) GetBandwidthBytesPerSecond() float64 {
+	if x != nil {
+		return x.BandwidthBytesPerSecond
+	}
+	return 0
+}
+
+func (x *StopReason) GetRule() string {
+	if x != nil {
+		return x.Rule
+	}
+	return ""
+}
+
+func (x *StopReason) GetLimitMs() float64 {
+	if x != nil {
+		return x.LimitMs
+	}
+	return 0
+}
+
 // SwitchMeasured follows when the source's part of the switch is over.
 type SwitchMeasured struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2514,7 +2594,7 @@ type SwitchMeasured struct {
 
 func (x *SwitchMeasured) Reset() {
 	*x = SwitchMeasured{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[31]
+	mi := &file_godwit_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2526,7 +2606,7 @@ func (x *SwitchMeasured) String() string {
 func (*SwitchMeasured) ProtoMessage() {}
 
 func (x *SwitchMeasured) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[31]
+	mi := &file_godwit_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2539,7 +2619,7 @@ func (x *SwitchMeasured) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SwitchMeasured.ProtoReflect.Descriptor instead.
 func (*SwitchMeasured) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *SwitchMeasured) GetMarks() *SourceMarks {
@@ -2600,7 +2680,7 @@ type SourceMarks struct {
 
 func (x *SourceMarks) Reset() {
 	*x = SourceMarks{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[32]
+	mi := &file_godwit_v1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2612,7 +2692,7 @@ func (x *SourceMarks) String() string {
 func (*SourceMarks) ProtoMessage() {}
 
 func (x *SourceMarks) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[32]
+	mi := &file_godwit_v1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2625,7 +2705,7 @@ func (x *SourceMarks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceMarks.ProtoReflect.Descriptor instead.
 func (*SourceMarks) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{32}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *SourceMarks) GetGateFlipped() *timestamppb.Timestamp {
@@ -2682,7 +2762,7 @@ type TargetMarks struct {
 
 func (x *TargetMarks) Reset() {
 	*x = TargetMarks{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[33]
+	mi := &file_godwit_v1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2694,7 +2774,7 @@ func (x *TargetMarks) String() string {
 func (*TargetMarks) ProtoMessage() {}
 
 func (x *TargetMarks) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[33]
+	mi := &file_godwit_v1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2707,7 +2787,7 @@ func (x *TargetMarks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetMarks.ProtoReflect.Descriptor instead.
 func (*TargetMarks) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{33}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *TargetMarks) GetLoaded() *timestamppb.Timestamp {
@@ -2746,7 +2826,7 @@ type SourceResumed struct {
 
 func (x *SourceResumed) Reset() {
 	*x = SourceResumed{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[34]
+	mi := &file_godwit_v1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2758,7 +2838,7 @@ func (x *SourceResumed) String() string {
 func (*SourceResumed) ProtoMessage() {}
 
 func (x *SourceResumed) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[34]
+	mi := &file_godwit_v1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2771,7 +2851,7 @@ func (x *SourceResumed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceResumed.ProtoReflect.Descriptor instead.
 func (*SourceResumed) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{34}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{35}
 }
 
 type TargetReleased struct {
@@ -2785,7 +2865,7 @@ type TargetReleased struct {
 
 func (x *TargetReleased) Reset() {
 	*x = TargetReleased{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[35]
+	mi := &file_godwit_v1_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2797,7 +2877,7 @@ func (x *TargetReleased) String() string {
 func (*TargetReleased) ProtoMessage() {}
 
 func (x *TargetReleased) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[35]
+	mi := &file_godwit_v1_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2810,7 +2890,7 @@ func (x *TargetReleased) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetReleased.ProtoReflect.Descriptor instead.
 func (*TargetReleased) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{35}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *TargetReleased) GetFramesReturned() int64 {
@@ -2836,7 +2916,7 @@ type TargetRunning struct {
 
 func (x *TargetRunning) Reset() {
 	*x = TargetRunning{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[36]
+	mi := &file_godwit_v1_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2848,7 +2928,7 @@ func (x *TargetRunning) String() string {
 func (*TargetRunning) ProtoMessage() {}
 
 func (x *TargetRunning) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[36]
+	mi := &file_godwit_v1_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2861,7 +2941,7 @@ func (x *TargetRunning) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetRunning.ProtoReflect.Descriptor instead.
 func (*TargetRunning) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{36}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *TargetRunning) GetMarks() *TargetMarks {
@@ -2879,7 +2959,7 @@ type SourceRetired struct {
 
 func (x *SourceRetired) Reset() {
 	*x = SourceRetired{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[37]
+	mi := &file_godwit_v1_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2891,7 +2971,7 @@ func (x *SourceRetired) String() string {
 func (*SourceRetired) ProtoMessage() {}
 
 func (x *SourceRetired) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[37]
+	mi := &file_godwit_v1_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2904,7 +2984,7 @@ func (x *SourceRetired) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceRetired.ProtoReflect.Descriptor instead.
 func (*SourceRetired) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{37}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{38}
 }
 
 type SourceReleased struct {
@@ -2915,7 +2995,7 @@ type SourceReleased struct {
 
 func (x *SourceReleased) Reset() {
 	*x = SourceReleased{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[38]
+	mi := &file_godwit_v1_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2927,7 +3007,7 @@ func (x *SourceReleased) String() string {
 func (*SourceReleased) ProtoMessage() {}
 
 func (x *SourceReleased) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[38]
+	mi := &file_godwit_v1_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2940,7 +3020,7 @@ func (x *SourceReleased) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceReleased.ProtoReflect.Descriptor instead.
 func (*SourceReleased) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{38}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{39}
 }
 
 type TargetFinished struct {
@@ -2951,7 +3031,7 @@ type TargetFinished struct {
 
 func (x *TargetFinished) Reset() {
 	*x = TargetFinished{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[39]
+	mi := &file_godwit_v1_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2963,7 +3043,7 @@ func (x *TargetFinished) String() string {
 func (*TargetFinished) ProtoMessage() {}
 
 func (x *TargetFinished) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[39]
+	mi := &file_godwit_v1_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2976,7 +3056,7 @@ func (x *TargetFinished) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetFinished.ProtoReflect.Descriptor instead.
 func (*TargetFinished) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{39}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{40}
 }
 
 type SourceFailed struct {
@@ -2992,7 +3072,7 @@ type SourceFailed struct {
 
 func (x *SourceFailed) Reset() {
 	*x = SourceFailed{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[40]
+	mi := &file_godwit_v1_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3004,7 +3084,7 @@ func (x *SourceFailed) String() string {
 func (*SourceFailed) ProtoMessage() {}
 
 func (x *SourceFailed) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[40]
+	mi := &file_godwit_v1_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3017,7 +3097,7 @@ func (x *SourceFailed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceFailed.ProtoReflect.Descriptor instead.
 func (*SourceFailed) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{40}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *SourceFailed) GetCode() string {
@@ -3062,7 +3142,7 @@ type TargetFailed struct {
 
 func (x *TargetFailed) Reset() {
 	*x = TargetFailed{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[41]
+	mi := &file_godwit_v1_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3074,7 +3154,7 @@ func (x *TargetFailed) String() string {
 func (*TargetFailed) ProtoMessage() {}
 
 func (x *TargetFailed) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[41]
+	mi := &file_godwit_v1_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3087,7 +3167,7 @@ func (x *TargetFailed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetFailed.ProtoReflect.Descriptor instead.
 func (*TargetFailed) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{41}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *TargetFailed) GetCode() string {
@@ -3136,7 +3216,7 @@ type TargetRefused struct {
 
 func (x *TargetRefused) Reset() {
 	*x = TargetRefused{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[42]
+	mi := &file_godwit_v1_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3148,7 +3228,7 @@ func (x *TargetRefused) String() string {
 func (*TargetRefused) ProtoMessage() {}
 
 func (x *TargetRefused) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[42]
+	mi := &file_godwit_v1_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3161,7 +3241,7 @@ func (x *TargetRefused) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetRefused.ProtoReflect.Descriptor instead.
 func (*TargetRefused) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{42}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *TargetRefused) GetCause() string {
@@ -3181,7 +3261,7 @@ type SourceRanOn struct {
 
 func (x *SourceRanOn) Reset() {
 	*x = SourceRanOn{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[43]
+	mi := &file_godwit_v1_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3193,7 +3273,7 @@ func (x *SourceRanOn) String() string {
 func (*SourceRanOn) ProtoMessage() {}
 
 func (x *SourceRanOn) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[43]
+	mi := &file_godwit_v1_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3206,7 +3286,7 @@ func (x *SourceRanOn) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceRanOn.ProtoReflect.Descriptor instead.
 func (*SourceRanOn) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{43}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *SourceRanOn) GetCause() string {
@@ -3228,7 +3308,7 @@ type AddressMap struct {
 
 func (x *AddressMap) Reset() {
 	*x = AddressMap{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[44]
+	mi := &file_godwit_v1_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3240,7 +3320,7 @@ func (x *AddressMap) String() string {
 func (*AddressMap) ProtoMessage() {}
 
 func (x *AddressMap) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[44]
+	mi := &file_godwit_v1_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3253,7 +3333,7 @@ func (x *AddressMap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressMap.ProtoReflect.Descriptor instead.
 func (*AddressMap) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{44}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *AddressMap) GetVersion() int64 {
@@ -3285,7 +3365,7 @@ type NetworkMap struct {
 
 func (x *NetworkMap) Reset() {
 	*x = NetworkMap{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[45]
+	mi := &file_godwit_v1_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3297,7 +3377,7 @@ func (x *NetworkMap) String() string {
 func (*NetworkMap) ProtoMessage() {}
 
 func (x *NetworkMap) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[45]
+	mi := &file_godwit_v1_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3310,7 +3390,7 @@ func (x *NetworkMap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkMap.ProtoReflect.Descriptor instead.
 func (*NetworkMap) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{45}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *NetworkMap) GetName() string {
@@ -3370,7 +3450,7 @@ type AddressEntry struct {
 
 func (x *AddressEntry) Reset() {
 	*x = AddressEntry{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[46]
+	mi := &file_godwit_v1_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3382,7 +3462,7 @@ func (x *AddressEntry) String() string {
 func (*AddressEntry) ProtoMessage() {}
 
 func (x *AddressEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[46]
+	mi := &file_godwit_v1_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3395,7 +3475,7 @@ func (x *AddressEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressEntry.ProtoReflect.Descriptor instead.
 func (*AddressEntry) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{46}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *AddressEntry) GetMac() string {
@@ -3449,7 +3529,7 @@ type AddressesApplied struct {
 
 func (x *AddressesApplied) Reset() {
 	*x = AddressesApplied{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[47]
+	mi := &file_godwit_v1_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3461,7 +3541,7 @@ func (x *AddressesApplied) String() string {
 func (*AddressesApplied) ProtoMessage() {}
 
 func (x *AddressesApplied) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[47]
+	mi := &file_godwit_v1_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3474,7 +3554,7 @@ func (x *AddressesApplied) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressesApplied.ProtoReflect.Descriptor instead.
 func (*AddressesApplied) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{47}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *AddressesApplied) GetVersion() int64 {
@@ -3655,11 +3735,18 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\x16dirty_bytes_per_second\x18\x05 \x01(\x01R\x13dirtyBytesPerSecond\x12;\n" +
 	"\x1abandwidth_bytes_per_second\x18\x06 \x01(\x01R\x17bandwidthBytesPerSecond\x12\x1f\n" +
 	"\vpass_begins\x18\a \x01(\bR\n" +
-	"passBegins\"d\n" +
+	"passBegins\"\x8d\x01\n" +
 	"\rSourceStopped\x12\x1d\n" +
 	"\n" +
 	"stopped_by\x18\x01 \x01(\tR\tstoppedBy\x124\n" +
-	"\astopped\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\astopped\"\xdc\x01\n" +
+	"\astopped\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\astopped\x12'\n" +
+	"\x03why\x18\x03 \x01(\v2\x15.godwit.v1.StopReasonR\x03why\"\xa1\x01\n" +
+	"\n" +
+	"StopReason\x12'\n" +
+	"\x0fremaining_bytes\x18\x01 \x01(\x04R\x0eremainingBytes\x12;\n" +
+	"\x1abandwidth_bytes_per_second\x18\x02 \x01(\x01R\x17bandwidthBytesPerSecond\x12\x12\n" +
+	"\x04rule\x18\x03 \x01(\tR\x04rule\x12\x19\n" +
+	"\blimit_ms\x18\x04 \x01(\x01R\alimitMs\"\xdc\x01\n" +
 	"\x0eSwitchMeasured\x12,\n" +
 	"\x05marks\x18\x01 \x01(\v2\x16.godwit.v1.SourceMarksR\x05marks\x12\x1d\n" +
 	"\n" +
@@ -3746,7 +3833,7 @@ func file_godwit_v1_agent_proto_rawDescGZIP() []byte {
 	return file_godwit_v1_agent_proto_rawDescData
 }
 
-var file_godwit_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
+var file_godwit_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
 var file_godwit_v1_agent_proto_goTypes = []any{
 	(*GiveUpRequest)(nil),         // 0: godwit.v1.GiveUpRequest
 	(*GiveUpResponse)(nil),        // 1: godwit.v1.GiveUpResponse
@@ -3779,43 +3866,44 @@ var file_godwit_v1_agent_proto_goTypes = []any{
 	(*TargetPrepared)(nil),        // 28: godwit.v1.TargetPrepared
 	(*CopyProgress)(nil),          // 29: godwit.v1.CopyProgress
 	(*SourceStopped)(nil),         // 30: godwit.v1.SourceStopped
-	(*SwitchMeasured)(nil),        // 31: godwit.v1.SwitchMeasured
-	(*SourceMarks)(nil),           // 32: godwit.v1.SourceMarks
-	(*TargetMarks)(nil),           // 33: godwit.v1.TargetMarks
-	(*SourceResumed)(nil),         // 34: godwit.v1.SourceResumed
-	(*TargetReleased)(nil),        // 35: godwit.v1.TargetReleased
-	(*TargetRunning)(nil),         // 36: godwit.v1.TargetRunning
-	(*SourceRetired)(nil),         // 37: godwit.v1.SourceRetired
-	(*SourceReleased)(nil),        // 38: godwit.v1.SourceReleased
-	(*TargetFinished)(nil),        // 39: godwit.v1.TargetFinished
-	(*SourceFailed)(nil),          // 40: godwit.v1.SourceFailed
-	(*TargetFailed)(nil),          // 41: godwit.v1.TargetFailed
-	(*TargetRefused)(nil),         // 42: godwit.v1.TargetRefused
-	(*SourceRanOn)(nil),           // 43: godwit.v1.SourceRanOn
-	(*AddressMap)(nil),            // 44: godwit.v1.AddressMap
-	(*NetworkMap)(nil),            // 45: godwit.v1.NetworkMap
-	(*AddressEntry)(nil),          // 46: godwit.v1.AddressEntry
-	(*AddressesApplied)(nil),      // 47: godwit.v1.AddressesApplied
-	(*Host)(nil),                  // 48: godwit.v1.Host
-	(*VMSpec)(nil),                // 49: godwit.v1.VMSpec
-	(*timestamppb.Timestamp)(nil), // 50: google.protobuf.Timestamp
-	(*Endpoint)(nil),              // 51: godwit.v1.Endpoint
+	(*StopReason)(nil),            // 31: godwit.v1.StopReason
+	(*SwitchMeasured)(nil),        // 32: godwit.v1.SwitchMeasured
+	(*SourceMarks)(nil),           // 33: godwit.v1.SourceMarks
+	(*TargetMarks)(nil),           // 34: godwit.v1.TargetMarks
+	(*SourceResumed)(nil),         // 35: godwit.v1.SourceResumed
+	(*TargetReleased)(nil),        // 36: godwit.v1.TargetReleased
+	(*TargetRunning)(nil),         // 37: godwit.v1.TargetRunning
+	(*SourceRetired)(nil),         // 38: godwit.v1.SourceRetired
+	(*SourceReleased)(nil),        // 39: godwit.v1.SourceReleased
+	(*TargetFinished)(nil),        // 40: godwit.v1.TargetFinished
+	(*SourceFailed)(nil),          // 41: godwit.v1.SourceFailed
+	(*TargetFailed)(nil),          // 42: godwit.v1.TargetFailed
+	(*TargetRefused)(nil),         // 43: godwit.v1.TargetRefused
+	(*SourceRanOn)(nil),           // 44: godwit.v1.SourceRanOn
+	(*AddressMap)(nil),            // 45: godwit.v1.AddressMap
+	(*NetworkMap)(nil),            // 46: godwit.v1.NetworkMap
+	(*AddressEntry)(nil),          // 47: godwit.v1.AddressEntry
+	(*AddressesApplied)(nil),      // 48: godwit.v1.AddressesApplied
+	(*Host)(nil),                  // 49: godwit.v1.Host
+	(*VMSpec)(nil),                // 50: godwit.v1.VMSpec
+	(*timestamppb.Timestamp)(nil), // 51: google.protobuf.Timestamp
+	(*Endpoint)(nil),              // 52: godwit.v1.Endpoint
 }
 var file_godwit_v1_agent_proto_depIdxs = []int32{
 	7,  // 0: godwit.v1.SessionRequest.hello:type_name -> godwit.v1.Hello
 	27, // 1: godwit.v1.SessionRequest.report:type_name -> godwit.v1.Report
-	47, // 2: godwit.v1.SessionRequest.addresses_applied:type_name -> godwit.v1.AddressesApplied
+	48, // 2: godwit.v1.SessionRequest.addresses_applied:type_name -> godwit.v1.AddressesApplied
 	6,  // 3: godwit.v1.SessionRequest.heartbeat:type_name -> godwit.v1.Heartbeat
 	8,  // 4: godwit.v1.SessionResponse.welcome:type_name -> godwit.v1.Welcome
 	15, // 5: godwit.v1.SessionResponse.command:type_name -> godwit.v1.Command
-	44, // 6: godwit.v1.SessionResponse.addresses:type_name -> godwit.v1.AddressMap
+	45, // 6: godwit.v1.SessionResponse.addresses:type_name -> godwit.v1.AddressMap
 	6,  // 7: godwit.v1.SessionResponse.heartbeat:type_name -> godwit.v1.Heartbeat
 	9,  // 8: godwit.v1.Heartbeat.store:type_name -> godwit.v1.StoreMark
-	48, // 9: godwit.v1.Hello.host:type_name -> godwit.v1.Host
+	49, // 9: godwit.v1.Hello.host:type_name -> godwit.v1.Host
 	10, // 10: godwit.v1.Hello.instances:type_name -> godwit.v1.InstanceReport
 	9,  // 11: godwit.v1.Hello.store:type_name -> godwit.v1.StoreMark
 	9,  // 12: godwit.v1.Welcome.store:type_name -> godwit.v1.StoreMark
-	49, // 13: godwit.v1.Instance.spec:type_name -> godwit.v1.VMSpec
+	50, // 13: godwit.v1.Instance.spec:type_name -> godwit.v1.VMSpec
 	14, // 14: godwit.v1.Instance.networks:type_name -> godwit.v1.PortNetwork
 	16, // 15: godwit.v1.Command.start_instance:type_name -> godwit.v1.StartInstance
 	17, // 16: godwit.v1.Command.stop_instance:type_name -> godwit.v1.StopInstance
@@ -3831,51 +3919,52 @@ var file_godwit_v1_agent_proto_depIdxs = []int32{
 	13, // 26: godwit.v1.StartInstance.instance:type_name -> godwit.v1.Instance
 	13, // 27: godwit.v1.PrepareTarget.instance:type_name -> godwit.v1.Instance
 	14, // 28: godwit.v1.StartCopy.networks:type_name -> godwit.v1.PortNetwork
-	50, // 29: godwit.v1.Report.at:type_name -> google.protobuf.Timestamp
+	51, // 29: godwit.v1.Report.at:type_name -> google.protobuf.Timestamp
 	10, // 30: godwit.v1.Report.instance:type_name -> godwit.v1.InstanceReport
 	28, // 31: godwit.v1.Report.target_prepared:type_name -> godwit.v1.TargetPrepared
 	29, // 32: godwit.v1.Report.copy_progress:type_name -> godwit.v1.CopyProgress
 	30, // 33: godwit.v1.Report.source_stopped:type_name -> godwit.v1.SourceStopped
-	34, // 34: godwit.v1.Report.source_resumed:type_name -> godwit.v1.SourceResumed
-	35, // 35: godwit.v1.Report.target_released:type_name -> godwit.v1.TargetReleased
-	36, // 36: godwit.v1.Report.target_running:type_name -> godwit.v1.TargetRunning
-	37, // 37: godwit.v1.Report.source_retired:type_name -> godwit.v1.SourceRetired
-	38, // 38: godwit.v1.Report.source_released:type_name -> godwit.v1.SourceReleased
-	39, // 39: godwit.v1.Report.target_finished:type_name -> godwit.v1.TargetFinished
-	40, // 40: godwit.v1.Report.source_failed:type_name -> godwit.v1.SourceFailed
-	41, // 41: godwit.v1.Report.target_failed:type_name -> godwit.v1.TargetFailed
-	31, // 42: godwit.v1.Report.switch_measured:type_name -> godwit.v1.SwitchMeasured
-	42, // 43: godwit.v1.Report.target_refused:type_name -> godwit.v1.TargetRefused
-	43, // 44: godwit.v1.Report.source_ran_on:type_name -> godwit.v1.SourceRanOn
-	50, // 45: godwit.v1.SourceStopped.stopped:type_name -> google.protobuf.Timestamp
-	32, // 46: godwit.v1.SwitchMeasured.marks:type_name -> godwit.v1.SourceMarks
-	50, // 47: godwit.v1.SourceMarks.gate_flipped:type_name -> google.protobuf.Timestamp
-	50, // 48: godwit.v1.SourceMarks.stopped:type_name -> google.protobuf.Timestamp
-	50, // 49: godwit.v1.SourceMarks.pre_switchover:type_name -> google.protobuf.Timestamp
-	50, // 50: godwit.v1.SourceMarks.continued:type_name -> google.protobuf.Timestamp
-	50, // 51: godwit.v1.SourceMarks.drained:type_name -> google.protobuf.Timestamp
-	50, // 52: godwit.v1.SourceMarks.completed:type_name -> google.protobuf.Timestamp
-	50, // 53: godwit.v1.TargetMarks.loaded:type_name -> google.protobuf.Timestamp
-	50, // 54: godwit.v1.TargetMarks.asked:type_name -> google.protobuf.Timestamp
-	50, // 55: godwit.v1.TargetMarks.answered:type_name -> google.protobuf.Timestamp
-	50, // 56: godwit.v1.TargetMarks.resumed:type_name -> google.protobuf.Timestamp
-	33, // 57: godwit.v1.TargetRunning.marks:type_name -> godwit.v1.TargetMarks
-	45, // 58: godwit.v1.AddressMap.networks:type_name -> godwit.v1.NetworkMap
-	46, // 59: godwit.v1.NetworkMap.entries:type_name -> godwit.v1.AddressEntry
-	51, // 60: godwit.v1.NetworkMap.endpoints:type_name -> godwit.v1.Endpoint
-	4,  // 61: godwit.v1.AgentService.Session:input_type -> godwit.v1.SessionRequest
-	11, // 62: godwit.v1.AgentService.Commit:input_type -> godwit.v1.CommitRequest
-	0,  // 63: godwit.v1.PeerService.GiveUp:input_type -> godwit.v1.GiveUpRequest
-	2,  // 64: godwit.v1.PeerService.ReturnFrames:input_type -> godwit.v1.ReturnFramesRequest
-	5,  // 65: godwit.v1.AgentService.Session:output_type -> godwit.v1.SessionResponse
-	12, // 66: godwit.v1.AgentService.Commit:output_type -> godwit.v1.CommitResponse
-	1,  // 67: godwit.v1.PeerService.GiveUp:output_type -> godwit.v1.GiveUpResponse
-	3,  // 68: godwit.v1.PeerService.ReturnFrames:output_type -> godwit.v1.ReturnFramesResponse
-	65, // [65:69] is the sub-list for method output_type
-	61, // [61:65] is the sub-list for method input_type
-	61, // [61:61] is the sub-list for extension type_name
-	61, // [61:61] is the sub-list for extension extendee
-	0,  // [0:61] is the sub-list for field type_name
+	35, // 34: godwit.v1.Report.source_resumed:type_name -> godwit.v1.SourceResumed
+	36, // 35: godwit.v1.Report.target_released:type_name -> godwit.v1.TargetReleased
+	37, // 36: godwit.v1.Report.target_running:type_name -> godwit.v1.TargetRunning
+	38, // 37: godwit.v1.Report.source_retired:type_name -> godwit.v1.SourceRetired
+	39, // 38: godwit.v1.Report.source_released:type_name -> godwit.v1.SourceReleased
+	40, // 39: godwit.v1.Report.target_finished:type_name -> godwit.v1.TargetFinished
+	41, // 40: godwit.v1.Report.source_failed:type_name -> godwit.v1.SourceFailed
+	42, // 41: godwit.v1.Report.target_failed:type_name -> godwit.v1.TargetFailed
+	32, // 42: godwit.v1.Report.switch_measured:type_name -> godwit.v1.SwitchMeasured
+	43, // 43: godwit.v1.Report.target_refused:type_name -> godwit.v1.TargetRefused
+	44, // 44: godwit.v1.Report.source_ran_on:type_name -> godwit.v1.SourceRanOn
+	51, // 45: godwit.v1.SourceStopped.stopped:type_name -> google.protobuf.Timestamp
+	31, // 46: godwit.v1.SourceStopped.why:type_name -> godwit.v1.StopReason
+	33, // 47: godwit.v1.SwitchMeasured.marks:type_name -> godwit.v1.SourceMarks
+	51, // 48: godwit.v1.SourceMarks.gate_flipped:type_name -> google.protobuf.Timestamp
+	51, // 49: godwit.v1.SourceMarks.stopped:type_name -> google.protobuf.Timestamp
+	51, // 50: godwit.v1.SourceMarks.pre_switchover:type_name -> google.protobuf.Timestamp
+	51, // 51: godwit.v1.SourceMarks.continued:type_name -> google.protobuf.Timestamp
+	51, // 52: godwit.v1.SourceMarks.drained:type_name -> google.protobuf.Timestamp
+	51, // 53: godwit.v1.SourceMarks.completed:type_name -> google.protobuf.Timestamp
+	51, // 54: godwit.v1.TargetMarks.loaded:type_name -> google.protobuf.Timestamp
+	51, // 55: godwit.v1.TargetMarks.asked:type_name -> google.protobuf.Timestamp
+	51, // 56: godwit.v1.TargetMarks.answered:type_name -> google.protobuf.Timestamp
+	51, // 57: godwit.v1.TargetMarks.resumed:type_name -> google.protobuf.Timestamp
+	34, // 58: godwit.v1.TargetRunning.marks:type_name -> godwit.v1.TargetMarks
+	46, // 59: godwit.v1.AddressMap.networks:type_name -> godwit.v1.NetworkMap
+	47, // 60: godwit.v1.NetworkMap.entries:type_name -> godwit.v1.AddressEntry
+	52, // 61: godwit.v1.NetworkMap.endpoints:type_name -> godwit.v1.Endpoint
+	4,  // 62: godwit.v1.AgentService.Session:input_type -> godwit.v1.SessionRequest
+	11, // 63: godwit.v1.AgentService.Commit:input_type -> godwit.v1.CommitRequest
+	0,  // 64: godwit.v1.PeerService.GiveUp:input_type -> godwit.v1.GiveUpRequest
+	2,  // 65: godwit.v1.PeerService.ReturnFrames:input_type -> godwit.v1.ReturnFramesRequest
+	5,  // 66: godwit.v1.AgentService.Session:output_type -> godwit.v1.SessionResponse
+	12, // 67: godwit.v1.AgentService.Commit:output_type -> godwit.v1.CommitResponse
+	1,  // 68: godwit.v1.PeerService.GiveUp:output_type -> godwit.v1.GiveUpResponse
+	3,  // 69: godwit.v1.PeerService.ReturnFrames:output_type -> godwit.v1.ReturnFramesResponse
+	66, // [66:70] is the sub-list for method output_type
+	62, // [62:66] is the sub-list for method input_type
+	62, // [62:62] is the sub-list for extension type_name
+	62, // [62:62] is the sub-list for extension extendee
+	0,  // [0:62] is the sub-list for field type_name
 }
 
 func init() { file_godwit_v1_agent_proto_init() }
@@ -3932,7 +4021,7 @@ func file_godwit_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_godwit_v1_agent_proto_rawDesc), len(file_godwit_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   48,
+			NumMessages:   49,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
