@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/network"
 	"godwit.dev/godwit/internal/pledge"
@@ -145,8 +147,13 @@ func TestAdoptTargetBeforeCommit(t *testing.T) {
 	run := m.runCommand()
 	m.grant(run)
 	m.target.start()
-	if m.target.awaitReport("running target", answers(run)).GetTargetRunning() == nil {
+	running := m.target.awaitReport("running target", answers(run)).GetTargetRunning()
+	if running == nil {
 		t.Error("the target does not run")
+	}
+	// The next agent saw neither the loading nor who asked before it.
+	if marks := running.GetMarks(); !proto.Equal(marks.GetLoaded(), marks.GetAsked()) {
+		t.Errorf("what the next agent notes late does not show it: %v", marks)
 	}
 	m.target.checkGates("running", network.Settling)
 	m.target.checkRunState(testVM, 2, "running")

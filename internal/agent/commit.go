@@ -119,7 +119,9 @@ func (l *commitLine) close() {
 // askCommit asks any server for the right to run until it is given or refused.
 func (m *machine) askCommit(ctx context.Context, migration string, line *commitLine) {
 	m.mu.Lock()
-	m.marks.Asked = timestamppb.Now()
+	if m.marks.Asked == nil { // else an earlier agent may have asked
+		m.marks.Asked = timestamppb.Now()
+	}
 	m.mu.Unlock()
 	instance := m.held()
 	if instance == nil { // lost: whoever takes it over anew asks

@@ -94,7 +94,8 @@ func (m *machine) arriveAgain(ctx context.Context, migration string) {
 	now, err := instance.Progress(ctx)
 	if err == nil && now.Status == qemu.StatusCompleted {
 		events.Close()
-		m.ready(ctx, migration, time.Now(), m.openCommit(ctx, migration, 0))
+		late := timestamppb.Now()
+		m.ready(ctx, migration, &godwitv1.TargetMarks{Loaded: late, Asked: late}, m.openCommit(ctx, migration, 0))
 		return
 	}
 	m.arrive(ctx, migration, instance, events)
@@ -156,14 +157,14 @@ func (m *machine) arrive(ctx context.Context, migration string, instance *qemu.I
 		return
 	}
 	instance.NoteLoaded()
-	m.ready(ctx, migration, loaded, line)
+	m.ready(ctx, migration, &godwitv1.TargetMarks{Loaded: timestamppb.New(loaded)}, line)
 }
 
-// ready has the state: it lets frames come, unless that was done when the
+// ready has the state, since when marks says: it lets frames come, unless that was done when the
 // source stopped, and asks for the commit.
-func (m *machine) ready(ctx context.Context, migration string, loaded time.Time, line *commitLine) {
+func (m *machine) ready(ctx context.Context, migration string, marks *godwitv1.TargetMarks, line *commitLine) {
 	m.mu.Lock()
-	m.marks = &godwitv1.TargetMarks{Loaded: timestamppb.New(loaded)}
+	m.marks = marks
 	m.mu.Unlock()
 	if err := m.receiveInTurn(); err != nil {
 		line.close()
