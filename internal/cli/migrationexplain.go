@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -23,6 +24,9 @@ func newMigrationExplain(app *App) *cobra.Command {
 and the other hosts were not; which limits held and where each came from; then
 everything that happened on both hosts and the server, on one time axis, with
 what each event led to; and what was measured.
+
+The axis is the server's clock. What a host noted is moved on it, if it must be,
+by as little as puts nothing before what led to it; how far is said below.
 
 With --json it is one object: the story, and the record that it was made of.`,
 		"  godwit migration explain 7f3k9\n  godwit migration explain 7f3k9 --json | jq -r '.story.timeline[].what'", migrationIDs,
@@ -65,6 +69,7 @@ func (a *App) tellStory(w io.Writer, m *godwitv1.Migration, story explain.Story)
 	tellDecisions(p, story.Decisions)
 	s.heading("What happened")
 	tellTimeline(p, s, m, story.Timeline)
+	tellShifts(p, story.Shifts)
 	tellClocks(p, m, story)
 	if m.GetOutcome() != nil {
 		s.heading("What was measured")
@@ -103,7 +108,7 @@ func tellDecisions(p prose, facts []explain.Fact) {
 
 func key(text string) string { return fmt.Sprintf("%-*s", keyWidth, text) }
 
-// tellTimeline marks the times that are by a host's clock.
+// tellTimeline marks the times that were noted by a host's clock.
 func tellTimeline(p prose, s sheet, m *godwitv1.Migration, lines []explain.Line) {
 	const at, who = "AT", "WHO"
 	wideAt, wideWho := len(at), len(who)
@@ -126,16 +131,32 @@ func tellTimeline(p prose, s sheet, m *godwitv1.Migration, lines []explain.Line)
 		}
 	}
 	if hosts {
-		p.write("", "* by that host's clock; the other times are the server's, when it heard of it.")
+		p.write("", "* noted by that host; the other times are the server's, when it heard of it.")
 	}
 }
 
-// tellClocks says what the times above are worth.
+// tellShifts says by how much the times above are not those that were noted.
+func tellShifts(p prose, shifts []explain.Shift) {
+	for _, one := range shifts {
+		by, way := millis(math.Abs(one.AheadMs)), "earlier"
+		if one.AheadMs < 0 {
+			way = "later"
+		}
+		if one.Clock == explain.Server {
+			p.write("", fmt.Sprintf("The servers' clocks disagree: some of their times are shown up to %s %s, so that they are in the order of the record.", by, way))
+			continue
+		}
+		p.write("", fmt.Sprintf("The times of %s are shown %s %s than by its clock, so that nothing comes before what led to it.", one.Clock, by, way))
+	}
+}
+
+// tellClocks says what the hosts' own times prove of their clocks.
 func tellClocks(p prose, m *godwitv1.Migration, story explain.Story) {
 	for _, d := range story.Clocks {
-		text := fmt.Sprintf("The clocks disagree: that of %s is at least %s ahead of that of %s. By their times %s after %s.",
+		text := fmt.Sprintf("The clocks disagree: that of %s is at least %s ahead of that of %s. By their own times %s after %s.",
 			clockOf(d.Ahead), millis(d.AtLeastMs), clockOf(d.Behind), d.First, d.Then)
-		if blackout := []string{d.Ahead, d.Behind}; slices.Equal(blackout, []string{m.GetSource(), m.GetTarget()}) {
+		corrected := m.GetOutcome().GetClocksApartMs() != 0
+		if blackout := []string{d.Ahead, d.Behind}; !corrected && slices.Equal(blackout, []string{m.GetSource(), m.GetTarget()}) {
 			text += " So the blackout was longer than measured, by that at least."
 		}
 		p.write("", text)

@@ -26,17 +26,29 @@ type instant struct {
 	late  bool // it may have been earlier
 }
 
+// cause is two instants of which the first must come before the second, because
+// word of it, or its data, led to the second.
+type cause struct{ first, then instant }
+
+// proves reports whether anything follows for the clocks.
+func (c cause) proves() bool {
+	return !c.first.at.IsZero() && !c.then.at.IsZero() && !c.first.late && c.first.clock != c.then.clock
+}
+
+// gap is how far the clock of the first must be ahead of that of the second.
+func (c cause) gap() time.Duration { return c.first.at.Sub(c.then.at) }
+
 // disagreements compares what must have come first with what it led to. For
-// each pair of clocks it gives the widest gap.
-func disagreements(m *godwitv1.Migration) []Disagreement {
+// each pair of clocks it gives the widest gap. Where the servers' own clocks
+// disagree nothing is said of them and the hosts'.
+func (a *axis) disagreements() []Disagreement {
 	found := []Disagreement{}
-	for _, pair := range causes(m) {
-		first, then := pair[0], pair[1]
-		if first.at.IsZero() || then.at.IsZero() || first.late || first.clock == then.clock || !first.at.After(then.at) {
-			continue
+	for _, one := range a.causes {
+		first, then := one.first, one.then
+		byServer := first.clock == Server || then.clock == Server
+		if one.proves() && one.gap() > 0 && !(byServer && a.story > 0) {
+			found = widest(found, Disagreement{first.clock, then.clock, milliseconds(one.gap()), first.what, then.what})
 		}
-		gap := float64(first.at.Sub(then.at)) / float64(time.Millisecond)
-		found = widest(found, Disagreement{first.clock, then.clock, gap, first.what, then.what})
 	}
 	return found
 }
@@ -53,28 +65,50 @@ func widest(found []Disagreement, one Disagreement) []Disagreement {
 	return append(found, one)
 }
 
-// causes lists pairs of instants of which the first must come before the
-// second, because word of it, or its data, led to the second. An agent that
-// takes over notes some instants later than they were, so that they can only
-// be the second of a pair; so can the loading.
-func causes(m *godwitv1.Migration) [][2]instant {
+// causes lists what is known to come before what. An agent that takes over
+// notes some instants later than they were, so that they can only be the second
+// of a pair; so can the loading.
+func causes(m *godwitv1.Migration) []cause {
 	h := handoverOf(m)
 	ordered := orderedAt(m, migration.StartCopy)
 	measured := heardAt(m, migration.SwitchMeasured, "the server heard that everything was sent")
-	pairs := [][2]instant{
+	asked := heardAt(m, migration.TargetLoaded, "the server was asked for the commit")
+	stopped := h.stopped.instant("the guest stopped")
+	list := []cause{
 		{ordered, h.gateFlipped.instant("the source's gate was flipped")},
-		{ordered, h.stopped.instant("the guest stopped")},
+		{ordered, stopped},
+		{stopped, heardAt(m, migration.SourceStopped, "the server heard of it")},
 		{h.continued.instant("QEMU got leave to send the devices' state"), h.loaded.instant("QEMU had loaded it")},
-		{h.stopped.instant("the guest stopped"), measured},
+		{stopped, measured},
 		{h.completed.instant("QEMU had sent everything"), measured},
-		{heardAt(m, migration.TargetLoaded, "the server was asked for the commit"), h.answered.instant("the target had the answer")},
+		{h.asked.instant("the target asked for the commit"), asked},
+		{asked, h.answered.instant("the target had the answer")},
 		{h.resumed.instant("the guest ran at the target"), heardAt(m, migration.TargetRunning, "the server heard of it")},
 	}
-	if passes := m.GetPasses(); len(passes) > 0 {
-		first := instant{clock: m.GetSource(), at: timeOf(passes[0].GetAt()), what: "the first pass began"}
-		pairs = append(pairs, [2]instant{ordered, first})
+	if progress := m.GetProgress(); progress.GetHeard() != nil {
+		list = append(list, cause{
+			instant{clock: m.GetSource(), at: timeOf(progress.GetAt()), what: "the source told how far the copy was"},
+			instant{clock: Server, at: timeOf(progress.GetHeard()), what: "the server heard of it"},
+		})
 	}
-	return pairs
+	if passes := m.GetPasses(); len(passes) > 0 {
+		list = append(list, passCauses(m, ordered, measured)...)
+	}
+	return list
+}
+
+// passCauses: all passes begin while the copy lasts.
+func passCauses(m *godwitv1.Migration, ordered, measured instant) []cause {
+	at := func(i int, what string) instant {
+		return instant{clock: m.GetSource(), at: timeOf(m.GetPasses()[i].GetAt()), what: what}
+	}
+	last := at(len(m.GetPasses())-1, "the last pass began")
+	return []cause{
+		{ordered, at(0, "the first pass began")},
+		{last, heardAt(m, migration.SourceStopped, "the server heard that the guest had stopped")},
+		{last, heardAt(m, migration.SourceResumed, "the server heard that the guest ran on")},
+		{last, measured},
+	}
 }
 
 func (m mark) instant(what string) instant { return instant{m.host, m.at, what, m.late} }

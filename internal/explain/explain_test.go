@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
@@ -66,7 +67,7 @@ func TestClocks(t *testing.T) {
 	}{
 		"all agree":              {},
 		"off by less than shows": {source: 8},
-		"source ahead":           {source: 300, want: []string{"h1 ahead of h2 by 291", "h1 ahead of server by 117"}},
+		"source ahead":           {source: 300, want: []string{"h1 ahead of h2 by 291", "h1 ahead of server by 292"}},
 		"source behind":          {source: -300, want: []string{"server ahead of h1 by 200"}},
 		"target ahead":           {target: 300, want: []string{"h2 ahead of server by 299"}},
 		"target behind":          {target: -300, want: []string{"h1 ahead of h2 by 291", "server ahead of h2 by 299"}},
@@ -84,6 +85,135 @@ func TestClocks(t *testing.T) {
 				t.Errorf("%q, want %q", got, test.want)
 			}
 		})
+	}
+}
+
+// A target's agent that took over asked once more for what was committed.
+func TestLateAskProvesNothing(t *testing.T) {
+	m := handedOver()
+	g := m.GetTargetMarks()
+	g.Loaded, g.Asked, g.Answered, g.Resumed = at(1100), at(1100), at(1101), at(1102)
+	m.Story[3].At = at(1103)
+	if story := Of(m); len(story.Clocks)+len(story.Shifts) != 0 {
+		t.Errorf("the clocks disagree: %+v, and are shifted by %+v", story.Clocks, story.Shifts)
+	}
+}
+
+// Whatever the clocks are off by, nothing is told before what led to it, and the
+// figures are near the truth.
+func TestAxis(t *testing.T) {
+	for name, test := range map[string]struct{ source, target float64 }{ // how far each clock is ahead of the server's
+		"all agree":                   {},
+		"source a little ahead":       {source: 30},
+		"target a little behind":      {target: -30},
+		"source an hour ahead":        {source: 3_600_000},
+		"source an hour behind":       {source: -3_600_000},
+		"target an hour ahead":        {target: 3_600_000},
+		"target an hour behind":       {target: -3_600_000},
+		"both an hour ahead":          {3_600_000, 3_600_000},
+		"an hour to either side":      {3_600_000, -3_600_000},
+		"an hour to the other side":   {-3_600_000, 3_600_000},
+		"ahead, and further ahead":    {3_600_000, 7_200_000},
+		"behind, and a little behind": {-3_600_000, -20},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := handedOver()
+			shift(test.source, sourceClock(m)...)
+			shift(test.target, targetClock(m)...)
+			if apart := test.target - test.source; max(apart, -apart) > 20 { // as the core has it
+				loaded, completed := m.GetTargetMarks().GetLoaded().AsTime(), m.GetSourceMarks().GetCompleted().AsTime()
+				m.Outcome = &godwitv1.Outcome{ClocksApartMs: proto.Float64(loaded.Sub(completed).Seconds() * 1000)}
+			}
+			checkOrder(t, Of(m), test.source, test.target)
+		})
+	}
+}
+
+// A copy that is under way has only begun, whatever its host's clock says.
+func TestAxisOfCopy(t *testing.T) {
+	for _, ahead := range []float64{3_600_000, -3_600_000} {
+		m := handedOver()
+		m.State, m.Committed, m.SourceMarks, m.TargetMarks, m.Story = string(migration.Copying), false, nil, nil, m.Story[:1]
+		m.Progress = &godwitv1.Progress{At: at(701), Heard: at(702)}
+		shift(ahead, m.Progress.At, m.Passes[0].At)
+		lines := Of(m).Timeline
+		if off := lines[len(lines)-1].At.Sub(at(500).AsTime()).Abs(); off > 101*time.Millisecond {
+			t.Errorf("the clock is %v ms ahead: the first pass is off by %v", ahead, off)
+		}
+	}
+}
+
+// checkOrder holds a story of handedOver against what is true of it.
+func checkOrder(t *testing.T, story Story, source, target float64) {
+	t.Helper()
+	order := []string{
+		"is prepared", "pass 1", "gate flipped", "the guest stops", "waits for leave", "gets leave", "has loaded everything", "asks for the commit",
+		"has everything and asks", "has the answer", "the guest runs", "runs the guest",
+	}
+	last := -1
+	for _, what := range order {
+		i := slices.IndexFunc(story.Timeline, func(line Line) bool { return strings.Contains(line.What, what) })
+		if i <= last {
+			t.Errorf("%q is line %d, after line %d", what, i, last)
+		}
+		last = i
+	}
+	if !slices.IsSortedFunc(story.Timeline, func(a, b Line) int { return a.At.Compare(b.At) }) {
+		t.Error("the lines are not in order")
+	}
+	ahead := map[string]float64{"h1": source, "h2": target}
+	for _, one := range story.Shifts {
+		if off := one.AheadMs - ahead[one.Clock]; off < -110 || off > 110 { // the first pass began 100 ms after the order
+			t.Errorf("the clock of %s is taken to be ahead by %v ms", one.Clock, one.AheadMs)
+		}
+		delete(ahead, one.Clock)
+	}
+	for host, ms := range ahead {
+		if max(ms, -ms) > 100 {
+			t.Errorf("the clock of %s is not corrected", host)
+		}
+	}
+	for _, line := range story.Timeline {
+		off := 0.0
+		for _, one := range story.Shifts {
+			if one.Clock == line.Clock {
+				off = one.AheadMs
+			}
+		}
+		if own := line.Own; off == 0 != own.IsZero() || off != 0 && own.Sub(line.At).Seconds()*1000 != off {
+			t.Errorf("%q has the time %v, its own is %v, the shift %v ms", line.What, line.At, own, off)
+		}
+	}
+}
+
+// Of two servers, the clock of the second is an hour behind: the story goes on
+// from where it was, and nobody says that it is the hosts' clocks.
+func TestServersWithClocksApart(t *testing.T) {
+	m := handedOver()
+	for _, entry := range m.GetStory()[1:] {
+		shift(-3_600_000, entry.At)
+	}
+	m.GetStory()[2].Deadline = at(-3_600_000 + 2017)
+	story := Of(m)
+	var got []string
+	for _, line := range story.Timeline {
+		if line.Clock == Server {
+			got = append(got, fmt.Sprintf("%v %v", Offset(line.At.Sub(created)), line.Own.IsZero()))
+		}
+	}
+	want := []string{"+0.0000s true", "+0.4000s true", "+0.4000s false", "+0.4090s false", "+0.4130s false", "+0.5920s false"}
+	if !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+	i := slices.IndexFunc(story.Timeline, func(line Line) bool { return slices.Contains(line.Led, "timer at +1.4090s: ") })
+	if i < 0 {
+		t.Errorf("the timer is not on the axis: %+v", story.Timeline)
+	}
+	if len(story.Clocks) > 0 {
+		t.Errorf("the clocks disagree: %v", story.Clocks)
+	}
+	if i := slices.IndexFunc(story.Shifts, func(one Shift) bool { return one.Clock == Server }); i < 0 || story.Shifts[i].AheadMs != -3_599_392 {
+		t.Errorf("the shifts are %v", story.Shifts)
 	}
 }
 
@@ -107,7 +237,7 @@ func TestLateMarksProveNothing(t *testing.T) {
 	}
 }
 
-// The axis holds everything, in order, each by its own clock.
+// The axis holds everything, in order.
 func TestTimelineIsOneAxis(t *testing.T) {
 	m := handedOver()
 	lines := Of(m).Timeline

@@ -2,6 +2,7 @@ package explain
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -17,14 +18,6 @@ type mark struct {
 	// late: noted by an agent that took over in the middle of the hand-over,
 	// as the time at which it saw that the instant had passed.
 	late bool
-}
-
-func (m mark) line() Line {
-	what := m.what
-	if m.late {
-		what += ", then or before: its agent took over here"
-	}
-	return Line{At: m.at, Clock: m.host, Who: m.host, What: what, Led: []string{}}
 }
 
 // handover holds the marks of both hosts; one that is missing has no time.
@@ -92,16 +85,12 @@ func noteLate(marks ...*mark) {
 }
 
 // marksOf lists the marks that there are, those of a host in the order of the
-// hand-over.
-func marksOf(m *godwitv1.Migration) (marks []mark) {
+// hand-over: first those of which the server heard, or the other host, then
+// those to which something of the server's led.
+func marksOf(m *godwitv1.Migration) (lead, follow []mark) {
 	h := handoverOf(m)
-	for _, mark := range []mark{
-		h.gateFlipped, h.stopped, h.preSwitchover, h.continued, h.drained, h.completed,
-		h.loaded, h.asked, h.answered, h.resumed,
-	} {
-		if !mark.at.IsZero() {
-			marks = append(marks, mark)
-		}
-	}
-	return marks
+	lead = []mark{h.stopped, h.preSwitchover, h.continued, h.drained, h.loaded, h.completed, h.asked, h.resumed}
+	follow = []mark{h.gateFlipped, h.answered}
+	unknown := func(m mark) bool { return m.at.IsZero() }
+	return slices.DeleteFunc(lead, unknown), slices.DeleteFunc(follow, unknown)
 }

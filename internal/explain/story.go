@@ -11,6 +11,7 @@ type Story struct {
 	Summary   []string       `json:"summary"` // sentences; the first says where the VM is
 	Decisions []Fact         `json:"decisions"`
 	Timeline  []Line         `json:"timeline"`
+	Shifts    []Shift        `json:"shifts"` // by which times are on the axis
 	Clocks    []Disagreement `json:"clocks"`
 	Pending   []string       `json:"pending"` // what hosts still have to do
 	Remedies  []string       `json:"remedies"`
@@ -24,9 +25,10 @@ type Fact struct {
 
 // Line is one thing that happened.
 type Line struct {
-	At    time.Time `json:"at"`
-	Clock string    `json:"clock"` // whose clock that is by: Server, or a host
-	Who   string    `json:"who"`   // Server, a host, or who asked
+	At    time.Time `json:"at"`           // on the axis
+	Own   time.Time `json:"own,omitzero"` // the time that was noted, if it is another
+	Clock string    `json:"clock"`        // by which it was noted: Server, or a host
+	Who   string    `json:"who"`          // Server, a host, or who asked
 	What  string    `json:"what"`
 	Led   []string  `json:"led"` // to what, in order
 }
@@ -38,15 +40,17 @@ const Server = "server"
 func Of(m *godwitv1.Migration) Story {
 	t := newTeller(m)
 	return Story{
-		Summary: t.summary(), Decisions: decisions(m), Timeline: t.timeline(), Clocks: disagreements(m),
+		Summary: t.summary(), Decisions: decisions(m), Timeline: t.timeline(),
+		Shifts: t.shifts(), Clocks: t.disagreements(),
 		Pending: t.pending(), Remedies: append([]string{}, m.GetRemedies()...),
 	}
 }
 
 // teller tells one migration.
 type teller struct {
-	*godwitv1.Migration
-	orders map[uint64]order // by sequence
+	axis
+	noted  *godwitv1.Migration // with the times as they were noted
+	orders map[uint64]order    // by sequence
 }
 
 // order is what a host was told, and when.
@@ -56,11 +60,11 @@ type order struct {
 }
 
 func newTeller(m *godwitv1.Migration) teller {
-	t := teller{Migration: m, orders: map[uint64]order{}}
+	t := teller{axis: axisOf(m), noted: m, orders: map[uint64]order{}}
 	for _, pending := range m.GetPending() { // when is known only if the story tells it
 		t.orders[pending.GetSequence()] = order{Order: pending}
 	}
-	for _, entry := range m.GetStory() {
+	for _, entry := range t.GetStory() {
 		for _, ordered := range entry.GetOrdered() {
 			t.orders[ordered.GetSequence()] = order{ordered, entry.GetAt().AsTime()}
 		}

@@ -12,24 +12,50 @@ import (
 )
 
 // timeline puts the request, the story, the passes and the marks of the
-// hand-over on one axis.
+// hand-over on one axis. Of what has the same time there, that comes first which
+// led to the other.
 func (t teller) timeline() []Line {
-	lines := []Line{{
+	lead, follow := marksOf(t.Migration)
+	lines := t.marks(lead)
+	lines = append(lines, Line{
 		At: t.GetCreated().AsTime(), Clock: Server, Who: Server,
 		What: with(fmt.Sprintf("records the request to move %s from %s to %s", t.GetVm(), t.GetSource(), t.GetTarget()), ": ", t.GetReason()),
 		Led:  []string{},
-	}}
+	})
 	state := string(migration.Planned)
-	for _, entry := range t.GetStory() {
-		lines = append(lines, t.line(entry, state))
+	for i, entry := range t.GetStory() {
+		line := t.line(entry, state)
+		if own := t.noted.GetStory()[i].GetAt().AsTime(); !own.Equal(line.At) {
+			line.Own = own
+		}
+		lines = append(lines, line)
 		state = entry.GetState()
 	}
 	lines = append(lines, t.passes()...)
-	for _, mark := range marksOf(t.Migration) {
-		lines = append(lines, mark.line())
-	}
+	lines = append(lines, t.marks(follow)...)
 	slices.SortStableFunc(lines, func(a, b Line) int { return a.At.Compare(b.At) })
 	return lines
+}
+
+func (t teller) marks(marks []mark) []Line {
+	lines := make([]Line, len(marks))
+	for i, one := range marks {
+		what := one.what
+		if one.late {
+			what += ", then or before: its agent took over here"
+		}
+		lines[i] = t.hostLine(one.host, one.at, what)
+	}
+	return lines
+}
+
+// hostLine tells what a host noted by its own clock.
+func (t teller) hostLine(host string, at time.Time, what string) Line {
+	line := Line{At: at, Clock: host, Who: host, What: what, Led: []string{}}
+	if ahead := t.ahead[host]; ahead != 0 {
+		line.Own = at.Add(ahead)
+	}
+	return line
 }
 
 // line tells an entry of the story; state is the one before it.
@@ -102,13 +128,9 @@ func (t teller) passes() []Line {
 		if len(skipped) > 0 {
 			lines, skipped = append(lines, t.manyPasses(skipped)), nil
 		}
-		lines = append(lines, t.passLine(pass.GetAt().AsTime(), passText(pass)))
+		lines = append(lines, t.hostLine(t.GetSource(), pass.GetAt().AsTime(), passText(pass)))
 	}
 	return lines
-}
-
-func (t teller) passLine(at time.Time, text string) Line {
-	return Line{At: at, Clock: t.GetSource(), Who: t.GetSource(), What: text, Led: []string{}}
 }
 
 func passText(pass *godwitv1.Pass) string {
@@ -124,7 +146,7 @@ func (t teller) manyPasses(passes []*godwitv1.Pass) Line {
 	size := func(a, b *godwitv1.Pass) int { return cmp.Compare(a.GetRemainingBytes(), b.GetRemainingBytes()) }
 	first, last := passes[0], passes[len(passes)-1]
 	least, most := slices.MinFunc(passes, size), slices.MaxFunc(passes, size)
-	return t.passLine(first.GetAt().AsTime(), fmt.Sprintf("passes %d to %d begin, from here to %s, each with %v to %v to be sent again",
+	return t.hostLine(t.GetSource(), first.GetAt().AsTime(), fmt.Sprintf("passes %d to %d begin, from here to %s, each with %v to %v to be sent again",
 		first.GetNumber(), last.GetNumber(), t.since(last.GetAt().AsTime()),
 		fleet.Bytes(least.GetRemainingBytes()), fleet.Bytes(most.GetRemainingBytes())))
 }

@@ -1373,8 +1373,10 @@ type Progress struct {
 	DirtyBytesPerSecond     float64 `protobuf:"fixed64,5,opt,name=dirty_bytes_per_second,json=dirtyBytesPerSecond,proto3" json:"dirty_bytes_per_second,omitempty"`
 	BandwidthBytesPerSecond float64 `protobuf:"fixed64,6,opt,name=bandwidth_bytes_per_second,json=bandwidthBytesPerSecond,proto3" json:"bandwidth_bytes_per_second,omitempty"`
 	// Milliseconds until the switch by the present rates; negative: not in sight.
-	EtaMs         int64                  `protobuf:"varint,7,opt,name=eta_ms,json=etaMs,proto3" json:"eta_ms,omitempty"`
+	EtaMs int64 `protobuf:"varint,7,opt,name=eta_ms,json=etaMs,proto3" json:"eta_ms,omitempty"`
+	// By the source's clock, and when the server heard of it, by the server's.
 	At            *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=at,proto3" json:"at,omitempty"`
+	Heard         *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=heard,proto3" json:"heard,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1461,6 +1463,13 @@ func (x *Progress) GetEtaMs() int64 {
 func (x *Progress) GetAt() *timestamppb.Timestamp {
 	if x != nil {
 		return x.At
+	}
+	return nil
+}
+
+func (x *Progress) GetHeard() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Heard
 	}
 	return nil
 }
@@ -2036,7 +2045,7 @@ const file_godwit_v1_migration_proto_rawDesc = "" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04host\x18\x03 \x01(\tR\x04host\x12#\n" +
 	"\rreturn_frames\x18\x04 \x01(\bR\freturnFrames\x12\x14\n" +
-	"\x05epoch\x18\x05 \x01(\x04R\x05epoch\"\xbc\x02\n" +
+	"\x05epoch\x18\x05 \x01(\x04R\x05epoch\"\xee\x02\n" +
 	"\bProgress\x12\x12\n" +
 	"\x04pass\x18\x01 \x01(\x05R\x04pass\x12\x1d\n" +
 	"\n" +
@@ -2047,7 +2056,8 @@ const file_godwit_v1_migration_proto_rawDesc = "" +
 	"\x16dirty_bytes_per_second\x18\x05 \x01(\x01R\x13dirtyBytesPerSecond\x12;\n" +
 	"\x1abandwidth_bytes_per_second\x18\x06 \x01(\x01R\x17bandwidthBytesPerSecond\x12\x15\n" +
 	"\x06eta_ms\x18\a \x01(\x03R\x05etaMs\x12*\n" +
-	"\x02at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"\x92\x01\n" +
+	"\x02at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x120\n" +
+	"\x05heard\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x05heard\"\x92\x01\n" +
 	"\x04Pass\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x05R\x06number\x12*\n" +
 	"\x02at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x1d\n" +
@@ -2175,28 +2185,29 @@ var file_godwit_v1_migration_proto_depIdxs = []int32{
 	24, // 23: godwit.v1.Migration.tunnels:type_name -> godwit.v1.Migration.TunnelsEntry
 	15, // 24: godwit.v1.Choice.others:type_name -> godwit.v1.OtherHost
 	26, // 25: godwit.v1.Progress.at:type_name -> google.protobuf.Timestamp
-	26, // 26: godwit.v1.Pass.at:type_name -> google.protobuf.Timestamp
-	21, // 27: godwit.v1.Outcome.phases:type_name -> godwit.v1.BlackoutPhase
-	26, // 28: godwit.v1.StoryEntry.at:type_name -> google.protobuf.Timestamp
-	17, // 29: godwit.v1.StoryEntry.ordered:type_name -> godwit.v1.Order
-	26, // 30: godwit.v1.StoryEntry.deadline:type_name -> google.protobuf.Timestamp
-	1,  // 31: godwit.v1.MigrationService.Create:input_type -> godwit.v1.CreateMigrationRequest
-	3,  // 32: godwit.v1.MigrationService.Get:input_type -> godwit.v1.GetMigrationRequest
-	5,  // 33: godwit.v1.MigrationService.List:input_type -> godwit.v1.ListMigrationsRequest
-	7,  // 34: godwit.v1.MigrationService.Cancel:input_type -> godwit.v1.CancelMigrationRequest
-	9,  // 35: godwit.v1.MigrationService.Return:input_type -> godwit.v1.ReturnMigrationRequest
-	11, // 36: godwit.v1.MigrationService.Watch:input_type -> godwit.v1.WatchMigrationRequest
-	2,  // 37: godwit.v1.MigrationService.Create:output_type -> godwit.v1.CreateMigrationResponse
-	4,  // 38: godwit.v1.MigrationService.Get:output_type -> godwit.v1.GetMigrationResponse
-	6,  // 39: godwit.v1.MigrationService.List:output_type -> godwit.v1.ListMigrationsResponse
-	8,  // 40: godwit.v1.MigrationService.Cancel:output_type -> godwit.v1.CancelMigrationResponse
-	10, // 41: godwit.v1.MigrationService.Return:output_type -> godwit.v1.ReturnMigrationResponse
-	12, // 42: godwit.v1.MigrationService.Watch:output_type -> godwit.v1.WatchMigrationResponse
-	37, // [37:43] is the sub-list for method output_type
-	31, // [31:37] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	26, // 26: godwit.v1.Progress.heard:type_name -> google.protobuf.Timestamp
+	26, // 27: godwit.v1.Pass.at:type_name -> google.protobuf.Timestamp
+	21, // 28: godwit.v1.Outcome.phases:type_name -> godwit.v1.BlackoutPhase
+	26, // 29: godwit.v1.StoryEntry.at:type_name -> google.protobuf.Timestamp
+	17, // 30: godwit.v1.StoryEntry.ordered:type_name -> godwit.v1.Order
+	26, // 31: godwit.v1.StoryEntry.deadline:type_name -> google.protobuf.Timestamp
+	1,  // 32: godwit.v1.MigrationService.Create:input_type -> godwit.v1.CreateMigrationRequest
+	3,  // 33: godwit.v1.MigrationService.Get:input_type -> godwit.v1.GetMigrationRequest
+	5,  // 34: godwit.v1.MigrationService.List:input_type -> godwit.v1.ListMigrationsRequest
+	7,  // 35: godwit.v1.MigrationService.Cancel:input_type -> godwit.v1.CancelMigrationRequest
+	9,  // 36: godwit.v1.MigrationService.Return:input_type -> godwit.v1.ReturnMigrationRequest
+	11, // 37: godwit.v1.MigrationService.Watch:input_type -> godwit.v1.WatchMigrationRequest
+	2,  // 38: godwit.v1.MigrationService.Create:output_type -> godwit.v1.CreateMigrationResponse
+	4,  // 39: godwit.v1.MigrationService.Get:output_type -> godwit.v1.GetMigrationResponse
+	6,  // 40: godwit.v1.MigrationService.List:output_type -> godwit.v1.ListMigrationsResponse
+	8,  // 41: godwit.v1.MigrationService.Cancel:output_type -> godwit.v1.CancelMigrationResponse
+	10, // 42: godwit.v1.MigrationService.Return:output_type -> godwit.v1.ReturnMigrationResponse
+	12, // 43: godwit.v1.MigrationService.Watch:output_type -> godwit.v1.WatchMigrationResponse
+	38, // [38:44] is the sub-list for method output_type
+	32, // [32:38] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_godwit_v1_migration_proto_init() }
