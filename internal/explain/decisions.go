@@ -25,7 +25,7 @@ func decisions(m *godwitv1.Migration) []Fact {
 		facts = append(facts, Fact{"Not listed", fmt.Sprintf("%d more hosts that were looked at", more)})
 	}
 	if n := m.GetConnections(); n > 0 {
-		facts = append(facts, Fact{"Connections", fmt.Sprint(n)})
+		facts = append(facts, Fact{"Connections", with(fmt.Sprint(n), ": ", m.GetConnectionsWhy())})
 	}
 	for _, limit := range m.GetLimits() {
 		facts = append(facts, limitFact(limit))

@@ -1,6 +1,10 @@
 package migration
 
-import "godwit.dev/godwit/internal/fleet"
+import (
+	"fmt"
+
+	"godwit.dev/godwit/internal/fleet"
+)
 
 const (
 	// parallel is the number of connections of a copy that is to be fast. A
@@ -12,16 +16,21 @@ const (
 	enoughForOne fleet.BytesPerSecond = 125_000_000
 )
 
-// Connections says how many connections carry the memory. More than one needs
-// two QEMUs that know it, and a source that leaves the end of the copy to its
-// agent: one that does not is older than 8.1, and ends it by an estimate that
+// Connections says how many connections carry the memory, and why. More than one
+// needs two QEMUs that know it, and a source that leaves the end of the copy to
+// its agent: one that does not is older than 8.1, and ends it by an estimate that
 // does not know what several connections still hold.
-func Connections(source, target fleet.QEMUFeatures, policy Policy) int {
+func Connections(source, target fleet.QEMUFeatures, policy Policy) (count int, why string) {
 	const multifd, hold = "multifd", "switchover-ack"
 	switch {
 	case policy.BandwidthMax > 0 && policy.BandwidthMax <= enoughForOne:
-	case source.Can(multifd) && source.Can(hold) && target.Can(multifd):
-		return parallel
+		return 1, fmt.Sprintf("one alone can carry %v, which is all that the copy may use", policy.BandwidthMax)
+	case !source.Can(multifd):
+		return 1, "the source's QEMU knows no more"
+	case !target.Can(multifd):
+		return 1, "the target's QEMU knows no more"
+	case !source.Can(hold):
+		return 1, "the source's QEMU ends the copy by an estimate, which would not hold for more"
 	}
-	return 1
+	return parallel, "a single one is bound by one processor, which encrypts page by page"
 }

@@ -22,7 +22,8 @@ type Migration struct {
 	Refused []RefusedHost             `json:"refused,omitempty"` // hosts that could not be the target
 	Why     string                    `json:"why,omitempty"`     // the target was chosen
 	// Connections carry the memory; 1, or 0 in old records: QEMU's main one does.
-	Connections int `json:"connections,omitempty"`
+	Connections    int    `json:"connections,omitempty"`
+	ConnectionsWhy string `json:"connectionsWhy,omitempty"` // so many
 
 	State     State     `json:"state"`
 	Committed bool      `json:"committed"`

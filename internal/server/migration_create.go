@@ -94,7 +94,7 @@ func (r *reconciler) tryCreate(ctx context.Context, request migrationRequest) (s
 	now := time.Now()
 	m := migration.New(newMigrationID(now), vm.Value, chosen.Host, tunnels, policy, request.reason, now)
 	noteChoice(&m, chosen, request.target)
-	m.Connections = migration.Connections(on.hosts[m.Source].Value.QEMU, on.hosts[m.Target].Value.QEMU, policy)
+	m.Connections, m.ConnectionsWhy = migration.Connections(on.hosts[m.Source].Value.QEMU, on.hosts[m.Target].Value.QEMU, policy)
 	return r.record(ctx, m, vm, on, counter, request.receipt)
 }
 

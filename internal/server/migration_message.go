@@ -21,8 +21,8 @@ func migrationMessage(entry store.Entry[migration.Migration]) *godwitv1.Migratio
 			CopyLimitMs: m.Policy.CopyMax.Milliseconds(), SwitchLimitMs: m.Policy.SwitchMax.Milliseconds(),
 			BandwidthMax: uint64(m.Policy.BandwidthMax), BlackoutMaxMs: m.Policy.BlackoutMax.Milliseconds(),
 		},
-		Connections: uint32(max(1, m.Connections)),
-		Progress:    progressMessage(m.Progress), Outcome: outcomeMessage(m.Outcome()),
+		Connections: uint32(max(1, m.Connections)), ConnectionsWhy: m.ConnectionsWhy,
+		Progress: progressMessage(m.Progress), Outcome: outcomeMessage(m.Outcome()),
 	}
 	addDecisions(message, m)
 	addStory(message, m)

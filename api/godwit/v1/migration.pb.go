@@ -770,8 +770,9 @@ type Migration struct {
 	Remedies []string `protobuf:"bytes,17,rep,name=remedies,proto3" json:"remedies,omitempty"`
 	Version  int64    `protobuf:"varint,18,opt,name=version,proto3" json:"version,omitempty"`
 	Passes   []*Pass  `protobuf:"bytes,19,rep,name=passes,proto3" json:"passes,omitempty"`
-	// The connections that carry the memory.
-	Connections uint32 `protobuf:"varint,20,opt,name=connections,proto3" json:"connections,omitempty"`
+	// The connections that carry the memory, and why so many.
+	Connections    uint32 `protobuf:"varint,20,opt,name=connections,proto3" json:"connections,omitempty"`
+	ConnectionsWhy string `protobuf:"bytes,37,opt,name=connections_why,json=connectionsWhy,proto3" json:"connections_why,omitempty"`
 	// The VM's instances, on whichever host.
 	Uid string `protobuf:"bytes,21,opt,name=uid,proto3" json:"uid,omitempty"`
 	// Whether the target owns the VM.
@@ -972,6 +973,13 @@ func (x *Migration) GetConnections() uint32 {
 		return x.Connections
 	}
 	return 0
+}
+
+func (x *Migration) GetConnectionsWhy() string {
+	if x != nil {
+		return x.ConnectionsWhy
+	}
+	return ""
 }
 
 func (x *Migration) GetUid() string {
@@ -1980,8 +1988,7 @@ const file_godwit_v1_migration_proto_rawDesc = "" +
 	"\x15WatchMigrationRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"L\n" +
 	"\x16WatchMigrationResponse\x122\n" +
-	"\tmigration\x18\x01 \x01(\v2\x14.godwit.v1.MigrationR\tmigration\"\xee\n" +
-	"\n" +
+	"\tmigration\x18\x01 \x01(\v2\x14.godwit.v1.MigrationR\tmigration\"\x97\v\n" +
 	"\tMigration\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x0e\n" +
 	"\x02vm\x18\x02 \x01(\tR\x02vm\x12\x16\n" +
@@ -2003,7 +2010,8 @@ const file_godwit_v1_migration_proto_rawDesc = "" +
 	"\bremedies\x18\x11 \x03(\tR\bremedies\x12\x18\n" +
 	"\aversion\x18\x12 \x01(\x03R\aversion\x12'\n" +
 	"\x06passes\x18\x13 \x03(\v2\x0f.godwit.v1.PassR\x06passes\x12 \n" +
-	"\vconnections\x18\x14 \x01(\rR\vconnections\x12\x10\n" +
+	"\vconnections\x18\x14 \x01(\rR\vconnections\x12'\n" +
+	"\x0fconnections_why\x18% \x01(\tR\x0econnectionsWhy\x12\x10\n" +
 	"\x03uid\x18\x15 \x01(\tR\x03uid\x12\x1c\n" +
 	"\tcommitted\x18\x16 \x01(\bR\tcommitted\x12)\n" +
 	"\x06choice\x18\x17 \x01(\v2\x11.godwit.v1.ChoiceR\x06choice\x12.\n" +
