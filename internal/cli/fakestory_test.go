@@ -100,6 +100,8 @@ var undone = func() *godwitv1.Migration {
 			leads(0, 32_406, "the roll-back did not end in time", order(3, "resume-source", "host-a"))(e)
 			e.Detail, e.Withdrawn = "wrong host", []uint64{2}
 		}),
+		entry(8410, "host-a", "session-lost", "rolling-back", func(e *godwitv1.StoryEntry) { e.Detail = "nothing was heard of it for 6s" }),
+		entry(9000, "server", "server-leads", "rolling-back", nil),
 		entry(32_406, "server", "timer-fired", "needs-operator", func(e *godwitv1.StoryEntry) { e.Detail = "the roll-back did not end in time" }),
 	)
 	return m

@@ -281,7 +281,7 @@ func TestManyPasses(t *testing.T) {
 // Whatever the core knows is told in words, not by its name.
 func TestWordsForAll(t *testing.T) {
 	teller := newTeller(handedOver())
-	for _, kind := range migration.Events() {
+	for _, kind := range append(migration.Events(), migration.Notes()...) {
 		if kind == migration.CopyProgressed {
 			continue // passes are told
 		}
@@ -342,6 +342,26 @@ func TestPlace(t *testing.T) {
 		if got := Of(m).Summary[0]; got != test.want {
 			t.Errorf("%s, known %06b: %q, want %q", test.state, test.known, got, test.want)
 		}
+	}
+}
+
+// A migration that turned back while a host was away says so.
+func TestTurnSaysWhoWasAway(t *testing.T) {
+	entry := func(ms float64, who string, event migration.EventKind, state migration.State) *godwitv1.StoryEntry {
+		return &godwitv1.StoryEntry{At: at(ms), Who: who, Event: string(event), State: string(state), Detail: "too late"}
+	}
+	m := &godwitv1.Migration{
+		Vm: "web1", Source: "h1", Target: "h2", Created: at(0), State: string(migration.Aborted),
+		Story: []*godwitv1.StoryEntry{
+			entry(1, "server", migration.Started, migration.Preparing), entry(100, "h1", migration.SessionLost, migration.Preparing),
+			entry(200, "h1", migration.SessionBack, migration.Preparing), entry(300, "h2", migration.SessionLost, migration.Preparing),
+			entry(60_001, "server", migration.TimerFired, migration.RollingBack), entry(61_000, "h2", migration.TargetReleased, migration.Aborted),
+		},
+	}
+	want := "It turned from preparing to rolling-back at +60.0010s: a timer fires: too late." +
+		" The agent of h2 had no session with the server then, since +0.3000s."
+	if got := Of(m).Summary[1]; got != want {
+		t.Errorf("%q, want %q", got, want)
 	}
 }
 

@@ -73,14 +73,37 @@ func (t teller) targetEnded() bool {
 func (t teller) turn() string {
 	bad := []string{string(migration.RollingBack), string(migration.Aborted), string(migration.NeedsOperator)}
 	state := string(migration.Planned)
-	for _, entry := range t.GetStory() {
+	for i, entry := range t.GetStory() {
 		if slices.Contains(bad, entry.GetState()) {
-			return fmt.Sprintf("It turned from %s to %s at %s: %s %s.",
-				state, entry.GetState(), t.since(entry.GetAt().AsTime()), entry.GetWho(), t.event(entry))
+			text := t.event(entry)
+			if entry.GetEvent() != string(migration.TimerFired) {
+				text = entry.GetWho() + " " + text
+			}
+			return fmt.Sprintf("It turned from %s to %s at %s: %s.", state, entry.GetState(), t.since(entry.GetAt().AsTime()), text) + t.away(t.GetStory()[:i])
 		}
 		state = entry.GetState()
 	}
 	return ""
+}
+
+// away says which of the hosts had no session at the end of a part of the story.
+func (t teller) away(story []*godwitv1.StoryEntry) (text string) {
+	for _, host := range []string{t.GetSource(), t.GetTarget()} {
+		var lost *godwitv1.StoryEntry
+		for _, entry := range story {
+			switch kind := migration.EventKind(entry.GetEvent()); {
+			case entry.GetWho() != host:
+			case kind == migration.SessionLost:
+				lost = entry
+			default: // it was heard of
+				lost = nil
+			}
+		}
+		if lost != nil {
+			text += fmt.Sprintf(" The agent of %s had no session with the server then, since %s.", host, t.since(lost.GetAt().AsTime()))
+		}
+	}
+	return text
 }
 
 // pending lists what hosts still have to do.

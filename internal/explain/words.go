@@ -54,6 +54,20 @@ func (t teller) event(entry *godwitv1.StoryEntry) string {
 	case migration.TargetReleased:
 		return with("has ended its instance and cleaned up"+t.returned(), "; not all frames went back: ", detail)
 	}
+	return note(entry)
+}
+
+// note says what happened around a migration.
+func note(entry *godwitv1.StoryEntry) string {
+	detail := entry.GetDetail()
+	switch migration.EventKind(entry.GetEvent()) {
+	case migration.SessionLost:
+		return with("has no session with the server any more", ": ", detail)
+	case migration.SessionBack:
+		return with("has a session with the server", ", ", detail)
+	case migration.ServerLeads:
+		return "begins to lead, another one or the same once more, and carries it on"
+	}
 	return with(entry.GetEvent(), ": ", detail) // of a newer server
 }
 

@@ -77,7 +77,7 @@ func (r *Reconciler) CatchUp(ctx context.Context, entry store.Entry[migration.Mi
 		return
 	}
 	one.forget()
-	one.entry = entry
+	one.hold(entry)
 	r.arm(one)
 	r.takeUp(one)
 	r.notify(entry.Value.ID)

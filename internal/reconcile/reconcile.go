@@ -55,7 +55,7 @@ type AddressBook interface {
 
 // Reconciler carries migrations on: it loads a record, lets the core decide on
 // an event, saves the result and dispatches the effects, in this order. It
-// holds nothing that the store does not, except the progress between saves.
+// holds nothing that the store does not, except progress and notes between saves.
 type Reconciler struct {
 	Config
 	wake chan struct{} // news has come
@@ -69,6 +69,7 @@ type Reconciler struct {
 	news map[fleet.MigrationID]store.Entry[migration.Migration]
 	// watchers are signalled; they keep no run.
 	watchers map[fleet.MigrationID]map[chan struct{}]struct{}
+	agents   map[fleet.HostName]presence
 }
 
 // run is one migration that is being carried on. mu orders its steps, and
@@ -76,6 +77,7 @@ type Reconciler struct {
 type run struct {
 	mu     sync.Locker
 	entry  store.Entry[migration.Migration]
+	notes  []migration.Entry     // in entry, and not in the store
 	vm     store.Entry[fleet.VM] // as last read; a conflict reads it again
 	disarm func()                // stops the timer; it must be called with mu held
 	armed  time.Time             // At of the newest timer that this server has seen
@@ -92,6 +94,7 @@ func New(config Config) *Reconciler {
 		Config: config, life: context.Background(), wake: make(chan struct{}, 1),
 		runs: map[fleet.MigrationID]*run{}, news: map[fleet.MigrationID]store.Entry[migration.Migration]{},
 		watchers: map[fleet.MigrationID]map[chan struct{}]struct{}{},
+		agents:   map[fleet.HostName]presence{},
 	}
 }
 
@@ -141,7 +144,7 @@ func (r *Reconciler) resume(ctx context.Context) error {
 			continue
 		}
 		if !entry.Value.Over() {
-			r.Adopt(entry)
+			r.adopt(entry, r.noteLead)
 		}
 	}
 	return nil
@@ -149,11 +152,17 @@ func (r *Reconciler) resume(ctx context.Context) error {
 
 // Adopt begins to carry a stored migration on.
 func (r *Reconciler) Adopt(entry store.Entry[migration.Migration]) {
+	r.adopt(entry, func(*run) {})
+}
+
+// adopt calls first with mu held, before anything is set going.
+func (r *Reconciler) adopt(entry store.Entry[migration.Migration], first func(*run)) {
 	one := r.runOf(entry.Value.ID)
 	one.mu.Lock()
 	if one.entry.Version < entry.Version {
-		one.entry = entry
+		one.hold(entry)
 	}
+	first(one)
 	r.arm(one)
 	r.takeUp(one)
 	one.mu.Unlock()
@@ -280,7 +289,7 @@ func (r *Reconciler) load(ctx context.Context, one *run, id fleet.MigrationID) e
 		}
 		return err // what was known is kept: what is pending in it is asked for again
 	}
-	one.entry = entry
+	one.hold(entry)
 	r.arm(one)
 	return nil
 }
@@ -305,6 +314,7 @@ func (one *run) forget() {
 
 // saved does everything that had to wait for the save.
 func (r *Reconciler) saved(one *run, before migration.Migration, effects []migration.Effect) {
+	one.notes = nil
 	after := &one.entry.Value
 	if before.State != after.State {
 		r.Log.Info("migration", "id", after.ID, "vm", after.VM, "state", after.State, "cause", after.Cause)

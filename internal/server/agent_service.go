@@ -103,7 +103,7 @@ func (a agentService) Session(ctx context.Context, stream *connect.BidiStream[go
 	s.log.Info("host is up", "host", host, "address", hello.GetHost().GetAddress())
 	s.addresses.connected(host)
 	s.lifecycle.connected(ctx, host, before, hello)
-	s.migrations.connected(host)
+	s.migrations.connected(host, one.agent)
 	err = one.serve(ctx, stream, deadlines, func(message *godwitv1.SessionRequest) {
 		// A report that has arrived is dealt with even if the session ends.
 		if err := s.hear(context.WithoutCancel(ctx), host, message); err != nil {
@@ -112,6 +112,7 @@ func (a agentService) Session(ctx context.Context, stream *connect.BidiStream[go
 		}
 	})
 	s.addresses.disconnected(host)
+	s.migrations.disconnected(host, err)
 	level := slog.LevelInfo
 	if fleet.CodeOf(err) == fleet.Invalid {
 		level = slog.LevelError

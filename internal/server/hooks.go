@@ -29,8 +29,10 @@ type migrationHooks struct {
 	// pass lets a request for a VM through the lock of its migration. It may wait
 	// for the migration's end.
 	pass func(ctx context.Context, op string, request migration.Request, vm fleet.VM) (unlocked int64, err error)
-	// connected follows a host's new session.
-	connected func(host fleet.HostName)
+	// connected follows a host's new session, by a process of its agent, and
+	// disconnected the end of one.
+	connected    func(host fleet.HostName, process string)
+	disconnected func(host fleet.HostName, cause error)
 	// run carries migrations on until ctx ends.
 	run func(ctx context.Context) error
 	// follow takes up what other servers change, until ctx ends.
@@ -55,12 +57,13 @@ func newReconciler(t tables, hosts reconcile.Commander, addresses reconcile.Addr
 // migrationsOf connects the reconciler to the rest of the server.
 func migrationsOf(r *reconciler, mirror *mirror) migrationHooks {
 	return migrationHooks{
-		service:   &migrationService{tables: r.tables, runs: r, mirror: mirror},
-		commit:    r.ServeCommit,
-		report:    r.Report,
-		pass:      r.pass,
-		connected: r.HostConnected,
-		run:       r.Run,
-		follow:    r.Follow,
+		service:      &migrationService{tables: r.tables, runs: r, mirror: mirror},
+		commit:       r.ServeCommit,
+		report:       r.Report,
+		pass:         r.pass,
+		connected:    r.SessionOpened,
+		disconnected: r.SessionEnded,
+		run:          r.Run,
+		follow:       r.Follow,
 	}
 }

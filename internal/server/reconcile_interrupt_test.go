@@ -131,10 +131,13 @@ func (fl *flight) finishAgain(stage string) *godwitv1.Migration {
 }
 
 // commandsOf says what is wrong with the story of an interrupted flight: every
-// event must be in it once.
+// event must be in it once; notes may come again.
 func commandsOf(end *godwitv1.Migration, before migration.Migration) string {
 	seen := map[string]int{}
 	for _, entry := range end.GetStory() {
+		if slices.Contains(migration.Notes(), migration.EventKind(entry.GetEvent())) {
+			continue
+		}
 		if seen[entry.GetEvent()]++; seen[entry.GetEvent()] > 1 {
 			return entry.GetEvent() + " happened twice"
 		}
