@@ -37,6 +37,8 @@ func (t teller) event(entry *godwitv1.StoryEntry) string {
 		return with("has opened its gate and runs the guest on, with no server there to ask", ": ", detail)
 	case migration.ReturnAsked:
 		return with("asks to give the VM back to "+t.GetSource(), ": ", detail)
+	case migration.HostLost:
+		return with("is lost, and is not waited for any more", ": ", detail)
 	case migration.SwitchMeasured:
 		return with("has sent everything", "; but not all waiting frames: ", detail)
 	case migration.TargetRunning:

@@ -19,28 +19,34 @@ type cellKey struct {
 	event EventKind
 }
 
-// explore follows every migration that events can lead to from its plan, and
-// gives the states that each acting cell leads to. Migrations that differ only
-// in times, measurements and words count as one; so there are few.
+// explore gives the states that each acting cell leads to.
 func explore(t *testing.T) map[cellKey][]State {
 	t.Helper()
 	leads := map[cellKey][]State{}
+	walk(t, func(m, next Migration, kind EventKind) {
+		if cell := (cellKey{m.State, kind}); !slices.Contains(leads[cell], next.State) {
+			leads[cell] = append(leads[cell], next.State)
+		}
+	})
+	return leads
+}
+
+// walk follows every migration that events can lead to from its plan, and visits
+// each step. Migrations that differ only in times, measurements and words count
+// as one; so there are few.
+func walk(t *testing.T, visit func(m, next Migration, kind EventKind)) {
+	t.Helper()
 	seen := map[string]bool{}
 	for todo := []Migration{newMigration()}; len(todo) > 0; {
 		m := todo[0]
 		todo = todo[1:]
 		for _, kind := range Events() {
-			for _, fate := range []struct{ gone, unrun bool }{{false, false}, {true, false}, {true, true}} {
-				e := event(m, kind)
-				e.Gone, e.Unrun = fate.gone, fate.unrun
+			for _, e := range variants(m, kind) {
 				next, _, verdict := Step(m, e)
 				if verdict != Act {
 					continue
 				}
-				cell := cellKey{m.State, kind}
-				if !slices.Contains(leads[cell], next.State) {
-					leads[cell] = append(leads[cell], next.State)
-				}
+				visit(m, next, kind)
 				if shape := shapeOf(t, next); !seen[shape] {
 					seen[shape] = true
 					todo = append(todo, next)
@@ -48,7 +54,21 @@ func explore(t *testing.T) map[cellKey][]State {
 			}
 		}
 	}
-	return leads
+}
+
+// variants are the events of a kind that can lead to different ends.
+func variants(m Migration, kind EventKind) (events []Event) {
+	for _, fate := range []struct{ gone, unrun bool }{{false, false}, {true, false}, {true, true}} {
+		e := event(m, kind)
+		e.Gone, e.Unrun = fate.gone, fate.unrun
+		events = append(events, e)
+	}
+	if kind == HostLost {
+		e := event(m, kind)
+		e.From = string(m.Source)
+		events = append(events, e)
+	}
+	return events
 }
 
 // shapeOf is what of a migration can decide on its future.

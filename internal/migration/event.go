@@ -23,6 +23,7 @@ const (
 	TargetRefused  EventKind = "target-refused"  // asked by its source, the target gave up its right for good
 	SourceRanOn    EventKind = "source-ran-on"   // by the target's refusal; nobody else was there to decide
 	ReturnAsked    EventKind = "return-asked"    // by a person who knows that the target's host is off; Detail says why
+	HostLost       EventKind = "host-lost"       // From's machine is off for good, says a person; Detail says who
 	SwitchMeasured EventKind = "switch-measured" // answers StartCopy: the source sent everything; Source is set; Detail: but some frames
 	TargetRunning  EventKind = "target-running"  // answers RunTarget; Target is set
 	SourceRetired  EventKind = "source-retired"  // answers RetireSource
@@ -38,7 +39,7 @@ func Events() []EventKind {
 	return []EventKind{
 		Started, CancelAsked, TimerFired, TargetPrepared, TargetFailed,
 		CopyProgressed, SourceStopped, SourceFailed, TargetLoaded,
-		TargetRefused, SourceRanOn, ReturnAsked,
+		TargetRefused, SourceRanOn, ReturnAsked, HostLost,
 		SwitchMeasured, TargetRunning, SourceRetired, AddressesKnown,
 		SourceReleased, TargetFinished, SourceResumed, TargetReleased,
 	}

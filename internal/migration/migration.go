@@ -2,6 +2,7 @@ package migration
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"godwit.dev/godwit/internal/fleet"
@@ -42,6 +43,8 @@ type Migration struct {
 	SourceGone     bool   `json:"sourceGone,omitempty"`     // the source's instance has ended
 	TakenBack      bool   `json:"takenBack,omitempty"`      // after the commit: the target never ran and never will
 	TargetRuns     bool   `json:"targetRuns,omitempty"`     // it has run its first instruction
+	SourceLost     bool   `json:"sourceLost,omitempty"`     // an operator says that the source's host is off for good
+	TargetLost     bool   `json:"targetLost,omitempty"`     // and that the target's is
 	Abandoned      bool   `json:"abandoned,omitempty"`      // its record was of an old copy of the store
 	TargetGone     bool   `json:"targetGone,omitempty"`     // after the commit: no instance has the VM any more that may run
 	AddressesKnown bool   `json:"addressesKnown,omitempty"` // by every host that is not gone
@@ -179,6 +182,18 @@ func (m *Migration) Locked() bool {
 	return !m.State.Final() || m.State == NeedsOperator && !m.TargetRuns && !m.TargetGone && !m.Abandoned
 }
 
+// Down reports that no instance has the VM any more, as far as it is known
+// here, so that it must be started anew.
+func (m *Migration) Down() bool {
+	switch {
+	case m.TargetGone:
+		return true
+	case m.Owner().Host == m.Source:
+		return m.SourceLost
+	}
+	return m.TargetLost
+}
+
 // Over: neither host has anything left to do for it.
 func (m *Migration) Over() bool { return m.State.Final() && len(m.Pending) == 0 }
 
@@ -216,13 +231,9 @@ func (m *Migration) isPending(kind EffectKind) bool {
 	return false
 }
 
-// drop removes pending effects of a kind that nobody needs any more.
-func (m *Migration) drop(kind EffectKind) {
-	kept := m.Pending[:0:0]
-	for _, effect := range m.Pending {
-		if effect.Kind != kind {
-			kept = append(kept, effect)
-		}
-	}
-	m.Pending = kept
+// drop removes pending effects of some kinds that nobody needs any more.
+func (m *Migration) drop(kinds ...EffectKind) {
+	m.Pending = slices.DeleteFunc(slices.Clone(m.Pending), func(effect Effect) bool {
+		return slices.Contains(kinds, effect.Kind)
+	})
 }

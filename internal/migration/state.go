@@ -5,7 +5,8 @@ package migration
 type State string
 
 // For every state: who runs vCPUs, who may write the volumes, where packets go
-// and what happens when a party dies there.
+// and what happens when a party dies there. A host that an operator has declared
+// lost is such a death, and nothing waits for its return (lost.go).
 const (
 	// Planned: the VM is locked and the target's capacity reserved.
 	// vCPUs: source. Volumes: source. Packets: source.

@@ -26,7 +26,7 @@ func Step(m Migration, event Event) (Migration, []Effect, Verdict) {
 	if event.Kind == TimerFired && (m.Timer == nil || !event.Due.Equal(m.Timer.At)) {
 		return m, nil, Late // a timer that was set anew since
 	}
-	if decided.when != nil && !decided.when(&m) {
+	if decided.when != nil && !decided.when(&m, event) {
 		return m, nil, decided.otherwise
 	}
 	if decided.verdict != Act {
@@ -37,6 +37,7 @@ func Step(m Migration, event Event) (Migration, []Effect, Verdict) {
 		next.drop(kind)
 	}
 	decided.apply(&next, event)
+	next.answerForLost(event)
 	if m.toldOf(event) && reflect.DeepEqual(m, next) {
 		return m, nil, Late // an order that is given again fails again
 	}
@@ -275,11 +276,12 @@ func targetFailedAfterCommit(m *Migration, event Event) {
 // lose: the VM has no instance any more. What the source has is older than what
 // the target may have done, so it must not run on.
 func (m *Migration) lose(event Event, cause string) {
-	m.drop(RunTarget)
-	m.drop(StartCopy)
+	m.drop(RunTarget, StartCopy, RetireSource, FinishTarget)
 	m.TargetGone = true
 	m.want(ReleaseTarget, m.Target)
-	m.want(ReleaseSource, m.Source)
+	if !m.Released {
+		m.want(ReleaseSource, m.Source)
+	}
 	m.needOperator(event, cause, fmt.Sprintf("godwit vm start %s", m.VM))
 }
 
@@ -329,8 +331,7 @@ func rollBack(m *Migration, event Event) {
 	m.Cause = cause
 	m.SourceGone = m.SourceGone || event.Kind == SourceFailed && event.Gone
 	m.State = RollingBack
-	m.drop(PrepareTarget)
-	m.drop(StartCopy)
+	m.drop(PrepareTarget, StartCopy)
 	if m.CopyStarted && !m.SourceGone {
 		resume := m.want(ResumeSource, m.Source)
 		if m.TakenBack {

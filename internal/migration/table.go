@@ -21,7 +21,7 @@ type cell struct {
 	apply   func(*Migration, Event) // with Act only
 	// when, if set, is what an Act needs beside the state; otherwise is the
 	// verdict without it.
-	when      func(*Migration) bool
+	when      func(*Migration, Event) bool
 	otherwise Verdict
 }
 
@@ -36,7 +36,8 @@ func act(apply func(*Migration, Event)) cell { return cell{verdict: Act, apply: 
 // ifAwaited makes an Act depend on that the target has the right to run, and
 // nobody knows that it ever did.
 func (c cell) ifAwaited(otherwise Verdict) cell {
-	c.when, c.otherwise = (*Migration).AwaitsTarget, otherwise
+	c.when = func(m *Migration, _ Event) bool { return m.AwaitsTarget() }
+	c.otherwise = otherwise
 	return c
 }
 
@@ -49,6 +50,7 @@ var table = map[State]map[EventKind]cell{
 		SourceFailed: act(abortPlan), TargetFailed: broken,
 		CopyProgressed: broken, SourceStopped: broken, TargetLoaded: refuse, AddressesKnown: late,
 		TargetRefused: broken, SourceRanOn: broken, ReturnAsked: refuse,
+		HostLost:       lost(abortPlan, abortPlan),
 		TargetPrepared: broken, SwitchMeasured: broken, TargetRunning: broken, SourceRetired: broken,
 		SourceReleased: broken, TargetFinished: broken, SourceResumed: broken, TargetReleased: broken,
 	},
@@ -57,6 +59,7 @@ var table = map[State]map[EventKind]cell{
 		SourceFailed: act(rollBack), TargetFailed: act(rollBack),
 		CopyProgressed: broken, SourceStopped: broken, TargetLoaded: refuse, AddressesKnown: late,
 		TargetRefused: broken, SourceRanOn: broken, ReturnAsked: refuse,
+		HostLost:       lost(rollBack, rollBack),
 		TargetPrepared: act(copyMemory), SwitchMeasured: broken, TargetRunning: broken, SourceRetired: broken,
 		SourceReleased: broken, TargetFinished: broken, SourceResumed: broken, TargetReleased: broken,
 	},
@@ -65,6 +68,7 @@ var table = map[State]map[EventKind]cell{
 		SourceFailed: act(sourceFailedInCopy), TargetFailed: act(rollBack),
 		CopyProgressed: act(noteProgress), SourceStopped: act(switchOver), TargetLoaded: act(commit), AddressesKnown: late,
 		TargetRefused: act(rollBack), SourceRanOn: act(rollBack), ReturnAsked: refuse,
+		HostLost:       lost(sourceFailedInCopy, rollBack),
 		TargetPrepared: broken, SwitchMeasured: act(switchMeasured), TargetRunning: broken, SourceRetired: broken,
 		SourceReleased: broken, TargetFinished: broken, SourceResumed: broken, TargetReleased: broken,
 	},
@@ -73,6 +77,7 @@ var table = map[State]map[EventKind]cell{
 		SourceFailed: act(sourceFailedInSwitch), TargetFailed: act(rollBack),
 		CopyProgressed: act(noteProgress), SourceStopped: late, TargetLoaded: act(commit), AddressesKnown: late,
 		TargetRefused: act(rollBack), SourceRanOn: act(rollBack), ReturnAsked: refuse,
+		HostLost:       lost(sourceFailedInSwitch, rollBack),
 		TargetPrepared: broken, SwitchMeasured: act(noteSwitch), TargetRunning: broken, SourceRetired: broken,
 		SourceReleased: broken, TargetFinished: broken, SourceResumed: broken, TargetReleased: broken,
 	},
@@ -82,6 +87,7 @@ var table = map[State]map[EventKind]cell{
 		CopyProgressed: late, SourceStopped: late, TargetLoaded: late, AddressesKnown: act(addressesKnown),
 		TargetRefused: act(takeBack).ifAwaited(Broken), SourceRanOn: act(takeBack).ifAwaited(Broken),
 		ReturnAsked:    act(takeBack).ifAwaited(Refuse),
+		HostLost:       lost(noteSourceGone, targetLost),
 		TargetPrepared: broken, SwitchMeasured: act(noteSwitch), TargetRunning: act(targetRuns), SourceRetired: act(settle),
 		SourceReleased: act(sourceReleased), TargetFinished: act(settle), SourceResumed: broken, TargetReleased: broken,
 	},
@@ -90,6 +96,7 @@ var table = map[State]map[EventKind]cell{
 		SourceFailed: act(sourceFailedInRollback), TargetFailed: late,
 		CopyProgressed: late, SourceStopped: late, TargetLoaded: refuse, AddressesKnown: late,
 		TargetRefused: late, SourceRanOn: late, ReturnAsked: late,
+		HostLost:       lost(sourceFailedInRollback, note),
 		TargetPrepared: broken, SwitchMeasured: broken, TargetRunning: broken, SourceRetired: broken,
 		SourceReleased: broken, TargetFinished: broken, SourceResumed: act(releaseTarget), TargetReleased: act(finishRollback),
 	},
@@ -98,6 +105,7 @@ var table = map[State]map[EventKind]cell{
 		SourceFailed: act(noteSourceGone), TargetFailed: late,
 		CopyProgressed: late, SourceStopped: late, TargetLoaded: late, AddressesKnown: late,
 		TargetRefused: broken, SourceRanOn: broken, ReturnAsked: refuse,
+		HostLost:       lost(noteSourceGone, note),
 		TargetPrepared: broken, SwitchMeasured: act(noteSwitch), TargetRunning: broken, SourceRetired: act(note),
 		SourceReleased: act(note), TargetFinished: act(note), SourceResumed: broken, TargetReleased: broken,
 	},
@@ -106,6 +114,7 @@ var table = map[State]map[EventKind]cell{
 		SourceFailed: late, TargetFailed: late,
 		CopyProgressed: late, SourceStopped: late, TargetLoaded: refuse, AddressesKnown: late,
 		TargetRefused: late, SourceRanOn: late, ReturnAsked: refuse,
+		HostLost:       lost(note, note),
 		TargetPrepared: broken, SwitchMeasured: broken, TargetRunning: broken, SourceRetired: broken,
 		SourceReleased: broken, TargetFinished: broken, SourceResumed: broken, TargetReleased: act(noteReturned),
 	},
@@ -115,6 +124,7 @@ var table = map[State]map[EventKind]cell{
 		CopyProgressed: late, SourceStopped: late, TargetLoaded: refuse, AddressesKnown: late,
 		TargetRefused: act(takeBack).ifAwaited(Late), SourceRanOn: act(takeBack).ifAwaited(Late),
 		ReturnAsked:    act(takeBack).ifAwaited(Refuse),
+		HostLost:       lost(sourceFailedUnresolved, targetLost),
 		TargetPrepared: broken, SwitchMeasured: act(noteSwitch), TargetRunning: act(targetRuns), SourceRetired: broken,
 		SourceReleased: act(note), TargetFinished: broken, SourceResumed: act(releaseTarget), TargetReleased: act(noteReturned),
 	},

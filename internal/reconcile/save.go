@@ -75,9 +75,10 @@ func (r *Reconciler) changedVM(ctx context.Context, one *run, before, after migr
 	if unlocks {
 		vm.Value.Migration = ""
 	}
-	if unlocks && after.TargetGone {
+	if unlocks && after.Down() {
 		vm.Value.Phase, vm.Value.Cause = fleet.VMFailed, after.Cause
-		vm.Value.Owner.Host = "" // the epoch stays: it only ever grows
+		// By a new epoch an instance that a lost host still has is stale.
+		vm.Value.Owner = fleet.Owner{Epoch: after.Owner().Epoch + 1}
 	}
 	return vm, moves || unlocks, nil
 }
@@ -85,7 +86,7 @@ func (r *Reconciler) changedVM(ctx context.Context, one *run, before, after migr
 // losers are the hosts that the VM is not on, at the end of its migration.
 func losers(m migration.Migration) []fleet.HostName {
 	switch {
-	case m.TargetGone:
+	case m.Down():
 		return []fleet.HostName{m.Source, m.Target}
 	case m.Owner().Host == m.Target:
 		return []fleet.HostName{m.Source}

@@ -136,14 +136,14 @@ func TestTargetGoneAfterTheCommit(t *testing.T) {
 		t.Errorf("cause %q, remedies %q", m.GetCause(), m.GetRemedies())
 	}
 	// Never back to the source, which is an epoch behind.
-	f.checkPlace("web1", fleet.Owner{Epoch: 2}, "")
+	f.checkPlace("web1", fleet.Owner{Epoch: 3}, "")
 	fl.answer(h1, "release_source")
 	fl.answer(h2, "release_target")
 	// The remedy works.
 	if _, err := f.vms.Start(t.Context(), &godwitv1.StartVMRequest{Name: "web1", Host: "h1"}); err != nil {
 		t.Errorf("%s: %v", m.GetRemedies()[0], err)
 	}
-	f.checkPlace("web1", fleet.Owner{Host: "h1", Epoch: 3}, "", "h1")
+	f.checkPlace("web1", fleet.Owner{Host: "h1", Epoch: 4}, "", "h1")
 }
 
 // A source that is gone in the copy may have been further than its last word.
