@@ -50,6 +50,24 @@ func (h fakeHosts) Cordon(_ context.Context, request *godwitv1.CordonHostRequest
 	return &godwitv1.CordonHostResponse{Host: &godwitv1.Host{Name: request.GetName(), State: state}}, h.note(request)
 }
 
+func (h fakeHosts) DeclareLost(_ context.Context, request *godwitv1.DeclareHostLostRequest) (*godwitv1.DeclareHostLostResponse, error) {
+	response := &godwitv1.DeclareHostLostResponse{Host: &godwitv1.Host{Name: request.GetName(), State: "down", Cordoned: true}}
+	switch {
+	case !request.GetIsOff():
+		return nil, &fleet.Error{Code: fleet.Invalid, Op: "declare lost", Subject: "host " + request.GetName(), Cause: "the request is invalid"}
+	case request.GetName() == "host-a":
+		return nil, &fleet.Error{Code: fleet.Conflict, Op: "declare lost", Subject: "host host-a", Cause: "it is not off: its agent has a session"}
+	case request.GetName() == "host-b":
+		response.Vms = []*godwitv1.VM{
+			{Name: "web1", Phase: "failed", Cause: "host host-b was declared lost by the operator"},
+			{Name: "web2", Phase: "stopped"},
+			{Name: "web3", Phase: "running", Migration: "m2"},
+		}
+		response.Migrations = []*godwitv1.Migration{inState("m2", "switching", 2, 0), stuck}
+	}
+	return response, h.note(request)
+}
+
 func (h fakeHosts) CreateToken(_ context.Context, request *godwitv1.CreateTokenRequest) (*godwitv1.CreateTokenResponse, error) {
 	expires := present.Add(time.Duration(request.GetValidSeconds()) * time.Second)
 	return &godwitv1.CreateTokenResponse{Token: "gt-s3cret", Expires: timestamppb.New(expires)}, h.note(request)

@@ -17,12 +17,12 @@ import (
 )
 
 func newHostCommand(app *App) *cobra.Command {
-	return group("host", "Look at hosts, keep VMs away from them, enrol new ones",
+	return group("host", "Look at hosts, keep VMs away from them, enrol new ones, give up dead ones",
 		`A host is a machine whose agent is connected to the server. A new one joins
 with a token that is good for one enrolment.`,
 		"  godwit host list\n  godwit host token host-c",
 		newHostList(app), newHostShow(app),
-		newHostCordon(app, true), newHostCordon(app, false), newHostToken(app))
+		newHostCordon(app, true), newHostCordon(app, false), newHostLost(app), newHostToken(app))
 }
 
 func newHostList(app *App) *cobra.Command {

@@ -211,7 +211,8 @@ func settleTimer(m *Migration, event Event) {
 	case !m.TargetRuns:
 		m.needOperator(event, fmt.Sprintf("%s has committed to %s, which does not say that it runs it: %s", m.VM, m.Target, cmp.Or(m.Cause, m.Timer.What)),
 			fmt.Sprintf("start the agent on %s: it will go on by itself", m.Target),
-			fmt.Sprintf("godwit migration return %s --host-is-off %s  # only once it is: switch it off first", m.ID, m.Target))
+			fmt.Sprintf("godwit migration return %s --host-is-off %s  # only once it is: switch it off first", m.ID, m.Target),
+			declareLost(m.Target))
 	default:
 		if m.Cause != "" {
 			m.Cause += "; "
@@ -381,7 +382,7 @@ func noteReturned(m *Migration, event Event) {
 func rollbackTimer(m *Migration, event Event) {
 	if m.isPending(ResumeSource) {
 		m.needOperator(event, fmt.Sprintf("%s; and %s does not answer, where %s waits to go on", m.Cause, m.Source, m.VM),
-			fmt.Sprintf("start the agent on %s: it will go on by itself", m.Source))
+			fmt.Sprintf("start the agent on %s: it will go on by itself", m.Source), declareLost(m.Source))
 		return
 	}
 	m.Cause += "; " + m.leftovers()

@@ -9,6 +9,7 @@ import (
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/migration"
 	"godwit.dev/godwit/internal/reconcile"
+	"godwit.dev/godwit/internal/store"
 )
 
 // reportHandler takes what a host reports. The calls for one host come one
@@ -29,6 +30,9 @@ type migrationHooks struct {
 	// pass lets a request for a VM through the lock of its migration. It may wait
 	// for the migration's end.
 	pass func(ctx context.Context, op string, request migration.Request, vm fleet.VM) (unlocked int64, err error)
+	// hostLost tells every migration from or to a host that it is off for good, and
+	// gives those that were under way.
+	hostLost func(ctx context.Context, host fleet.HostName) ([]store.Entry[migration.Migration], error)
 	// connected follows a host's new session, by a process of its agent, and
 	// disconnected the end of one.
 	connected    func(host fleet.HostName, process string)
@@ -61,6 +65,7 @@ func migrationsOf(r *reconciler, mirror *mirror) migrationHooks {
 		commit:       r.ServeCommit,
 		report:       r.Report,
 		pass:         r.pass,
+		hostLost:     r.hostLost,
 		connected:    r.SessionOpened,
 		disconnected: r.SessionEnded,
 		run:          r.Run,

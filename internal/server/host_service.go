@@ -68,28 +68,37 @@ func (h hostService) show(ctx context.Context, entry store.Entry[fleet.Host]) (*
 }
 
 func (h hostService) Cordon(ctx context.Context, request *godwitv1.CordonHostRequest) (*godwitv1.CordonHostResponse, error) {
-	hosts := h.server.tables.hosts
+	entry, err := h.server.cordon(ctx, "cordon", request, func() error { return nil })
+	if err != nil {
+		return nil, err
+	}
+	host, err := h.show(ctx, entry)
+	return &godwitv1.CordonHostResponse{Host: host}, err
+}
+
+// cordon sets or lifts the mark on a host for op, if allowed lets it.
+func (s *Server) cordon(ctx context.Context, op string, request *godwitv1.CordonHostRequest, allowed func() error) (store.Entry[fleet.Host], error) {
+	hosts := s.tables.hosts
 	for range store.MaxConflicts {
-		entry, err := h.server.getHost(ctx, "cordon", request.GetName())
+		entry, err := s.getHost(ctx, op, request.GetName())
 		if err != nil {
-			return nil, err
+			return entry, err
 		}
-		if err := checkVersion("cordon", "host", entry, request.GetVersion()); err != nil {
-			return nil, err
+		if err := checkVersion(op, "host", entry, request.GetVersion()); err != nil {
+			return entry, err
+		}
+		if err := allowed(); err != nil {
+			return entry, err
 		}
 		entry.Value.Cordoned = request.GetCordoned()
-		revision, err := h.server.tables.store.Commit(ctx, store.If(hosts.At(entry.Name, entry.Version)), hosts.Put(entry.Name, entry.Value))
+		revision, err := s.tables.store.Commit(ctx, store.If(hosts.At(entry.Name, entry.Version)), hosts.Put(entry.Name, entry.Value))
 		if fleet.CodeOf(err) == fleet.Conflict {
 			continue
 		}
-		if err != nil {
-			return nil, err
-		}
 		entry.Version = revision
-		host, err := h.show(ctx, entry)
-		return &godwitv1.CordonHostResponse{Host: host}, err
+		return entry, err
 	}
-	return nil, tooManyConflicts("cordon", "host "+request.GetName())
+	return store.Entry[fleet.Host]{}, tooManyConflicts(op, "host "+request.GetName())
 }
 
 // CreateToken makes a token. Its text exists in the answer only; if that is kept

@@ -197,7 +197,7 @@ func TestReturnAfterTheTargetsHostIsOff(t *testing.T) {
 	fl.mustCommit()
 	m := fl.await(migration.NeedsOperator)
 	f.checkPlace("web1", fleet.Owner{Host: "h2", Epoch: 2}, fl.id, "h1", "h2")
-	if want := "godwit migration return " + fl.id + " --host-is-off h2"; len(m.GetRemedies()) != 2 || !strings.Contains(m.GetRemedies()[1], want) {
+	if want := "godwit migration return " + fl.id + " --host-is-off h2"; len(m.GetRemedies()) != 3 || !strings.Contains(m.GetRemedies()[1], want) {
 		t.Errorf("remedies %q", m.GetRemedies())
 	}
 	if err := ask("h2"); fleet.CodeOf(err) != fleet.Conflict {

@@ -11,6 +11,7 @@ import (
 // never heard of those that began after the backup. Their hosts still take part
 // in them: the source may stand still with a closed gate, or runs on but as one
 // of which nobody knows yet; the target waits for a commit that nobody can give.
+// So does a target whose host was declared lost, and is back when it is over.
 
 // endStray ends a host's part in such a migration. It is looked for whenever a
 // host connects, until the host says that it has none.
@@ -20,7 +21,8 @@ func (l *lifecycle) endStray(ctx context.Context, host fleet.HostName, said *god
 	if said.GetMigration() == "" {
 		return nil
 	}
-	if known, err := l.knowsMigration(ctx, said.GetMigration()); known || err != nil {
+	known, over, err := l.knowsMigration(ctx, said.GetMigration())
+	if err != nil || known && !over {
 		return err
 	}
 	entry, err := l.tables.vms.Get(ctx, said.GetVm())
@@ -33,7 +35,7 @@ func (l *lifecycle) endStray(ctx context.Context, host fleet.HostName, said *god
 	}
 	owner := vm.Owner == fleet.Owner{Host: host, Epoch: fleet.Epoch(said.GetEpoch())}
 	switch state := said.GetState(); {
-	case owner && (state == instanceRunning || state == instancePaused):
+	case !known && owner && (state == instanceRunning || state == instancePaused):
 		l.log.Info("a VM goes on alone after a migration that is not known any more", "host", host, "vm", vm.Name, "migration", said.GetMigration())
 		err := l.hub.Send(host, &godwitv1.Command{
 			Subject: said.GetMigration(), Epoch: said.GetEpoch(), Sequence: sequenceForget,
@@ -43,17 +45,18 @@ func (l *lifecycle) endStray(ctx context.Context, host fleet.HostName, said *god
 			l.log.Warn("a VM was not told to go on alone", "host", host, "vm", vm.Name, "error", err)
 		}
 	case !owner && state == instanceIncoming:
-		l.log.Info("the target of a migration that is not known any more is removed", "host", host, "vm", vm.Name, "migration", said.GetMigration())
+		l.log.Info("the target of a migration that is over, or not known any more, is removed", "host", host, "vm", vm.Name, "migration", said.GetMigration())
 		l.forget(vm.Name, leftover{host, said.GetUid(), said.GetEpoch()})
 	}
 	return nil
 }
 
-// knowsMigration: it is among the records, and was not given up with a backup.
-func (l *lifecycle) knowsMigration(ctx context.Context, id string) (bool, error) {
+// knowsMigration: it is among the records, and was not given up with a backup; and
+// whether nobody has anything left to do for it.
+func (l *lifecycle) knowsMigration(ctx context.Context, id string) (known, over bool, err error) {
 	entry, err := l.tables.migrations.Get(ctx, id)
 	if fleet.CodeOf(err) == fleet.NotFound {
-		return false, nil
+		return false, false, nil
 	}
-	return !entry.Value.Abandoned, err
+	return !entry.Value.Abandoned, entry.Value.Over(), err
 }

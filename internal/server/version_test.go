@@ -23,6 +23,7 @@ var classed = map[protoreflect.FullName]migration.Request{
 
 	"godwit.v1.HostService.Get": migration.Read, "godwit.v1.HostService.List": migration.Read,
 	"godwit.v1.HostService.Cordon": migration.ChangeHost, "godwit.v1.HostService.CreateToken": migration.ChangeHost,
+	"godwit.v1.HostService.DeclareLost": migration.ChangeHost,
 
 	"godwit.v1.NetworkService.Create": "",
 	"godwit.v1.NetworkService.Get":    migration.Read, "godwit.v1.NetworkService.List": migration.Read,

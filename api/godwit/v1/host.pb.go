@@ -311,6 +311,130 @@ func (x *CordonHostResponse) GetHost() *Host {
 	return nil
 }
 
+type DeclareHostLostRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// That the host is off, which must be true.
+	IsOff bool `protobuf:"varint,2,opt,name=is_off,json=isOff,proto3" json:"is_off,omitempty"`
+	// If not zero, the version that the host's record must have.
+	Version       int64 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeclareHostLostRequest) Reset() {
+	*x = DeclareHostLostRequest{}
+	mi := &file_godwit_v1_host_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeclareHostLostRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeclareHostLostRequest) ProtoMessage() {}
+
+func (x *DeclareHostLostRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_host_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeclareHostLostRequest.ProtoReflect.Descriptor instead.
+func (*DeclareHostLostRequest) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_host_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *DeclareHostLostRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DeclareHostLostRequest) GetIsOff() bool {
+	if x != nil {
+		return x.IsOff
+	}
+	return false
+}
+
+func (x *DeclareHostLostRequest) GetVersion() int64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+type DeclareHostLostResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Host  *Host                  `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	// The VMs that this call found on the host, as they are now.
+	Vms []*VM `protobuf:"bytes,2,rep,name=vms,proto3" json:"vms,omitempty"`
+	// The migrations from or to the host that were under way, as they are now.
+	Migrations    []*Migration `protobuf:"bytes,3,rep,name=migrations,proto3" json:"migrations,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeclareHostLostResponse) Reset() {
+	*x = DeclareHostLostResponse{}
+	mi := &file_godwit_v1_host_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeclareHostLostResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeclareHostLostResponse) ProtoMessage() {}
+
+func (x *DeclareHostLostResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_host_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeclareHostLostResponse.ProtoReflect.Descriptor instead.
+func (*DeclareHostLostResponse) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_host_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *DeclareHostLostResponse) GetHost() *Host {
+	if x != nil {
+		return x.Host
+	}
+	return nil
+}
+
+func (x *DeclareHostLostResponse) GetVms() []*VM {
+	if x != nil {
+		return x.Vms
+	}
+	return nil
+}
+
+func (x *DeclareHostLostResponse) GetMigrations() []*Migration {
+	if x != nil {
+		return x.Migrations
+	}
+	return nil
+}
+
 type CreateTokenRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Host  string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
@@ -324,7 +448,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_godwit_v1_host_proto_msgTypes[6]
+	mi := &file_godwit_v1_host_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -336,7 +460,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_host_proto_msgTypes[6]
+	mi := &file_godwit_v1_host_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -349,7 +473,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_host_proto_rawDescGZIP(), []int{6}
+	return file_godwit_v1_host_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *CreateTokenRequest) GetHost() string {
@@ -383,7 +507,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_godwit_v1_host_proto_msgTypes[7]
+	mi := &file_godwit_v1_host_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -395,7 +519,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_host_proto_msgTypes[7]
+	mi := &file_godwit_v1_host_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -408,7 +532,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_host_proto_rawDescGZIP(), []int{7}
+	return file_godwit_v1_host_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *CreateTokenResponse) GetToken() string {
@@ -437,7 +561,7 @@ type EnrollRequest struct {
 
 func (x *EnrollRequest) Reset() {
 	*x = EnrollRequest{}
-	mi := &file_godwit_v1_host_proto_msgTypes[8]
+	mi := &file_godwit_v1_host_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -449,7 +573,7 @@ func (x *EnrollRequest) String() string {
 func (*EnrollRequest) ProtoMessage() {}
 
 func (x *EnrollRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_host_proto_msgTypes[8]
+	mi := &file_godwit_v1_host_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -462,7 +586,7 @@ func (x *EnrollRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrollRequest.ProtoReflect.Descriptor instead.
 func (*EnrollRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_host_proto_rawDescGZIP(), []int{8}
+	return file_godwit_v1_host_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *EnrollRequest) GetHost() string {
@@ -497,7 +621,7 @@ type EnrollResponse struct {
 
 func (x *EnrollResponse) Reset() {
 	*x = EnrollResponse{}
-	mi := &file_godwit_v1_host_proto_msgTypes[9]
+	mi := &file_godwit_v1_host_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -509,7 +633,7 @@ func (x *EnrollResponse) String() string {
 func (*EnrollResponse) ProtoMessage() {}
 
 func (x *EnrollResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_host_proto_msgTypes[9]
+	mi := &file_godwit_v1_host_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -522,7 +646,7 @@ func (x *EnrollResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrollResponse.ProtoReflect.Descriptor instead.
 func (*EnrollResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_host_proto_rawDescGZIP(), []int{9}
+	return file_godwit_v1_host_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *EnrollResponse) GetCertificate() []byte {
@@ -548,7 +672,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_godwit_v1_host_proto_msgTypes[10]
+	mi := &file_godwit_v1_host_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -560,7 +684,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_host_proto_msgTypes[10]
+	mi := &file_godwit_v1_host_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -573,7 +697,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_host_proto_rawDescGZIP(), []int{10}
+	return file_godwit_v1_host_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RenewRequest) GetCertificateRequest() []byte {
@@ -593,7 +717,7 @@ type RenewResponse struct {
 
 func (x *RenewResponse) Reset() {
 	*x = RenewResponse{}
-	mi := &file_godwit_v1_host_proto_msgTypes[11]
+	mi := &file_godwit_v1_host_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -605,7 +729,7 @@ func (x *RenewResponse) String() string {
 func (*RenewResponse) ProtoMessage() {}
 
 func (x *RenewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_host_proto_msgTypes[11]
+	mi := &file_godwit_v1_host_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -618,7 +742,7 @@ func (x *RenewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewResponse.ProtoReflect.Descriptor instead.
 func (*RenewResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_host_proto_rawDescGZIP(), []int{11}
+	return file_godwit_v1_host_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RenewResponse) GetCertificate() []byte {
@@ -639,7 +763,7 @@ var File_godwit_v1_host_proto protoreflect.FileDescriptor
 
 const file_godwit_v1_host_proto_rawDesc = "" +
 	"\n" +
-	"\x14godwit/v1/host.proto\x12\tgodwit.v1\x1a\x15godwit/v1/fleet.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"$\n" +
+	"\x14godwit/v1/host.proto\x12\tgodwit.v1\x1a\x15godwit/v1/fleet.proto\x1a\x19godwit/v1/migration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"$\n" +
 	"\x0eGetHostRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"6\n" +
 	"\x0fGetHostResponse\x12#\n" +
@@ -655,7 +779,17 @@ const file_godwit_v1_host_proto_rawDesc = "" +
 	"\bcordoned\x18\x02 \x01(\bR\bcordoned\x12\x18\n" +
 	"\aversion\x18\x03 \x01(\x03R\aversion\"9\n" +
 	"\x12CordonHostResponse\x12#\n" +
-	"\x04host\x18\x01 \x01(\v2\x0f.godwit.v1.HostR\x04host\"l\n" +
+	"\x04host\x18\x01 \x01(\v2\x0f.godwit.v1.HostR\x04host\"]\n" +
+	"\x16DeclareHostLostRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x15\n" +
+	"\x06is_off\x18\x02 \x01(\bR\x05isOff\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\x03R\aversion\"\x95\x01\n" +
+	"\x17DeclareHostLostResponse\x12#\n" +
+	"\x04host\x18\x01 \x01(\v2\x0f.godwit.v1.HostR\x04host\x12\x1f\n" +
+	"\x03vms\x18\x02 \x03(\v2\r.godwit.v1.VMR\x03vms\x124\n" +
+	"\n" +
+	"migrations\x18\x03 \x03(\v2\x14.godwit.v1.MigrationR\n" +
+	"migrations\"l\n" +
 	"\x12CreateTokenRequest\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12#\n" +
 	"\rvalid_seconds\x18\x02 \x01(\x03R\fvalidSeconds\x12\x1d\n" +
@@ -675,11 +809,12 @@ const file_godwit_v1_host_proto_rawDesc = "" +
 	"\x13certificate_request\x18\x01 \x01(\fR\x12certificateRequest\"O\n" +
 	"\rRenewResponse\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12\x1c\n" +
-	"\tauthority\x18\x02 \x01(\fR\tauthority2\xa3\x02\n" +
+	"\tauthority\x18\x02 \x01(\fR\tauthority2\xf9\x02\n" +
 	"\vHostService\x12<\n" +
 	"\x03Get\x12\x19.godwit.v1.GetHostRequest\x1a\x1a.godwit.v1.GetHostResponse\x12A\n" +
 	"\x04List\x12\x1b.godwit.v1.ListHostsRequest\x1a\x1c.godwit.v1.ListHostsResponse\x12E\n" +
-	"\x06Cordon\x12\x1c.godwit.v1.CordonHostRequest\x1a\x1d.godwit.v1.CordonHostResponse\x12L\n" +
+	"\x06Cordon\x12\x1c.godwit.v1.CordonHostRequest\x1a\x1d.godwit.v1.CordonHostResponse\x12T\n" +
+	"\vDeclareLost\x12!.godwit.v1.DeclareHostLostRequest\x1a\".godwit.v1.DeclareHostLostResponse\x12L\n" +
 	"\vCreateToken\x12\x1d.godwit.v1.CreateTokenRequest\x1a\x1e.godwit.v1.CreateTokenResponse2\x8a\x01\n" +
 	"\rEnrollService\x12=\n" +
 	"\x06Enroll\x12\x18.godwit.v1.EnrollRequest\x1a\x19.godwit.v1.EnrollResponse\x12:\n" +
@@ -697,47 +832,56 @@ func file_godwit_v1_host_proto_rawDescGZIP() []byte {
 	return file_godwit_v1_host_proto_rawDescData
 }
 
-var file_godwit_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_godwit_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_godwit_v1_host_proto_goTypes = []any{
-	(*GetHostRequest)(nil),        // 0: godwit.v1.GetHostRequest
-	(*GetHostResponse)(nil),       // 1: godwit.v1.GetHostResponse
-	(*ListHostsRequest)(nil),      // 2: godwit.v1.ListHostsRequest
-	(*ListHostsResponse)(nil),     // 3: godwit.v1.ListHostsResponse
-	(*CordonHostRequest)(nil),     // 4: godwit.v1.CordonHostRequest
-	(*CordonHostResponse)(nil),    // 5: godwit.v1.CordonHostResponse
-	(*CreateTokenRequest)(nil),    // 6: godwit.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),   // 7: godwit.v1.CreateTokenResponse
-	(*EnrollRequest)(nil),         // 8: godwit.v1.EnrollRequest
-	(*EnrollResponse)(nil),        // 9: godwit.v1.EnrollResponse
-	(*RenewRequest)(nil),          // 10: godwit.v1.RenewRequest
-	(*RenewResponse)(nil),         // 11: godwit.v1.RenewResponse
-	(*Host)(nil),                  // 12: godwit.v1.Host
-	(*PageRequest)(nil),           // 13: godwit.v1.PageRequest
-	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
+	(*GetHostRequest)(nil),          // 0: godwit.v1.GetHostRequest
+	(*GetHostResponse)(nil),         // 1: godwit.v1.GetHostResponse
+	(*ListHostsRequest)(nil),        // 2: godwit.v1.ListHostsRequest
+	(*ListHostsResponse)(nil),       // 3: godwit.v1.ListHostsResponse
+	(*CordonHostRequest)(nil),       // 4: godwit.v1.CordonHostRequest
+	(*CordonHostResponse)(nil),      // 5: godwit.v1.CordonHostResponse
+	(*DeclareHostLostRequest)(nil),  // 6: godwit.v1.DeclareHostLostRequest
+	(*DeclareHostLostResponse)(nil), // 7: godwit.v1.DeclareHostLostResponse
+	(*CreateTokenRequest)(nil),      // 8: godwit.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),     // 9: godwit.v1.CreateTokenResponse
+	(*EnrollRequest)(nil),           // 10: godwit.v1.EnrollRequest
+	(*EnrollResponse)(nil),          // 11: godwit.v1.EnrollResponse
+	(*RenewRequest)(nil),            // 12: godwit.v1.RenewRequest
+	(*RenewResponse)(nil),           // 13: godwit.v1.RenewResponse
+	(*Host)(nil),                    // 14: godwit.v1.Host
+	(*PageRequest)(nil),             // 15: godwit.v1.PageRequest
+	(*VM)(nil),                      // 16: godwit.v1.VM
+	(*Migration)(nil),               // 17: godwit.v1.Migration
+	(*timestamppb.Timestamp)(nil),   // 18: google.protobuf.Timestamp
 }
 var file_godwit_v1_host_proto_depIdxs = []int32{
-	12, // 0: godwit.v1.GetHostResponse.host:type_name -> godwit.v1.Host
-	13, // 1: godwit.v1.ListHostsRequest.page:type_name -> godwit.v1.PageRequest
-	12, // 2: godwit.v1.ListHostsResponse.hosts:type_name -> godwit.v1.Host
-	12, // 3: godwit.v1.CordonHostResponse.host:type_name -> godwit.v1.Host
-	14, // 4: godwit.v1.CreateTokenResponse.expires:type_name -> google.protobuf.Timestamp
-	0,  // 5: godwit.v1.HostService.Get:input_type -> godwit.v1.GetHostRequest
-	2,  // 6: godwit.v1.HostService.List:input_type -> godwit.v1.ListHostsRequest
-	4,  // 7: godwit.v1.HostService.Cordon:input_type -> godwit.v1.CordonHostRequest
-	6,  // 8: godwit.v1.HostService.CreateToken:input_type -> godwit.v1.CreateTokenRequest
-	8,  // 9: godwit.v1.EnrollService.Enroll:input_type -> godwit.v1.EnrollRequest
-	10, // 10: godwit.v1.EnrollService.Renew:input_type -> godwit.v1.RenewRequest
-	1,  // 11: godwit.v1.HostService.Get:output_type -> godwit.v1.GetHostResponse
-	3,  // 12: godwit.v1.HostService.List:output_type -> godwit.v1.ListHostsResponse
-	5,  // 13: godwit.v1.HostService.Cordon:output_type -> godwit.v1.CordonHostResponse
-	7,  // 14: godwit.v1.HostService.CreateToken:output_type -> godwit.v1.CreateTokenResponse
-	9,  // 15: godwit.v1.EnrollService.Enroll:output_type -> godwit.v1.EnrollResponse
-	11, // 16: godwit.v1.EnrollService.Renew:output_type -> godwit.v1.RenewResponse
-	11, // [11:17] is the sub-list for method output_type
-	5,  // [5:11] is the sub-list for method input_type
-	5,  // [5:5] is the sub-list for extension type_name
-	5,  // [5:5] is the sub-list for extension extendee
-	0,  // [0:5] is the sub-list for field type_name
+	14, // 0: godwit.v1.GetHostResponse.host:type_name -> godwit.v1.Host
+	15, // 1: godwit.v1.ListHostsRequest.page:type_name -> godwit.v1.PageRequest
+	14, // 2: godwit.v1.ListHostsResponse.hosts:type_name -> godwit.v1.Host
+	14, // 3: godwit.v1.CordonHostResponse.host:type_name -> godwit.v1.Host
+	14, // 4: godwit.v1.DeclareHostLostResponse.host:type_name -> godwit.v1.Host
+	16, // 5: godwit.v1.DeclareHostLostResponse.vms:type_name -> godwit.v1.VM
+	17, // 6: godwit.v1.DeclareHostLostResponse.migrations:type_name -> godwit.v1.Migration
+	18, // 7: godwit.v1.CreateTokenResponse.expires:type_name -> google.protobuf.Timestamp
+	0,  // 8: godwit.v1.HostService.Get:input_type -> godwit.v1.GetHostRequest
+	2,  // 9: godwit.v1.HostService.List:input_type -> godwit.v1.ListHostsRequest
+	4,  // 10: godwit.v1.HostService.Cordon:input_type -> godwit.v1.CordonHostRequest
+	6,  // 11: godwit.v1.HostService.DeclareLost:input_type -> godwit.v1.DeclareHostLostRequest
+	8,  // 12: godwit.v1.HostService.CreateToken:input_type -> godwit.v1.CreateTokenRequest
+	10, // 13: godwit.v1.EnrollService.Enroll:input_type -> godwit.v1.EnrollRequest
+	12, // 14: godwit.v1.EnrollService.Renew:input_type -> godwit.v1.RenewRequest
+	1,  // 15: godwit.v1.HostService.Get:output_type -> godwit.v1.GetHostResponse
+	3,  // 16: godwit.v1.HostService.List:output_type -> godwit.v1.ListHostsResponse
+	5,  // 17: godwit.v1.HostService.Cordon:output_type -> godwit.v1.CordonHostResponse
+	7,  // 18: godwit.v1.HostService.DeclareLost:output_type -> godwit.v1.DeclareHostLostResponse
+	9,  // 19: godwit.v1.HostService.CreateToken:output_type -> godwit.v1.CreateTokenResponse
+	11, // 20: godwit.v1.EnrollService.Enroll:output_type -> godwit.v1.EnrollResponse
+	13, // 21: godwit.v1.EnrollService.Renew:output_type -> godwit.v1.RenewResponse
+	15, // [15:22] is the sub-list for method output_type
+	8,  // [8:15] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_godwit_v1_host_proto_init() }
@@ -746,13 +890,14 @@ func file_godwit_v1_host_proto_init() {
 		return
 	}
 	file_godwit_v1_fleet_proto_init()
+	file_godwit_v1_migration_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_godwit_v1_host_proto_rawDesc), len(file_godwit_v1_host_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   12,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -41,6 +41,8 @@ const (
 	HostServiceListProcedure = "/godwit.v1.HostService/List"
 	// HostServiceCordonProcedure is the fully-qualified name of the HostService's Cordon RPC.
 	HostServiceCordonProcedure = "/godwit.v1.HostService/Cordon"
+	// HostServiceDeclareLostProcedure is the fully-qualified name of the HostService's DeclareLost RPC.
+	HostServiceDeclareLostProcedure = "/godwit.v1.HostService/DeclareLost"
 	// HostServiceCreateTokenProcedure is the fully-qualified name of the HostService's CreateToken RPC.
 	HostServiceCreateTokenProcedure = "/godwit.v1.HostService/CreateToken"
 	// EnrollServiceEnrollProcedure is the fully-qualified name of the EnrollService's Enroll RPC.
@@ -55,6 +57,12 @@ type HostServiceClient interface {
 	List(context.Context, *v1.ListHostsRequest) (*v1.ListHostsResponse, error)
 	// Cordon sets or lifts the mark that keeps new VMs away.
 	Cordon(context.Context, *v1.CordonHostRequest) (*v1.CordonHostResponse, error)
+	// DeclareLost takes the word of whoever asks that a host is off for good, or that
+	// its instances have certainly ended: an instance that does run there could become
+	// a second one. It cordons the host. Its VMs have then failed and can be started
+	// elsewhere, and migrations wait for it no longer. It is refused while the host's
+	// agent has a session. When it was cut off, the next one finishes it.
+	DeclareLost(context.Context, *v1.DeclareHostLostRequest) (*v1.DeclareHostLostResponse, error)
 	// CreateToken makes a one-time token that enrols one agent under a name.
 	CreateToken(context.Context, *v1.CreateTokenRequest) (*v1.CreateTokenResponse, error)
 }
@@ -88,6 +96,12 @@ func NewHostServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(hostServiceMethods.ByName("Cordon")),
 			connect.WithClientOptions(opts...),
 		),
+		declareLost: connect.NewClient[v1.DeclareHostLostRequest, v1.DeclareHostLostResponse](
+			httpClient,
+			baseURL+HostServiceDeclareLostProcedure,
+			connect.WithSchema(hostServiceMethods.ByName("DeclareLost")),
+			connect.WithClientOptions(opts...),
+		),
 		createToken: connect.NewClient[v1.CreateTokenRequest, v1.CreateTokenResponse](
 			httpClient,
 			baseURL+HostServiceCreateTokenProcedure,
@@ -102,6 +116,7 @@ type hostServiceClient struct {
 	get         *connect.Client[v1.GetHostRequest, v1.GetHostResponse]
 	list        *connect.Client[v1.ListHostsRequest, v1.ListHostsResponse]
 	cordon      *connect.Client[v1.CordonHostRequest, v1.CordonHostResponse]
+	declareLost *connect.Client[v1.DeclareHostLostRequest, v1.DeclareHostLostResponse]
 	createToken *connect.Client[v1.CreateTokenRequest, v1.CreateTokenResponse]
 }
 
@@ -132,6 +147,15 @@ func (c *hostServiceClient) Cordon(ctx context.Context, req *v1.CordonHostReques
 	return nil, err
 }
 
+// DeclareLost calls godwit.v1.HostService.DeclareLost.
+func (c *hostServiceClient) DeclareLost(ctx context.Context, req *v1.DeclareHostLostRequest) (*v1.DeclareHostLostResponse, error) {
+	response, err := c.declareLost.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // CreateToken calls godwit.v1.HostService.CreateToken.
 func (c *hostServiceClient) CreateToken(ctx context.Context, req *v1.CreateTokenRequest) (*v1.CreateTokenResponse, error) {
 	response, err := c.createToken.CallUnary(ctx, connect.NewRequest(req))
@@ -147,6 +171,12 @@ type HostServiceHandler interface {
 	List(context.Context, *v1.ListHostsRequest) (*v1.ListHostsResponse, error)
 	// Cordon sets or lifts the mark that keeps new VMs away.
 	Cordon(context.Context, *v1.CordonHostRequest) (*v1.CordonHostResponse, error)
+	// DeclareLost takes the word of whoever asks that a host is off for good, or that
+	// its instances have certainly ended: an instance that does run there could become
+	// a second one. It cordons the host. Its VMs have then failed and can be started
+	// elsewhere, and migrations wait for it no longer. It is refused while the host's
+	// agent has a session. When it was cut off, the next one finishes it.
+	DeclareLost(context.Context, *v1.DeclareHostLostRequest) (*v1.DeclareHostLostResponse, error)
 	// CreateToken makes a one-time token that enrols one agent under a name.
 	CreateToken(context.Context, *v1.CreateTokenRequest) (*v1.CreateTokenResponse, error)
 }
@@ -176,6 +206,12 @@ func NewHostServiceHandler(svc HostServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(hostServiceMethods.ByName("Cordon")),
 		connect.WithHandlerOptions(opts...),
 	)
+	hostServiceDeclareLostHandler := connect.NewUnaryHandlerSimple(
+		HostServiceDeclareLostProcedure,
+		svc.DeclareLost,
+		connect.WithSchema(hostServiceMethods.ByName("DeclareLost")),
+		connect.WithHandlerOptions(opts...),
+	)
 	hostServiceCreateTokenHandler := connect.NewUnaryHandlerSimple(
 		HostServiceCreateTokenProcedure,
 		svc.CreateToken,
@@ -190,6 +226,8 @@ func NewHostServiceHandler(svc HostServiceHandler, opts ...connect.HandlerOption
 			hostServiceListHandler.ServeHTTP(w, r)
 		case HostServiceCordonProcedure:
 			hostServiceCordonHandler.ServeHTTP(w, r)
+		case HostServiceDeclareLostProcedure:
+			hostServiceDeclareLostHandler.ServeHTTP(w, r)
 		case HostServiceCreateTokenProcedure:
 			hostServiceCreateTokenHandler.ServeHTTP(w, r)
 		default:
@@ -211,6 +249,10 @@ func (UnimplementedHostServiceHandler) List(context.Context, *v1.ListHostsReques
 
 func (UnimplementedHostServiceHandler) Cordon(context.Context, *v1.CordonHostRequest) (*v1.CordonHostResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.HostService.Cordon is not implemented"))
+}
+
+func (UnimplementedHostServiceHandler) DeclareLost(context.Context, *v1.DeclareHostLostRequest) (*v1.DeclareHostLostResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.HostService.DeclareLost is not implemented"))
 }
 
 func (UnimplementedHostServiceHandler) CreateToken(context.Context, *v1.CreateTokenRequest) (*v1.CreateTokenResponse, error) {
