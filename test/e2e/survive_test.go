@@ -17,7 +17,7 @@ import (
 )
 
 // TestSurvival upgrades every program, and crashes hosts, in the middle of
-// migrations.
+// migrations, and gives hosts up.
 func TestSurvival(t *testing.T) {
 	var program string
 	f := newFleet(t, func(c *fleetlab.Config) {
@@ -26,6 +26,7 @@ func TestSurvival(t *testing.T) {
 	})
 	t.Run("upgrade", func(t *testing.T) { testUpgrade(t, newUpgrades(t, f, program)) })
 	t.Run("crash", func(t *testing.T) { testCrash(t, f) })
+	t.Run("lost", func(t *testing.T) { testLost(t, f) })
 }
 
 // upgrades puts one build in the place of another.

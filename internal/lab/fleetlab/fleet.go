@@ -242,6 +242,14 @@ func (f *Fleet) AwaitHosts(ctx context.Context) error {
 	}, processes...)
 }
 
+// AwaitDown waits until the server knows a host as down, whose agent has ended.
+func (f *Fleet) AwaitDown(ctx context.Context, host string) error {
+	return f.await(ctx, host+" to be down", func(ctx context.Context) (bool, error) {
+		answer, err := f.API.Host.Get(ctx, &godwitv1.GetHostRequest{Name: host})
+		return answer.GetHost().GetState() == "down", err
+	})
+}
+
 // await asks until something is true: the API has no stream for it. It fails
 // as soon as one of the processes has ended.
 func (f *Fleet) await(ctx context.Context, what string, ask func(context.Context) (bool, error), alive ...*Process) error {
