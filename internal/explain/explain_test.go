@@ -309,7 +309,7 @@ func TestWordsForAll(t *testing.T) {
 
 // The first sentence says where the VM is, and no more than is known.
 func TestPlace(t *testing.T) {
-	const committed, runs, sourceGone, targetGone, takenBack, ended = 1, 2, 4, 8, 16, 32
+	const committed, runs, sourceGone, targetGone, takenBack, ended, lost = 1, 2, 4, 8, 16, 32, 64
 	for _, test := range []struct {
 		state migration.State
 		known int
@@ -329,6 +329,7 @@ func TestPlace(t *testing.T) {
 		{migration.NeedsOperator, 0, "web1 belongs to h1; whether it runs there is not known."},
 		{migration.NeedsOperator, committed, "web1 belongs to h2 since the commit; whether it runs there is not known."},
 		{migration.Succeeded, committed | runs | ended, "web1 was moved from h1 to h2 and ran there; its instance has ended."},
+		{migration.Succeeded, committed | runs | lost, "web1 was moved from h1 to h2 and ran there; its instance has ended."},
 		{migration.NeedsOperator, committed | targetGone, "web1 is down: its instance on h2 has ended after the commit, and what h1 has is older."},
 	} {
 		is := func(flag int) bool { return test.known&flag != 0 }
@@ -339,8 +340,14 @@ func TestPlace(t *testing.T) {
 		if is(ended) {
 			m.Story = []*godwitv1.StoryEntry{{At: at(9000), Event: string(migration.TargetFailed), State: m.State, Gone: true}}
 		}
+		if is(lost) {
+			m.Story = []*godwitv1.StoryEntry{
+				{At: at(9000), Who: "h2", Event: string(migration.HostLost), State: m.State},
+				{At: at(9001), Who: "h1", Event: string(migration.SourceReleased), State: m.State},
+			}
+		}
 		if got := Of(m).Summary[0]; got != test.want {
-			t.Errorf("%s, known %06b: %q, want %q", test.state, test.known, got, test.want)
+			t.Errorf("%s, known %07b: %q, want %q", test.state, test.known, got, test.want)
 		}
 	}
 }

@@ -65,7 +65,8 @@ func (t teller) placeAtTarget() string {
 // targetEnded: the target's instance has ended, as any may.
 func (t teller) targetEnded() bool {
 	return slices.ContainsFunc(t.GetStory(), func(entry *godwitv1.StoryEntry) bool {
-		return entry.GetEvent() == string(migration.TargetFailed) && entry.GetGone()
+		return entry.GetEvent() == string(migration.TargetFailed) && entry.GetGone() ||
+			entry.GetEvent() == string(migration.HostLost) && entry.GetWho() == t.GetTarget()
 	})
 }
 

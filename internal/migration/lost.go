@@ -17,6 +17,7 @@ func lost(source, target func(*Migration, Event)) cell {
 			if event.From == string(m.Source) {
 				event.Kind, m.SourceLost = SourceFailed, true
 				source(m, event)
+				m.SourceGone = true
 				return
 			}
 			event.Kind, m.TargetLost = TargetFailed, true

@@ -75,6 +75,9 @@ func TestLostHosts(t *testing.T) {
 				}
 				continue
 			}
+			if lostSource := host == next.Source; next.SourceGone != lostSource {
+				t.Errorf("%s lost in %s: the source is gone: %v", host, state, next.SourceGone)
+			}
 			if got := (end{next.State, next.Owner().Host, next.Down()}); got != ends[state][host] {
 				t.Errorf("%s lost in %s: %v, want %v", host, state, got, ends[state][host])
 			}
