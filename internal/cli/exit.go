@@ -36,7 +36,7 @@ var exitMeanings = [...]struct {
 	{exitNotFound, "the named VM, host, network, migration or lab does not exist"},
 	{exitRefused, "refused: the present state forbids it, it exists already, no host fits, or the caller may not do it"},
 	{exitUnavailable, "the server cannot be reached or did not answer in time, or the VM did not get there in time: try again"},
-	{exitAborted, "the migration ended aborted; the VM runs on at its source (godwit migrate --watch or --wait, godwit migration watch)"},
+	{exitAborted, "the migration ended aborted; the VM is at its source (godwit migrate --watch or --wait, godwit migration watch)"},
 	{exitNeedsOperator, "the migration needs an operator; the commands that help were printed (as with 6)"},
 	{exitInterrupted, "interrupted by Ctrl-C; what the server was asked to do goes on"},
 }

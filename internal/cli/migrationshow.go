@@ -13,13 +13,16 @@ import (
 // summary tells how a migration ended and what was measured.
 func (a *App) summary(w io.Writer, m *godwitv1.Migration) {
 	s := sheet{w, a.style()}
-	where := m.GetTarget()
-	if m.GetState() == "aborted" {
-		where = m.GetSource()
+	where := "runs on " + m.GetTarget()
+	switch {
+	case m.GetState() == "aborted" && m.GetSourceGone():
+		where = "is down"
+	case m.GetState() == "aborted":
+		where = "runs on " + m.GetSource()
 	}
 	fmt.Fprintf(w, "migration %s %s", m.GetId(), s.style.state(m.GetState()))
 	if m.GetState() != "needs-operator" {
-		fmt.Fprintf(w, ": vm %s runs on %s", m.GetVm(), where)
+		fmt.Fprintf(w, ": vm %s %s", m.GetVm(), where)
 	}
 	fmt.Fprintln(w)
 	if m.GetOutcome() != nil {

@@ -109,7 +109,11 @@ func endOf(m *godwitv1.Migration) error {
 	}
 	switch m.GetState() {
 	case "aborted":
-		e.Hint = fmt.Sprintf("the vm runs on at %s; `godwit migration explain %s` tells the whole story", m.GetSource(), m.GetId())
+		where := "runs on at " + m.GetSource()
+		if m.GetSourceGone() {
+			where = fmt.Sprintf("is down: start it by `godwit vm start %s`", m.GetVm())
+		}
+		e.Hint = fmt.Sprintf("the vm %s; `godwit migration explain %s` tells the whole story", where, m.GetId())
 		return &endedError{code: exitAborted, err: e}
 	case "needs-operator":
 		e.Hint = "`godwit migration explain " + m.GetId() + "` tells the whole story"
