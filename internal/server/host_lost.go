@@ -36,6 +36,7 @@ func (h hostService) DeclareLost(ctx context.Context, request *godwitv1.DeclareH
 	if err != nil {
 		return nil, err
 	}
+	s.askAgain(name)
 	response := &godwitv1.DeclareHostLostResponse{}
 	for _, move := range moves {
 		response.Migrations = append(response.Migrations, migrationMessage(move))
@@ -129,4 +130,28 @@ func (s *Server) giveUpVM(ctx context.Context, host fleet.HostName, name string)
 		}
 	}
 	return tooManyConflicts("give up", "vm "+name)
+}
+
+// hearAgain asks lost hosts again that are back before a migration was over which
+// goes on without them: until then it was not known which of their instances are
+// stale.
+func (s *Server) hearAgain(over migration.Migration) {
+	if !over.Exported.IsZero() {
+		return // it was over before
+	}
+	if over.SourceLost {
+		s.askAgain(over.Source)
+	}
+	if over.TargetLost {
+		s.askAgain(over.Target)
+	}
+}
+
+// askAgain ends the session that a lost host has nevertheless. It says what it has
+// when it opens the next one.
+func (s *Server) askAgain(host fleet.HostName) {
+	s.hub.end(host, &fleet.Error{
+		Code: fleet.Unavailable, Op: "keep session", Subject: "host " + string(host),
+		Cause: "it was declared lost, and what it has is stale now", Hint: "it says in its next session what it has",
+	})
 }

@@ -177,6 +177,13 @@ func TestLostTargetAfterTheCommit(t *testing.T) {
 		t.Fatal(describe(err))
 	}
 	f.checkPlace("web1", fleet.Owner{Host: "h1", Epoch: 4}, "", "h1")
+	start := h1.command()
+	for strings.HasPrefix(start.GetSubject(), migrationPrefix) { // sent again while its answer was on the way
+		start = h1.command()
+	}
+	if start.GetStartInstance() == nil { // by then the end is known to all of the server
+		t.Errorf("h1 was told %v", start)
+	}
 	h2 = f.join("h2", hasInstances(&godwitv1.InstanceReport{
 		Vm: "web1", Uid: f.vm("web1").GetUid(), Epoch: 2, State: "running", Migration: fl.id,
 	}))
@@ -196,6 +203,7 @@ func TestLostTargetReturns(t *testing.T) {
 	fl.answer(h1, "resume_source")
 	fl.await(migration.Aborted)
 	fl.atSource(t)
+	f.settled(h1) // by then the end is known to all of the server
 	incoming := hasInstances(&godwitv1.InstanceReport{
 		Vm: "web1", Uid: f.vm("web1").GetUid(), Epoch: 2, State: "incoming", Migration: fl.id,
 	})
@@ -222,6 +230,29 @@ func TestLostSourceInRollback(t *testing.T) {
 	fl.await(migration.Aborted)
 	f.checkPlace("web1", fleet.Owner{Epoch: 2}, "")
 	f.awaitPhase("web1", fleet.VMFailed)
+}
+
+// A lost source is back before the migration has ended, with an instance of which
+// nobody knows yet that it is stale. It is asked again.
+func TestLostSourceReturnsTooSoon(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t)
+	h1, h2 := f.join("h1"), f.join("h2")
+	fl := f.fly(h1, h2, "web1", testPolicy())
+	fl.to(inCopy)
+	f.leave(h1)
+	f.lost("h1")
+	has := hasInstances(&godwitv1.InstanceReport{
+		Vm: "web1", Uid: f.vm("web1").GetUid(), Epoch: 1, State: "running", Migration: fl.id,
+	})
+	h1 = f.join("h1", has)
+	fl.say(h2, nil, targetFails("the stream broke", true))
+	fl.answer(h2, "release_target")
+	fl.await(migration.Aborted)
+	if err := h1.end(); !strings.Contains(err.Error(), "it was declared lost") {
+		t.Errorf("its session ended with %v", err)
+	}
+	f.mustForget(f.join("h1", has), "web1", 1)
 }
 
 // What a call has done that was cut off after the cordon, the next one need not.

@@ -114,6 +114,7 @@ func New(ctx context.Context, config Config) (*Server, error) {
 		migrations.Changed(entry)
 		if entry.Value.Over() {
 			s.lifecycle.changed(entry.Value.VM)
+			s.hearAgain(entry.Value)
 		}
 	}
 	s.migrations = migrationsOf(migrations, s.mirror)
