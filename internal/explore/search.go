@@ -1,6 +1,7 @@
 package explore
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"slices"
 
@@ -38,26 +39,30 @@ type step struct {
 
 // node is a state with the way to it.
 type node struct {
-	world  *world
-	from   int
+	world  *world // nil once it is known what follows: there are many
+	from   int32
 	what   string
 	toRest bool // it is at rest, or comes to rest without another fault
-	back   []int
+	back   []int32
 }
 
 // search holds the states that were found, in the order of their distance.
 type search struct {
 	Options
 	nodes []*node
-	index map[string]int
+	index map[digest]int32
+	words map[string]string // each of node.what once
 }
+
+// digest stands for a key: two of the same are taken for the same state.
+type digest [16]byte
 
 // Explore visits every state, nearest first, until one is not as it must be.
 func Explore(o Options) Result {
 	if o.Core == nil {
 		o.Core = migration.Step
 	}
-	s := &search{Options: o, index: map[string]int{}}
+	s := &search{Options: o, index: map[digest]int32{}, words: map[string]string{}}
 	s.found(first(o.Faults), -1, "")
 	rest := 0
 	for at := 0; at < len(s.nodes); at++ {
@@ -71,6 +76,7 @@ func Explore(o Options) Result {
 			s.nodes[at].toRest = true
 			violation = s.atRest(w)
 		}
+		s.nodes[at].world = nil
 		if violation != "" {
 			return Result{len(s.nodes), rest, violation, s.trace(at)}
 		}
@@ -85,12 +91,16 @@ func Explore(o Options) Result {
 }
 
 func (s *search) found(w *world, from int, what string) int {
-	key := w.key()
+	sum := sha256.Sum256(w.key())
+	key := digest(sum[:len(digest{})])
 	if at, known := s.index[key]; known {
-		return at
+		return int(at)
 	}
-	s.index[key] = len(s.nodes)
-	s.nodes = append(s.nodes, &node{world: w, from: from, what: what})
+	if _, known := s.words[what]; !known {
+		s.words[what] = what
+	}
+	s.index[key] = int32(len(s.nodes))
+	s.nodes = append(s.nodes, &node{world: w, from: int32(from), what: s.words[what]})
 	return len(s.nodes) - 1
 }
 
@@ -106,7 +116,7 @@ func (s *search) expand(at int, w *world) (atRest bool, violation string) {
 		to := s.found(next, at, what)
 		if to != at && counts {
 			atRest = false
-			s.nodes[to].back = append(s.nodes[to].back, at)
+			s.nodes[to].back = append(s.nodes[to].back, int32(at))
 		}
 	}
 	for _, one := range w.hostSteps(s.Options) {
@@ -237,10 +247,10 @@ func (s *search) atRest(w *world) string {
 // restless gives a state from which no state at rest is reached without another
 // fault, -1 if there is none.
 func (s *search) restless() int {
-	var queue []int
+	var queue []int32
 	for at, one := range s.nodes {
 		if one.toRest {
-			queue = append(queue, at)
+			queue = append(queue, int32(at))
 		}
 	}
 	for ; len(queue) > 0; queue = queue[1:] {
@@ -256,7 +266,7 @@ func (s *search) restless() int {
 
 // trace gives the steps from the beginning.
 func (s *search) trace(at int) (steps []string) {
-	for ; at > 0; at = s.nodes[at].from {
+	for ; at > 0; at = int(s.nodes[at].from) {
 		steps = append(steps, s.nodes[at].what)
 	}
 	slices.Reverse(steps)

@@ -107,7 +107,7 @@ func (w *world) plain() {
 }
 
 // key tells states apart.
-func (w *world) key() string {
+func (w *world) key() []byte {
 	m := &w.m
 	k := make(key, 0, 256)
 	k.text(string(m.State), m.Cause)
@@ -125,7 +125,7 @@ func (w *world) key() string {
 		k.flags(r.gone, r.unrun)
 		k.numbers(r.answers)
 	}
-	return string(k)
+	return k
 }
 
 // key is the beginning of a key; every part says where it ends.
