@@ -49,9 +49,12 @@ func (w *world) takeAtSource(e migration.Effect) (failed bool) {
 			w.say(report{kind: migration.SourceFailed})
 			return true
 		case e.Kind == migration.RetireSource:
+			w.checkSourceEnds()
 			h.end()
 			w.say(report{kind: migration.SourceRetired, answers: e.Sequence})
 		default:
+			w.checkSourceEnds()
+			w.checkForwardingEnds()
 			h.remove()
 			w.say(report{kind: migration.SourceReleased, answers: e.Sequence})
 		}
@@ -87,11 +90,14 @@ func (w *world) takeAtTarget(e migration.Effect) (failed bool) {
 	case migration.RunTarget:
 		return w.runTarget(e.Sequence)
 	case migration.FinishTarget:
+		w.wrong(w.src.forwards() && !w.overdue, "the target closes the tunnel, and the source still sends by it")
 		if h.exists && h.role == arrived {
 			h.role, h.gate = alone, open
 		}
 		w.say(report{kind: migration.TargetFinished, answers: e.Sequence})
 	case migration.ReleaseTarget:
+		w.checkFrames(e)
+		w.waiting = false
 		h.remove()
 		w.say(report{kind: migration.TargetReleased, answers: e.Sequence})
 	}
@@ -118,7 +124,7 @@ func (w *world) runTarget(sequence uint64) (failed bool) {
 		w.say(report{kind: migration.TargetFailed})
 		return true
 	}
-	h.gate = open
+	h.gate, w.opened = open, true
 	return true // it is answered when it runs
 }
 
@@ -138,7 +144,7 @@ func (w *world) hostSteps(x Options) (steps []step) {
 	s, t := &w.src, &w.tgt
 	follows := s.up && s.exists && s.role == source && s.copying
 	add("source: its gate is shut, and the guest stopped", follows && s.qemu == runs && s.gate == open && t.qemu == waits && !w.cut, func(w *world) {
-		w.src.gate, w.src.qemu = redirect, stopped
+		w.src.gate, w.src.qemu, w.waiting = redirect, stopped, true
 	})
 	add("source: QEMU is let go on", follows && s.qemu == stopped && !w.cut, func(w *world) {
 		w.src.qemu = sending
@@ -159,11 +165,13 @@ func (w *world) hostSteps(x Options) (steps []step) {
 			}
 		}
 	})
+	// Behind whatever its gate is; but such a target has the images when it has
+	// loaded, and QEMU's lock keeps the source from them.
+	add("source: QEMU runs on by itself", x.AutoResume && w.cut && (s.qemu == stopped || s.qemu == sending && t.qemu != loaded && t.qemu != runs), func(w *world) {
+		w.src.qemu = runs
+	})
 	add("source: QEMU says that the copy failed", follows && w.cut && s.qemu != dead && s.qemu != finished, func(w *world) {
 		w.src.copying = false
-		if x.AutoResume && w.src.qemu != runs {
-			w.src.qemu = runs // behind whatever its gate is
-		}
 		w.say(report{kind: migration.SourceFailed})
 	})
 	add("target: QEMU says that the stream broke", t.up && t.exists && t.qemu == waits && (w.cut || s.qemu == dead && s.exists && s.role == source), func(w *world) {
@@ -171,7 +179,7 @@ func (w *world) hostSteps(x Options) (steps []step) {
 		w.say(report{kind: migration.TargetFailed})
 	})
 	add("target: runs", t.up && t.exists && t.role == arriving && t.gate == open && t.qemu == loaded, func(w *world) {
-		w.tgt.qemu, w.ran = runs, true
+		w.tgt.qemu, w.ran, w.waiting = runs, true, false
 	})
 	add("target: writes down that it runs", t.up && t.exists && t.role == arriving && t.qemu == runs, func(w *world) {
 		w.tgt.role = arrived
@@ -181,6 +189,7 @@ func (w *world) hostSteps(x Options) (steps []step) {
 			}
 		}
 	})
+	add("all hosts send to the target directly", w.m.TargetRuns && !w.known, func(w *world) { w.known = true })
 	asks := s.up && s.exists && s.role == source && s.gate == redirect && s.qemu != dead
 	add("target: asked by its source, gives up", asks && t.up && t.exists && t.role == arriving && (t.gate == shut || x.GiveUpAfterRun), func(w *world) {
 		w.tgt.role = refused
@@ -258,6 +267,7 @@ func (w *world) faultSteps() (steps []step) {
 			h := side.of(w)
 			h.off, h.killed = true, h.killed || h.alive()
 			h.end()
+			w.waiting = w.waiting && side.at == w.m.Source
 		})
 	}
 	return steps

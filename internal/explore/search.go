@@ -108,10 +108,10 @@ func (s *search) found(w *world, from int, what string) int {
 // from outside, changes.
 func (s *search) expand(at int, w *world) (atRest bool, violation string) {
 	atRest = true
-	follow := func(what string, do func(*world) string, counts bool) {
+	follow := func(what string, do func(*world), counts bool) {
 		next := w.clone()
-		if broken := do(next); broken != "" && violation == "" {
-			violation = what + ": " + broken
+		if do(next); next.flaw != "" && violation == "" {
+			violation = what + ": " + next.flaw
 		}
 		to := s.found(next, at, what)
 		if to != at && counts {
@@ -120,19 +120,19 @@ func (s *search) expand(at int, w *world) (atRest bool, violation string) {
 		}
 	}
 	for _, one := range w.hostSteps(s.Options) {
-		follow(one.what, func(w *world) string { one.do(w); return "" }, true)
+		follow(one.what, one.do, true)
 	}
 	s.serverSteps(w, follow)
 	for _, one := range w.faultSteps() {
-		follow(one.what, func(w *world) string { one.do(w); return "" }, false)
+		follow(one.what, one.do, false)
 	}
 	return atRest, violation
 }
 
 // serverSteps gives what servers do next: take an event, or send a command.
-func (s *search) serverSteps(w *world, follow func(string, func(*world) string, bool)) {
+func (s *search) serverSteps(w *world, follow func(string, func(*world), bool)) {
 	event := func(what string, e migration.Event, counts bool) {
-		follow("server: "+what, func(w *world) string { return s.happen(w, e) }, counts)
+		follow("server: "+what, func(w *world) { s.happen(w, e) }, counts)
 	}
 	if w.m.State == migration.Planned {
 		event("starts it", migration.Event{Kind: migration.Started}, true)
@@ -140,13 +140,22 @@ func (s *search) serverSteps(w *world, follow func(string, func(*world) string, 
 	if w.m.Timer != nil && !w.m.State.Final() {
 		event("the deadline passes", migration.Event{Kind: migration.TimerFired, Due: w.m.Timer.At}, true)
 	}
-	if w.m.State == migration.Settling && w.m.TargetRuns && !w.m.AddressesKnown {
+	if w.m.State != migration.Planned {
+		event("a deadline passes that was set anew since", migration.Event{Kind: migration.TimerFired, Due: start}, true)
+	}
+	if w.known {
 		event("all hosts have the addresses", migration.Event{Kind: migration.AddressesKnown}, true)
 	}
 	if w.cancels > 0 {
-		follow("server: it is cancelled", func(w *world) string {
+		follow("server: it is cancelled", func(w *world) {
 			w.cancels--
-			return s.happen(w, migration.Event{Kind: migration.CancelAsked})
+			s.happen(w, migration.Event{Kind: migration.CancelAsked})
+		}, false)
+	}
+	if w.tgt.off {
+		follow("server: somebody says that the target's host is off", func(w *world) {
+			w.risked = w.risked || w.ran && w.m.AwaitsTarget()
+			s.happen(w, migration.Event{Kind: migration.ReturnAsked})
 		}, false)
 	}
 	for _, r := range w.said {
@@ -155,25 +164,24 @@ func (s *search) serverSteps(w *world, follow func(string, func(*world) string, 
 	}
 	if w.tgt.up && w.tgt.exists && w.tgt.role == arriving && w.tgt.qemu == loaded {
 		for _, lost := range []bool{false, true} {
-			follow(fmt.Sprintf("server: the target asks for the commit; answer lost: %v", lost), func(w *world) string {
-				broken := s.happen(w, migration.Event{Kind: migration.TargetLoaded})
+			follow(fmt.Sprintf("server: the target asks for the commit; answer lost: %v", lost), func(w *world) {
+				s.happen(w, migration.Event{Kind: migration.TargetLoaded})
 				for _, e := range w.m.Pending {
 					if e.Kind == migration.RunTarget && !lost {
 						w.take(e)
 					}
 				}
-				return broken
 			}, true)
 		}
 	}
 	for _, e := range w.m.Pending {
 		if h := w.at(e.Host); h.up {
-			follow(fmt.Sprintf("%s: is told %d %s", e.Host, e.Sequence, e.Kind), func(w *world) string { w.take(e); return "" }, true)
+			follow(fmt.Sprintf("%s: is told %d %s", e.Host, e.Sequence, e.Kind), func(w *world) { w.take(e) }, true)
 		}
 	}
 	for _, e := range w.sent {
 		if h := w.at(e.Host); h.up && e.Sequence > h.newest && !slices.Contains(w.m.Pending, e) {
-			follow(fmt.Sprintf("%s: is told %d %s, which is old", e.Host, e.Sequence, e.Kind), func(w *world) string { w.take(e); return "" }, true)
+			follow(fmt.Sprintf("%s: is told %d %s, which is old", e.Host, e.Sequence, e.Kind), func(w *world) { w.take(e) }, true)
 		}
 	}
 }
@@ -186,62 +194,32 @@ func (w *world) at(name fleet.HostName) *host {
 }
 
 // happen lets the core decide, and dispatches what it wants.
-func (s *search) happen(w *world, e migration.Event) (broken string) {
+func (s *search) happen(w *world, e migration.Event) {
 	e.At, e.From, e.Detail = start, "somebody", "for some reason"
 	next, effects, verdict := s.Core(w.m, e)
-	switch verdict {
-	case migration.Act:
-	case migration.Broken:
-		return "the core calls it broken in " + string(w.m.State)
-	default:
-		return ""
+	if verdict == migration.Broken {
+		w.wrong(true, "the core calls it broken in "+string(w.m.State))
 	}
+	if verdict != migration.Act {
+		return
+	}
+	w.checkDecision(&next, effects, e)
+	w.note(e)
 	w.m = next
 	w.sent = append(w.sent, effects...)
 	slices.SortFunc(w.sent, func(a, b migration.Effect) int { return int(a.Sequence) - int(b.Sequence) })
 	w.plain()
-	return ""
 }
 
-// always checks what must hold in every state.
-func (s *search) always(w *world) string {
+// note keeps what an event says of the time, or of the source.
+func (w *world) note(e migration.Event) {
+	grace := w.m.Timer != nil && w.m.Timer.After == w.m.Policy.Grace
 	switch {
-	case w.src.inEffect() && w.tgt.inEffect():
-		return "two instances are in effect"
-	case w.src.inEffect() && w.ran:
-		return "the source is in effect, though the target has run: what it did is lost"
+	case e.Kind == migration.TimerFired && w.m.State == migration.Settling && !grace:
+		w.overdue = w.overdue || e.Due.Equal(present)
+	case e.Kind == migration.SourceFailed && e.Gone:
+		w.sourceEnd = true
 	}
-	return ""
-}
-
-// atRest checks what must hold where nothing more happens by itself.
-func (s *search) atRest(w *world) string {
-	m := &w.m
-	owner := m.Owner()
-	on, off := &w.src, &w.tgt
-	if owner.Host == m.Target {
-		on, off = &w.tgt, &w.src
-	}
-	stuck := m.State == migration.NeedsOperator
-	switch {
-	case !m.State.Final():
-		return "it rests in " + string(m.State)
-	case m.State != migration.Succeeded && m.Cause == "":
-		return "it ended without a cause"
-	case off.inEffect():
-		return "what is in effect is not what the record says"
-	case !on.inEffect() && !on.killed && !stuck:
-		return "the VM runs nowhere, and no fault has killed it"
-	case stuck && !w.src.off && !w.tgt.off && !w.src.killed && !w.tgt.killed:
-		return "an operator is needed, and all hosts and instances live"
-	case on.inEffect() && on.epoch != owner.Epoch:
-		return fmt.Sprintf("it is in effect at epoch %d, and the record says %d", on.epoch, owner.Epoch)
-	case !off.off && off.exists && !stuck:
-		return "an instance is left on the host that the VM is not on"
-	case len(m.Pending) > 0 && !w.src.off && !w.tgt.off:
-		return fmt.Sprintf("%v is pending for ever", m.Pending)
-	}
-	return ""
 }
 
 // restless gives a state from which no state at rest is reached without another

@@ -71,10 +71,24 @@ type world struct {
 	faults   int // still to come, at most
 	cancels  int
 	cut      bool // the stream of the copy
-	ran      bool // the target has run an instruction, as nobody but we can know
+
+	// What nobody but we can know.
+	opened    bool   // the target's gate was opened: it may have run
+	ran       bool   // it has run an instruction
+	waiting   bool   // frames wait in the target's tap
+	known     bool   // every host sends to the target directly
+	overdue   bool   // a deadline has passed while the migration settled
+	sourceEnd bool   // a server has heard that the source has ended
+	risked    bool   // the VM was returned from a host that had run it unheard
+	flaw      string // what the last step has done wrong; no part of a state
 }
 
-var start = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+// The record's timer is of a time of its own; one that was set anew was of
+// another.
+var (
+	start   = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	present = start.Add(time.Hour)
+)
 
 // first gives the state after the migration was planned.
 func first(faults int) *world {
@@ -99,7 +113,7 @@ func (w *world) plain() {
 		m.Cause = "some"
 	}
 	if m.Timer != nil {
-		m.Timer = &migration.Timer{At: start, What: m.Timer.What}
+		m.Timer = &migration.Timer{At: present, After: m.Timer.After, What: m.Timer.What}
 	}
 	if !m.Ended.IsZero() {
 		m.Ended = start
@@ -111,7 +125,8 @@ func (w *world) key() []byte {
 	m := &w.m
 	k := make(key, 0, 256)
 	k.text(string(m.State), m.Cause)
-	k.flags(m.Committed, m.TakenBack, m.SourceGone, m.TargetGone, m.CopyStarted, m.TargetRuns, m.AddressesKnown, m.Released, w.cut, w.ran)
+	k.flags(m.Committed, m.TakenBack, m.SourceGone, m.TargetGone, m.CopyStarted, m.TargetRuns, m.AddressesKnown, m.Released)
+	k.flags(w.cut, w.opened, w.ran, w.waiting, w.known, w.overdue, w.sourceEnd, w.risked)
 	k.numbers(m.Sequence, uint64(w.faults), uint64(w.cancels))
 	if m.Timer != nil {
 		k.text(m.Timer.What)
@@ -170,7 +185,7 @@ func (k *key) host(h *host) {
 
 func (w *world) clone() *world {
 	next := *w
-	next.sent, next.said = slices.Clone(w.sent), slices.Clone(w.said)
+	next.sent, next.said, next.flaw = slices.Clone(w.sent), slices.Clone(w.said), ""
 	return &next
 }
 
@@ -190,5 +205,12 @@ func compareReports(a, b report) int {
 
 // inEffect: its vCPUs run and what they send gets out.
 func (h *host) inEffect() bool { return h.qemu == runs && h.gate == open }
+
+// wrong notes what a step has done that must not be.
+func (w *world) wrong(is bool, flaw string) {
+	if is && w.flaw == "" {
+		w.flaw = flaw
+	}
+}
 
 func (h *host) alive() bool { return h.qemu != none && h.qemu != dead }

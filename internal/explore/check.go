@@ -1,0 +1,136 @@
+package explore
+
+import (
+	"fmt"
+
+	"godwit.dev/godwit/internal/migration"
+)
+
+// always checks what must hold in every state.
+func (s *search) always(w *world) string {
+	m := &w.m
+	switch {
+	case w.src.inEffect() && w.tgt.inEffect():
+		return "two instances are in effect"
+	case w.src.qemu == runs && w.tgt.qemu == runs:
+		return "two instances run, on the same disks"
+	case w.src.inEffect() && w.ran && !w.risked:
+		return "the source is in effect, though the target has run: what it did is lost"
+	case m.State == migration.Succeeded && m.Cause == "" && len(m.Pending) > pending(m, migration.StartCopy): // but the measurement
+		return "it succeeded without a word of what is left to do"
+	case m.Sequence > sequenceMax:
+		return "it orders without end"
+	}
+	return ""
+}
+
+// pending counts the commands of a kind that are not answered.
+func pending(m *migration.Migration, kind migration.EffectKind) (n int) {
+	for _, effect := range m.Pending {
+		if effect.Kind == kind {
+			n++
+		}
+	}
+	return n
+}
+
+// sequenceMax is more than one migration ever orders.
+const sequenceMax = 12
+
+// checkDecision checks what the core makes of an event.
+func (w *world) checkDecision(next *migration.Migration, effects []migration.Effect, e migration.Event) {
+	asked := e.Kind == migration.TimerFired || e.Kind == migration.CancelAsked
+	ended := w.sourceEnd || e.Kind == migration.SourceFailed && e.Gone
+	w.wrong(e.Kind == migration.TimerFired && !e.Due.Equal(present), "it heeds a deadline that is no more")
+	undone := next.State == migration.RollingBack && (w.m.State == migration.Copying || w.m.State == migration.Switching)
+	w.wrong(ended && !asked && undone && w.tgt.qemu == loaded,
+		"it is undone, though the source has ended and the target has everything")
+	for _, effect := range effects {
+		w.wrong(ended && effect.Kind == migration.ResumeSource, "a source is to go on that has ended")
+	}
+	w.wrong(ended && next.State == migration.Aborted && next.Committed, "the VM is given back to a source that has ended")
+}
+
+// checkSourceEnds checks a command that ends the source.
+func (w *world) checkSourceEnds() {
+	w.wrong(w.src.alive() && !w.opened && w.m.Committed, "the source is ended, and the target never ran")
+}
+
+// checkForwardingEnds checks a command that ends the forwarding. Frames that the
+// guest had not read are sent on by the time that the source has measured the
+// copy, or is retired.
+func (w *world) checkForwardingEnds() {
+	if !w.src.forwards() || w.overdue || w.m.TargetGone {
+		return
+	}
+	w.wrong(!w.known, "the forwarding ends, and hosts still send to the source")
+	measured := false
+	for _, r := range w.said {
+		measured = measured || r.kind == migration.SwitchMeasured
+	}
+	w.wrong(w.src.alive() && !measured, "the forwarding ends before what the guest had not read was sent on")
+}
+
+// checkFrames checks a command that removes the target's taps.
+func (w *world) checkFrames(e migration.Effect) {
+	if !w.waiting || !w.src.alive() || w.m.TargetGone {
+		return
+	}
+	w.wrong(!e.ReturnFrames, "frames are lost that wait at the target")
+	w.wrong(e.ReturnFrames && w.src.gate != open, "frames return to a gate that is closed")
+}
+
+// forwards: what is sent to the VM's old place goes to the target.
+func (h *host) forwards() bool { return h.exists && h.gate == redirect && !h.off }
+
+// atRest checks what must hold where nothing more happens by itself.
+func (s *search) atRest(w *world) string {
+	if flaw := w.recordAtRest(); flaw != "" {
+		return flaw
+	}
+	m := &w.m
+	owner := m.Owner()
+	on, off := &w.src, &w.tgt
+	if owner.Host == m.Target {
+		on, off = &w.tgt, &w.src
+	}
+	stuck := m.State == migration.NeedsOperator
+	switch {
+	case off.inEffect():
+		return "what is in effect is not what the record says"
+	case stuck && on.inEffect():
+		return "an operator is needed, and the VM runs where the record says"
+	case !on.inEffect() && !on.killed && !stuck:
+		return "the VM runs nowhere, and no fault has killed it"
+	case !on.inEffect() && w.src.alive() && !w.src.off && !(stuck && m.AwaitsTarget() && w.tgt.off):
+		return "the VM is down, and the source could go on"
+	case on.inEffect() && on.epoch != owner.Epoch:
+		return fmt.Sprintf("it is in effect at epoch %d, and the record says %d", on.epoch, owner.Epoch)
+	case on.inEffect() && on.role != alone:
+		return "it is not finished where it runs: its agent takes it for " + on.role
+	case !off.off && off.exists && !stuck:
+		return "an instance is left on the host that the VM is not on"
+	}
+	return ""
+}
+
+// recordAtRest checks the record by itself, and against what faults have done.
+func (w *world) recordAtRest() string {
+	m := &w.m
+	stuck := m.State == migration.NeedsOperator
+	switch {
+	case !m.State.Final():
+		return "it rests in " + string(m.State)
+	case m.State != migration.Succeeded && m.Cause == "":
+		return "it ended without a cause"
+	case stuck && !w.src.off && !w.tgt.off && !w.src.killed && !w.tgt.killed:
+		return "an operator is needed, and all hosts and instances live"
+	case stuck && m.TargetRuns:
+		return "an operator is needed, though the target has run"
+	case stuck && !m.CopyStarted:
+		return "an operator is needed, though the source was told nothing"
+	case len(m.Pending) > 0 && !w.src.off && !w.tgt.off:
+		return fmt.Sprintf("%v is pending for ever", m.Pending)
+	}
+	return ""
+}
