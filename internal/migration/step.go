@@ -311,15 +311,17 @@ func sourceFailedInCopy(m *Migration, event Event) {
 
 // sourceFailedInSwitch: a source that died in the switch may have sent
 // everything before, and then the target is the VM's only hope. A target that
-// has not got everything fails by itself.
+// has not got everything fails by itself. What the source said before it died
+// may come after that, and changes nothing.
 func sourceFailedInSwitch(m *Migration, event Event) {
-	if event.Gone {
+	switch {
+	case event.Gone:
 		m.SourceGone = true
 		m.Cause = m.causeOf(event)
 		m.drop(StartCopy)
-		return
+	case !m.SourceGone:
+		rollBack(m, event)
 	}
-	rollBack(m, event)
 }
 
 // rollBack undoes the migration. The source opens its gate first, so that the
