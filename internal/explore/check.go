@@ -18,6 +18,12 @@ func (s *search) always(w *world) string {
 		return "the source is in effect, though the target has run: what it did is lost"
 	case m.State == migration.Succeeded && m.Cause == "" && len(m.Pending) > pending(m, migration.StartCopy): // but the measurement
 		return "it succeeded without a word of what is left to do"
+	case m.State == migration.Copying && w.sourceEnd:
+		return "a source that has ended is waited for as long as a copy may take"
+	case m.TakenBack && !m.Committed:
+		return "the VM is taken back that was never given"
+	case !s.Locked(m) && pending(m, migration.RunTarget)+pending(m, migration.ResumeSource) > 0:
+		return "the VM is free for others, and a host may yet be told to run it"
 	case m.Sequence > sequenceMax:
 		return "it orders without end"
 	}
@@ -40,7 +46,7 @@ const sequenceMax = 12
 // checkDecision checks what the core makes of an event.
 func (w *world) checkDecision(next *migration.Migration, effects []migration.Effect, e migration.Event) {
 	asked := e.Kind == migration.TimerFired || e.Kind == migration.CancelAsked
-	ended := w.sourceEnd || e.Kind == migration.SourceFailed && e.Gone
+	ended := w.sourceEnd || e.Kind == migration.SourceFailed && e.Gone && !wentOn(&w.m)
 	w.wrong(e.Kind == migration.TimerFired && !e.Due.Equal(present), "it heeds a deadline that is no more")
 	undone := next.State == migration.RollingBack && (w.m.State == migration.Copying || w.m.State == migration.Switching)
 	w.wrong(ended && !asked && undone && w.tgt.qemu == loaded,
@@ -85,7 +91,7 @@ func (h *host) forwards() bool { return h.exists && h.gate == redirect && !h.off
 
 // atRest checks what must hold where nothing more happens by itself.
 func (s *search) atRest(w *world) string {
-	if flaw := w.recordAtRest(); flaw != "" {
+	if flaw := s.recordAtRest(w); flaw != "" {
 		return flaw
 	}
 	m := &w.m
@@ -115,7 +121,7 @@ func (s *search) atRest(w *world) string {
 }
 
 // recordAtRest checks the record by itself, and against what faults have done.
-func (w *world) recordAtRest() string {
+func (s *search) recordAtRest(w *world) string {
 	m := &w.m
 	stuck := m.State == migration.NeedsOperator
 	switch {
@@ -129,6 +135,8 @@ func (w *world) recordAtRest() string {
 		return "an operator is needed, though the target has run"
 	case stuck && !m.CopyStarted:
 		return "an operator is needed, though the source was told nothing"
+	case stuck && s.Locked(m) && pending(m, migration.RunTarget)+pending(m, migration.ResumeSource) == 0:
+		return "the VM is locked for ever"
 	case len(m.Pending) > 0 && !w.src.off && !w.tgt.off:
 		return fmt.Sprintf("%v is pending for ever", m.Pending)
 	}

@@ -5,27 +5,37 @@
 //
 // The stored record is a real one. The server takes any event at any time: every
 // report that a host ever made may come late, again, out of order or never. Any
-// deadline may pass at any moment. A command that is pending may reach its host
-// at any time and again and again; one that no longer is may still be on its
-// way, until the host has taken a newer one or its agent has ended. The commit's
-// answer may be lost.
+// deadline may pass at any moment, and any that was set anew since. A command
+// that is pending may reach its host at any time and again and again; one that no
+// longer is may still be on its way, until the host has taken a newer one or its
+// agent has ended. The commit's answer may be lost.
 //
 // A host has an agent, which can die between any two of its steps and come back
 // with what it has written down and what the kernel kept (the gates); and a
 // QEMU, as it was measured: its source runs on by itself when its migration
-// fails, if QEMU and not the agent had stopped the guest (AutoResume); what it
-// sent last may have arrived though it says that it failed; a target that failed
-// is not used again.
+// fails, if QEMU and not the agent had stopped the guest (AutoResume), as soon as
+// it can have the images; a target that failed is not used again. Of frames it is
+// known whether some wait at the target, and whether every host sends there.
 //
 // Faults, a bounded number: a QEMU is killed, an agent dies, a host dies, the
-// stream of the copy is cut. A cancel may come once.
+// stream of the copy is cut, a target does not run at first. A cancel may come
+// once. Of a target's host that is off somebody may say so.
 //
 // # What is checked
 //
-// In every state: never two instances whose vCPUs run behind open gates; never
-// the source again once the target has run; no event that the core calls broken.
-// In every state at rest: the record is final and says why, what it says is
-// true, exactly one instance is in effect unless a fault killed that which the
-// VM was on, and nothing is left on a host that lives. And from every state some
-// state at rest can be reached without another fault.
+// In every state: never two instances whose vCPUs run behind open gates, nor two
+// that run at all; never the source again once the target has run; no event that
+// the core calls broken; no order to a host that has nothing to carry it out, and
+// none without end; a VM that may yet be told to run is locked. In every step:
+// the last instance that has all of the VM is not ended; no frame is lost that
+// waits at the target, or that a host still sends to the source; no deadline
+// counts that was set anew. In every state at rest: the record is final and says
+// why, what it says is true, exactly one instance is in effect unless a fault
+// killed that which the VM was on, an operator is asked for only where one can
+// help, and nothing is left on a host that lives. And from every state some state
+// at rest can be reached without another fault.
+//
+// [Mutants] are the core with one guard taken out each: all must be caught.
+// [UnmissedGuards] are those that make no difference, and [KnownFlaws] what is
+// found in the core as it is.
 package explore

@@ -165,10 +165,10 @@ func (w *world) hostSteps(x Options) (steps []step) {
 			}
 		}
 	})
-	// Behind whatever its gate is; but such a target has the images when it has
-	// loaded, and QEMU's lock keeps the source from them.
-	add("source: QEMU runs on by itself", x.AutoResume && w.cut && (s.qemu == stopped || s.qemu == sending && t.qemu != loaded && t.qemu != runs), func(w *world) {
-		w.src.qemu = runs
+	// Behind whatever its gate is, but not without the images.
+	theirs := t.qemu == runs || t.qemu == loaded && !x.LateImages
+	add("source: QEMU runs on by itself", x.AutoResume && w.cut && (s.qemu == stopped || s.qemu == sending && !theirs), func(w *world) {
+		w.src.qemu, w.stale = runs, w.tgt.qemu == loaded
 	})
 	add("source: QEMU says that the copy failed", follows && w.cut && s.qemu != dead && s.qemu != finished, func(w *world) {
 		w.src.copying = false
@@ -178,7 +178,12 @@ func (w *world) hostSteps(x Options) (steps []step) {
 		w.tgt.qemu = failed
 		w.say(report{kind: migration.TargetFailed})
 	})
-	add("target: runs", t.up && t.exists && t.role == arriving && t.gate == open && t.qemu == loaded, func(w *world) {
+	started := t.up && t.exists && t.role == arriving && t.gate == open && t.qemu == loaded
+	add("target: can't have the images", started && s.qemu == runs, func(w *world) {
+		w.say(report{kind: migration.TargetFailed})
+	})
+	add("target: runs", started && s.qemu != runs, func(w *world) {
+		w.wrong(w.stale, "the target runs, and what the source wrote since is in its images")
 		w.tgt.qemu, w.ran, w.waiting = runs, true, false
 	})
 	add("target: writes down that it runs", t.up && t.exists && t.role == arriving && t.qemu == runs, func(w *world) {
@@ -238,6 +243,9 @@ func (w *world) faultSteps() (steps []step) {
 		}
 	}
 	add("the stream is cut", !w.cut && w.tgt.alive(), func(w *world) { w.cut = true })
+	add("the target's QEMU does not run at first", w.tgt.up && w.tgt.role == arriving && w.tgt.gate == open && w.tgt.qemu == loaded, func(w *world) {
+		w.say(report{kind: migration.TargetFailed})
+	})
 	add("the source's QEMU is killed", w.src.alive(), func(w *world) {
 		w.src.qemu, w.src.killed = dead, true
 		if w.src.up && (w.src.role == source || w.src.role == ranOn) {

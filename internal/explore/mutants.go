@@ -37,6 +37,53 @@ func Mutants() []Mutant {
 		core("Settling has no deadline", 1, changed(timeless(migration.Settling))),
 		core("RollingBack has no deadline", 1, changed(timeless(migration.RollingBack))),
 		{"a target gives up that has run", Options{GiveUpAfterRun: true}},
+		core("a VM is taken back by a source that has ended", 1, takesGone.core),
+		core("a source that ends when it has the VM back is as any", 1, forgetsTaken.core),
+		core("a source that ends in the switch is rolled back at once", 1, impatient.core),
+		core("the forwarding ends before all hosts have the addresses", 0, hastens.core),
+		core("the forwarding ends before the source is retired", 0, overlooks(migration.RetireSource, settling, migration.AddressesKnown).core),
+		core("it succeeds before the source is released", 0, overlooks(migration.ReleaseSource, settling, migration.AddressesKnown).core),
+		core("it succeeds before the target has finished", 0, overlooks(migration.FinishTarget, settling, migration.AddressesKnown).core),
+		core("frames that wait at the target do not return", 0, changed(loseFrames)),
+		core("frames return before the source's gate is open", 0, changed(releaseFirst)),
+		core("the target closes the tunnel before the source", 0, changed(finishFirst)),
+		core("a timer that was set anew counts", 0, oldTimers.core),
+		core("the grace time is as any deadline", 0, deadlineAll.core),
+		core("a target that does not say that it runs is believed to", 0, believesRun.core),
+		core("at the last deadline the target is left as it is", 0, changed(unfinished)),
+		core("at the last deadline the source is left as it is", 0, changed(unreleased)),
+		core("the end of a source is forgotten in Settling", 1, forgetful(migration.Settling)),
+		core("the end of a source is forgotten in Switching", 1, forgetful(migration.Switching, migration.Copying)),
+		core("the end of a source is forgotten in NeedsOperator", 2, forgetful(migration.NeedsOperator)),
+		core("a source that fails after the commit is taken for ended", 1, ended(migration.SourceFailed, settling).core),
+		core("a source that fails in the roll-back is taken for ended", 1, ended(migration.SourceFailed, rolling).core),
+		core("a source that fails in the switch is taken for ended", 1, ended(migration.SourceFailed, undecided).core),
+		core("a target that fails after the commit is taken for ended", 1, ended(migration.TargetFailed, settling).core),
+		core("a target that ends when it has run is lost", 1, failsRunning.core),
+		core("a source is told to go on that was told nothing", 1, resumesAlways.core),
+		core("a source is told to go on that has ended", 1, resumesGone.core),
+		core("a roll-back that waits for the target needs an operator", 1, imagines(migration.ResumeSource, migration.TimerFired, rolling).core),
+		core("a roll-back that waits for the source ends by itself", 1, overlooks(migration.ResumeSource, rolling, migration.TimerFired).core),
+		core("a source that ends when it has gone on is awaited", 1, imagines(migration.ResumeSource, migration.SourceFailed, rolling).core),
+		core("a return is asked for, and the target runs", 1, anytime(migration.ReturnAsked, settling).core),
+		core("a return is asked for, and nothing awaits the target", 1, anytime(migration.ReturnAsked, unresolved).core),
+		core("a refusal counts, and nothing awaits the target", 0, anytime(migration.TargetRefused, unresolved).core),
+		core("a source that runs on counts, and nothing awaits the target", 0, anytime(migration.SourceRanOn, unresolved).core),
+		core("a target's end counts, and nothing awaits the target", 1, anytime(migration.TargetFailed, unresolved).core),
+		core("the right to run stays when the VM is taken back", 0, undropped(migration.RunTarget, takesBack)),
+		core("the right to run stays when the VM is lost", 1, undropped(migration.RunTarget, loses)),
+		core("the resumption stays when the source has ended", 1, undropped(migration.ResumeSource, endsRolling)),
+		core("a source that ends in Copying is waited for as a copy", 1, changed(keepsCopying)),
+		core("what a source said before it ended is heeded after it", 2, outOfOrder.core),
+		core("the end of a source that was to go on needs nothing done", 1, overlooks(migration.ResumeSource, unresolved, migration.SourceFailed).core),
+		core("it succeeds when the grace time begins", 0, hasty.core),
+		core("the VM is lost with a target that never ran", 1, pessimist),
+		{"a VM is free when an operator is needed", Options{Faults: 1, Locked: func(m *migration.Migration) bool { return !m.State.Final() }}},
+		{"a VM that is lost stays locked", Options{Faults: 1, Locked: func(m *migration.Migration) bool {
+			return m.Locked() || m.State == migration.NeedsOperator
+		}}},
+		core("the copy stays when it is rolled back", 0, undropped(migration.StartCopy, rollsBack)),
+		core("the preparation stays when it is rolled back", 0, undropped(migration.PrepareTarget, rollsBack)),
 	}
 }
 
@@ -82,6 +129,11 @@ func unasked(m migration.Migration, e migration.Event) (migration.Migration, []m
 
 func credulous(m migration.Migration, e migration.Event) (migration.Migration, []migration.Effect, migration.Verdict) {
 	e.Unrun = e.Gone
+	return migration.Step(m, e)
+}
+
+func pessimist(m migration.Migration, e migration.Event) (migration.Migration, []migration.Effect, migration.Verdict) {
+	e.Unrun = false
 	return migration.Step(m, e)
 }
 
@@ -146,5 +198,14 @@ func keepCopy(before migration.Migration, after *migration.Migration) {
 func noCause(_ migration.Migration, after *migration.Migration) {
 	if after.State == migration.Aborted {
 		after.Cause = ""
+	}
+}
+
+// KnownFlaws lists what Explore finds wrong with the core as it is, and is not
+// mended yet. Whoever mends one takes it out.
+func KnownFlaws() []Mutant {
+	return []Mutant{
+		{"a source that QEMU stopped has the images before its target runs, and keeps them", Options{Faults: 1, AutoResume: true, LateImages: true}},
+		{"a source that QEMU stopped writes to the images after its target has loaded", Options{Faults: 2, AutoResume: true, LateImages: true}},
 	}
 }

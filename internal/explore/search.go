@@ -14,9 +14,13 @@ type Core func(migration.Migration, migration.Event) (migration.Migration, []mig
 
 // Options says what is explored.
 type Options struct {
-	Core       Core // nil is migration.Step
-	Faults     int  // at most so many
-	AutoResume bool // a source runs on by itself when its migration fails
+	Core       Core                            // nil is migration.Step
+	Locked     func(*migration.Migration) bool // nil is migration.Migration.Locked
+	Faults     int                             // at most so many
+	AutoResume bool                            // a source runs on by itself when its migration fails
+	// LateImages: a target takes the VM's images when it is to run, and not when it
+	// has loaded. Then a source that runs on by itself has them before.
+	LateImages bool
 	// GiveUpAfterRun breaks the target's promise, to see that it is missed.
 	GiveUpAfterRun bool
 	// StatesMax bounds the search, 0 does not.
@@ -61,6 +65,9 @@ type digest [16]byte
 func Explore(o Options) Result {
 	if o.Core == nil {
 		o.Core = migration.Step
+	}
+	if o.Locked == nil {
+		o.Locked = (*migration.Migration).Locked
 	}
 	s := &search{Options: o, index: map[digest]int32{}, words: map[string]string{}}
 	s.found(first(o.Faults), -1, "")
@@ -211,13 +218,18 @@ func (s *search) happen(w *world, e migration.Event) {
 	w.plain()
 }
 
+// wentOn: the source has the VM back, whose end is then as any VM's.
+func wentOn(m *migration.Migration) bool {
+	return m.State == migration.RollingBack && pending(m, migration.ResumeSource) == 0
+}
+
 // note keeps what an event says of the time, or of the source.
 func (w *world) note(e migration.Event) {
 	grace := w.m.Timer != nil && w.m.Timer.After == w.m.Policy.Grace
 	switch {
 	case e.Kind == migration.TimerFired && w.m.State == migration.Settling && !grace:
 		w.overdue = w.overdue || e.Due.Equal(present)
-	case e.Kind == migration.SourceFailed && e.Gone:
+	case e.Kind == migration.SourceFailed && e.Gone && !wentOn(&w.m):
 		w.sourceEnd = true
 	}
 }

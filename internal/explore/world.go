@@ -80,6 +80,7 @@ type world struct {
 	overdue   bool   // a deadline has passed while the migration settled
 	sourceEnd bool   // a server has heard that the source has ended
 	risked    bool   // the VM was returned from a host that had run it unheard
+	stale     bool   // the source has run since the target had everything
 	flaw      string // what the last step has done wrong; no part of a state
 }
 
@@ -126,7 +127,7 @@ func (w *world) key() []byte {
 	k := make(key, 0, 256)
 	k.text(string(m.State), m.Cause)
 	k.flags(m.Committed, m.TakenBack, m.SourceGone, m.TargetGone, m.CopyStarted, m.TargetRuns, m.AddressesKnown, m.Released)
-	k.flags(w.cut, w.opened, w.ran, w.waiting, w.known, w.overdue, w.sourceEnd, w.risked)
+	k.flags(w.cut, w.opened, w.ran, w.waiting, w.known, w.overdue, w.sourceEnd, w.risked, w.stale)
 	k.numbers(m.Sequence, uint64(w.faults), uint64(w.cancels))
 	if m.Timer != nil {
 		k.text(m.Timer.What)

@@ -1,6 +1,6 @@
 // Explore walks through every state that a migration can come to with a number
 // of faults, and through the mutants of the core that it must catch. It prints
-// what it found, writes it to out/explore.json, and fails if anything is not as
+// what it found, and which guards of the core have no mutant, writes it to out/explore.json, and fails if anything is not as
 // it must be.
 package main
 
@@ -69,6 +69,12 @@ func run(faults int, out string) error {
 	}
 	for _, mutant := range explore.Mutants() {
 		look("mutant: "+mutant.Name, true, mutant.Options)
+	}
+	for _, flaw := range explore.KnownFlaws() {
+		look("known flaw: "+flaw.Name, true, flaw.Options)
+	}
+	for _, guard := range explore.UnmissedGuards() {
+		fmt.Printf("no mutant: %s: %s\n", guard.Guard, guard.Why)
 	}
 	text, err := json.MarshalIndent(map[string]any{"searches": all}, "", "  ")
 	if err != nil {

@@ -1,0 +1,30 @@
+package explore
+
+// Unmissed is a guard of the core that makes no difference to what is explored.
+type Unmissed struct {
+	Guard string // where it is, and what it asks
+	Why   string // nothing comes of taking it out
+}
+
+// UnmissedGuards lists them. With [Mutants] these are all conditions of Step, of
+// the table and of the lock.
+func UnmissedGuards() []Unmissed {
+	return []Unmissed{
+		{"Step: a timer fires, and none is set", "only a final state has none, and there the table says late"},
+		{"Step: an answer is of the effect's kind", "no two effects have the same sequence"},
+		{"table: after the commit a refusal needs that the target is awaited", "in Settling no correct host refuses, or runs on, once the target has run; \"a target gives up that has run\" breaks that promise"},
+		{"settle: the target runs", "nothing that settle waits for is asked for or posted before it runs"},
+		{"settle: the grace time has begun", "another word would only make it begin anew"},
+		{"settleTimer: the source was not told to release", "told twice it does it once"},
+		{"addressesKnown: for the first time", "the second changes only what the record says of hosts that were away"},
+		{"targetFailedAfterCommit: the target is awaited", "in Settling that is so whenever it does not run, and what runs was asked for before"},
+		{"lose: the measurement is not waited for", "the next word of a source that has ended drops it"},
+		{"sourceFailedInSwitch: the measurement is not waited for", "likewise"},
+		{"rollBack: a source that failed has ended", "only in Preparing is it not known before, and there the source was told nothing"},
+		{"rollBack: an epoch only for what was taken back", "else it is the source's own, at which it is already"},
+		{"releaseTarget: frames return only to a source that has not ended", "nobody is there to take them"},
+		{"Migration.Locked: the target does not run", "no migration whose target runs needs an operator; that is checked"},
+		{"Migration.Locked and AwaitsTarget: the record was not abandoned", "records that are an old copy are not explored"},
+		{"noteProgress and the causes: what is kept and how it is put", "only people read it"},
+	}
+}
