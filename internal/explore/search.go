@@ -120,6 +120,9 @@ func (s *search) expand(at int, w *world) (atRest bool, violation string) {
 		if do(next); next.flaw != "" && violation == "" {
 			violation = what + ": " + next.flaw
 		}
+		if next.same {
+			return
+		}
 		to := s.found(next, at, what)
 		if to != at && counts {
 			atRest = false
@@ -173,6 +176,7 @@ func (s *search) serverSteps(w *world, follow func(string, func(*world), bool)) 
 		for _, lost := range []bool{false, true} {
 			follow(fmt.Sprintf("server: the target asks for the commit; answer lost: %v", lost), func(w *world) {
 				s.happen(w, migration.Event{Kind: migration.TargetLoaded})
+				w.same = w.same && lost // asked again, it may have the answer
 				for _, e := range w.m.Pending {
 					if e.Kind == migration.RunTarget && !lost {
 						w.take(e)
@@ -208,6 +212,7 @@ func (s *search) happen(w *world, e migration.Event) {
 		w.wrong(true, "the core calls it broken in "+string(w.m.State))
 	}
 	if verdict != migration.Act {
+		w.same = true
 		return
 	}
 	w.checkDecision(&next, effects, e)

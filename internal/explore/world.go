@@ -73,15 +73,18 @@ type world struct {
 	cut      bool // the stream of the copy
 
 	// What nobody but we can know.
-	opened    bool   // the target's gate was opened: it may have run
-	ran       bool   // it has run an instruction
-	waiting   bool   // frames wait in the target's tap
-	known     bool   // every host sends to the target directly
-	overdue   bool   // a deadline has passed while the migration settled
-	sourceEnd bool   // a server has heard that the source has ended
-	risked    bool   // the VM was returned from a host that had run it unheard
-	stale     bool   // the source has run since the target had everything
-	flaw      string // what the last step has done wrong; no part of a state
+	opened    bool // the target's gate was opened: it may have run
+	ran       bool // it has run an instruction
+	waiting   bool // frames wait in the target's tap
+	known     bool // every host sends to the target directly
+	overdue   bool // a deadline has passed while the migration settled
+	sourceEnd bool // a server has heard that the source has ended
+	risked    bool // the VM was returned from a host that had run it unheard
+	stale     bool // the source has run since the target had everything
+
+	// Of the last step, and no part of the state.
+	flaw string // what it has done wrong
+	same bool   // it has changed nothing
 }
 
 // The record's timer is of a time of its own; one that was set anew was of
@@ -186,7 +189,8 @@ func (k *key) host(h *host) {
 
 func (w *world) clone() *world {
 	next := *w
-	next.sent, next.said, next.flaw = slices.Clone(w.sent), slices.Clone(w.said), ""
+	next.sent, next.said = slices.Clone(w.sent), slices.Clone(w.said)
+	next.flaw, next.same = "", false
 	return &next
 }
 

@@ -37,46 +37,31 @@ func main() {
 	}
 }
 
+// search is one to be made.
+type search struct {
+	name    string
+	mutant  bool
+	options explore.Options
+	result  chan found
+}
+
 func run(faults int, out string) error {
-	var all []found
+	all := searches(faults)
+	go explorer(all)
+	var results []found
 	bad := 0
-	look := func(name string, mutant bool, o explore.Options) {
-		fmt.Printf("%-62s ", name)
-		began := time.Now()
-		got := explore.Explore(o)
-		one := found{name, o.Faults, mutant, got.States, got.Rest, time.Since(began).Seconds(), got.Violation, got.Trace}
-		all = append(all, one)
-		fmt.Printf("%8d states %7.1f s  ", one.States, one.Seconds)
-		switch {
-		case mutant && got.Violation == "":
+	for _, one := range all {
+		fmt.Printf("%-76s ", one.name)
+		got := <-one.result
+		results = append(results, got)
+		if !show(got) {
 			bad++
-			fmt.Println("NOT CAUGHT")
-		case mutant:
-			fmt.Printf("caught after %d steps: %s\n", len(got.Trace), got.Violation)
-		case got.Violation == "":
-			fmt.Printf("no violation; %d at rest\n", got.Rest)
-		default:
-			bad++
-			fmt.Println("VIOLATION:", got.Violation)
-			for _, step := range got.Trace {
-				fmt.Println("   ", step)
-			}
 		}
-	}
-	for n := range faults + 1 {
-		look(fmt.Sprintf("at most %d faults, a source stopped by its agent", n), false, explore.Options{Faults: n})
-		look(fmt.Sprintf("at most %d faults, a source that QEMU stopped", n), false, explore.Options{Faults: n, AutoResume: true})
-	}
-	for _, mutant := range explore.Mutants() {
-		look("mutant: "+mutant.Name, true, mutant.Options)
-	}
-	for _, flaw := range explore.KnownFlaws() {
-		look("known flaw: "+flaw.Name, true, flaw.Options)
 	}
 	for _, guard := range explore.UnmissedGuards() {
 		fmt.Printf("no mutant: %s: %s\n", guard.Guard, guard.Why)
 	}
-	text, err := json.MarshalIndent(map[string]any{"searches": all}, "", "  ")
+	text, err := json.MarshalIndent(map[string]any{"searches": results}, "", "  ")
 	if err != nil {
 		return err
 	}
@@ -90,4 +75,57 @@ func run(faults int, out string) error {
 		return fmt.Errorf("%d searches did not end as they must", bad)
 	}
 	return nil
+}
+
+// searches lists all of them, the core's own first.
+func searches(faults int) (all []search) {
+	add := func(name string, mutant bool, o explore.Options) {
+		all = append(all, search{name, mutant, o, make(chan found, 1)})
+	}
+	for n := range faults + 1 {
+		add(fmt.Sprintf("at most %d faults, a source stopped by its agent", n), false, explore.Options{Faults: n})
+		add(fmt.Sprintf("at most %d faults, a source that QEMU stopped", n), false, explore.Options{Faults: n, AutoResume: true})
+	}
+	for _, mutant := range explore.Mutants() {
+		add("mutant: "+mutant.Name, true, mutant.Options)
+	}
+	for _, flaw := range explore.KnownFlaws() {
+		add("known flaw: "+flaw.Name, true, flaw.Options)
+	}
+	return all
+}
+
+// explorer makes the searches, two at a time: more need too much memory.
+func explorer(all []search) {
+	free := make(chan struct{}, 2)
+	for _, one := range all {
+		free <- struct{}{}
+		go func() {
+			began := time.Now()
+			got := explore.Explore(one.options)
+			one.result <- found{one.name, one.options.Faults, one.mutant, got.States, got.Rest, time.Since(began).Seconds(), got.Violation, got.Trace}
+			<-free
+		}()
+	}
+}
+
+// show prints what was found, and tells whether it is as it must be.
+func show(one found) bool {
+	fmt.Printf("%8d states %7.1f s  ", one.States, one.Seconds)
+	switch {
+	case one.Mutant && one.Violation == "":
+		fmt.Println("NOT CAUGHT")
+		return false
+	case one.Mutant:
+		fmt.Printf("caught after %d steps: %s\n", len(one.Trace), one.Violation)
+	case one.Violation == "":
+		fmt.Printf("no violation; %d at rest\n", one.AtRest)
+	default:
+		fmt.Println("VIOLATION:", one.Violation)
+		for _, step := range one.Trace {
+			fmt.Println("   ", step)
+		}
+		return false
+	}
+	return true
 }
