@@ -19,7 +19,8 @@
 //
 // Faults, a bounded number: a QEMU is killed, an agent dies, a host dies, the
 // stream of the copy is cut, a target does not run at first. A cancel may come
-// once. Of a target's host that is off somebody may say so.
+// once. Of a target's host that is off somebody may say so; if it had run the VM,
+// and no server knew, what it did is lost by that word and not by the core.
 //
 // # What is checked
 //

@@ -6,8 +6,8 @@ type Unmissed struct {
 	Why   string // nothing comes of taking it out
 }
 
-// UnmissedGuards lists them. With [Mutants] these are all conditions of Step, of
-// the table and of the lock.
+// UnmissedGuards lists them. With [Mutants] these are all conditions in step.go,
+// those of the table's cells, and those of Migration.Locked.
 func UnmissedGuards() []Unmissed {
 	return []Unmissed{
 		{"Step: a timer fires, and none is set", "only a final state has none, and there the table says late"},
