@@ -141,6 +141,20 @@ func (w *world) hostSteps(x Options) (steps []step) {
 			steps = append(steps, step{what, do})
 		}
 	}
+	w.copySteps(x, add)
+	w.runSteps(x, add)
+	for _, side := range []struct {
+		name string
+		of   func(*world) *host
+	}{{"source", func(w *world) *host { return &w.src }}, {"target", func(w *world) *host { return &w.tgt }}} {
+		h := side.of(w)
+		add(side.name+": the agent starts again", !h.up && !h.off, func(w *world) { w.restart(side.of(w)) })
+	}
+	return steps
+}
+
+// copySteps are those of the copy, until the target has everything or it failed.
+func (w *world) copySteps(x Options, add func(what string, when bool, do func(*world))) {
 	s, t := &w.src, &w.tgt
 	follows := s.up && s.exists && s.role == source && s.copying
 	add("source: its gate is shut, and the guest stopped", follows && s.qemu == runs && s.gate == open && t.qemu == waits && !w.cut, func(w *world) {
@@ -178,6 +192,11 @@ func (w *world) hostSteps(x Options) (steps []step) {
 		w.tgt.qemu = failed
 		w.say(report{kind: migration.TargetFailed})
 	})
+}
+
+// runSteps are those that decide where the guest runs.
+func (w *world) runSteps(x Options, add func(what string, when bool, do func(*world))) {
+	s, t := &w.src, &w.tgt
 	started := t.up && t.exists && t.role == arriving && t.gate == open && t.qemu == loaded
 	add("target: can't have the images", started && s.qemu == runs, func(w *world) {
 		w.say(report{kind: migration.TargetFailed})
@@ -205,14 +224,6 @@ func (w *world) hostSteps(x Options) (steps []step) {
 		w.src.role, w.src.copying, w.src.gate, w.src.qemu = ranOn, false, open, runs
 		w.say(report{kind: migration.SourceRanOn})
 	})
-	for _, side := range []struct {
-		name string
-		of   func(*world) *host
-	}{{"source", func(w *world) *host { return &w.src }}, {"target", func(w *world) *host { return &w.tgt }}} {
-		h := side.of(w)
-		add(side.name+": the agent starts again", !h.up && !h.off, func(w *world) { w.restart(side.of(w)) })
-	}
-	return steps
 }
 
 // restart is an agent that takes over what an earlier one has left.
