@@ -25,6 +25,12 @@ func TestMutantsAreCaught(t *testing.T) {
 			if got.Violation == "" || got.Trace == nil {
 				t.Errorf("nothing is found in %d states; %s", got.States, got.Violation)
 			}
+			if mutant.Options.Faults == 1 { // the fewest, as the list says
+				mutant.Options.Faults = 0
+				if fewer := Explore(mutant.Options); fewer.Violation != "" {
+					t.Errorf("without a fault: %s", fewer.Violation)
+				}
+			}
 			t.Logf("after %d states and %d steps: %s", got.States, len(got.Trace), got.Violation)
 		})
 	}
