@@ -25,7 +25,7 @@ import (
 )
 
 // patience bounds every wait for something that must happen.
-const patience = 10 * time.Second
+const patience = 30 * time.Second
 
 // testFleet is a server on a real store, with clients that reach it by TLS.
 type testFleet struct {

@@ -171,6 +171,7 @@ func TestLostTargetAfterTheCommit(t *testing.T) {
 		t.Errorf("it goes on with %v", moves)
 	}
 	fl.answer(h1, "release_source")
+	f.settled(h1) // a watch of what is over tells only how it is
 	fl.awaitEvent(migration.SourceReleased)
 	f.checkPlace("web1", fleet.Owner{Epoch: 3}, "")
 	if _, err := f.vms.Start(t.Context(), &godwitv1.StartVMRequest{Name: "web1", Host: "h1"}); err != nil {
