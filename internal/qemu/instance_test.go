@@ -133,39 +133,48 @@ func TestAdopt(t *testing.T) {
 	})
 }
 
+// startedByAnother starts an instance in a child of the test, which then ends.
+func startedByAnother(t *testing.T) (dir string) {
+	t.Helper()
+	c := config(t, installed)
+	child := exec.CommandContext(within(t), os.Args[0])
+	child.Env = append(os.Environ(), startInChild+"="+c.Dir)
+	if out, err := child.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return c.Dir
+}
+
+// forgetProcess leaves the record as it is before the process is written down.
+func forgetProcess(dir string) error {
+	path := filepath.Join(dir, "instance.json")
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	forget := func(line []byte) bool {
+		return bytes.Contains(line, []byte(`"pid"`)) || bytes.Contains(line, []byte(`"startTime"`))
+	}
+	kept := slices.DeleteFunc(slices.Collect(bytes.Lines(text)), forget)
+	text = bytes.Replace(bytes.Join(kept, nil), []byte("\t},\n}"), []byte("\t}\n}"), 1)
+	return os.WriteFile(path, text, 0o600)
+}
+
 // TestAdoptFromAnotherProcess starts an instance in a child of the test that
 // then ends, as an agent does that is upgraded.
 func TestAdoptFromAnotherProcess(t *testing.T) {
 	for name, lose := range map[string]func(dir string) error{
 		"with its record": func(string) error { return nil },
 		// The agent died before it could write the process id down.
-		"by QEMU's pid file": func(dir string) error {
-			path := filepath.Join(dir, "instance.json")
-			text, err := os.ReadFile(path)
-			if err != nil {
-				return err
-			}
-			keep := func(line []byte) bool {
-				return !bytes.Contains(line, []byte(`"pid"`)) && !bytes.Contains(line, []byte(`"startTime"`))
-			}
-			lines := slices.Collect(bytes.Lines(text))
-			kept := slices.DeleteFunc(lines, func(line []byte) bool { return !keep(line) })
-			text = bytes.Replace(bytes.Join(kept, nil), []byte("\t},\n}"), []byte("\t}\n}"), 1)
-			return os.WriteFile(path, text, 0o600)
-		},
+		"by QEMU's pid file": forgetProcess,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			c := config(t, installed)
-			child := exec.CommandContext(within(t), os.Args[0])
-			child.Env = append(os.Environ(), startInChild+"="+c.Dir)
-			if out, err := child.CombinedOutput(); err != nil {
-				t.Fatalf("%v: %s", err, out)
-			}
-			if err := lose(c.Dir); err != nil {
+			dir := startedByAnother(t)
+			if err := lose(dir); err != nil {
 				t.Fatal(err)
 			}
-			i, err := qemu.Adopt(within(t), c.Dir, "")
+			i, err := qemu.Adopt(within(t), dir, "")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -176,6 +185,36 @@ func TestAdoptFromAnotherProcess(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestAdoptWhatIsStarting: the agent died, and QEMU has not come to write its pid
+// file yet. It is not taken for one that has ended, and is adopted when it has.
+func TestAdoptWhatIsStarting(t *testing.T) {
+	t.Parallel()
+	dir := startedByAnother(t)
+	pidFile, later := filepath.Join(dir, "qemu.pid"), filepath.Join(dir, "later")
+	if err := errors.Join(forgetProcess(dir), os.Rename(pidFile, later)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := qemu.Adopt(within(t), dir, ""); fleet.CodeOf(err) != fleet.Unavailable {
+		t.Errorf("while it starts: %v", err)
+	}
+	if err := os.Rename(later, pidFile); err != nil {
+		t.Fatal(err)
+	}
+	i, err := qemu.Adopt(within(t), dir, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	endWith(t, i)
+	if err := i.Kill(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(forgetProcess(dir), os.Remove(pidFile)); err != nil {
+		t.Fatal(err)
+	}
+	_, err = qemu.Adopt(within(t), dir, "")
+	code(t, err, fleet.NotFound)
 }
 
 const startInChild = "GODWIT_TEST_START_IN"

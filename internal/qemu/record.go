@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"godwit.dev/godwit/internal/durable"
 	"godwit.dev/godwit/internal/fleet"
 )
@@ -71,6 +73,25 @@ func startOf(text []byte) (uint64, error) {
 		return 0, fs.ErrNotExist
 	}
 	return strconv.ParseUint(fields[start], 10, 64)
+}
+
+// notStarting gives cause back, why there is no process, unless there is one all
+// the same that is on its way: it has QEMU's log from its first moment on, and with
+// it the lock on that.
+func notStarting(dir string, cause error) error {
+	log, err := os.Open(filepath.Join(dir, logFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return cause
+	}
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	err = unix.Flock(int(log.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return errors.New("it is starting")
+	}
+	return errors.Join(cause, err)
 }
 
 // findByPIDFile completes a record whose process was started by a program that

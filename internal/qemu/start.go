@@ -124,6 +124,9 @@ func execute(binary, dir string, l *line) (*process, error) {
 		return nil, err
 	}
 	defer log.Close()
+	if err := unix.Flock(int(log.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, fmt.Errorf("a QEMU that was started in %s before still lives: %w", dir, err)
+	}
 	command := exec.Command(binary, l.args...)
 	command.Dir, command.Stdout, command.Stderr = dir, log, log
 	command.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -199,7 +202,7 @@ func Adopt(ctx context.Context, dir, boot string) (*Instance, error) {
 	}
 	if r.PID == 0 {
 		if err := r.findByPIDFile(); err != nil {
-			return nil, unseen(err)
+			return nil, unseen(notStarting(dir, err))
 		}
 	}
 	p, err := hold(r.PID, nil)
