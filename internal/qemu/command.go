@@ -22,6 +22,8 @@ type line struct {
 	args []string
 	fds  []int // the caller's; the child has them from firstFD on
 	pcie bool
+	// mortal: the process ends with the thread that starts it.
+	mortal bool
 }
 
 // firstFD is the first descriptor of a child after the standard three.

@@ -102,10 +102,14 @@ func probe(ctx context.Context, binary string) (f Features, err error) {
 	}
 	defer os.RemoveAll(dir)
 	f.Accel = accelerator()
+	// It has to end with this program, however that ends: with its thread, that is.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	p, err := launch(binary, dir, func(listener int) (*line, error) {
 		var l line
 		l.add("-machine", "none", "-accel", f.Accel, "-nodefaults", "-no-user-config", "-display", "none", "-S")
 		l.addMonitor(listener)
+		l.mortal = true
 		return &l, nil
 	})
 	if err != nil {

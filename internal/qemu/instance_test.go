@@ -1,10 +1,12 @@
 package qemu_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +16,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/qemu"
@@ -365,5 +369,45 @@ func TestProbeOfWhatIsNoQEMU(t *testing.T) {
 	_, err := qemu.Probe(ctx, script("exec sleep 60"))
 	if code(t, err, fleet.Failed); !strings.Contains(err.Error(), "it runs, and said nothing") {
 		t.Error(err)
+	}
+}
+
+const probeInChild = "GODWIT_TEST_PROBE"
+
+// TestProbeEndsWithItsProgram kills a program while it asks a QEMU, which must not
+// be left.
+func TestProbeEndsWithItsProgram(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	fifo, binary := filepath.Join(dir, "began"), filepath.Join(dir, "qemu")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(binary, []byte("#!/bin/sh\nexec >"+fifo+"\necho begun\nexec sleep 60\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	child := exec.CommandContext(within(t), os.Args[0])
+	child.Env = append(os.Environ(), probeInChild+"="+binary, "TMPDIR="+dir)
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	began, err := os.Open(fifo) // until the last writer has it open no more, which is the sleep
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer began.Close()
+	words := bufio.NewReader(began)
+	if line, err := words.ReadString('\n'); err != nil || line != "begun\n" {
+		t.Fatalf("%q, %v", line, err)
+	}
+	if err := child.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = child.Wait()
+	if err := began.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	if rest, err := io.ReadAll(words); err != nil {
+		t.Errorf("it lives on: %q, %v", rest, err)
 	}
 }

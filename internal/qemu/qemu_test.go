@@ -23,6 +23,10 @@ func TestMain(m *testing.M) {
 	if dir := os.Getenv(startInChild); dir != "" {
 		os.Exit(startAndLeave(dir))
 	}
+	if binary := os.Getenv(probeInChild); binary != "" {
+		_, _ = qemu.Probe(context.Background(), binary)
+		os.Exit(1)
+	}
 	goleak.VerifyTestMain(m)
 }
 

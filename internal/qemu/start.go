@@ -130,6 +130,9 @@ func execute(binary, dir string, l *line) (*process, error) {
 	command := exec.Command(binary, l.args...)
 	command.Dir, command.Stdout, command.Stderr = dir, log, log
 	command.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if l.mortal {
+		command.SysProcAttr.Pdeathsig = unix.SIGKILL
+	}
 	for _, fd := range l.fds {
 		// A duplicate, because a File closes and may configure what it holds.
 		duplicate, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
