@@ -45,7 +45,8 @@ const (
 	// processors, and the report is wanted for the commit only.
 	tellWithin = 10 * time.Millisecond
 	// measureWithin is how long the measurement may wait for the source's end.
-	// It would compete with the commit for processors, and nobody waits for it.
+	// It would compete with the commit for processors, and nobody waits for it
+	// but where QEMU was not held: there the commit does.
 	measureWithin = 200 * time.Millisecond
 	// progressEvery is the interval between reports of the copy.
 	progressEvery = 200 * time.Millisecond
@@ -466,14 +467,22 @@ func (h *handover) drainLeft(ctx context.Context) {
 	h.drains <- drained{frames, err}
 }
 
-// measure reports how the switch went.
-func (h *handover) measure(ctx context.Context) {
+// awaitRetired waits for the source's end, and not for long; false if ctx ends.
+func (h *handover) awaitRetired(ctx context.Context) bool {
 	late := time.NewTimer(measureWithin)
 	defer late.Stop()
 	select {
 	case <-h.retires:
 	case <-late.C:
 	case <-ctx.Done():
+		return false
+	}
+	return true
+}
+
+// measure reports how the switch went.
+func (h *handover) measure(ctx context.Context) {
+	if h.agent.features.CanHold && !h.awaitRetired(ctx) {
 		return
 	}
 	progress, err := h.instance.Progress(ctx)

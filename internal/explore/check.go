@@ -49,7 +49,8 @@ func (w *world) checkDecision(next *migration.Migration, effects []migration.Eff
 	ended := w.sourceEnd || e.Kind == migration.SourceFailed && e.Gone && !wentOn(&w.m)
 	w.wrong(e.Kind == migration.TimerFired && !e.Due.Equal(present), "it heeds a deadline that is no more")
 	undone := next.State == migration.RollingBack && (w.m.State == migration.Copying || w.m.State == migration.Switching)
-	w.wrong(ended && !asked && undone && w.tgt.qemu == loaded,
+	resumes := w.m.Unheld && !w.m.SourceSent // it may have run on before it ended
+	w.wrong(ended && !asked && undone && w.tgt.qemu == loaded && !resumes,
 		"it is undone, though the source has ended and the target has everything")
 	for _, effect := range effects {
 		w.wrong(ended && effect.Kind == migration.ResumeSource, "a source is to go on that has ended")

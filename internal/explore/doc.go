@@ -37,6 +37,5 @@
 // at rest can be reached without another fault.
 //
 // [Mutants] are the core with one guard taken out each: all must be caught.
-// [UnmissedGuards] are those that make no difference, and [KnownFlaws] what is
-// found in the core as it is.
+// [UnmissedGuards] are those that make no difference.
 package explore

@@ -99,6 +99,25 @@ var impatient = guard{
 	},
 }
 
+// unhold makes a source one whose QEMU is held.
+func unhold(m *migration.Migration, _ *migration.Event) { m.Unheld = false }
+
+func putUnheld(before migration.Migration, after *migration.Migration) { after.Unheld = before.Unheld }
+
+// commitsUnheld: askCommit does not ask whether the source may run on by itself.
+var commitsUnheld = guard{kinds: []migration.EventKind{migration.TargetLoaded}, hide: unhold, put: putUnheld}
+
+// trustsUnheld: nor does sourceFailedInSwitch; and the target, which asked before,
+// asks again.
+var trustsUnheld = guard{
+	kinds: []migration.EventKind{migration.SourceFailed}, states: undecided,
+	hide: unhold,
+	put: func(before migration.Migration, after *migration.Migration) {
+		after.Unheld = !after.SourceGone
+		after.TargetAsked = before.TargetAsked && after.Unheld
+	},
+}
+
 // outOfOrder: sourceFailedInSwitch does not ask whether the source has ended.
 var outOfOrder = guard{
 	kinds: []migration.EventKind{migration.SourceFailed}, states: undecided,

@@ -179,9 +179,9 @@ func (w *world) copySteps(x Options, add func(what string, when bool, do func(*w
 			}
 		}
 	})
-	// Behind whatever its gate is, but not without the images.
-	theirs := t.qemu == runs || t.qemu == loaded && !x.LateImages
-	add("source: QEMU runs on by itself", x.AutoResume && w.cut && (s.qemu == stopped || s.qemu == sending && !theirs), func(w *world) {
+	// Behind whatever its gate is, but not without the images, which the target takes
+	// when it is to run.
+	add("source: QEMU runs on by itself", x.AutoResume && w.cut && (s.qemu == stopped || s.qemu == sending && t.qemu != runs), func(w *world) {
 		w.src.qemu, w.stale = runs, w.tgt.qemu == loaded
 	})
 	add("source: QEMU says that the copy failed", follows && w.cut && s.qemu != dead && s.qemu != finished, func(w *world) {

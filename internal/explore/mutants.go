@@ -82,6 +82,9 @@ func Mutants() []Mutant {
 		{"a VM that is lost stays locked", Options{Faults: 1, Locked: func(m *migration.Migration) bool {
 			return m.Locked() || m.State == migration.NeedsOperator
 		}}},
+		{"a source that may run on by itself is not known as one", Options{Faults: 1, AutoResume: true, KnownHeld: true}},
+		{"the commit does not wait for a source that may run on by itself", Options{Faults: 1, AutoResume: true, Core: commitsUnheld.core}},
+		{"a source that may have run on before it ended counts as one that has not", Options{Faults: 2, AutoResume: true, Core: trustsUnheld.core}},
 		core("the copy stays when it is rolled back", 0, undropped(migration.StartCopy, rollsBack)),
 		core("the preparation stays when it is rolled back", 0, undropped(migration.PrepareTarget, rollsBack)),
 	}
@@ -198,14 +201,5 @@ func keepCopy(before migration.Migration, after *migration.Migration) {
 func noCause(_ migration.Migration, after *migration.Migration) {
 	if after.State == migration.Aborted {
 		after.Cause = ""
-	}
-}
-
-// KnownFlaws lists what Explore finds wrong with the core as it is, and is not
-// mended yet. Whoever mends one takes it out.
-func KnownFlaws() []Mutant {
-	return []Mutant{
-		{"a source that QEMU stopped has the images before its target runs, and keeps them", Options{Faults: 1, AutoResume: true, LateImages: true}},
-		{"a source that QEMU stopped writes to the images after its target has loaded", Options{Faults: 2, AutoResume: true, LateImages: true}},
 	}
 }

@@ -18,9 +18,8 @@ type Options struct {
 	Locked     func(*migration.Migration) bool // nil is migration.Migration.Locked
 	Faults     int                             // at most so many
 	AutoResume bool                            // a source runs on by itself when its migration fails
-	// LateImages: a target takes the VM's images when it is to run, and not when it
-	// has loaded. Then a source that runs on by itself has them before.
-	LateImages bool
+	// KnownHeld breaks what the record says of such a source: that it does.
+	KnownHeld bool
 	// GiveUpAfterRun breaks the target's promise, to see that it is missed.
 	GiveUpAfterRun bool
 	// StatesMax bounds the search, 0 does not.
@@ -70,7 +69,7 @@ func Explore(o Options) Result {
 		o.Locked = (*migration.Migration).Locked
 	}
 	s := &search{Options: o, index: map[digest]int32{}, words: map[string]string{}}
-	s.found(first(o.Faults), -1, "")
+	s.found(first(o), -1, "")
 	rest := 0
 	for at := 0; at < len(s.nodes); at++ {
 		w := s.nodes[at].world

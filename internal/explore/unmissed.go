@@ -12,6 +12,9 @@ func UnmissedGuards() []Unmissed {
 	return []Unmissed{
 		{"Step: a timer fires, and none is set", "only a final state has none, and there the table says late"},
 		{"Step: an answer is of the effect's kind", "no two effects have the same sequence"},
+		{"table: the commit was asked for before, and waits for the source", "asked again it changes nothing"},
+		{"askCommit and switchMeasured: that the source stopped was not heard", "else the switch only has its time anew"},
+		{"switchMeasured: the target has asked", "the source's QEMU has the target's word that it loaded"},
 		{"table: after the commit a refusal needs that the target is awaited", "in Settling no correct host refuses, or runs on, once the target has run; \"a target gives up that has run\" breaks that promise"},
 		{"settle: the target runs", "nothing that settle waits for is asked for or posted before it runs"},
 		{"settle: the grace time has begun", "another word would only make it begin anew"},

@@ -95,14 +95,15 @@ var (
 )
 
 // first gives the state after the migration was planned.
-func first(faults int) *world {
+func first(o Options) *world {
 	vm := fleet.VM{Name: "vm", UID: "u", Owner: fleet.Owner{Host: "src", Epoch: 1}}
 	w := &world{
 		m:      migration.New("m", vm, "tgt", nil, migration.DefaultPolicy(fleet.GiB), "explored", start),
 		src:    host{exists: true, role: alone, epoch: 1, gate: open, qemu: runs, up: true},
 		tgt:    host{gate: shut, qemu: none, up: true},
-		faults: faults, cancels: 1,
+		faults: o.Faults, cancels: 1,
 	}
+	w.m.Unheld = o.AutoResume && !o.KnownHeld
 	w.plain()
 	return w
 }
@@ -129,7 +130,7 @@ func (w *world) key() []byte {
 	m := &w.m
 	k := make(key, 0, 256)
 	k.text(string(m.State), m.Cause)
-	k.flags(m.Committed, m.TakenBack, m.SourceGone, m.TargetGone, m.CopyStarted, m.TargetRuns, m.AddressesKnown, m.Released)
+	k.flags(m.Committed, m.TakenBack, m.SourceGone, m.TargetGone, m.CopyStarted, m.TargetRuns, m.AddressesKnown, m.Released, m.TargetAsked, m.SourceSent)
 	k.flags(w.cut, w.opened, w.ran, w.waiting, w.known, w.overdue, w.sourceEnd, w.risked, w.stale)
 	k.numbers(m.Sequence, uint64(w.faults), uint64(w.cancels))
 	if m.Timer != nil {

@@ -16,12 +16,20 @@ const (
 	enoughForOne fleet.BytesPerSecond = 125_000_000
 )
 
+// hold is the capability that leaves the end of the copy to the agent (QEMU 8.1).
+const hold = "switchover-ack"
+
+// Unheld: the source's QEMU may stop the guest by itself, at the end of the copy.
+// One that did so runs the guest on by itself, too, if the copy fails after that;
+// one whose guest was stopped before does not.
+func Unheld(source fleet.QEMUFeatures) bool { return !source.Can(hold) }
+
 // Connections says how many connections carry the memory, and why. More than one
 // needs two QEMUs that know it, and a source that leaves the end of the copy to
 // its agent: one that does not is older than 8.1, and ends it by an estimate that
 // does not know what several connections still hold.
 func Connections(source, target fleet.QEMUFeatures, policy Policy) (count int, why string) {
-	const multifd, hold = "multifd", "switchover-ack"
+	const multifd = "multifd"
 	switch {
 	case policy.BandwidthMax > 0 && policy.BandwidthMax <= enoughForOne:
 		return 1, fmt.Sprintf("one alone can carry %v, which is all that the copy may use", policy.BandwidthMax)

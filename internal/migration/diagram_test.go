@@ -37,7 +37,7 @@ func explore(t *testing.T) map[cellKey][]State {
 func walk(t *testing.T, visit func(m, next Migration, kind EventKind)) {
 	t.Helper()
 	seen := map[string]bool{}
-	for todo := []Migration{newMigration()}; len(todo) > 0; {
+	for todo := []Migration{newMigration(), unheld(newMigration())}; len(todo) > 0; {
 		m := todo[0]
 		todo = todo[1:]
 		for _, kind := range Events() {
@@ -54,6 +54,11 @@ func walk(t *testing.T, visit func(m, next Migration, kind EventKind)) {
 			}
 		}
 	}
+}
+
+func unheld(m Migration) Migration {
+	m.Unheld = true
+	return m
 }
 
 // variants are the events of a kind that can lead to different ends.

@@ -40,6 +40,9 @@ type Migration struct {
 
 	Port           uint16 `json:"port,omitempty"`           // the target's QEMU listens there
 	CopyStarted    bool   `json:"copyStarted,omitempty"`    // the source may have closed its gate
+	Unheld         bool   `json:"unheld,omitempty"`         // the source's QEMU may stop the guest by itself, and run it on if the copy then fails
+	SourceSent     bool   `json:"sourceSent,omitempty"`     // the source's QEMU has the target's word that it loaded, so it does not
+	TargetAsked    bool   `json:"targetAsked,omitempty"`    // for the commit, which waits for that
 	SourceGone     bool   `json:"sourceGone,omitempty"`     // the source's instance has ended
 	TakenBack      bool   `json:"takenBack,omitempty"`      // after the commit: the target never ran and never will
 	TargetRuns     bool   `json:"targetRuns,omitempty"`     // it has run its first instruction
@@ -200,6 +203,12 @@ func (m *Migration) Over() bool { return m.State.Final() && len(m.Pending) == 0 
 // Closed: nothing more is to be expected of it. Neither host has anything left to
 // do, nor does it lock the VM.
 func (m *Migration) Closed() bool { return m.Over() && !m.Locked() }
+
+// AwaitsSource: the target has loaded everything, but the source's QEMU may yet
+// run the guest on by itself.
+func (m *Migration) AwaitsSource() bool {
+	return m.State == Switching && m.TargetAsked && !m.SourceSent
+}
 
 // AwaitsTarget: the target has the right to run, and there is no word from it. It
 // may yet refuse, so others go on to send to the source, which forwards.

@@ -41,6 +41,12 @@ func (c cell) ifAwaited(otherwise Verdict) cell {
 	return c
 }
 
+// unlessAsked makes the question for the commit Late that was asked before.
+func (c cell) unlessAsked() cell {
+	c.when, c.otherwise = func(m *Migration, _ Event) bool { return !m.AwaitsSource() }, Late
+	return c
+}
+
 // table decides every event in every state. An answer (see the map answers)
 // whose effect is not pending is Late before the table is asked, so "broken"
 // in an answer's column says that its effect can't be pending in that state.
@@ -66,7 +72,7 @@ var table = map[State]map[EventKind]cell{
 	Copying: {
 		Started: late, CancelAsked: act(rollBack), TimerFired: act(rollBack),
 		SourceFailed: act(sourceFailedInCopy), TargetFailed: act(rollBack),
-		CopyProgressed: act(noteProgress), SourceStopped: act(switchOver), TargetLoaded: act(commit), AddressesKnown: late,
+		CopyProgressed: act(noteProgress), SourceStopped: act(switchOver), TargetLoaded: act(askCommit), AddressesKnown: late,
 		TargetRefused: act(rollBack), SourceRanOn: act(rollBack), ReturnAsked: refuse,
 		HostLost:       lost(sourceFailedInCopy, rollBack),
 		TargetPrepared: broken, SwitchMeasured: act(switchMeasured), TargetRunning: broken, SourceRetired: broken,
@@ -75,10 +81,10 @@ var table = map[State]map[EventKind]cell{
 	Switching: {
 		Started: late, CancelAsked: act(rollBack), TimerFired: act(rollBack),
 		SourceFailed: act(sourceFailedInSwitch), TargetFailed: act(rollBack),
-		CopyProgressed: act(noteProgress), SourceStopped: late, TargetLoaded: act(commit), AddressesKnown: late,
+		CopyProgressed: act(noteProgress), SourceStopped: late, TargetLoaded: act(askCommit).unlessAsked(), AddressesKnown: late,
 		TargetRefused: act(rollBack), SourceRanOn: act(rollBack), ReturnAsked: refuse,
 		HostLost:       lost(sourceFailedInSwitch, rollBack),
-		TargetPrepared: broken, SwitchMeasured: act(noteSwitch), TargetRunning: broken, SourceRetired: broken,
+		TargetPrepared: broken, SwitchMeasured: act(switchMeasured), TargetRunning: broken, SourceRetired: broken,
 		SourceReleased: broken, TargetFinished: broken, SourceResumed: broken, TargetReleased: broken,
 	},
 	Settling: {

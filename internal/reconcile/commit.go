@@ -2,6 +2,7 @@ package reconcile
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
@@ -27,12 +28,26 @@ func (r *Reconciler) ServeCommit(ctx context.Context, host fleet.HostName, line 
 			return err
 		}
 	}
-	answer, err := r.Commit(ctx, host, request)
-	if err != nil {
-		return err
+	changed, unwatch := r.Watch(fleet.MigrationID(request.GetMigration()))
+	defer unwatch()
+	for {
+		answer, err := r.Commit(ctx, host, request)
+		if err == nil {
+			return line.Send(answer)
+		}
+		if !errors.Is(err, errAwaitsSource) {
+			return err
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return err
+		}
 	}
-	return line.Send(answer)
 }
+
+// errAwaitsSource is no refusal: the target may ask again.
+var errAwaitsSource = errors.New("its source's QEMU may yet run the guest on by itself")
 
 // awaitLoaded returns when the target says that it has loaded.
 func (r *Reconciler) awaitLoaded(ctx context.Context, host fleet.HostName, request *godwitv1.CommitRequest, line CommitStream, stop func()) error {
@@ -116,6 +131,8 @@ func (r *Reconciler) Commit(ctx context.Context, host fleet.HostName, request *g
 	switch {
 	case err != nil:
 		return nil, err
+	case m.AwaitsSource():
+		return nil, &fleet.Error{Code: fleet.Unavailable, Op: "commit", Subject: "migration " + string(id), Cause: errAwaitsSource.Error(), Err: errAwaitsSource}
 	case runSequence(m) == 0: // not committed, or it has run, or it must not any more
 		return nil, migration.Refusal(m, event)
 	}

@@ -265,14 +265,14 @@ func (r *Reconciler) AdvanceIf(
 // isNote tells steps that only add to the record. They need no save of their
 // own: progress that is lost was passing anyway, and the measurement of the
 // switch is asked for again. So the commit has no other save before it. A
-// measurement that stands in for the word of the stop, or that comes when
-// nothing is to be saved any more, is not a note.
+// measurement that stands in for the word of the stop, that the commit waits for,
+// or that comes when nothing is to be saved any more, is not a note.
 func isNote(kind migration.EventKind, before, after migration.Migration) bool {
 	switch kind {
 	case migration.CopyProgressed:
 		return true
 	case migration.SwitchMeasured:
-		return before.State == after.State && !after.State.Final()
+		return before.State == after.State && before.SourceSent == after.SourceSent && !after.State.Final()
 	}
 	return false
 }

@@ -46,7 +46,7 @@ func testHost(name string) *godwitv1.Host {
 		Name: name, Address: "10.9.0." + name[len(name)-1:], Cpus: 8, MemoryBytes: uint64(8 * fleet.GiB),
 		QemuVersion: "10.0.2", Accel: "tcg", AgentVersion: "test",
 		Machines: []string{"pc-q35-9.2", "pc-q35-10.0"}, MachineAliases: map[string]string{"q35": "pc-q35-10.0"},
-		CpuModels: []string{"qemu64", "Westmere"},
+		CpuModels: []string{"qemu64", "Westmere"}, MigrationCapabilities: []string{"switchover-ack"},
 	}
 }
 

@@ -95,6 +95,7 @@ func (r *reconciler) tryCreate(ctx context.Context, request migrationRequest) (s
 	m := migration.New(newMigrationID(now), vm.Value, chosen.Host, tunnels, policy, request.reason, now)
 	noteChoice(&m, chosen, request.target)
 	m.Connections, m.ConnectionsWhy = migration.Connections(on.hosts[m.Source].Value.QEMU, on.hosts[m.Target].Value.QEMU, policy)
+	m.Unheld = migration.Unheld(on.hosts[m.Source].Value.QEMU)
 	return r.record(ctx, m, vm, on, counter, request.receipt)
 }
 

@@ -29,6 +29,7 @@ func addDecisions(message *godwitv1.Migration, m migration.Migration) {
 	message.Uid, message.Committed, message.Port = string(m.UID), m.Committed, uint32(m.Port)
 	message.TargetRuns, message.SourceGone = m.TargetRuns, m.SourceGone
 	message.TakenBack, message.TargetGone = m.TakenBack, m.TargetGone
+	message.Unheld, message.TargetAsked, message.SourceSent = m.Unheld, m.TargetAsked, m.SourceSent
 	message.AddressesKnown, message.Unaware = m.AddressesKnown, m.Unaware
 	message.Choice = &godwitv1.Choice{Why: m.Why, Named: m.Choice.Named, Unlisted: uint32(m.Choice.Unlisted)}
 	for _, other := range m.Choice.Others {

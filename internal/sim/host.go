@@ -131,7 +131,9 @@ func (m *machine) mayRun() bool {
 	if m.q.ended() || m.q.in == waiting || m.q.in == failed {
 		return false
 	}
-	spent := m.q.out == completed && m.epoch < m.vm.owner.Epoch && !m.vm.refused()
+	owner := m.vm.owner
+	back := owner.Host == m.host.name // the VM was given back to it, at an epoch of which it is to hear
+	spent := m.q.out == completed && m.epoch < owner.Epoch && !back && !m.vm.refused()
 	return !spent
 }
 

@@ -89,9 +89,6 @@ func searches(faults int) (all []search) {
 	for _, mutant := range explore.Mutants() {
 		add("mutant: "+mutant.Name, true, mutant.Options)
 	}
-	for _, flaw := range explore.KnownFlaws() {
-		add("known flaw: "+flaw.Name, true, flaw.Options)
-	}
 	return all
 }
 

@@ -799,8 +799,14 @@ type Migration struct {
 	Port uint32 `protobuf:"varint,34,opt,name=port,proto3" json:"port,omitempty"`
 	// After the commit: the source owns the VM again, since the target never ran
 	// it; or the target's instance has ended, and the VM is lost.
-	TakenBack     bool `protobuf:"varint,35,opt,name=taken_back,json=takenBack,proto3" json:"taken_back,omitempty"`
-	TargetGone    bool `protobuf:"varint,36,opt,name=target_gone,json=targetGone,proto3" json:"target_gone,omitempty"`
+	TakenBack  bool `protobuf:"varint,35,opt,name=taken_back,json=takenBack,proto3" json:"taken_back,omitempty"`
+	TargetGone bool `protobuf:"varint,36,opt,name=target_gone,json=targetGone,proto3" json:"target_gone,omitempty"`
+	// The source's QEMU may run the guest on by itself if the copy fails at its
+	// end. Then the commit that the target has asked for waits until the source
+	// has sent everything, and its QEMU knows that it was loaded.
+	Unheld        bool `protobuf:"varint,38,opt,name=unheld,proto3" json:"unheld,omitempty"`
+	TargetAsked   bool `protobuf:"varint,39,opt,name=target_asked,json=targetAsked,proto3" json:"target_asked,omitempty"`
+	SourceSent    bool `protobuf:"varint,40,opt,name=source_sent,json=sourceSent,proto3" json:"source_sent,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1090,6 +1096,27 @@ func (x *Migration) GetTakenBack() bool {
 func (x *Migration) GetTargetGone() bool {
 	if x != nil {
 		return x.TargetGone
+	}
+	return false
+}
+
+func (x *Migration) GetUnheld() bool {
+	if x != nil {
+		return x.Unheld
+	}
+	return false
+}
+
+func (x *Migration) GetTargetAsked() bool {
+	if x != nil {
+		return x.TargetAsked
+	}
+	return false
+}
+
+func (x *Migration) GetSourceSent() bool {
+	if x != nil {
+		return x.SourceSent
 	}
 	return false
 }
@@ -1988,7 +2015,7 @@ const file_godwit_v1_migration_proto_rawDesc = "" +
 	"\x15WatchMigrationRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"L\n" +
 	"\x16WatchMigrationResponse\x122\n" +
-	"\tmigration\x18\x01 \x01(\v2\x14.godwit.v1.MigrationR\tmigration\"\x97\v\n" +
+	"\tmigration\x18\x01 \x01(\v2\x14.godwit.v1.MigrationR\tmigration\"\xf3\v\n" +
 	"\tMigration\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x0e\n" +
 	"\x02vm\x18\x02 \x01(\tR\x02vm\x12\x16\n" +
@@ -2031,7 +2058,11 @@ const file_godwit_v1_migration_proto_rawDesc = "" +
 	"\n" +
 	"taken_back\x18# \x01(\bR\ttakenBack\x12\x1f\n" +
 	"\vtarget_gone\x18$ \x01(\bR\n" +
-	"targetGone\x1a:\n" +
+	"targetGone\x12\x16\n" +
+	"\x06unheld\x18& \x01(\bR\x06unheld\x12!\n" +
+	"\ftarget_asked\x18' \x01(\bR\vtargetAsked\x12\x1f\n" +
+	"\vsource_sent\x18( \x01(\bR\n" +
+	"sourceSent\x1a:\n" +
 	"\fTunnelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"z\n" +
