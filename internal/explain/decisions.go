@@ -27,6 +27,9 @@ func decisions(m *godwitv1.Migration) []Fact {
 	if n := m.GetConnections(); n > 0 {
 		facts = append(facts, Fact{"Connections", with(fmt.Sprint(n), ": ", m.GetConnectionsWhy())})
 	}
+	if m.GetUnheld() {
+		facts = append(facts, Fact{"Commit", fmt.Sprintf("waits until %s has sent everything, since its QEMU may run the guest on by itself before", m.GetSource())})
+	}
 	for _, limit := range m.GetLimits() {
 		facts = append(facts, limitFact(limit))
 	}

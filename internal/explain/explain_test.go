@@ -387,6 +387,33 @@ func TestTakenBack(t *testing.T) {
 }
 
 // What is pending says since when, where that is known.
+// A commit that waits is told as one that waits, and when it comes.
+func TestUnheldCommit(t *testing.T) {
+	asked := &godwitv1.StoryEntry{At: at(10), Event: string(migration.TargetLoaded), State: string(migration.Switching), Who: "h2"}
+	sent := &godwitv1.StoryEntry{
+		At: at(20), Event: string(migration.SwitchMeasured), State: string(migration.Settling), Who: "h1",
+		Ordered: []*godwitv1.Order{{Sequence: 3, Kind: string(migration.RunTarget), Host: "h2"}},
+	}
+	m := &godwitv1.Migration{
+		Vm: "web1", Source: "h1", Target: "h2", Epoch: 3, Created: at(0), Unheld: true,
+		State: string(migration.Settling), Story: []*godwitv1.StoryEntry{asked, sent},
+	}
+	const wait, done = "the commit waits until h1 has sent everything", "committed: h2 owns web1 from here on, at epoch 4"
+	led := map[string]string{}
+	for _, line := range Of(m).Timeline {
+		led[line.What] = strings.Join(line.Led, "\n")
+	}
+	if text := led["has everything and asks for the commit"]; !strings.Contains(text, wait) || strings.Contains(text, "committed") {
+		t.Errorf("asked: %s", text)
+	}
+	if text := led["has sent everything"]; !strings.Contains(text, done) || strings.Contains(text, wait) {
+		t.Errorf("sent: %s", text)
+	}
+	if facts := fmt.Sprint(decisions(m)); !strings.Contains(facts, "{Commit waits until h1 has sent everything") {
+		t.Errorf("decisions: %s", facts)
+	}
+}
+
 func TestPending(t *testing.T) {
 	m := handedOver()
 	m.Pending = []*godwitv1.Order{m.Story[0].Ordered[0], {Sequence: 9, Kind: string(migration.ReleaseTarget), Host: "h2", ReturnFrames: true}}

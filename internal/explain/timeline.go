@@ -83,9 +83,13 @@ func (t teller) led(entry *godwitv1.StoryEntry, before string) []string {
 	led := []string{}
 	if entry.GetState() != before {
 		led = append(led, "state "+entry.GetState())
-		if entry.GetEvent() == string(migration.TargetLoaded) {
-			led = append(led, fmt.Sprintf("committed: %s owns %s from here on, at epoch %d", t.GetTarget(), t.GetVm(), t.GetEpoch()+1))
-		}
+	}
+	runs := func(order *godwitv1.Order) bool { return order.GetKind() == string(migration.RunTarget) }
+	switch {
+	case slices.ContainsFunc(entry.GetOrdered(), runs):
+		led = append(led, fmt.Sprintf("committed: %s owns %s from here on, at epoch %d", t.GetTarget(), t.GetVm(), t.GetEpoch()+1))
+	case entry.GetEvent() == string(migration.TargetLoaded):
+		led = append(led, fmt.Sprintf("the commit waits until %s has sent everything: its QEMU may run the guest on by itself before", t.GetSource()))
 	}
 	for _, sequence := range entry.GetWithdrawn() {
 		led = append(led, fmt.Sprintf("order %d%s withdrawn", sequence, t.toWhom(sequence)))
