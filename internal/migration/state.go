@@ -35,7 +35,8 @@ const (
 	// target's tap.
 	// Target dies: rolled back, the waiting packets return. Source dies: the
 	// target may still have everything, so its commit is awaited until the
-	// deadline. Server dies: nobody moves until one is back, or the switch
+	// deadline; but after a source that nobody held (Unheld) it is rolled back
+	// at once. Server dies: nobody moves until one is back, or the switch
 	// deadline ends it.
 	Switching State = "switching"
 

@@ -65,7 +65,7 @@ func Refusal(m Migration, event Event) error {
 		refusal.Cause = fmt.Sprintf("it is %s, and %s is not waited for: there is nothing to take back", m.State, m.Target)
 	case m.Committed && !m.State.Final():
 		refusal.Op = "cancel"
-		refusal.Cause = fmt.Sprintf("it has committed: %s runs on %s", m.VM, m.Target)
+		refusal.Cause = fmt.Sprintf("it has committed: %s belongs to %s", m.VM, m.Target)
 		refusal.Hint = fmt.Sprintf("to have it back, run: godwit migrate %s --to %s", m.VM, m.Source)
 	default:
 		refusal.Op = "cancel"

@@ -53,7 +53,7 @@ func TestCancel(t *testing.T) {
 	fl := f.fly(h1, h2, "late", testPolicy())
 	fl.to(inRun)
 	err := fl.cancel()
-	if fleet.CodeOf(err) != fleet.Conflict || !strings.Contains(err.Error(), "late runs on h2") || !strings.Contains(fleet.HintOf(err), "godwit migrate late --to h1") {
+	if fleet.CodeOf(err) != fleet.Conflict || !strings.Contains(err.Error(), "late belongs to h2") || !strings.Contains(fleet.HintOf(err), "godwit migrate late --to h1") {
 		t.Errorf("cancel after the commit: %v, hint %q", err, fleet.HintOf(err))
 	}
 	fl.finish(inRun)

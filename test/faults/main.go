@@ -65,6 +65,9 @@ func execute(ctx context.Context, args []string) error {
 	err = errors.Join(err, r.close())
 	fmt.Println()
 	all.print(os.Stdout)
+	if n := all.missed(); n > 0 {
+		err = errors.Join(err, fmt.Errorf("%d cells were tried in vain: they show nothing", n))
+	}
 	if n := all.violations(); n > 0 {
 		err = errors.Join(err, fmt.Errorf("%d cells have violations; %s has what the programs said", n, r.logs))
 	}
@@ -111,6 +114,14 @@ func (o options) runAll(ctx context.Context, r *runner) (report, error) {
 	all, err := load(path)
 	if err != nil {
 		return all, err
+	}
+	build, err := buildOf(r.config.Binary)
+	if err != nil {
+		return all, err
+	}
+	all, other := all.ofBuild(build)
+	if other > 0 {
+		fmt.Printf("%s has %d cells of another build, which are run anew\n", path, other)
 	}
 	for i, c := range o.cells {
 		if _, known := all.find(c); known && !o.again {

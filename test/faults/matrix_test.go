@@ -97,6 +97,24 @@ func TestReportKeepsOtherCells(t *testing.T) {
 	if chosen := r.of([]cell{late}); len(chosen.Cells) != 1 {
 		t.Errorf("chosen: %+v", chosen)
 	}
+	if own, other := r.ofBuild("newer"); own.Build != "newer" || len(own.Cells) != 0 || other != 2 {
+		t.Errorf("of another build: %+v, %d others", own, other)
+	}
+	if own, other := r.ofBuild(r.Build); len(own.Cells) != 2 || other != 0 {
+		t.Errorf("of this build: %+v, %d others", own, other)
+	}
+}
+
+// A cell that was tried and never hit is no cell that is shown impossible.
+func TestMissedCellsCount(t *testing.T) {
+	missed, impossible := notRun(cell{restart, allServers, settling}, "not hit"), notRun(cell{sigkill, sourceQEMU, preparing}, "a reason")
+	missed.Tries = maxTries
+	var r report
+	r.put(missed)
+	r.put(impossible)
+	if n := r.missed(); n != 1 {
+		t.Errorf("%d cells were missed, want 1", n)
+	}
 }
 
 // Who reads the file finds every field of every cell, also of those that were not run.

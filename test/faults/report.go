@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,7 +16,25 @@ import (
 
 // report is the file with all results.
 type report struct {
+	Build string   `json:"build"` // of the godwit program, its SHA-256
 	Cells []result `json:"cells"`
+}
+
+// buildOf tells one build of a program from another.
+func buildOf(path string) (string, error) {
+	program, err := os.ReadFile(path)
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%x", sha256.Sum256(program)), nil
+}
+
+// ofBuild gives the results if they are of a build, and else none.
+func (r report) ofBuild(build string) (own report, other int) {
+	if r.Build == build {
+		return r, 0
+	}
+	return report{Build: build}, len(r.Cells)
 }
 
 // load reads the results of earlier runs; none if there is no file.
@@ -90,6 +109,16 @@ func (r report) of(cells []cell) (chosen report) {
 func (r report) violations() (count int) {
 	for _, one := range r.Cells {
 		if len(one.Violations) > 0 {
+			count++
+		}
+	}
+	return count
+}
+
+// missed counts the cells that were tried in vain, and so show nothing.
+func (r report) missed() (count int) {
+	for _, one := range r.Cells {
+		if !one.Ran && one.Tries > 0 {
 			count++
 		}
 	}
