@@ -37,9 +37,11 @@ func (m *Migration) isLost(host fleet.HostName) bool {
 }
 
 // targetLost: nobody can say whether a target that had the right to run has used
-// it. So the source, whose memory is then older, must not run on.
+// it. So the source, whose memory is then older, must not run on; but it may do so
+// already, if the target had refused before, and then it has the VM.
 func targetLost(m *Migration, event Event) {
 	if m.Owner().Host == m.Target && !m.TargetGone {
+		m.LostUnheard = m.AwaitsTarget()
 		m.lose(event, fmt.Sprintf("after the commit to %s: %s", m.Target, event.Detail))
 	}
 }

@@ -48,6 +48,7 @@ type Migration struct {
 	TargetRuns     bool   `json:"targetRuns,omitempty"`     // it has run its first instruction
 	SourceLost     bool   `json:"sourceLost,omitempty"`     // an operator says that the source's host is off for good
 	TargetLost     bool   `json:"targetLost,omitempty"`     // and that the target's is
+	LostUnheard    bool   `json:"lostUnheard,omitempty"`    // and nobody had heard whether that used its right, or refused it
 	Abandoned      bool   `json:"abandoned,omitempty"`      // its record was of an old copy of the store
 	TargetGone     bool   `json:"targetGone,omitempty"`     // after the commit: no instance has the VM any more that may run
 	AddressesKnown bool   `json:"addressesKnown,omitempty"` // by every host that is not gone
@@ -182,7 +183,14 @@ func (m *Migration) Owner() fleet.Owner {
 // until its end, and then as long as either host may still be told to run it,
 // or does so by itself.
 func (m *Migration) Locked() bool {
-	return !m.State.Final() || m.State == NeedsOperator && !m.TargetRuns && !m.TargetGone && !m.Abandoned
+	return !m.State.Final() || m.State == NeedsOperator && !m.TargetRuns && !m.TargetGone && !m.Abandoned || m.SourceMayRunOn()
+}
+
+// SourceMayRunOn: the target was lost with a right that nobody knows it to have
+// used. It may have refused it before, asked by its source, which then runs on. As
+// long as that has not answered, it may say so.
+func (m *Migration) SourceMayRunOn() bool {
+	return m.State == NeedsOperator && m.LostUnheard && !m.SourceGone && !m.Abandoned && m.isPending(ReleaseSource)
 }
 
 // Down reports that no instance has the VM any more, as far as it is known

@@ -313,8 +313,8 @@ func takeBack(m *Migration, event Event) {
 		m.lose(event, m.causeOf(event)+"; and the source has ended")
 		return
 	}
-	m.drop(RunTarget)
-	m.TakenBack, m.Ended, m.Remedies = true, time.Time{}, nil
+	m.drop(RunTarget, ReleaseSource)
+	m.TakenBack, m.TargetGone, m.Ended, m.Remedies = true, false, time.Time{}, nil
 	rollBack(m, event)
 	m.Cause = fmt.Sprintf("after the commit, before %s ran: %s", m.Target, m.Cause)
 }

@@ -41,6 +41,14 @@ func (c cell) ifAwaited(otherwise Verdict) cell {
 	return c
 }
 
+// ifMayRunOn is the same for the word of a source whose target has given up, which
+// may come after the target was lost.
+func (c cell) ifMayRunOn(otherwise Verdict) cell {
+	c.when = func(m *Migration, _ Event) bool { return m.AwaitsTarget() || m.SourceMayRunOn() }
+	c.otherwise = otherwise
+	return c
+}
+
 // unlessAsked makes the question for the commit Late that was asked before.
 func (c cell) unlessAsked() cell {
 	c.when, c.otherwise = func(m *Migration, _ Event) bool { return !m.AwaitsSource() }, Late
@@ -128,7 +136,7 @@ var table = map[State]map[EventKind]cell{
 		Started: late, CancelAsked: refuse, TimerFired: late,
 		SourceFailed: act(sourceFailedUnresolved), TargetFailed: act(targetFailedAfterCommit).ifAwaited(Late),
 		CopyProgressed: late, SourceStopped: late, TargetLoaded: refuse, AddressesKnown: late,
-		TargetRefused: act(takeBack).ifAwaited(Late), SourceRanOn: act(takeBack).ifAwaited(Late),
+		TargetRefused: act(takeBack).ifAwaited(Late), SourceRanOn: act(takeBack).ifMayRunOn(Late),
 		ReturnAsked:    act(takeBack).ifAwaited(Refuse),
 		HostLost:       lost(sourceFailedUnresolved, targetLost),
 		TargetPrepared: broken, SwitchMeasured: act(noteSwitch), TargetRunning: act(targetRuns), SourceRetired: broken,

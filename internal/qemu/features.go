@@ -35,7 +35,7 @@ type Features struct {
 	// once been asked for the written pages, and the copy is corrupt; that of
 	// 10.0 does. KVM notices them in every version.
 	OnePass bool
-	CanHold bool // Outgoing.Hold works
+	CanHold bool // Outgoing.Hold works, and is used; else Capabilities lack what it needs
 }
 
 // Machine is a machine type.
@@ -169,7 +169,7 @@ func (f *Features) ask(ctx context.Context, client *qmp.Client) (err error) {
 	}
 	// In between nothing was tried, so what came with 8.2 decides.
 	f.OnePass = f.Accel == "tcg" && !f.Schema.HasArgument("migrate-set-parameters", "avail-switchover-bandwidth")
-	f.CanHold = f.Schema.HasMigrationCapability(string(capabilityHold))
+	f.CanHold = f.Schema.HasMigrationCapability(string(capabilityHold)) && !f.OnePass
 	machines, err := qmp.QueryMachines(ctx, client, qmp.QueryMachinesArgs{})
 	if err != nil {
 		return err
@@ -192,7 +192,9 @@ func (f *Features) ask(ctx context.Context, client *qmp.Client) (err error) {
 	}
 	capabilities, err := qmp.QueryMigrateCapabilities(ctx, client)
 	for _, capability := range capabilities {
-		f.Capabilities = append(f.Capabilities, string(capability.Capability))
+		if capability.Capability != capabilityHold || f.CanHold {
+			f.Capabilities = append(f.Capabilities, string(capability.Capability))
+		}
 	}
 	slices.SortFunc(f.Machines, func(a, b Machine) int { return strings.Compare(a.Name, b.Name) })
 	slices.Sort(f.CPUModels)

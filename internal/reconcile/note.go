@@ -88,8 +88,11 @@ func (one *run) note(note migration.Entry) {
 	if one.entry.Version == 0 || one.entry.Value.State.Final() {
 		return
 	}
-	one.notes = append(one.notes, note)
-	one.entry.Value = one.entry.Value.Noted(note)
+	noted := one.entry.Value.Noted(note)
+	if len(noted.Story) > len(one.entry.Value.Story) { // else there is no room
+		one.notes = append(one.notes, note)
+	}
+	one.entry.Value = noted
 }
 
 // hold takes a record as the store has it, with the notes that it has not. It

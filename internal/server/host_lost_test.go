@@ -256,6 +256,31 @@ func TestLostSourceReturnsTooSoon(t *testing.T) {
 	f.mustForget(f.join("h1", has), "web1", 1)
 }
 
+// A lost host is back while its VM, which runs elsewhere by now, migrates on: what
+// it still has is stale all the same.
+func TestLostHostReturnsDuringAMove(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t)
+	h1, h2, h3 := f.join("h1"), f.join("h2"), f.join("h3")
+	f.running(h1, "web1")
+	f.leave(h1)
+	f.lost("h1")
+	if _, err := f.vms.Start(t.Context(), &godwitv1.StartVMRequest{Name: "web1", Host: "h2"}); err != nil {
+		t.Fatal(describe(err))
+	}
+	h2.report(h2.command(), "web1", "running", "")
+	f.awaitPhase("web1", fleet.VMRunning)
+	if _, err := f.moves.Create(t.Context(), &godwitv1.CreateMigrationRequest{Vm: "web1", Target: "h3"}); err != nil {
+		t.Fatal(describe(err))
+	}
+	if prepare := h3.command(); prepare.GetPrepareTarget() == nil {
+		t.Fatalf("h3 was told %v", prepare)
+	}
+	f.mustForget(f.join("h1", hasInstances(&godwitv1.InstanceReport{
+		Vm: "web1", Uid: f.vm("web1").GetUid(), Epoch: 1, State: "running",
+	})), "web1", 1)
+}
+
 // What a call has done that was cut off after the cordon, the next one need not.
 func TestLostHostThatIsCordoned(t *testing.T) {
 	t.Parallel()

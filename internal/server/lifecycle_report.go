@@ -214,7 +214,8 @@ func (l *lifecycle) notOwner(host fleet.HostName, vm fleet.VM, said *godwitv1.In
 	epoch := fleet.Epoch(said.GetEpoch())
 	sameVM := said.GetUid() == string(vm.UID)
 	newer := vm.Owner.Epoch > epoch || vm.Owner.Epoch == epoch && vm.Owner.Host != "" && vm.Owner.Host != host
-	if !sameVM || !newer || vm.Migration != "" || l.mirror.moving(vm.Name, host) {
+	held := vm.Migration != "" && vm.Owner.Epoch == epoch // what is older than the owner's, a later move does not concern
+	if !sameVM || !newer || held || l.mirror.moving(vm.Name, host) {
 		l.log.Warn("a host has an instance that is not the owner's and not proven stale; it is left alone",
 			"host", host, "vm", vm.Name, "epoch", epoch, "owner", vm.Owner.Host, "ownerEpoch", vm.Owner.Epoch)
 		return

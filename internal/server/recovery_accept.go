@@ -136,7 +136,10 @@ func (s *Server) replace(ctx context.Context, condition store.Condition, op stor
 // a sentence what is new.
 func settledVM(vm fleet.VM, seen []sighting) (fleet.VM, string) {
 	before := vm.Owner
-	seen = slices.DeleteFunc(slices.Clone(seen), func(s sighting) bool { return s.instance.GetUid() != string(vm.UID) })
+	seen = slices.DeleteFunc(slices.Clone(seen), func(s sighting) bool {
+		stale := s.owner().Epoch < before.Epoch && s.instance.GetMigration() == "" // even by the backup
+		return stale || s.instance.GetUid() != string(vm.UID)
+	})
 	vm.Migration = ""
 	owner, whyNone := goesOn(seen)
 	if whyNone == "" {

@@ -21,6 +21,8 @@ func TestSettledVM(t *testing.T) {
 		want fleet.Owner
 	}{
 		"stands still, but for no migration": {[]sighting{{"h1", &godwitv1.InstanceReport{Vm: "web1", Uid: "u1", Epoch: 5, State: instancePaused}}}, fleet.Owner{Host: "h1", Epoch: 5}},
+		"a stale one runs":                   {[]sighting{{"h2", &godwitv1.InstanceReport{Vm: "web1", Uid: "u1", Epoch: 4, State: instanceRunning}}}, fleet.Owner{Epoch: 5 + epochLift}},
+		"it ran on, by the backup's target":  {[]sighting{at("h2", 4, instanceRunning)}, fleet.Owner{Host: "h2", Epoch: 4}},
 		"none":                               {nil, fleet.Owner{Epoch: 5 + epochLift}},
 		"of another VM":                      {[]sighting{other}, fleet.Owner{Epoch: 5 + epochLift}},
 		"runs":                               {[]sighting{at("h1", 5, instanceRunning), other}, fleet.Owner{Host: "h1", Epoch: 5}},
