@@ -314,6 +314,9 @@ func (m *machine) finishTarget() *godwitv1.Report {
 // releaseTarget undoes the preparation. Frames that waited here go back to the
 // source, whose gate is open again.
 func (m *machine) releaseTarget(ctx context.Context, want *godwitv1.ReleaseTarget) *godwitv1.Report {
+	if want.GetReturnFrames() { // before QEMU ends, which has the taps' queues, too, if this agent dies
+		m.agent.awaitPath(ctx, want.GetSourceAddress(), want.GetSourcePeerPort())
+	}
 	if err := m.kill(ctx); err != nil {
 		return pledge.TargetFailed(err, false)
 	}
@@ -323,7 +326,6 @@ func (m *machine) releaseTarget(ctx context.Context, want *godwitv1.ReleaseTarge
 	var frames int
 	var lost error
 	if want.GetReturnFrames() {
-		m.agent.awaitPath(ctx, want.GetSourceAddress(), want.GetSourcePeerPort())
 		if frames, lost = m.drainTo(ctx, want.GetSourceAddress()); lost != nil {
 			m.agent.log.Error("frames could not be returned", "vm", m.key.vm, "error", lost)
 		}
