@@ -33,26 +33,28 @@ var (
 
 func act(apply func(*Migration, Event)) cell { return cell{verdict: Act, apply: apply} }
 
+// given makes an Act depend on more than the state.
+func (c cell) given(holds func(*Migration) bool, otherwise Verdict) cell {
+	c.when = func(m *Migration, _ Event) bool { return holds(m) }
+	c.otherwise = otherwise
+	return c
+}
+
 // ifAwaited makes an Act depend on that the target has the right to run, and
 // nobody knows that it ever did.
 func (c cell) ifAwaited(otherwise Verdict) cell {
-	c.when = func(m *Migration, _ Event) bool { return m.AwaitsTarget() }
-	c.otherwise = otherwise
-	return c
+	return c.given((*Migration).AwaitsTarget, otherwise)
 }
 
 // ifMayRunOn is the same for the word of a source whose target has given up, which
 // may come after the target was lost.
 func (c cell) ifMayRunOn(otherwise Verdict) cell {
-	c.when = func(m *Migration, _ Event) bool { return m.AwaitsTarget() || m.SourceMayRunOn() }
-	c.otherwise = otherwise
-	return c
+	return c.given(func(m *Migration) bool { return m.AwaitsTarget() || m.SourceMayRunOn() }, otherwise)
 }
 
 // unlessAsked makes the question for the commit Late that was asked before.
 func (c cell) unlessAsked() cell {
-	c.when, c.otherwise = func(m *Migration, _ Event) bool { return !m.AwaitsSource() }, Late
-	return c
+	return c.given(func(m *Migration) bool { return !m.AwaitsSource() }, Late)
 }
 
 // table decides every event in every state. An answer (see the map answers)
