@@ -73,16 +73,22 @@ func processesIn(namespace unix.Stat_t) (names []string, err error) {
 	return names, nil
 }
 
-// filesIn gives all that is below a folder, but the folders that it always has:
-// an agent makes them when it first needs them.
+// epochsFile is the agent's own, and of all VMs that it ever had; see
+// docs/operations.md.
+const epochsFile = "epochs.json"
+
+// filesIn gives all that is below a folder, but what an agent makes when it first
+// needs it and then keeps: its folders, and one file.
 func filesIn(dir string) (paths []string, err error) {
 	err = filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
-		if below := strings.TrimPrefix(path, dir+"/"); !entry.IsDir() || strings.Contains(below, "/") {
-			paths = append(paths, "file "+below)
+		below := strings.TrimPrefix(path, dir+"/")
+		if below == epochsFile || entry.IsDir() && !strings.Contains(below, "/") {
+			return nil
 		}
+		paths = append(paths, "file "+below)
 		return nil
 	})
 	return paths, err

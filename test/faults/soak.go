@@ -150,11 +150,7 @@ func (s *soak) moveAll(ctx context.Context, migrations int, h *harm) error {
 		if err != nil {
 			return fmt.Errorf("migration %d: %w", n, err)
 		}
-		s.made.Migrations = n
-		s.made.States[m.GetState()]++
-		if m.GetState() != "succeeded" {
-			s.made.Causes[m.GetCause()]++
-		}
+		s.made.count(m)
 		if n%tellEvery == 0 || n == migrations {
 			fmt.Fprintf(s.out, "%4d migrations: %v; %d faults; %s\n", n, s.made.States, h.count(), time.Since(s.begun).Round(time.Second))
 		}
@@ -219,6 +215,7 @@ func (s *soak) close(ctx context.Context) (e evidence, err error) {
 	}
 	s.made.StreamBytes = stream.Bytes
 	e.client, err = s.udp.Stop(bounded)
+	s.made.Losses = s.udp.Losses(s.udp.Begun(), s.udp.Mark())
 	report, reportErr := s.guest.Probe().Status(bounded)
 	for _, flow := range report.Flows {
 		if flow.Flow == s.udp.Flow() {

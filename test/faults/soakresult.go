@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -8,6 +9,11 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
+	"time"
+
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/lab/probe"
 )
 
 // soakResult is what the file says of many migrations under harm.
@@ -17,15 +23,50 @@ type soakResult struct {
 	States     map[string]int `json:"states"`
 	Causes     map[string]int `json:"causes"` // of those that did not succeed
 	Faults     map[string]int `json:"faults"`
+	Moves      []soakMove     `json:"moves"`
 
-	Sent          uint64   `json:"sent"`
-	Lost          uint64   `json:"lost"`
-	Duplicated    uint64   `json:"duplicated"`
-	GuestReceived uint64   `json:"guest_received"`
-	StreamBytes   uint64   `json:"stream_bytes"`
-	Records       int      `json:"records"`
-	LongestGapMs  float64  `json:"longest_gap_ms"`
-	Violations    []string `json:"violations"`
+	Sent          uint64       `json:"sent"`
+	Lost          uint64       `json:"lost"`
+	Losses        []probe.Loss `json:"losses"`
+	Duplicated    uint64       `json:"duplicated"`
+	GuestReceived uint64       `json:"guest_received"`
+	StreamBytes   uint64       `json:"stream_bytes"`
+	Records       int          `json:"records"`
+	LongestGapMs  float64      `json:"longest_gap_ms"`
+	Violations    []string     `json:"violations"`
+}
+
+// soakMove is one migration of them, so that what was lost can be found.
+type soakMove struct {
+	ID     string    `json:"id"`
+	Begun  time.Time `json:"begun"`
+	Ended  time.Time `json:"ended"`
+	Target string    `json:"target"`
+	State  string    `json:"state"`
+	Cause  string    `json:"cause"`
+}
+
+// count adds a migration that is over.
+func (r *soakResult) count(m *godwitv1.Migration) {
+	r.Migrations++
+	r.States[m.GetState()]++
+	if m.GetState() != "succeeded" {
+		r.Causes[m.GetCause()]++
+	}
+	r.Moves = append(r.Moves, soakMove{
+		ID: m.GetId(), Begun: m.GetCreated().AsTime(), Ended: time.Now().UTC(),
+		Target: m.GetTarget(), State: m.GetState(), Cause: m.GetCause(),
+	})
+}
+
+// during names the migrations that were under way when packets were lost.
+func (r *soakResult) during(loss probe.Loss) (ids []string) {
+	for _, move := range r.Moves {
+		if move.Begun.Before(loss.Last) && move.Ended.After(loss.First) {
+			ids = append(ids, fmt.Sprintf("%s (%s)", move.ID, cmp.Or(move.Cause, move.State)))
+		}
+	}
+	return ids
 }
 
 func (r *soakResult) put(e evidence, found findings) {
@@ -56,6 +97,10 @@ func (r soakResult) print(w io.Writer) {
 	}
 	fmt.Fprintf(w, "packets: %d sent, %d came to the guest, %d lost, %d doubled; longest gap %.0f ms\n",
 		r.Sent, r.GuestReceived, r.Lost, r.Duplicated, r.LongestGapMs)
+	for _, loss := range r.Losses {
+		fmt.Fprintf(w, "  %d lost from %s to %s: %s\n", loss.Count,
+			loss.First.UTC().Format(time.StampMilli), loss.Last.UTC().Format(time.StampMilli), strings.Join(r.during(loss), ", "))
+	}
 	fmt.Fprintf(w, "stream: %d bytes came back; disk: %d records\n", r.StreamBytes, r.Records)
 	for _, violation := range r.Violations {
 		fmt.Fprintln(w, "VIOLATED:", violation)

@@ -54,6 +54,13 @@ type UDPResult struct {
 	OwnDrops       uint64        `json:"own_drops"`   // replies the probe's socket had no room for
 }
 
+// Loss is packets that were sent one after the other and all lost.
+type Loss struct {
+	First time.Time `json:"first"` // when the first was sent
+	Last  time.Time `json:"last"`
+	Count uint64    `json:"count"`
+}
+
 // record is what is known of one packet. Times are wall-clock ns.
 type record struct {
 	sent     int64
@@ -232,6 +239,25 @@ func (h *history) result(from, to Mark) UDPResult {
 	r.RTT = quantiles(trips)
 	r.LongestGap = longestGap(h.before(from), arrivals, to.At.UnixNano())
 	return r
+}
+
+// losses gives the packets sent between two marks that have no reply.
+func (h *history) losses(from, to Mark) (all []Loss) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	before := false // the packet before was lost, too
+	for _, rec := range h.records[from.next-1 : to.next-1] {
+		if rec.copies == 0 {
+			at := time.Unix(0, rec.sent)
+			if !before {
+				all = append(all, Loss{First: at})
+			}
+			last := &all[len(all)-1]
+			last.Last, last.Count = at, last.Count+1
+		}
+		before = rec.copies == 0
+	}
+	return all
 }
 
 func (r *UDPResult) count(rec record) {

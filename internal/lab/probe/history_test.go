@@ -3,6 +3,7 @@ package probe
 import (
 	"context"
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
@@ -128,6 +129,26 @@ func TestHistoryWindows(t *testing.T) {
 	}
 	if got := first.RTT; got.Max != 75*time.Millisecond || got.P50 != 55*time.Millisecond {
 		t.Errorf("round trips: %+v", got)
+	}
+}
+
+func TestLosses(t *testing.T) {
+	var h history
+	start := h.mark(time.Unix(0, at(0)))
+	for i := range int64(6) {
+		h.send(at(10 * i))
+	}
+	end := h.mark(time.Unix(0, at(60)))
+	answer(&h, 1, 1, 1)
+	answer(&h, 4, 2, 31)
+	answer(&h, 5, 3, 41)
+	moment := func(milli int64) time.Time { return time.Unix(0, at(milli)) }
+	want := []Loss{{moment(10), moment(20), 2}, {moment(50), moment(50), 1}}
+	if got := h.losses(start, end); !slices.Equal(got, want) {
+		t.Errorf("\n got %v\nwant %v", got, want)
+	}
+	if got := h.losses(end, end); len(got) != 0 {
+		t.Errorf("after the end: %v", got)
 	}
 }
 

@@ -302,6 +302,10 @@ func (u *UDP) Window(ctx context.Context, from, to Mark) UDPResult {
 	return u.history.result(from, to)
 }
 
+// Losses gives the packets sent between two marks that have had no reply until
+// now, those that were sent in a row together.
+func (u *UDP) Losses(from, to Mark) []Loss { return u.history.losses(from, to) }
+
 // Stop stops sending, waits for the last replies as Window does, and gives the
 // result of the whole run. The error says why the probe stopped before.
 func (u *UDP) Stop(ctx context.Context) (UDPResult, error) {
