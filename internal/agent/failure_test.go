@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"sync/atomic"
 	"testing"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
@@ -114,4 +115,29 @@ func TestAbortDuringCopy(t *testing.T) {
 	if n := m.source.count(isSourceFailed); n != 0 {
 		t.Errorf("%d failures were told of a copy that was taken back", n)
 	}
+}
+
+// Frames that wait at the target are QEMU's, too, until the way back is known to
+// be whole: the agent may be killed meanwhile.
+func TestReleaseAwaitsTheWayBackFirst(t *testing.T) {
+	m := newMove(t)
+	m.prepare()
+	var dials atomic.Int32
+	look := func() {
+		dials.Add(1)
+		if len(m.target.processes()) == 0 {
+			t.Error("the target's QEMU has ended before the way back is whole")
+		}
+	}
+	m.target.onDial.Store(&look)
+	m.source.do(m.resumeCommand())
+	release := m.releaseCommand()
+	release.GetReleaseTarget().SourcePeerPort = testPeerPort
+	if answer := m.target.do(release); answer.GetTargetReleased() == nil {
+		t.Errorf("release: %v", answer)
+	}
+	if dials.Load() == 0 {
+		t.Error("the way back was not looked at")
+	}
+	m.target.checkNothingLeft()
 }

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -41,14 +42,15 @@ type testFleet struct {
 // testHost is one host: a network namespace, and an agent in this process that
 // acts in it.
 type testHost struct {
-	*peer // the server's end
-	t     *testing.T
-	fleet *testFleet
-	space *lab.Host
-	dir   string
-	qemu  string // a program that runs QEMU in the namespace
-	agent *Agent
-	stop  func() // ends the agent; everything else of the host stays
+	*peer  // the server's end
+	t      *testing.T
+	fleet  *testFleet
+	space  *lab.Host
+	dir    string
+	qemu   string // a program that runs QEMU in the namespace
+	agent  *Agent
+	stop   func()                 // ends the agent; everything else of the host stays
+	onDial atomic.Pointer[func()] // called before its agent dials another; may be nil
 }
 
 // newFleet makes hosts with an agent each.
@@ -119,6 +121,9 @@ func (h *testHost) start() {
 		return err
 	})
 	config.Peers.Dial = func(ctx context.Context, network, address string) (conn net.Conn, err error) {
+		if look := h.onDial.Load(); look != nil {
+			(*look)()
+		}
 		err = h.space.Do(func() (err error) {
 			conn, err = new(net.Dialer).DialContext(ctx, network, address)
 			return err
