@@ -312,26 +312,32 @@ func (m *machine) finishTarget() *godwitv1.Report {
 }
 
 // releaseTarget undoes the preparation. Frames that waited here go back to the
-// source, whose gate is open again.
+// source, whose gate is open again: before QEMU ends, which has the taps' queues,
+// too, if this agent dies meanwhile, and what has come since after its end.
 func (m *machine) releaseTarget(ctx context.Context, want *godwitv1.ReleaseTarget) *godwitv1.Report {
-	if want.GetReturnFrames() { // before QEMU ends, which has the taps' queues, too, if this agent dies
+	if want.GetReturnFrames() {
 		m.agent.awaitPath(ctx, want.GetSourceAddress(), want.GetSourcePeerPort())
 	}
+	frames, lost := m.returnFrames(ctx, want)
 	if err := m.kill(ctx); err != nil {
 		return pledge.TargetFailed(err, false)
 	}
 	if err := m.unclaim(); err != nil {
 		m.agent.log.Error("addresses could not be pointed back", "vm", m.key.vm, "error", err)
 	}
-	var frames int
-	var lost error
-	if want.GetReturnFrames() {
-		if frames, lost = m.drainTo(ctx, want.GetSourceAddress()); lost != nil {
-			m.agent.log.Error("frames could not be returned", "vm", m.key.vm, "error", lost)
-		}
-	}
+	late, lostLate := m.returnFrames(ctx, want)
 	if err := m.discard(ctx); err != nil {
 		return pledge.TargetFailed(err, false)
 	}
-	return pledge.TargetReleased(frames, lost)
+	return pledge.TargetReleased(frames+late, errors.Join(lost, lostLate))
+}
+
+func (m *machine) returnFrames(ctx context.Context, want *godwitv1.ReleaseTarget) (frames int, lost error) {
+	if !want.GetReturnFrames() {
+		return 0, nil
+	}
+	if frames, lost = m.drainTo(ctx, want.GetSourceAddress()); lost != nil {
+		m.agent.log.Error("frames could not be returned", "vm", m.key.vm, "error", lost)
+	}
+	return frames, lost
 }
