@@ -2,6 +2,7 @@ package qemu
 
 import (
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"godwit.dev/godwit/internal/qmp"
@@ -38,7 +39,8 @@ const eventQueue = 1024
 type Subscription struct {
 	raw    *qmp.Subscription
 	events chan Event
-	stop   func() // ends the goroutine; may be called again
+	slow   atomic.Bool // too much was left waiting
+	stop   func()      // ends the goroutine; may be called again
 	done   sync.WaitGroup
 }
 
@@ -46,7 +48,7 @@ type Subscription struct {
 func (i *Instance) Subscribe() *Subscription {
 	stopped := make(chan struct{})
 	s := &Subscription{
-		raw: i.monitor.Subscribe(eventQueue, qmp.EventStop, qmp.EventResume, qmp.EventMigration, qmp.EventMigrationPass,
+		raw: i.monitor.SubscribePatiently(eventQueue, qmp.EventStop, qmp.EventResume, qmp.EventMigration, qmp.EventMigrationPass,
 			qmp.EventShutdown, qmp.EventBlockIOError, qmp.EventGuestPanicked),
 		events: make(chan Event),
 		stop:   sync.OnceFunc(func() { close(stopped) }),
@@ -61,7 +63,12 @@ func (i *Instance) Subscribe() *Subscription {
 func (s *Subscription) Events() <-chan Event { return s.events }
 
 // Err says why Events was closed; see qmp.Subscription.
-func (s *Subscription) Err() error { return s.raw.Err() }
+func (s *Subscription) Err() error {
+	if s.slow.Load() {
+		return qmp.ErrSlow
+	}
+	return s.raw.Err()
+}
 
 // Close ends the subscription. It may be called again.
 func (s *Subscription) Close() {
@@ -75,6 +82,7 @@ func (s *Subscription) Close() {
 // that is held begins thousands in a second.
 func (s *Subscription) run(stopped <-chan struct{}) {
 	defer close(s.events)
+	defer s.raw.Close()
 	var waiting []Event
 	raw := s.raw.Events()
 	for raw != nil || len(waiting) > 0 {
@@ -83,12 +91,12 @@ func (s *Subscription) run(stopped <-chan struct{}) {
 		if len(waiting) > 0 {
 			next, out = waiting[0], s.events
 		}
-		in := raw
-		if len(waiting) >= eventQueue {
-			in = nil // the queue before this one fills up, and then ends it
+		if len(waiting) > eventQueue {
+			s.slow.Store(true)
+			return
 		}
 		select {
-		case one, open := <-in:
+		case one, open := <-raw:
 			if !open {
 				raw = nil
 				continue

@@ -16,8 +16,8 @@
 // Events. Every Subscription gets every event it asked for, in QEMU's order,
 // and the events that QEMU wrote before a reply are in the channels before the
 // call for that reply returns. Channels are bounded. A subscriber that does
-// not keep up is closed with ErrSlow: it never loses an event without knowing.
-// Only the Client closes the channels; a subscriber calls Close.
+// not keep up is closed with ErrSlow, or waited for if it has asked for that: it
+// never loses an event without knowing. Only the Client closes the channels; a subscriber calls Close.
 //
 // End. When QEMU goes away, breaks the protocol or Close is called, Done is
 // closed, all calls fail with Err and all subscriptions end with it. A Client

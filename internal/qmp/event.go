@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 )
 
@@ -27,24 +28,38 @@ func (e Event) Decode(into any) error {
 
 // Subscription is a bounded queue of events. See the package comment.
 type Subscription struct {
-	client *Client
-	names  []string
+	client  *Client
+	names   []string
+	patient bool
+	left    chan struct{} // closed before events is
+	err     error         // set under client.mu before left is closed
+
+	mu     sync.Mutex // of sending to events and closing it
+	ended  bool
 	events chan Event
-	err    error // set under client.mu before events is closed
 }
 
 // Subscribe queues up to limit events of the given names, or of all when none
 // is given. On a connection that has ended the subscription has ended too.
 func (c *Client) Subscribe(limit int, names ...string) *Subscription {
-	s := &Subscription{client: c, names: names, events: make(chan Event, max(limit, 1))}
+	return c.subscribe(&Subscription{names: names, events: make(chan Event, max(limit, 1))})
+}
+
+// SubscribePatiently is Subscribe for one that does nothing but take: when its
+// queue is full, the Client reads nothing more from QEMU until it has taken, so
+// that no burst of events ends it. It must not call the Client between.
+func (c *Client) SubscribePatiently(limit int, names ...string) *Subscription {
+	return c.subscribe(&Subscription{names: names, events: make(chan Event, max(limit, 1)), patient: true})
+}
+
+func (c *Client) subscribe(s *Subscription) *Subscription {
+	s.client, s.left = c, make(chan struct{})
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.err != nil {
-		s.err = c.err
-		close(s.events)
-		return s
-	}
 	c.subscriptions = append(c.subscriptions, s)
+	if c.err != nil {
+		c.drop(s, c.err)
+	}
 	return s
 }
 
@@ -67,29 +82,54 @@ func (s *Subscription) Close() {
 	s.client.drop(s, ErrClosed)
 }
 
+// offer queues an event; false if there is no room and nobody waits for some.
+func (s *Subscription) offer(event Event) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended || len(s.names) > 0 && !slices.Contains(s.names, event.Name) {
+		return true
+	}
+	select {
+	case s.events <- event:
+		return true
+	default:
+	}
+	if !s.patient {
+		return false
+	}
+	select {
+	case s.events <- event:
+	case <-s.left:
+	}
+	return true
+}
+
 // drop ends a subscription that has not ended yet. The caller holds c.mu.
 func (c *Client) drop(s *Subscription, err error) {
 	if s.err != nil {
 		return
 	}
 	s.err = err
+	close(s.left)
+	s.mu.Lock()
+	s.ended = true
 	close(s.events)
+	s.mu.Unlock()
 	c.subscriptions = slices.DeleteFunc(c.subscriptions, func(other *Subscription) bool { return other == s })
 }
 
 // publish queues the event with all that want it.
 func (c *Client) publish(event Event) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, s := range slices.Clone(c.subscriptions) {
-		if len(s.names) > 0 && !slices.Contains(s.names, event.Name) {
+	all := slices.Clone(c.subscriptions)
+	c.mu.Unlock()
+	for _, s := range all {
+		if s.offer(event) {
 			continue
 		}
-		select {
-		case s.events <- event:
-		default:
-			c.drop(s, ErrSlow)
-		}
+		c.mu.Lock()
+		c.drop(s, ErrSlow)
+		c.mu.Unlock()
 	}
 }
 
