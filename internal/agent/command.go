@@ -63,12 +63,7 @@ func (a *Agent) command(ctx context.Context, command *godwitv1.Command) {
 		})
 	case *godwitv1.Command_ForgetInstance:
 		key := machineKey{fleet.VMName(op.ForgetInstance.GetVm()), fleet.Epoch(command.GetEpoch())}
-		a.with(command, key, nil, func(m *machine) *godwitv1.Report {
-			if uid := op.ForgetInstance.GetUid(); uid != "" && uid != string(m.uid) {
-				return nil // that one is gone, and another VM has its name
-			}
-			return m.forget(ctx)
-		})
+		a.with(command, key, nil, func(m *machine) *godwitv1.Report { return m.forget(ctx, op.ForgetInstance) })
 	case *godwitv1.Command_PrepareTarget:
 		m, err := a.machineFor(ctx, op.PrepareTarget.GetInstance())
 		if err != nil {

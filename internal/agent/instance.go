@@ -53,6 +53,8 @@ func (m *machine) startAlone(ctx context.Context, want *godwitv1.Instance) *godw
 // launch makes the folder, the ports and the instance. What it has made when
 // it fails is for discard to remove.
 func (m *machine) launch(ctx context.Context, want *godwitv1.Instance, gate network.Gate, incoming bool) error {
+	m.setLaunching(true)
+	defer m.setLaunching(false)
 	spec, err := wire.DecodeSpec(want.GetSpec())
 	if err != nil {
 		return err
@@ -83,6 +85,14 @@ func (m *machine) launch(ctx context.Context, want *godwitv1.Instance, gate netw
 	m.mu.Unlock()
 	go m.watchEnd(m.life, instance)
 	return nil
+}
+
+// setLaunching tells the sessions that open meanwhile that the instance has not
+// ended, but is not there yet.
+func (m *machine) setLaunching(launching bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.launching = launching
 }
 
 // checkFiles finds out before anything is made that a file can't be reached.
@@ -244,8 +254,15 @@ func (m *machine) hurryUp() {
 }
 
 // forget removes an instance that the server has proven stale, or what one that
-// has ended has left.
-func (m *machine) forget(ctx context.Context) *godwitv1.Report {
+// has ended has left. It may have been started since it was said to have ended.
+func (m *machine) forget(ctx context.Context, want *godwitv1.ForgetInstance) *godwitv1.Report {
+	if uid := want.GetUid(); uid != "" && uid != string(m.uid) {
+		return nil // that one is gone, and another VM has its name
+	}
+	if state := m.state(ctx); want.GetEnded() && state != "exited" {
+		m.agent.log.Warn("an instance that is to have ended has not, and stays", "vm", m.key.vm, "epoch", m.key.epoch, "state", state)
+		return nil
+	}
 	m.agent.log.Info("a stale or ended instance is removed", "vm", m.key.vm, "epoch", m.key.epoch)
 	if err := m.discard(ctx); err != nil {
 		m.agent.log.Error("a stale or ended instance could not be removed", "vm", m.key.vm, "error", err)

@@ -2,10 +2,13 @@ package agent
 
 import (
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/network"
@@ -105,6 +108,56 @@ func TestForgetOfAnOlderVM(t *testing.T) {
 	if got := h.do(startCommand(3, firmware(1))).GetInstance().GetState(); got != "running" {
 		t.Errorf("the instance is %q", got)
 	}
+}
+
+// It may have been started since it was said to have ended.
+func TestForgetOfAnEndedOneLeavesOneThatLives(t *testing.T) {
+	_, hosts := newFleet(t, "h1")
+	h := hosts[0]
+	h.run(firmware(1))
+	ended := forgetCommand(2, 1)
+	ended.GetForgetInstance().Ended = true
+	h.sendCommand(ended)
+	if got := h.do(startCommand(3, firmware(1))).GetInstance().GetState(); got != "running" {
+		t.Errorf("the instance is %q", got)
+	}
+}
+
+// A session that opens while QEMU is being started must not say of the instance
+// that it has ended: what an ended one has left is removed.
+func TestHelloDuringAStart(t *testing.T) {
+	m := newMove(t)
+	pipe := filepath.Join(m.fleet.dir, "go")
+	if err := unix.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(m.target.qemu)
+	if err != nil {
+		t.Fatal(err)
+	}
+	waiting := strings.Replace(string(text), "\n", "\nread line < "+pipe+"\n", 1)
+	if err := os.WriteFile(m.target.qemu, []byte(waiting), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	prepare := m.prepareCommand()
+	m.target.sendCommand(prepare)
+	goOn, err := os.OpenFile(pipe, os.O_WRONLY, 0) // when QEMU's start waits
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.target.shut()
+	m.target.reopen()
+	said := m.target.hello().GetInstances()
+	if len(said) != 1 || said[0].GetState() != "incoming" {
+		t.Errorf("the session says %v", said)
+	}
+	goOn.WriteString("\n")
+	goOn.Close()
+	if answer := m.target.awaitReport("answer", answers(prepare)); answer.GetTargetPrepared() == nil {
+		t.Errorf("answer %v", answer)
+	}
+	m.target.do(m.releaseCommand())
+	m.target.checkNothingLeft()
 }
 
 // A guest that powers itself off is news; a start cannot revive it.

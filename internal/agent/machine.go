@@ -45,6 +45,7 @@ type machine struct {
 	hurry     chan struct{}         // closed when a stop must not wait for the guest
 	marks     *godwitv1.TargetMarks // of a target that has the source's state
 	receives  bool                  // a target whose taps take the VM's frames
+	launching bool                  // the instance is being started
 	unrun     bool                  // its start failed before the vCPUs ran
 	leaving   bool                  // its taps want no frames any more
 	copying   *copying              // of a migration away from here
@@ -275,19 +276,31 @@ const sayStateWithin = 500 * time.Millisecond
 
 // inventory is what Hello says of the machine.
 func (m *machine) inventory(ctx context.Context) *godwitv1.InstanceReport {
+	state := m.state(ctx)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return &godwitv1.InstanceReport{
+		Vm: string(m.key.vm), Uid: string(m.uid), Epoch: uint64(m.key.epoch),
+		State: state, Migration: m.record.Migration, Cause: m.endCause,
+	}
+}
+
+// state of the instance, as in InstanceReport.
+func (m *machine) state(ctx context.Context) string {
 	ctx, cancel := context.WithTimeout(ctx, sayStateWithin)
 	defer cancel()
 	opened := m.mayHaveRun(ctx)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	state := "running" // if nobody can tell: the server must not think it gone
-	if m.unadopted == nil {
-		state = m.record.Role.State(m.instance == nil || m.instance.Ended(), opened)
+	switch {
+	case m.unadopted != nil:
+		return "running" // nobody can tell: the server must not think it gone
+	case m.launching && m.record.Role == alone:
+		return "starting"
+	case m.launching:
+		return m.record.Role.State(false, false)
 	}
-	return &godwitv1.InstanceReport{
-		Vm: string(m.key.vm), Uid: string(m.uid), Epoch: uint64(m.key.epoch),
-		State: state, Migration: m.record.Migration, Cause: m.endCause,
-	}
+	return m.record.Role.State(m.instance == nil || m.instance.Ended(), opened)
 }
 
 // setRole changes the machine's part and writes it down first.

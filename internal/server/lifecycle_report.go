@@ -221,5 +221,5 @@ func (l *lifecycle) notOwner(host fleet.HostName, vm fleet.VM, said *godwitv1.In
 		return
 	}
 	l.log.Info("a stale instance is removed", "host", host, "vm", vm.Name, "epoch", epoch, "ownerEpoch", vm.Owner.Epoch)
-	l.forget(vm.Name, leftover{host, said.GetUid(), said.GetEpoch()})
+	l.forget(vm.Name, leftover{host, said.GetUid(), said.GetEpoch(), false})
 }

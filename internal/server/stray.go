@@ -46,7 +46,7 @@ func (l *lifecycle) endStray(ctx context.Context, host fleet.HostName, said *god
 		}
 	case !owner && state == instanceIncoming:
 		l.log.Info("the target of a migration that is over, or not known any more, is removed", "host", host, "vm", vm.Name, "migration", said.GetMigration())
-		l.forget(vm.Name, leftover{host, said.GetUid(), said.GetEpoch()})
+		l.forget(vm.Name, leftover{host, said.GetUid(), said.GetEpoch(), false})
 	}
 	return nil
 }

@@ -729,8 +729,8 @@ func (x *StoreMark) GetRevision() int64 {
 	return 0
 }
 
-// State of an instance as its host sees it: "running", "paused", "incoming",
-// "exited" or "absent".
+// State of an instance as its host sees it: "starting", "running", "paused",
+// "incoming", "exited" or "absent".
 type InstanceReport struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
@@ -1440,7 +1440,9 @@ type ForgetInstance struct {
 	Vm    string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
 	Epoch uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	// Of the VM: one of the same name may have been made since.
-	Uid           string `protobuf:"bytes,3,opt,name=uid,proto3" json:"uid,omitempty"`
+	Uid string `protobuf:"bytes,3,opt,name=uid,proto3" json:"uid,omitempty"`
+	// Only what an instance that has ended has left: one that lives stays.
+	Ended         bool `protobuf:"varint,4,opt,name=ended,proto3" json:"ended,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1494,6 +1496,13 @@ func (x *ForgetInstance) GetUid() string {
 		return x.Uid
 	}
 	return ""
+}
+
+func (x *ForgetInstance) GetEnded() bool {
+	if x != nil {
+		return x.Ended
+	}
+	return false
 }
 
 type PrepareTarget struct {
@@ -3662,11 +3671,12 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\binstance\x18\x01 \x01(\v2\x13.godwit.v1.InstanceR\binstance\"9\n" +
 	"\fStopInstance\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x19\n" +
-	"\bgrace_ms\x18\x02 \x01(\x03R\agraceMs\"H\n" +
+	"\bgrace_ms\x18\x02 \x01(\x03R\agraceMs\"^\n" +
 	"\x0eForgetInstance\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x10\n" +
-	"\x03uid\x18\x03 \x01(\tR\x03uid\"\xa1\x01\n" +
+	"\x03uid\x18\x03 \x01(\tR\x03uid\x12\x14\n" +
+	"\x05ended\x18\x04 \x01(\bR\x05ended\"\xa1\x01\n" +
 	"\rPrepareTarget\x12/\n" +
 	"\binstance\x18\x01 \x01(\v2\x13.godwit.v1.InstanceR\binstance\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12%\n" +
