@@ -84,6 +84,9 @@ func (o options) runSoak(ctx context.Context, r *runner) error {
 		err = errors.Join(err, r.tell("soak", fmt.Sprintln(err, made.Violations), make([]int, len(r.processes()))))
 	}
 	err = errors.Join(err, r.close())
+	if ctx.Err() != nil {
+		return errors.Join(errors.New("the run was cut off, and is not judged"), err)
+	}
 	made.print(os.Stdout)
 	err = errors.Join(err, made.save(filepath.Join(o.out, "soak.json")))
 	if n := len(made.Violations); n > 0 {

@@ -151,11 +151,21 @@ func (s *soak) moveAll(ctx context.Context, migrations int, h *harm) error {
 			return fmt.Errorf("migration %d: %w", n, err)
 		}
 		s.made.count(m)
+		if err := s.answers(ctx); err != nil {
+			return fmt.Errorf("after migration %d, %s: %w", n, m.GetId(), err)
+		}
 		if n%tellEvery == 0 || n == migrations {
 			fmt.Fprintf(s.out, "%4d migrations: %v; %d faults; %s\n", n, s.made.States, h.count(), time.Since(s.begun).Round(time.Second))
 		}
 	}
 	return nil
+}
+
+// answers waits for an echo: the VM is alive, wherever it is.
+func (s *soak) answers(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, returnWithin)
+	defer cancel()
+	return s.udp.Answered(ctx, s.udp.Mark(), 1)
 }
 
 // move migrates the VM to the host that it is not on.
