@@ -18,7 +18,8 @@ without it. The host is cordoned.
 Say it only once the host is switched off for good, or its QEMUs have certainly
 ended. Godwit can't know, and takes your word: of a VM that does run there a
 second one can be started. While the host's agent has a session, lost is
-refused.
+refused; and so it is for half a minute after a server has begun to lead, if
+that has not heard of the host: its agent may be on the way.
 
 The memory of the VMs is lost. A VM that has just been moved to the host, and
 that is known never to have run there, still is at its source: before this

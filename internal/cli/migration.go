@@ -122,7 +122,8 @@ all of the VM, and goes on.
 Make sure first that the host is off, and stays off until its agent can reach
 the server again: if it runs the VM after all, there are two of it. Godwit can't
 know, so it takes your word. While the host's agent has a session, return is
-refused.`
+refused, and for half a minute after a server has begun to lead that has not
+heard of the host.`
 
 func newMigrationReturn(app *App) *cobra.Command {
 	var host string

@@ -92,6 +92,7 @@ func (a agentService) Session(ctx context.Context, stream *connect.BidiStream[go
 		return err
 	}
 	defer s.hub.close(one)
+	own.heard.Store(host, true)
 	before, err := s.noteHost(ctx, told, own.held...)
 	if err != nil {
 		s.log.Warn("no session was opened", "host", host, "from", one.from, "error", err)

@@ -59,9 +59,9 @@ func newReconciler(t tables, hosts reconcile.Commander, addresses reconcile.Addr
 }
 
 // migrationsOf connects the reconciler to the rest of the server.
-func migrationsOf(r *reconciler, mirror *mirror) migrationHooks {
+func migrationsOf(r *reconciler, mirror *mirror, mayBeUp func(host fleet.HostName, op, subject string) error) migrationHooks {
 	return migrationHooks{
-		service:      &migrationService{tables: r.tables, runs: r, mirror: mirror},
+		service:      &migrationService{tables: r.tables, runs: r, mirror: mirror, mayBeUp: mayBeUp},
 		commit:       r.ServeCommit,
 		report:       r.Report,
 		pass:         r.pass,

@@ -48,10 +48,10 @@ func (h hostService) DeclareLost(ctx context.Context, request *godwitv1.DeclareH
 	return response, err
 }
 
-// mustBeDown refuses to give up a host whose agent has a session.
+// mustBeDown refuses to give up a host that is up, or may be.
 func (s *Server) mustBeDown(host fleet.HostName) error {
 	if !s.hub.connected(host) {
-		return nil
+		return s.mayBeUp(host, "declare lost", "host "+string(host))
 	}
 	return &fleet.Error{
 		Code: fleet.Conflict, Op: "declare lost", Subject: "host " + string(host), Cause: "it is not off: its agent has a session",

@@ -119,6 +119,69 @@ func TestWhatIsNoLostHost(t *testing.T) {
 	}
 }
 
+// A new leader does not know yet which hosts are up: it takes nobody's word until
+// all that are had time to call it.
+func TestLostHostOfANewLeader(t *testing.T) {
+	t.Parallel()
+	first, _ := newReplicas(t, 1)
+	h1, h2 := first.join("h1"), first.join("h2")
+	first.running(h1, "web1")
+	first.running(h2, "web2")
+	f := first.succeeded()
+	declare := func(host string) error {
+		_, err := f.hosts.DeclareLost(t.Context(), &godwitv1.DeclareHostLostRequest{Name: host, IsOff: true})
+		return err
+	}
+	mustBeTooSoon(t, declare("h1"))
+	if vm := f.vm("web1"); vm.GetPhase() != "running" {
+		t.Errorf("the VM is %s", vm.GetPhase())
+	}
+
+	f.leave(f.join("h2")) // this one it has heard of
+	if err := declare("h2"); err != nil {
+		t.Errorf("h2: %s", describe(err))
+	}
+
+	f.leadsLong()
+	if err := declare("h1"); err != nil {
+		t.Errorf("h1: %s", describe(err))
+	}
+	if vm := f.vm("web1"); vm.GetPhase() != "failed" {
+		t.Errorf("the VM is %s", vm.GetPhase())
+	}
+}
+
+// The same holds for a target that is to have its VM taken.
+func TestReturnAtANewLeader(t *testing.T) {
+	t.Parallel()
+	first, _ := newReplicas(t, 1)
+	fl := first.fly(first.join("h1"), first.join("h2"), "web1", testPolicy())
+	fl.to(inRun)
+	f := first.succeeded()
+	ask := func() error {
+		_, err := f.moves.Return(t.Context(), &godwitv1.ReturnMigrationRequest{Id: fl.id, HostIsOff: "h2"})
+		return err
+	}
+	mustBeTooSoon(t, ask())
+	f.leadsLong()
+	if err := ask(); err != nil {
+		t.Error(describe(err))
+	}
+}
+
+// leadsLong makes all agents have had the time to come back.
+func (f *testFleet) leadsLong() {
+	f.server.leader.set(func() { f.server.leader.term.began = time.Now().Add(-agentsBackWithin) })
+}
+
+func mustBeTooSoon(t *testing.T, err error) {
+	t.Helper()
+	after, hint := fleet.RetryAfterOf(err), fleet.HintOf(err)
+	if fleet.CodeOf(err) != fleet.Unavailable || after <= 0 || after > agentsBackWithin || !strings.HasPrefix(hint, "ask again in ") {
+		t.Errorf("%s, retry after %v, hint %q", describe(err), after, hint)
+	}
+}
+
 // The source is lost in the copy. If the target has everything the VM goes on
 // there, and nobody waits for the source; if not, it is down.
 func TestLostSource(t *testing.T) {

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"sync"
 	"time"
 
@@ -24,6 +25,11 @@ const (
 	// campaignPause is the pause after a term that could not be begun, or an
 	// election that the store refused.
 	campaignPause = time.Second
+	// agentsBackWithin is how long the agent of a healthy host may need to find
+	// a new leader. It misses the last one for 6 s, waits 10 s in vain for the
+	// welcome of a server that hangs, and rests up to 7.5 s before it tries all
+	// of them again; what is left is for the connecting.
+	agentsBackWithin = 30 * time.Second
 )
 
 // leaderRecord says who leads.
@@ -33,9 +39,11 @@ type leaderRecord struct {
 
 // term is the time for which this server leads.
 type term struct {
-	ctx  context.Context
-	end  context.CancelFunc
-	held []store.Condition // holds as long as this term does
+	ctx   context.Context
+	end   context.CancelFunc
+	held  []store.Condition // holds as long as this term does
+	began time.Time         // before any session of it
+	heard sync.Map          // the hosts that have, or had, a session in it
 	// sessions are those of the agents; the term is over when they are.
 	sessions sync.WaitGroup
 }
@@ -166,6 +174,7 @@ func (s *Server) serveElected(ctx context.Context, id string) error {
 // fails. When it returns nothing of it goes on.
 func (s *Server) serveTerm(ctx context.Context, t *term) error {
 	t.ctx, t.end = context.WithCancel(ctx)
+	t.began = time.Now()
 	defer t.end()
 	restored, err := s.loadRecovery(t.ctx)
 	if err != nil {
@@ -199,6 +208,24 @@ func (s *Server) actFor(ctx context.Context) error {
 		return err
 	}
 	return nil
+}
+
+// mayBeUp refuses what must not be done to a host that is up, while the agent of
+// one without a session may only not have found this leader yet.
+func (s *Server) mayBeUp(host fleet.HostName, op, subject string) error {
+	own, _, _ := s.leader.now()
+	if own == nil {
+		return noLeader()
+	}
+	wait := agentsBackWithin - time.Since(own.began)
+	if _, heard := own.heard.Load(host); heard || wait <= 0 {
+		return nil
+	}
+	return &fleet.Error{
+		Code: fleet.Unavailable, Op: op, Subject: subject, RetryAfter: wait,
+		Cause: fmt.Sprintf("this server leads for less than %v: %s may be up, and its agent not have found it yet", agentsBackWithin, host),
+		Hint:  fmt.Sprintf("ask again in %v; a host that is up is so by then", max(wait.Round(time.Second), time.Second)),
+	}
 }
 
 // notLeading is why sessions end with a term.

@@ -18,6 +18,9 @@ type migrationService struct {
 	tables tables
 	runs   *reconciler
 	mirror *mirror
+	// mayBeUp refuses an operation on its subject when a host without a session
+	// may be up.
+	mayBeUp func(host fleet.HostName, op, subject string) error
 }
 
 func (s *migrationService) Create(ctx context.Context, request *godwitv1.CreateMigrationRequest) (*godwitv1.CreateMigrationResponse, error) {
@@ -122,6 +125,9 @@ func (s *migrationService) Return(ctx context.Context, request *godwitv1.ReturnM
 		refusal.Code, refusal.Cause = fleet.Conflict, fmt.Sprintf("%s is not off: its agent has a session", target)
 		refusal.Hint = "what keeps it from running the VM is in the migration's cause, and in its agent's log"
 		return nil, refusal
+	}
+	if err := s.mayBeUp(entry.Value.Target, refusal.Op, refusal.Subject); err != nil {
+		return nil, err
 	}
 	event := migration.Event{Kind: migration.ReturnAsked, From: "operator", Detail: request.GetHostIsOff() + " is off"}
 	if err := s.runs.ask(ctx, "return", entry.Value.ID, request.GetVersion(), event); err != nil {

@@ -117,7 +117,7 @@ func New(ctx context.Context, config Config) (*Server, error) {
 			s.hearAgain(entry.Value)
 		}
 	}
-	s.migrations = migrationsOf(migrations, s.mirror)
+	s.migrations = migrationsOf(migrations, s.mirror, s.mayBeUp)
 	if err := s.checkExport(); err != nil {
 		return nil, err
 	}

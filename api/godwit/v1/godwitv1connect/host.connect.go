@@ -61,7 +61,8 @@ type HostServiceClient interface {
 	// its instances have certainly ended: an instance that does run there could become
 	// a second one. It cordons the host. Its VMs have then failed and can be started
 	// elsewhere, and migrations wait for it no longer. It is refused while the host's
-	// agent has a session. When it was cut off, the next one finishes it.
+	// agent has a session, or may only not have found a new leader yet.
+	// When it was cut off, the next one finishes it.
 	DeclareLost(context.Context, *v1.DeclareHostLostRequest) (*v1.DeclareHostLostResponse, error)
 	// CreateToken makes a one-time token that enrols one agent under a name.
 	CreateToken(context.Context, *v1.CreateTokenRequest) (*v1.CreateTokenResponse, error)
@@ -175,7 +176,8 @@ type HostServiceHandler interface {
 	// its instances have certainly ended: an instance that does run there could become
 	// a second one. It cordons the host. Its VMs have then failed and can be started
 	// elsewhere, and migrations wait for it no longer. It is refused while the host's
-	// agent has a session. When it was cut off, the next one finishes it.
+	// agent has a session, or may only not have found a new leader yet.
+	// When it was cut off, the next one finishes it.
 	DeclareLost(context.Context, *v1.DeclareHostLostRequest) (*v1.DeclareHostLostResponse, error)
 	// CreateToken makes a one-time token that enrols one agent under a name.
 	CreateToken(context.Context, *v1.CreateTokenRequest) (*v1.CreateTokenResponse, error)
