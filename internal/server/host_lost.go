@@ -136,9 +136,6 @@ func (s *Server) giveUpVM(ctx context.Context, host fleet.HostName, name string)
 // goes on without them: until then it was not known which of their instances are
 // stale.
 func (s *Server) hearAgain(over migration.Migration) {
-	if !over.Exported.IsZero() {
-		return // it was over before
-	}
 	if over.SourceLost {
 		s.askAgain(over.Source)
 	}

@@ -319,6 +319,31 @@ func TestLostSourceReturnsTooSoon(t *testing.T) {
 	f.mustForget(f.join("h1", has), "web1", 1)
 }
 
+// A lost host is back, and the migration that it was lost in has been over for
+// long. That the server reads all records anew tells nothing new of it.
+func TestLostHostThatIsBackForLong(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t)
+	h1, h2 := f.join("h1"), f.join("h2")
+	fl := f.fly(h1, h2, "web1", testPolicy())
+	fl.to(inCopy)
+	f.leave(h2)
+	f.lost("h2")
+	fl.answer(h1, "resume_source")
+	fl.await(migration.Aborted)
+	f.settled(h1) // by then the end is known to all of the server
+	f.join("h2")
+	session := f.server.hub.session("h2")
+	if _, err := f.server.mirror.load(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-session.ended:
+		t.Errorf("its session has ended: %v", session.cause)
+	default:
+	}
+}
+
 // A lost host is back while its VM, which runs elsewhere by now, migrates on: what
 // it still has is stale all the same.
 func TestLostHostReturnsDuringAMove(t *testing.T) {

@@ -22,9 +22,10 @@ type mirror struct {
 	tables tables
 	log    *slog.Logger
 	// They are told of every change: of a VM, a migration, the leader, and of
-	// anything. They are called by one goroutine and must not block.
+	// anything. They are called by one goroutine and must not block. wasOver: it
+	// was known to be over before.
 	vmChanged        func(fleet.VMName)
-	migrationChanged func(store.Entry[migration.Migration])
+	migrationChanged func(entry store.Entry[migration.Migration], wasOver bool)
 	leaderChanged    func(url string)
 	changed          func()
 	// ended is signalled when a record is final that was not exported so;
@@ -78,7 +79,7 @@ func (m move) unexported() bool { return m.state.Final() && !m.exported }
 func newMirror(t tables, log *slog.Logger) *mirror {
 	return &mirror{
 		tables: t, log: log, vmChanged: func(fleet.VMName) {}, changed: func() {}, leaderChanged: func(string) {},
-		migrationChanged: func(store.Entry[migration.Migration]) {}, ended: make(chan struct{}, 1),
+		migrationChanged: func(store.Entry[migration.Migration], bool) {}, ended: make(chan struct{}, 1),
 	}
 }
 
@@ -89,6 +90,7 @@ func (m *mirror) load(ctx context.Context) (revision int64, err error) {
 		return 0, err
 	}
 	m.mu.Lock()
+	before := m.migrations
 	m.vms = map[fleet.VMName]store.Entry[fleet.VM]{}
 	m.hosts = map[fleet.HostName]fleet.Host{}
 	m.networks = map[fleet.NetworkName]fleet.Network{}
@@ -109,20 +111,20 @@ func (m *mirror) load(ctx context.Context) (revision int64, err error) {
 		m.vmChanged(name)
 	}
 	for _, record := range records {
-		m.tellMigration(store.Event{Record: record})
+		m.tellMigration(store.Event{Record: record}, before[fleet.MigrationID(m.tables.migrations.Name(record))])
 	}
 	m.tellLeader(leader)
 	m.changed()
 	return revision, nil
 }
 
-// tellMigration hands a migration on that has changed.
-func (m *mirror) tellMigration(event store.Event) {
+// tellMigration hands a migration on that has changed, and was as in before.
+func (m *mirror) tellMigration(event store.Event, before move) {
 	if event.Deleted || !strings.HasPrefix(event.Key, m.tables.migrations.Prefix()) {
 		return
 	}
 	if entry, err := m.tables.migrations.Decode(event.Record); err == nil { // else put has reported it
-		m.migrationChanged(entry)
+		m.migrationChanged(entry, before.over)
 	}
 }
 
@@ -190,6 +192,7 @@ func (m *mirror) apply(ctx context.Context, event store.Event) {
 		return
 	}
 	m.mu.Lock()
+	before := m.migrations[fleet.MigrationID(name)]
 	if event.Version > m.at.revision {
 		m.at = position{generation: m.generation, revision: event.Version}
 	} else {
@@ -203,7 +206,7 @@ func (m *mirror) apply(ctx context.Context, event store.Event) {
 	if table+"/" == m.tables.vms.Prefix() {
 		m.vmChanged(fleet.VMName(name))
 	}
-	m.tellMigration(event)
+	m.tellMigration(event, before)
 	m.changed()
 }
 

@@ -110,10 +110,12 @@ func New(ctx context.Context, config Config) (*Server, error) {
 	s.mirror.vmChanged = s.lifecycle.changed
 	migrations := newReconciler(s.tables, s.hub, s.addresses, s.hub.connected, s.log)
 	migrations.Stand()
-	s.mirror.migrationChanged = func(entry store.Entry[migration.Migration]) {
+	s.mirror.migrationChanged = func(entry store.Entry[migration.Migration], wasOver bool) {
 		migrations.Changed(entry)
 		if entry.Value.Over() {
 			s.lifecycle.changed(entry.Value.VM)
+		}
+		if entry.Value.Over() && !wasOver {
 			s.hearAgain(entry.Value)
 		}
 	}
