@@ -17,10 +17,11 @@ func Notes() []EventKind { return []EventKind{SessionLost, SessionBack, ServerLe
 // maxNotes bounds the notes of a story.
 const maxNotes = 50
 
-// Noted gives the migration with a note in its story, where it belongs by its
-// time; m itself is not changed. The note that there is already, or for which
-// there is no room, is left out.
-func (m Migration) Noted(note Entry) Migration {
+// Noted gives the migration with a note in its story; m itself is not changed. The
+// note comes after the entries that were known when it was made, and among the
+// others, which another server has written, where it belongs by its time. The note
+// that there is already, or for which there is no room, is left out.
+func (m Migration) Noted(note Entry, known int) Migration {
 	count, place := 0, len(m.Story)
 	for i, entry := range m.Story {
 		if entry.Event == note.Event && entry.From == note.From && entry.At.Equal(note.At) {
@@ -29,7 +30,7 @@ func (m Migration) Noted(note Entry) Migration {
 		if slices.Contains(Notes(), entry.Event) {
 			count++
 		}
-		if place == len(m.Story) && entry.At.After(note.At) {
+		if i >= known && place == len(m.Story) && entry.At.After(note.At) {
 			place = i
 		}
 	}

@@ -16,6 +16,12 @@ import (
 // store work. A server that ends before has noted nothing, but the next one
 // notes that it leads.
 
+// heldNote is a note that the store does not have yet.
+type heldNote struct {
+	migration.Entry
+	known int // entries that the story had before it
+}
+
 // presence is what is known of a host's agent.
 type presence struct {
 	process string    // that last had a session; "" if it did not say
@@ -88,9 +94,10 @@ func (one *run) note(note migration.Entry) {
 	if one.entry.Version == 0 || one.entry.Value.State.Final() {
 		return
 	}
-	noted := one.entry.Value.Noted(note)
-	if len(noted.Story) > len(one.entry.Value.Story) { // else there is no room
-		one.notes = append(one.notes, note)
+	known := len(one.entry.Value.Story)
+	noted := one.entry.Value.Noted(note, known)
+	if len(noted.Story) > known { // else there is no room
+		one.notes = append(one.notes, heldNote{note, known})
 	}
 	one.entry.Value = noted
 }
@@ -99,7 +106,7 @@ func (one *run) note(note migration.Entry) {
 // must be called with mu held.
 func (one *run) hold(entry store.Entry[migration.Migration]) {
 	for _, note := range one.notes {
-		entry.Value = entry.Value.Noted(note)
+		entry.Value = entry.Value.Noted(note.Entry, note.known)
 	}
 	one.entry = entry
 }

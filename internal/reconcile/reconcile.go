@@ -77,7 +77,7 @@ type Reconciler struct {
 type run struct {
 	mu     sync.Locker
 	entry  store.Entry[migration.Migration]
-	notes  []migration.Entry     // in entry, and not in the store
+	notes  []heldNote            // in entry, and not in the store
 	vm     store.Entry[fleet.VM] // as last read; a conflict reads it again
 	disarm func()                // stops the timer; it must be called with mu held
 	armed  time.Time             // At of the newest timer that this server has seen
