@@ -17,12 +17,14 @@ import (
 // leads tells whether migrations are carried on here.
 func (r *Reconciler) leads() bool { return r.lifetime().Err() == nil }
 
-// Stand makes the reconciler carry on nothing any more, until Begin.
+// Stand makes the reconciler carry on nothing any more, until Begin. Hosts have
+// sessions with others meanwhile, so that what is known of their agents is over.
 func (r *Reconciler) Stand() {
 	over, end := context.WithCancel(context.Background())
 	end()
 	r.mu.Lock()
 	r.life = over
+	r.agents = map[fleet.HostName]presence{}
 	r.mu.Unlock()
 	for _, one := range r.all() {
 		one.mu.Lock()

@@ -22,7 +22,7 @@ type heldNote struct {
 	known int // entries that the story had before it
 }
 
-// presence is what is known of a host's agent.
+// presence is what is known of a host's agent since this server leads.
 type presence struct {
 	process string    // that last had a session; "" if it did not say
 	lost    time.Time // the last session; zero: there is one, or was none
@@ -49,15 +49,23 @@ func (r *Reconciler) SessionOpened(host fleet.HostName, process string) {
 
 // SessionEnded notes that the agent of a host has no session any more.
 func (r *Reconciler) SessionEnded(host fleet.HostName, cause error) {
+	if !r.leads() { // the sessions end with that
+		r.forgetAgent(host)
+		return
+	}
 	now := r.Runtime.Now()
 	r.mu.Lock()
 	one := r.agents[host]
 	one.lost = now
 	r.agents[host] = one
 	r.mu.Unlock()
-	if r.leads() { // else the sessions end with that
-		r.noteOf(host, migration.Entry{At: now, From: string(host), Event: migration.SessionLost, Detail: reasonOf(cause)})
-	}
+	r.noteOf(host, migration.Entry{At: now, From: string(host), Event: migration.SessionLost, Detail: reasonOf(cause)})
+}
+
+func (r *Reconciler) forgetAgent(host fleet.HostName) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.agents, host)
 }
 
 // reasonOf says in a few words why a session ended; of its own accord: "".

@@ -33,6 +33,29 @@ func TestNotesByAClockThatIsBehind(t *testing.T) {
 	checkStory(t, one, slices.Insert(want, 3, migration.CancelAsked))
 }
 
+// What a server knew of a host's agent when it led before is not told when it leads
+// again: the host had sessions with others meanwhile.
+func TestAbsenceOfAnEarlierTerm(t *testing.T) {
+	t.Parallel()
+	for name, lastTerm := range map[string]func(r *Reconciler){
+		"the session ended in it":   func(r *Reconciler) { r.SessionEnded("h2", nil); r.Stand() },
+		"the session ended with it": func(r *Reconciler) { r.Stand(); r.SessionEnded("h2", nil) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r, _ := adopted(migration.Settling, migration.RunTarget)
+			r.SessionOpened("h2", "p1")
+			lastTerm(r)
+			r.CarryOn(t.Context())
+			r.SessionOpened("h2", "p2")
+			entry, _ := r.Live("m-1")
+			if last := entry.Value.Story[len(entry.Value.Story)-1]; last.Event != migration.SessionBack || last.Detail != "" {
+				t.Errorf("the last note is %+v", last)
+			}
+		})
+	}
+}
+
 func checkStory(t *testing.T, one *run, want []migration.EventKind) {
 	t.Helper()
 	var got []migration.EventKind
