@@ -77,7 +77,7 @@ func New(ctx context.Context, config Config) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	features, err := qemu.Probe(ctx, config.QEMU)
+	features, err := qemu.Probe(ctx, config.QEMU, filepath.Join(config.Dir, "probe"))
 	if err != nil {
 		return nil, errors.Join(err, lock.Close())
 	}

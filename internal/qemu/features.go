@@ -78,14 +78,16 @@ var needs = [...]struct {
 	{"object tls-creds-x509", "2.5", func(s *schema.Schema) bool { return s.HasEnumValue("object-add", "qom-type", "tls-creds-x509") }},
 }
 
-// Probe starts the QEMU without a machine and asks what it can do. Unsupported
-// when it lacks something that Godwit needs.
-func Probe(ctx context.Context, binary string) (Features, error) {
+// Probe starts the QEMU without a machine and asks what it can do. Meanwhile it has
+// the folder dir for itself, and removes it, with what a program has left there
+// that was killed while it asked. Unsupported when the QEMU lacks something that
+// Godwit needs.
+func Probe(ctx context.Context, binary, dir string) (Features, error) {
 	if _, err := exec.LookPath(binary); err != nil {
 		return Features{}, &fleet.Error{Code: fleet.Unsupported, Op: "probe QEMU", Subject: binary, Cause: "it cannot be executed", Err: err,
 			Hint: "install QEMU 7.2 or later: on Debian, package qemu-system-x86"}
 	}
-	f, err := probe(ctx, binary)
+	f, err := probe(ctx, binary, dir)
 	if err != nil {
 		return Features{}, &fleet.Error{Code: fleet.Failed, Op: "probe QEMU", Subject: binary, Cause: "it does not answer as QEMU does", Err: err,
 			Hint: "it must be a QEMU system emulator for x86-64, 7.2 or later, such as qemu-system-x86_64; look at: " + binary + " --version"}
@@ -93,11 +95,10 @@ func Probe(ctx context.Context, binary string) (Features, error) {
 	return f, checkNeeds(binary, f.Version, f.Schema)
 }
 
-func probe(ctx context.Context, binary string) (f Features, err error) {
+func probe(ctx context.Context, binary, dir string) (f Features, err error) {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	dir, err := os.MkdirTemp("", "godwit-probe")
-	if err != nil {
+	if err := errors.Join(os.RemoveAll(dir), os.Mkdir(dir, 0o700)); err != nil {
 		return f, err
 	}
 	defer os.RemoveAll(dir)

@@ -319,7 +319,7 @@ func TestAdoptAfterReboot(t *testing.T) {
 
 func TestProbe(t *testing.T) {
 	eachQEMU(t, func(t *testing.T, binary string) {
-		f, err := qemu.Probe(within(t), binary)
+		f, err := qemu.Probe(within(t), binary, probeDir(t.TempDir()))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -334,7 +334,7 @@ func TestProbe(t *testing.T) {
 			t.Errorf("capabilities %v", f.Capabilities)
 		}
 	})
-	_, err := qemu.Probe(within(t), "/nonesuch/qemu")
+	_, err := qemu.Probe(within(t), "/nonesuch/qemu", probeDir(t.TempDir()))
 	code(t, err, fleet.Unsupported)
 }
 
@@ -354,7 +354,7 @@ func TestProbeOfWhatIsNoQEMU(t *testing.T) {
 		{"talkative", script("echo hello"), "it ended at once (exit status 0) and said: hello"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			_, err := qemu.Probe(within(t), test.binary)
+			_, err := qemu.Probe(within(t), test.binary, probeDir(t.TempDir()))
 			code(t, err, fleet.Failed)
 			if !strings.Contains(err.Error(), test.want) {
 				t.Errorf("%q is not in: %v", test.want, err)
@@ -366,7 +366,7 @@ func TestProbeOfWhatIsNoQEMU(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
-	_, err := qemu.Probe(ctx, script("exec sleep 60"))
+	_, err := qemu.Probe(ctx, script("exec sleep 60"), probeDir(t.TempDir()))
 	if code(t, err, fleet.Failed); !strings.Contains(err.Error(), "it runs, and said nothing") {
 		t.Error(err)
 	}
@@ -374,8 +374,10 @@ func TestProbeOfWhatIsNoQEMU(t *testing.T) {
 
 const probeInChild = "GODWIT_TEST_PROBE"
 
+func probeDir(parent string) string { return filepath.Join(parent, "probe") }
+
 // TestProbeEndsWithItsProgram kills a program while it asks a QEMU, which must not
-// be left.
+// be left, and its folder no longer than until the next one asks.
 func TestProbeEndsWithItsProgram(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -387,7 +389,7 @@ func TestProbeEndsWithItsProgram(t *testing.T) {
 		t.Fatal(err)
 	}
 	child := exec.CommandContext(within(t), os.Args[0])
-	child.Env = append(os.Environ(), probeInChild+"="+binary, "TMPDIR="+dir)
+	child.Env = append(os.Environ(), probeInChild+"="+binary)
 	if err := child.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -409,5 +411,13 @@ func TestProbeEndsWithItsProgram(t *testing.T) {
 	}
 	if rest, err := io.ReadAll(words); err != nil {
 		t.Errorf("it lives on: %q, %v", rest, err)
+	}
+	_, err = qemu.Probe(within(t), "/bin/true", probeDir(dir))
+	code(t, err, fleet.Failed)
+	if !strings.Contains(err.Error(), "and said nothing") {
+		t.Error(err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 2 { // of this test
+		t.Errorf("there are %v, %v", left, err)
 	}
 }

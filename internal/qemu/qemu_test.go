@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -24,7 +25,7 @@ func TestMain(m *testing.M) {
 		os.Exit(startAndLeave(dir))
 	}
 	if binary := os.Getenv(probeInChild); binary != "" {
-		_, _ = qemu.Probe(context.Background(), binary)
+		_, _ = qemu.Probe(context.Background(), binary, probeDir(filepath.Dir(binary)))
 		os.Exit(1)
 	}
 	goleak.VerifyTestMain(m)
