@@ -73,6 +73,7 @@ func (a *Agent) servePeers(ctx context.Context) {
 	server := &http.Server{
 		Handler: fromHosts(mux), TLSConfig: a.config.Keeper.ServerConfig(),
 		ReadHeaderTimeout: peerHeaderWithin, ReadTimeout: peerReadWithin, WriteTimeout: peerAnswerWithin, IdleTimeout: peerIdleMax,
+		HTTP2:    &http.HTTP2Config{WriteByteTimeout: peerAnswerWithin}, // WriteTimeout ends the call only
 		ErrorLog: slog.NewLogLogger(a.log.Handler(), slog.LevelDebug),
 	}
 	stop := context.AfterFunc(ctx, func() { _ = server.Close() })

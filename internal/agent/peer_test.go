@@ -136,6 +136,21 @@ func TestPeersThatStall(t *testing.T) {
 			}
 			return closed
 		},
+		"reads nothing any more, by HTTP/2": func(t *testing.T, p pipes) chan struct{} {
+			raw, closed := p.dial()
+			conn := tls.Client(raw, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
+			const settings, ping = "\x00\x00\x00\x04\x00\x00\x00\x00\x00", "\x00\x00\x08\x06\x00\x00\x00\x00\x00" + "12345678"
+			if _, err := io.WriteString(conn, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"+settings); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.ReadFull(conn, make([]byte, len(settings))); err != nil { // the head of the server's
+				t.Fatal(err)
+			}
+			if _, err := io.WriteString(conn, ping); err != nil {
+				t.Fatal(err)
+			}
+			return closed
+		},
 	} {
 		t.Run(name, func(t *testing.T) { synctest.Test(t, func(t *testing.T) { checkStall(t, stall) }) })
 	}

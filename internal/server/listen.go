@@ -25,6 +25,10 @@ const (
 	idleMax         = 2 * time.Minute
 	shutdownWithin  = 2 * time.Second
 	maxMessageBytes = 4 << 20
+	// stuckMax is how long a client may take nothing of what is sent, or not
+	// answer a ping when it has said nothing for as long. It is long, since
+	// what is on its way to a client by a slow line goes before the ping.
+	stuckMax = time.Minute
 	// maxHelloBytes has room for some thousand instances on a host.
 	maxHelloBytes = 1 << 20
 )
@@ -132,6 +136,7 @@ func (s *Server) httpServer(ctx context.Context, handler http.Handler) *http.Ser
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 		ReadHeaderTimeout: headerWithin,
 		IdleTimeout:       idleMax,
+		HTTP2:             &http.HTTP2Config{WriteByteTimeout: stuckMax, SendPingTimeout: stuckMax, PingTimeout: stuckMax},
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 	}
 }
