@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"math"
 	"net/netip"
 	"time"
 
@@ -14,6 +15,9 @@ const (
 	// survive.
 	switchMax = 3 * time.Second
 	pauseMax  = switchMax + time.Second
+	// aroundCut is for packets that were sent before a link was cut and are on it,
+	// or wait to be sent by it, as the hosts switch.
+	aroundCut = time.Second
 	// sayMost bounds how many violations of one kind are told of a cell.
 	sayMost = 3
 )
@@ -108,8 +112,19 @@ func (e evidence) checkDisk(f *findings) {
 	}
 }
 
+// mayLose is how many packets may be lost, if the fault cut a link for some time.
+func (c cell) mayLose(cut time.Duration) uint64 {
+	switch {
+	case c.killsOwner():
+		return math.MaxUint64
+	case c.cutsFrames():
+		return uint64((cut + aroundCut).Seconds() * rate)
+	}
+	return 0
+}
+
 // checkPackets: none is doubled, broken or lost, but those that had to be.
-func (e evidence) checkPackets(f *findings, mayLose bool) {
+func (e evidence) checkPackets(f *findings, mayLose uint64) {
 	if n := e.client.Duplicated; n > 0 {
 		f.add("packet doubled", "%d replies came more than once", n)
 	}
@@ -119,7 +134,7 @@ func (e evidence) checkPackets(f *findings, mayLose bool) {
 	if e.client.Corrupted+e.client.Replayed+e.client.Reboots > 0 {
 		f.add("packet broken", "%d corrupted, %d replayed, %d of another boot", e.client.Corrupted, e.client.Replayed, e.client.Reboots)
 	}
-	if e.client.Lost > 0 && !mayLose {
-		f.add("packet lost", "%d of %d, and no host died that held them", e.client.Lost, e.client.Sent)
+	if e.client.Lost > mayLose {
+		f.add("packet lost", "%d of %d, and no host died that held them; a link that was cut may have had %d", e.client.Lost, e.client.Sent, mayLose)
 	}
 }

@@ -75,7 +75,7 @@ func (c cell) note(lost uint64) string {
 	case c.hangsOwner():
 		return "the fault itself stops the guest: the pause is not judged"
 	case c.cutsFrames() && lost > 0:
-		return "frames were on the link that was cut: packets that it lost are not judged"
+		return "frames were on the link that was cut: as many lost packets as were sent meanwhile are not judged"
 	}
 	return ""
 }

@@ -77,7 +77,7 @@ func tryCell(ctx context.Context, f *fleetlab.Fleet, c cell, number int) (r resu
 	evidence.checkEpochs(&t.found)
 	evidence.checkReplies(&t.found)
 	evidence.checkDisk(&t.found)
-	evidence.checkPackets(&t.found, c.killsOwner() || c.cutsFrames())
+	evidence.checkPackets(&t.found, c.mayLose(t.stage.mended.Sub(t.stage.begun)))
 	return t.result(evidence), t.stage.missed(t.migration), os.Remove(t.disk)
 }
 

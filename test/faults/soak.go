@@ -70,7 +70,7 @@ func runSoak(ctx context.Context, f *fleetlab.Fleet, migrations int, seed uint64
 	}
 	evidence.checkReplies(&s.found)
 	evidence.checkDisk(&s.found)
-	evidence.checkPackets(&s.found, false)
+	evidence.checkPackets(&s.found, 0)
 	s.checkLeft(ctx, before)
 	s.made.put(evidence, s.found)
 	return s.made, err

@@ -35,6 +35,7 @@ type stage struct {
 
 	struck     bool
 	begun, met time.Time // the fault began, and was done
+	mended     time.Time // it is over; to be read after finish
 	mending    sync.WaitGroup
 	mu         sync.Mutex
 	err        error
@@ -121,6 +122,7 @@ func (s *stage) strike(ctx context.Context) {
 		case <-ctx.Done():
 		}
 		s.fail(done.end())
+		s.mended = time.Now()
 	})
 }
 
