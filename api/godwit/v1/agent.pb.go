@@ -732,15 +732,18 @@ func (x *StoreMark) GetRevision() int64 {
 // State of an instance as its host sees it: "starting", "running", "paused",
 // "incoming", "exited" or "absent".
 type InstanceReport struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
-	Uid           string                 `protobuf:"bytes,2,opt,name=uid,proto3" json:"uid,omitempty"`
-	Epoch         uint64                 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	State         string                 `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"`
-	Migration     string                 `protobuf:"bytes,5,opt,name=migration,proto3" json:"migration,omitempty"`
-	Cause         string                 `protobuf:"bytes,6,opt,name=cause,proto3" json:"cause,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Vm        string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	Uid       string                 `protobuf:"bytes,2,opt,name=uid,proto3" json:"uid,omitempty"`
+	Epoch     uint64                 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	State     string                 `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"`
+	Migration string                 `protobuf:"bytes,5,opt,name=migration,proto3" json:"migration,omitempty"`
+	Cause     string                 `protobuf:"bytes,6,opt,name=cause,proto3" json:"cause,omitempty"`
+	// Of its QEMU, as of a host, while it has one that has answered.
+	QemuVersion           string   `protobuf:"bytes,7,opt,name=qemu_version,json=qemuVersion,proto3" json:"qemu_version,omitempty"`
+	MigrationCapabilities []string `protobuf:"bytes,8,rep,name=migration_capabilities,json=migrationCapabilities,proto3" json:"migration_capabilities,omitempty"`
+	unknownFields         protoimpl.UnknownFields
+	sizeCache             protoimpl.SizeCache
 }
 
 func (x *InstanceReport) Reset() {
@@ -813,6 +816,20 @@ func (x *InstanceReport) GetCause() string {
 		return x.Cause
 	}
 	return ""
+}
+
+func (x *InstanceReport) GetQemuVersion() string {
+	if x != nil {
+		return x.QemuVersion
+	}
+	return ""
+}
+
+func (x *InstanceReport) GetMigrationCapabilities() []string {
+	if x != nil {
+		return x.MigrationCapabilities
+	}
+	return nil
 }
 
 type CommitRequest struct {
@@ -2318,10 +2335,13 @@ func (*Report_TargetRefused) isReport_Event() {}
 func (*Report_SourceRanOn) isReport_Event() {}
 
 type TargetPrepared struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Port          uint32                 `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Port  uint32                 `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
+	// Of the instance's QEMU.
+	QemuVersion           string   `protobuf:"bytes,2,opt,name=qemu_version,json=qemuVersion,proto3" json:"qemu_version,omitempty"`
+	MigrationCapabilities []string `protobuf:"bytes,3,rep,name=migration_capabilities,json=migrationCapabilities,proto3" json:"migration_capabilities,omitempty"`
+	unknownFields         protoimpl.UnknownFields
+	sizeCache             protoimpl.SizeCache
 }
 
 func (x *TargetPrepared) Reset() {
@@ -2359,6 +2379,20 @@ func (x *TargetPrepared) GetPort() uint32 {
 		return x.Port
 	}
 	return 0
+}
+
+func (x *TargetPrepared) GetQemuVersion() string {
+	if x != nil {
+		return x.QemuVersion
+	}
+	return ""
+}
+
+func (x *TargetPrepared) GetMigrationCapabilities() []string {
+	if x != nil {
+		return x.MigrationCapabilities
+	}
+	return nil
 }
 
 type CopyProgress struct {
@@ -3621,14 +3655,16 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\n" +
 	"generation\x18\x02 \x01(\rR\n" +
 	"generation\x12\x1a\n" +
-	"\brevision\x18\x03 \x01(\x03R\brevision\"\x92\x01\n" +
+	"\brevision\x18\x03 \x01(\x03R\brevision\"\xec\x01\n" +
 	"\x0eInstanceReport\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12\x14\n" +
 	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12\x14\n" +
 	"\x05state\x18\x04 \x01(\tR\x05state\x12\x1c\n" +
 	"\tmigration\x18\x05 \x01(\tR\tmigration\x12\x14\n" +
-	"\x05cause\x18\x06 \x01(\tR\x05cause\"[\n" +
+	"\x05cause\x18\x06 \x01(\tR\x05cause\x12!\n" +
+	"\fqemu_version\x18\a \x01(\tR\vqemuVersion\x125\n" +
+	"\x16migration_capabilities\x18\b \x03(\tR\x15migrationCapabilities\"[\n" +
 	"\rCommitRequest\x12\x1c\n" +
 	"\tmigration\x18\x01 \x01(\tR\tmigration\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x16\n" +
@@ -3732,9 +3768,11 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\x0fswitch_measured\x18\x11 \x01(\v2\x19.godwit.v1.SwitchMeasuredH\x00R\x0eswitchMeasured\x12A\n" +
 	"\x0etarget_refused\x18\x12 \x01(\v2\x18.godwit.v1.TargetRefusedH\x00R\rtargetRefused\x12<\n" +
 	"\rsource_ran_on\x18\x13 \x01(\v2\x16.godwit.v1.SourceRanOnH\x00R\vsourceRanOnB\a\n" +
-	"\x05event\"$\n" +
+	"\x05event\"~\n" +
 	"\x0eTargetPrepared\x12\x12\n" +
-	"\x04port\x18\x01 \x01(\rR\x04port\"\x9e\x02\n" +
+	"\x04port\x18\x01 \x01(\rR\x04port\x12!\n" +
+	"\fqemu_version\x18\x02 \x01(\tR\vqemuVersion\x125\n" +
+	"\x16migration_capabilities\x18\x03 \x03(\tR\x15migrationCapabilities\"\x9e\x02\n" +
 	"\fCopyProgress\x12\x12\n" +
 	"\x04pass\x18\x01 \x01(\x05R\x04pass\x12\x1d\n" +
 	"\n" +

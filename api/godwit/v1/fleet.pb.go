@@ -455,9 +455,13 @@ type VM struct {
 	// Grows with every change of the record; a mutation may name the one it means.
 	Version int64 `protobuf:"varint,9,opt,name=version,proto3" json:"version,omitempty"`
 	// "kvm" or "tcg": what the VM was first started with; it stays so.
-	Accel         string `protobuf:"bytes,10,opt,name=accel,proto3" json:"accel,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Accel string `protobuf:"bytes,10,opt,name=accel,proto3" json:"accel,omitempty"`
+	// Of the QEMU that runs it, as of a host: the one that was installed there when
+	// its instance was started. Empty if that is not known.
+	QemuVersion           string   `protobuf:"bytes,11,opt,name=qemu_version,json=qemuVersion,proto3" json:"qemu_version,omitempty"`
+	MigrationCapabilities []string `protobuf:"bytes,12,rep,name=migration_capabilities,json=migrationCapabilities,proto3" json:"migration_capabilities,omitempty"`
+	unknownFields         protoimpl.UnknownFields
+	sizeCache             protoimpl.SizeCache
 }
 
 func (x *VM) Reset() {
@@ -558,6 +562,20 @@ func (x *VM) GetAccel() string {
 		return x.Accel
 	}
 	return ""
+}
+
+func (x *VM) GetQemuVersion() string {
+	if x != nil {
+		return x.QemuVersion
+	}
+	return ""
+}
+
+func (x *VM) GetMigrationCapabilities() []string {
+	if x != nil {
+		return x.MigrationCapabilities
+	}
+	return nil
 }
 
 // State of a host: "up", "down" (its agent has no session), "cordoned" (up,
@@ -943,7 +961,7 @@ const file_godwit_v1_fleet_proto_rawDesc = "" +
 	"\anetwork\x18\x02 \x01(\tR\anetwork\x12\x10\n" +
 	"\x03mac\x18\x03 \x01(\tR\x03mac\x12\x10\n" +
 	"\x03ips\x18\x04 \x03(\tR\x03ips\x12\x16\n" +
-	"\x06queues\x18\x05 \x01(\x05R\x06queues\"\xa9\x02\n" +
+	"\x06queues\x18\x05 \x01(\x05R\x06queues\"\x83\x03\n" +
 	"\x02VM\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12%\n" +
@@ -955,7 +973,9 @@ const file_godwit_v1_fleet_proto_rawDesc = "" +
 	"\acreated\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12\x18\n" +
 	"\aversion\x18\t \x01(\x03R\aversion\x12\x14\n" +
 	"\x05accel\x18\n" +
-	" \x01(\tR\x05accel\"\xbe\x05\n" +
+	" \x01(\tR\x05accel\x12!\n" +
+	"\fqemu_version\x18\v \x01(\tR\vqemuVersion\x125\n" +
+	"\x16migration_capabilities\x18\f \x03(\tR\x15migrationCapabilities\"\xbe\x05\n" +
 	"\x04Host\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x14\n" +
