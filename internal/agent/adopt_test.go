@@ -242,7 +242,7 @@ func TestAdoptFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.start()
-	if got := h.hello().GetInstances(); len(got) != 1 || got[0].GetState() != "running" {
+	if got := h.hello().GetInstances(); len(got) != 1 || got[0].GetState() != "running" || got[0].GetQemuVersion() != "" {
 		t.Errorf("hello: %v", got)
 	}
 	h.agent.command(t.Context(), stopCommand(2, 1, 0))
@@ -264,6 +264,10 @@ func TestAdoptFails(t *testing.T) {
 	}
 	if got := h.do(stopCommand(2, 1, 0)).GetInstance().GetState(); got != "exited" {
 		t.Errorf("stop: %q", got)
+	}
+	told := h.awaitReport("word of what was adopted", func(r *godwitv1.Report) bool { return r.GetInstance() != nil && r.GetSequence() == 0 })
+	if told.GetSubject() != testVM || told.GetInstance().GetState() != "running" || told.GetInstance().GetQemuVersion() == "" {
+		t.Errorf("adopted: %v", told)
 	}
 	h.checkNothingLeft()
 }

@@ -45,9 +45,9 @@ type Config struct {
 // Agent runs one host.
 type Agent struct {
 	config   Config
-	lock     *os.File // of Config.Dir
-	process  string   // tells this run of an agent from others
-	features qemu.Features
+	lock     *os.File      // of Config.Dir
+	process  string        // tells this run of an agent from others
+	features qemu.Features // of the QEMU that is installed: for what is launched
 	servers  *servers
 	log      *slog.Logger
 

@@ -69,7 +69,7 @@ func TestSoonThrough(t *testing.T) {
 // Whether somebody is about to stop it makes no difference.
 func TestPassWhileTheGuestRuns(t *testing.T) {
 	for _, stopper := range []string{"", "agent"} {
-		h := &handover{machine: &machine{agent: &Agent{features: qemu.Features{OnePass: true}}}, stopper: stopper}
+		h := &handover{machine: &machine{}, can: qemu.Abilities{OnePass: true}, stopper: stopper}
 		_, err := h.take(t.Context(), qemu.Event{Kind: qemu.PassBegun, Pass: 2})
 		if fleet.CodeOf(err) != fleet.Unsupported {
 			t.Errorf("stopped by %q: %v", stopper, err)

@@ -59,19 +59,6 @@ const (
 	emptyLeft   = 20 * time.Millisecond // that rest may not be empty, and takes longer then
 )
 
-// limits tells QEMU to leave the end of the copy to the agent, which stops the
-// guest behind a gate that is closed already.
-func limits(out *qemu.Outgoing, features qemu.Features) {
-	switch {
-	case features.OnePass:
-		out.DowntimeLimit = qemu.OnePass
-	case features.CanHold:
-		out.Hold, out.DowntimeLimit = true, holdDowntime
-	default:
-		out.DowntimeLimit, out.SwitchoverBandwidth = leastDowntime, leastSwitchover
-	}
-}
-
 // handover is one copy from its start to the moment at which the target has
 // everything. It runs in one goroutine.
 type handover struct {
@@ -79,6 +66,7 @@ type handover struct {
 	command     *godwitv1.Command
 	remote      netip.Addr
 	outgoing    qemu.Outgoing
+	can         qemu.Abilities // of the instance, which may be older than what is installed
 	blackoutMax time.Duration
 
 	pass     int
@@ -118,7 +106,7 @@ func (h *handover) copyAndSwitch(ctx context.Context) error {
 	reports := time.NewTicker(progressEvery)
 	defer reports.Stop()
 	var looks <-chan time.Time
-	if h.agent.features.OnePass {
+	if h.can.OnePass {
 		ticker := time.NewTicker(lookEvery)
 		defer ticker.Stop()
 		looks = ticker.C
@@ -250,7 +238,7 @@ func (h *handover) take(ctx context.Context, event qemu.Event) (done bool, err e
 	switch event.Kind {
 	case qemu.PassBegun:
 		h.pass = event.Pass
-		if h.agent.features.OnePass && h.pass > 1 && h.marks.Stopped == nil {
+		if h.can.OnePass && h.pass > 1 && h.marks.Stopped == nil {
 			return false, &fleet.Error{
 				Code: fleet.Unsupported, Op: "copy", Subject: "vm " + string(h.key.vm),
 				Cause: "the first pass ended while the guest ran, and this QEMU's emulator does not notice all that it writes after that",
@@ -482,7 +470,7 @@ func (h *handover) awaitRetired(ctx context.Context) bool {
 
 // measure reports how the switch went.
 func (h *handover) measure(ctx context.Context) {
-	if h.agent.features.CanHold && !h.awaitRetired(ctx) {
+	if h.can.CanHold && !h.awaitRetired(ctx) {
 		return
 	}
 	progress, err := h.instance.Progress(ctx)

@@ -34,7 +34,7 @@ func (m *machine) startAlone(ctx context.Context, want *godwitv1.Instance) *godw
 	case instance.Ended():
 		return m.instanceReport("exited", instance.ExitCause())
 	default:
-		return m.instanceReport("running", "")
+		return m.runningReport("")
 	}
 	bounded, cancel := context.WithTimeout(ctx, startWithin)
 	defer cancel()
@@ -47,7 +47,7 @@ func (m *machine) startAlone(ctx context.Context, want *godwitv1.Instance) *godw
 		m.agent.log.Warn("an instance did not start", "vm", m.key.vm, "error", err)
 		return m.instanceReport("exited", errors.Join(err, m.discard(context.WithoutCancel(ctx))).Error())
 	}
-	return m.instanceReport("running", "")
+	return m.runningReport("")
 }
 
 // launch makes the folder, the ports and the instance. What it has made when
@@ -188,7 +188,7 @@ func (m *machine) qemuConfig(spec fleet.VMSpec, incoming bool) (qemu.Config, err
 		VM: m.key.vm, UID: m.uid, Epoch: m.key.epoch, Dir: m.dir, Boot: m.agent.config.BootID,
 		Binary: m.agent.config.QEMU, Accel: m.agent.features.Accel,
 		Machine: spec.Machine, CPUModel: cmp.Or(spec.CPUModel, "qemu64"), VCPUs: spec.CPUs, Memory: spec.Memory,
-		Incoming: incoming, Known: m.agent.features,
+		Incoming: incoming, Known: m.agent.features.Abilities,
 	}
 	if spec.Boot != nil {
 		config.Kernel, config.Initrd, config.Cmdline = spec.Boot.Kernel, spec.Boot.Initrd, spec.Boot.Cmdline
@@ -237,7 +237,7 @@ func (m *machine) stop(ctx context.Context, graceMs int64) *godwitv1.Report {
 		return nil
 	}
 	if err := m.discard(ctx); err != nil {
-		return m.instanceReport("running", err.Error())
+		return m.runningReport(err.Error())
 	}
 	return m.instanceReport("exited", "")
 }

@@ -271,6 +271,22 @@ func (m *machine) instanceReport(state, cause string) *godwitv1.Report {
 	}}}
 }
 
+// runningReport, of the worker, says that the instance runs, and by which QEMU.
+func (m *machine) runningReport(cause string) *godwitv1.Report {
+	report := m.instanceReport("running", cause)
+	tellQEMU(report.GetInstance(), m.instance)
+	return report
+}
+
+// tellQEMU says what QEMU an instance has: not always the one that is installed.
+func tellQEMU(said *godwitv1.InstanceReport, instance *qemu.Instance) {
+	if instance == nil || instance.Ended() {
+		return
+	}
+	can := instance.Abilities()
+	said.QemuVersion, said.MigrationCapabilities = can.Version, can.Capabilities
+}
+
 // sayStateWithin is how long a session waits for one QEMU that has to be asked.
 const sayStateWithin = 500 * time.Millisecond
 
@@ -279,10 +295,12 @@ func (m *machine) inventory(ctx context.Context) *godwitv1.InstanceReport {
 	state := m.state(ctx)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return &godwitv1.InstanceReport{
+	said := &godwitv1.InstanceReport{
 		Vm: string(m.key.vm), Uid: string(m.uid), Epoch: uint64(m.key.epoch),
 		State: state, Migration: m.record.Migration, Cause: m.endCause,
 	}
+	tellQEMU(said, m.instance)
+	return said
 }
 
 // state of the instance, as in InstanceReport.

@@ -75,13 +75,13 @@ func (m *machine) beginCopy(ctx context.Context, command *godwitv1.Command, want
 	retires := make(chan struct{})
 	one := &handover{
 		machine: m, command: command, remote: remote, drains: make(chan drained, 1), retires: retires,
-		blackoutMax: time.Duration(want.GetBlackoutMaxMs()) * time.Millisecond,
+		blackoutMax: time.Duration(want.GetBlackoutMaxMs()) * time.Millisecond, can: m.instance.Abilities(),
 	}
 	one.outgoing = qemu.Outgoing{
 		Address: netip.AddrPortFrom(remote, uint16(want.GetTargetPort())), CredsDir: creds, TLSHostname: want.GetTarget(),
 		BandwidthMax: fleet.BytesPerSecond(want.GetBandwidthMax()), Connections: int(want.GetConnections()),
 	}
-	limits(&one.outgoing, m.agent.features)
+	limits(&one.outgoing, one.can)
 	running := &copying{cancel: cancel, retire: sync.OnceFunc(func() { close(retires) }), done: make(chan struct{})}
 	m.mu.Lock()
 	m.copying = running
@@ -92,6 +92,19 @@ func (m *machine) beginCopy(ctx context.Context, command *godwitv1.Command, want
 		one.run(ctx)
 	}()
 	return nil
+}
+
+// limits tells QEMU to leave the end of the copy to the agent, which stops the
+// guest behind a gate that is closed already.
+func limits(out *qemu.Outgoing, can qemu.Abilities) {
+	switch {
+	case can.OnePass:
+		out.DowntimeLimit = qemu.OnePass
+	case can.CanHold:
+		out.Hold, out.DowntimeLimit = true, holdDowntime
+	default:
+		out.DowntimeLimit, out.SwitchoverBandwidth = leastDowntime, leastSwitchover
+	}
 }
 
 // peerAddress gives where a host's agent listens; "" if it does not.

@@ -34,7 +34,10 @@ func (m *machine) prepareTarget(ctx context.Context, migration string, want *god
 	if err != nil {
 		return pledge.TargetFailed(errors.Join(err, m.discard(ctx)), true)
 	}
-	return &godwitv1.Report{Event: &godwitv1.Report_TargetPrepared{TargetPrepared: &godwitv1.TargetPrepared{Port: uint32(listening)}}}
+	can := m.instance.Abilities()
+	return &godwitv1.Report{Event: &godwitv1.Report_TargetPrepared{TargetPrepared: &godwitv1.TargetPrepared{
+		Port: uint32(listening), QemuVersion: can.Version, MigrationCapabilities: can.Capabilities,
+	}}}
 }
 
 func (m *machine) prepare(ctx context.Context, migration string, want *godwitv1.PrepareTarget) (uint16, error) {

@@ -108,7 +108,18 @@ func (m *machine) adoptAgain() error {
 		return err
 	}
 	m.watch()() // and first what is the worker's of it
+	m.tellAdopted()
 	return nil
+}
+
+// tellAdopted says by which QEMU a VM runs here: when the session began, nobody
+// could ask it.
+func (m *machine) tellAdopted() {
+	said := m.inventory(m.life)
+	if said.GetQemuVersion() == "" || said.GetState() == "incoming" {
+		return
+	}
+	m.agent.say(&godwitv1.Report{Subject: string(m.key.vm), Epoch: uint64(m.key.epoch), Event: &godwitv1.Report_Instance{Instance: said}})
 }
 
 // answer reports the end of a command. One that failed may be tried again by

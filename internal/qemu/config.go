@@ -32,7 +32,7 @@ type Config struct {
 	Incoming bool // the guest's state will come by Listen
 	// Known is what Probe found of this Binary, if it was asked: it saves the
 	// time that asking again takes. It is not used for another version.
-	Known Features `json:"-"`
+	Known Abilities `json:"-"`
 }
 
 // Disk is one virtio disk. Its place in Config.Disks is its PCI address.

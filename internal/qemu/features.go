@@ -22,12 +22,18 @@ import (
 // probeTimeout bounds Probe when its context does not.
 const probeTimeout = 30 * time.Second
 
-// Features is what a host's QEMU can do.
+// Features is what the QEMU can do that is installed on a host.
 type Features struct {
-	Version      string // with the distribution's own in parentheses
-	Accel        string // "kvm" or "tcg"
-	Machines     []Machine
-	CPUModels    []string // usable here with all their features, sorted
+	Abilities
+	Machines  []Machine
+	CPUModels []string // usable here with all their features, sorted
+}
+
+// Abilities is what a QEMU can do in a migration: one that is installed, or that
+// of an instance, which may be older than what is installed by now.
+type Abilities struct {
+	Version      string   // with the distribution's own in parentheses
+	Accel        string   // "kvm" or "tcg"
 	Capabilities []string // of migration, sorted
 	Schema       *schema.Schema
 	// OnePass: a guest must be stopped before the first pass over its memory
@@ -164,13 +170,9 @@ func versionOf(client *qmp.Client) string {
 
 // ask fills in what the monitor tells.
 func (f *Features) ask(ctx context.Context, client *qmp.Client) (err error) {
-	f.Version = versionOf(client)
-	if f.Schema, err = qmp.ReadSchema(ctx, client); err != nil {
+	if f.Abilities, err = askAbilities(ctx, client, f.Accel); err != nil {
 		return err
 	}
-	// In between nothing was tried, so what came with 8.2 decides.
-	f.OnePass = f.Accel == "tcg" && !f.Schema.HasArgument("migrate-set-parameters", "avail-switchover-bandwidth")
-	f.CanHold = f.Schema.HasMigrationCapability(string(capabilityHold)) && !f.OnePass
 	machines, err := qmp.QueryMachines(ctx, client, qmp.QueryMachinesArgs{})
 	if err != nil {
 		return err
@@ -183,24 +185,33 @@ func (f *Features) ask(ctx context.Context, client *qmp.Client) (err error) {
 		f.Machines = append(f.Machines, machine)
 	}
 	models, err := qmp.QueryCPUDefinitions(ctx, client)
-	if err != nil {
-		return err
-	}
 	for _, model := range models {
 		if len(model.UnavailableFeatures) == 0 {
 			f.CPUModels = append(f.CPUModels, model.Name)
 		}
 	}
-	capabilities, err := qmp.QueryMigrateCapabilities(ctx, client)
-	for _, capability := range capabilities {
-		if capability.Capability != capabilityHold || f.CanHold {
-			f.Capabilities = append(f.Capabilities, string(capability.Capability))
-		}
-	}
 	slices.SortFunc(f.Machines, func(a, b Machine) int { return strings.Compare(a.Name, b.Name) })
 	slices.Sort(f.CPUModels)
-	slices.Sort(f.Capabilities)
 	return err
+}
+
+// askAbilities asks a QEMU that runs guests, or would, by an accelerator.
+func askAbilities(ctx context.Context, client *qmp.Client, accel string) (a Abilities, err error) {
+	a.Version, a.Accel = versionOf(client), accel
+	if a.Schema, err = qmp.ReadSchema(ctx, client); err != nil {
+		return a, err
+	}
+	// In between nothing was tried, so what came with 8.2 decides.
+	a.OnePass = accel == "tcg" && !a.Schema.HasArgument("migrate-set-parameters", "avail-switchover-bandwidth")
+	a.CanHold = a.Schema.HasMigrationCapability(string(capabilityHold)) && !a.OnePass
+	capabilities, err := qmp.QueryMigrateCapabilities(ctx, client)
+	for _, capability := range capabilities {
+		if capability.Capability != capabilityHold || a.CanHold {
+			a.Capabilities = append(a.Capabilities, string(capability.Capability))
+		}
+	}
+	slices.Sort(a.Capabilities)
+	return a, err
 }
 
 // checkNeeds names what is missing.

@@ -92,7 +92,7 @@ func (i *Instance) listen(ctx context.Context, in Incoming) error {
 	}
 	uri := "tcp:" + net.JoinHostPort(in.Listen.String(), "0")
 	args := qmp.MigrateIncomingArgs{URI: &uri}
-	if i.schema.HasArgument("migrate-incoming", "exit-on-error") {
+	if i.can.Schema.HasArgument("migrate-incoming", "exit-on-error") {
 		args.ExitOnError = new(false) // it stays to be asked for the error
 	}
 	return qmp.MigrateIncoming(ctx, i.monitor, args)
@@ -102,7 +102,7 @@ func (i *Instance) listen(ctx context.Context, in Incoming) error {
 func (i *Instance) setUp(ctx context.Context, connections int, parameters qmp.MigrateSetParametersArgs, more ...qmp.MigrationCapabilityStatus) error {
 	var on qmp.MigrateSetCapabilitiesArgs
 	for _, c := range capabilities {
-		if !c.optional || i.schema.HasMigrationCapability(string(c.name)) {
+		if !c.optional || i.can.Schema.HasMigrationCapability(string(c.name)) {
 			on.Capabilities = append(on.Capabilities, qmp.MigrationCapabilityStatus{Capability: c.name, State: true})
 		}
 	}

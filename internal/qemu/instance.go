@@ -7,7 +7,6 @@ import (
 
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/qmp"
-	"godwit.dev/godwit/internal/qmp/schema"
 )
 
 // Instance is one running QEMU, or one that has ended. See the package comment
@@ -16,23 +15,25 @@ type Instance struct {
 	config  Config
 	process *process
 	monitor *qmp.Client
-	schema  *schema.Schema
+	can     Abilities
 	loaded  atomic.Bool // it is known to have loaded what came to it, and sends nothing yet
 }
 
 // attach makes an Instance of a process whose monitor has answered.
 func attach(ctx context.Context, r record, p *process, monitor *qmp.Client) (*Instance, error) {
-	i := &Instance{config: r.Config, process: p, monitor: monitor}
-	if known := r.Config.Known; known.Schema != nil && known.Version == versionOf(monitor) {
-		i.schema = known.Schema
+	i := &Instance{config: r.Config, process: p, monitor: monitor, can: r.Config.Known}
+	if i.can.Schema != nil && i.can.Version == versionOf(monitor) && i.can.Accel == r.Config.Accel {
 		return i, nil
 	}
 	var err error
-	if i.schema, err = qmp.ReadSchema(ctx, monitor); err != nil {
+	if i.can, err = askAbilities(ctx, monitor, r.Config.Accel); err != nil {
 		return nil, err
 	}
 	return i, nil
 }
+
+// Abilities gives what the process can do, whatever is installed by now.
+func (i *Instance) Abilities() Abilities { return i.can }
 
 // Config gives what the instance was started with. The NICs' descriptors mean
 // nothing after an adoption.

@@ -28,7 +28,7 @@ type Outgoing struct {
 	SwitchoverBandwidth fleet.BytesPerSecond
 	// Hold keeps QEMU from ending the copy by itself while the guest runs,
 	// whatever is left; after Stop it ends it. For QEMU 8.1 and later: see
-	// Features.CanHold.
+	// Abilities.CanHold.
 	Hold bool
 	// Connections is as the target's.
 	Connections int
@@ -73,7 +73,7 @@ func (i *Instance) sendTo(ctx context.Context, out Outgoing) error {
 		parameters.TLSCreds, parameters.TLSHostname = new(credsObject), &out.TLSHostname
 	}
 	var hold []qmp.MigrationCapabilityStatus
-	if i.schema.HasMigrationCapability(string(capabilityHold)) {
+	if i.can.Schema.HasMigrationCapability(string(capabilityHold)) {
 		hold = append(hold, qmp.MigrationCapabilityStatus{Capability: capabilityHold, State: out.Hold})
 	}
 	if err := i.setUp(ctx, out.Connections, parameters, hold...); err != nil {
@@ -88,7 +88,7 @@ func (i *Instance) sendTo(ctx context.Context, out Outgoing) error {
 const capabilityHold = qmp.MigrationCapabilitySwitchoverAck
 
 func (i *Instance) canSetSwitchover() bool {
-	return i.schema.HasArgument("migrate-set-parameters", "avail-switchover-bandwidth")
+	return i.can.Schema.HasArgument("migrate-set-parameters", "avail-switchover-bandwidth")
 }
 
 // switchover gives a bandwidth with which QEMU's threshold, a whole number of
