@@ -21,19 +21,35 @@ type Host struct {
 	Seen     time.Time    `json:"seen"`              // when its agent last said hello, or its session ended
 }
 
-// QEMUFeatures is what a host's QEMU can do, found by asking it.
+// QEMUFeatures is what the QEMU can do that is installed on a host, found by
+// asking it. Instances that were started before may run an older one.
 type QEMUFeatures struct {
 	Version   string            `json:"version"`
 	Accel     string            `json:"accel"`     // "kvm" or "tcg"
 	Machines  []string          `json:"machines"`  // versioned machine types
 	Aliases   map[string]string `json:"aliases"`   // e.g. "q35" → "pc-q35-10.0"
 	CPUModels []string          `json:"cpuModels"` // that run here with all their features
-	// Capabilities are those of migration, by QEMU's names.
-	Capabilities []string `json:"capabilities,omitempty"`
+
+	Capabilities Capabilities `json:"capabilities,omitempty"`
 }
 
-// Can reports whether the QEMU has a capability of migration.
-func (q QEMUFeatures) Can(capability string) bool { return slices.Contains(q.Capabilities, capability) }
+// Capabilities are what a QEMU can do in a migration, by its own names.
+type Capabilities []string
+
+// Can reports whether the QEMU has a capability.
+func (c Capabilities) Can(capability string) bool { return slices.Contains(c, capability) }
+
+// InstanceQEMU is what the QEMU of one instance can do: it stays the one that its
+// host had when the instance was started. Version is "" if that is not known.
+type InstanceQEMU struct {
+	Version      string       `json:"version"`
+	Capabilities Capabilities `json:"capabilities,omitempty"`
+}
+
+// Equal reports whether both are the same.
+func (q InstanceQEMU) Equal(other InstanceQEMU) bool {
+	return q.Version == other.Version && slices.Equal(q.Capabilities, other.Capabilities)
+}
 
 // Ledger is what is reserved on one host, by VM. It is one record, so that two
 // placements cannot both take the last of it.

@@ -17,6 +17,8 @@ type VM struct {
 	Migration MigrationID `json:"migration,omitempty"` // holds the VM's lock while set
 	Accel     string      `json:"accel,omitempty"`     // of its first start: "kvm" or "tcg"
 	Created   time.Time   `json:"created"`
+
+	QEMU InstanceQEMU `json:"qemu,omitzero"` // of the owner's instance, by its agent
 }
 
 // Owner is the only instance whose actions count: the one on Host at Epoch.

@@ -1,6 +1,7 @@
 package migration
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -8,10 +9,10 @@ import (
 )
 
 func TestConnections(t *testing.T) {
-	all := fleet.QEMUFeatures{Capabilities: []string{"multifd", "switchover-ack"}}
-	only := func(names ...string) fleet.QEMUFeatures { return fleet.QEMUFeatures{Capabilities: names} }
+	all := fleet.Capabilities{"multifd", "switchover-ack"}
+	only := func(names ...string) fleet.Capabilities { return names }
 	for name, tt := range map[string]struct {
-		source, target fleet.QEMUFeatures
+		source, target fleet.Capabilities
 		limit          fleet.BytesPerSecond
 		want           int
 		why            string // a part of it
@@ -29,6 +30,26 @@ func TestConnections(t *testing.T) {
 			got, why := Connections(tt.source, tt.target, Policy{BandwidthMax: tt.limit})
 			if got != tt.want || !strings.Contains(why, tt.why) {
 				t.Errorf("%d, because %s; want %d, because %s", got, why, tt.want, tt.why)
+			}
+		})
+	}
+}
+
+// What the instance can do that is to be sent counts, and not what is installed by
+// now; of VMs that ran before records had that, the host's word has to do.
+func TestSourceCapabilities(t *testing.T) {
+	host := fleet.Host{QEMU: fleet.QEMUFeatures{Version: "10.0.2", Capabilities: fleet.Capabilities{"multifd", "switchover-ack"}}}
+	for name, tt := range map[string]struct {
+		qemu fleet.InstanceQEMU
+		want fleet.Capabilities
+	}{
+		"an older one runs":    {qemu: fleet.InstanceQEMU{Version: "7.2.0", Capabilities: fleet.Capabilities{"multifd"}}, want: fleet.Capabilities{"multifd"}},
+		"one without any runs": {qemu: fleet.InstanceQEMU{Version: "7.2.0"}},
+		"an old record":        {want: host.QEMU.Capabilities},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got := SourceCapabilities(fleet.VM{QEMU: tt.qemu}, host); !slices.Equal(got, tt.want) {
+				t.Errorf("%v, want %v", got, tt.want)
 			}
 		})
 	}

@@ -14,7 +14,7 @@ const (
 	Started        EventKind = "started"         // the server takes it up
 	CancelAsked    EventKind = "cancel-asked"    // by a person or another request; Detail says why
 	TimerFired     EventKind = "timer-fired"     // the time of Timer has come
-	TargetPrepared EventKind = "target-prepared" // answers PrepareTarget; Port is set
+	TargetPrepared EventKind = "target-prepared" // answers PrepareTarget; Port and QEMU are set
 	TargetFailed   EventKind = "target-failed"   // Detail and Gone are set
 	CopyProgressed EventKind = "copy-progressed" // Progress is set
 	SourceStopped  EventKind = "source-stopped"  // the source is paused behind its redirecting gate; Detail: by whom
@@ -57,6 +57,7 @@ type Event struct {
 
 	Due      time.Time // of TimerFired: At of the timer
 	Port     uint16
+	QEMU     fleet.InstanceQEMU // of the target
 	Frames   int
 	Progress Progress
 	Source   SourceMarks

@@ -26,6 +26,11 @@ type Migration struct {
 	Connections    int    `json:"connections,omitempty"`
 	ConnectionsWhy string `json:"connectionsWhy,omitempty"` // so many
 
+	// The QEMUs of both instances, as far as they are known: the target's has none
+	// before it is prepared.
+	SourceQEMU fleet.InstanceQEMU `json:"sourceQEMU,omitzero"`
+	TargetQEMU fleet.InstanceQEMU `json:"targetQEMU,omitzero"`
+
 	State     State     `json:"state"`
 	Committed bool      `json:"committed"`
 	Cause     string    `json:"cause,omitempty"`
@@ -161,7 +166,7 @@ func New(id fleet.MigrationID, vm fleet.VM, target fleet.HostName, tunnels map[s
 		ID: id, VM: vm.Name, UID: vm.UID,
 		Source: vm.Owner.Host, Target: target, Epoch: vm.Owner.Epoch,
 		Tunnels: tunnels, Policy: policy, Reason: reason,
-		State: Planned, Created: now,
+		State: Planned, Created: now, SourceQEMU: vm.QEMU,
 	}
 	m.setTimer(now, policy.PrepareMax, "nobody took it up")
 	return m
@@ -177,6 +182,14 @@ func (m *Migration) Owner() fleet.Owner {
 		return fleet.Owner{Host: m.Target, Epoch: m.Epoch + 1}
 	}
 	return fleet.Owner{Host: m.Source, Epoch: m.Epoch}
+}
+
+// OwnerQEMU is that of the owner's instance.
+func (m *Migration) OwnerQEMU() fleet.InstanceQEMU {
+	if m.Owner().Host == m.Target {
+		return m.TargetQEMU
+	}
+	return m.SourceQEMU
 }
 
 // Locked reports whether the VM's record is still the migration's to change:

@@ -77,6 +77,7 @@ func EventOf(report *godwitv1.Report) (event migration.Event, known bool) {
 	switch said := report.GetEvent().(type) {
 	case *godwitv1.Report_TargetPrepared:
 		event.Kind, event.Port = migration.TargetPrepared, uint16(said.TargetPrepared.GetPort())
+		event.QEMU = wire.QEMUOf(said.TargetPrepared)
 	case *godwitv1.Report_CopyProgress:
 		event.Kind, event.Progress = migration.CopyProgressed, progressOf(report.GetAt(), said.CopyProgress)
 	case *godwitv1.Report_SourceStopped:

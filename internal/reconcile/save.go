@@ -70,7 +70,7 @@ func (r *Reconciler) changedVM(ctx context.Context, one *run, before, after migr
 		}
 	}
 	if moves {
-		vm.Value.Owner = after.Owner()
+		vm.Value.Owner, vm.Value.QEMU = after.Owner(), after.OwnerQEMU()
 	}
 	if unlocks {
 		vm.Value.Migration = ""
@@ -78,7 +78,7 @@ func (r *Reconciler) changedVM(ctx context.Context, one *run, before, after migr
 	if unlocks && after.Down() {
 		vm.Value.Phase, vm.Value.Cause = fleet.VMFailed, after.Cause
 		// By a new epoch an instance that a lost host still has is stale.
-		vm.Value.Owner = fleet.Owner{Epoch: after.Owner().Epoch + 1}
+		vm.Value.Owner, vm.Value.QEMU = fleet.Owner{Epoch: after.Owner().Epoch + 1}, fleet.InstanceQEMU{}
 	}
 	return vm, moves || unlocks, nil
 }

@@ -93,13 +93,8 @@ func (l *lifecycle) move(ctx context.Context, host fleet.HostName, entry store.E
 		return nil
 	}
 	switch said.GetState() {
-	case instanceRunning:
-		switch {
-		case vm.Phase == fleet.VMStarting:
-			vm.Phase, vm.Cause = fleet.VMRunning, ""
-		case vm.Phase == fleet.VMStopping && answers >= sequenceFirstStop && said.GetCause() != "" && said.GetCause() != vm.Cause:
-			vm.Cause = wire.Bounded(said.GetCause()) // why it could not be stopped; another Stop tries again
-		default:
+	case instanceRunning, instancePaused:
+		if !goOn(&vm, said, answers) {
 			return nil
 		}
 		_, err := l.tables.store.Commit(ctx, store.If(l.tables.vms.At(entry.Name, entry.Version)), l.tables.vms.Put(entry.Name, vm))
@@ -122,12 +117,28 @@ func (l *lifecycle) move(ctx context.Context, host fleet.HostName, entry store.E
 	return err
 }
 
+// goOn changes a VM by what its owner says of the instance, which has not ended;
+// false if that is known already.
+func goOn(vm *fleet.VM, said *godwitv1.InstanceReport, answers uint64) (news bool) {
+	if qemu := wire.QEMUOf(said); qemu.Version != "" && !qemu.Equal(vm.QEMU) {
+		vm.QEMU, news = qemu, true
+	}
+	switch {
+	case said.GetState() != instanceRunning:
+	case vm.Phase == fleet.VMStarting:
+		vm.Phase, vm.Cause, news = fleet.VMRunning, "", true
+	case vm.Phase == fleet.VMStopping && answers >= sequenceFirstStop && said.GetCause() != "" && said.GetCause() != vm.Cause:
+		vm.Cause, news = wire.Bounded(said.GetCause()), true // why it could not be stopped; another Stop tries again
+	}
+	return news
+}
+
 // end records that the instance is gone, and gives its capacity back in the
 // same commit.
 func (l *lifecycle) end(ctx context.Context, host fleet.HostName, entry store.Entry[fleet.VM], said *godwitv1.InstanceReport) error {
 	vm := entry.Value
 	vm.Phase, vm.Cause = afterEnd(vm.Phase, host, said)
-	vm.Owner.Host = "" // the epoch stays: it only ever grows
+	vm.Owner.Host, vm.QEMU = "", fleet.InstanceQEMU{} // the epoch stays: it only ever grows
 	ledger, err := l.tables.ledgers.Get(ctx, string(host))
 	if err != nil && fleet.CodeOf(err) != fleet.NotFound {
 		return err

@@ -29,7 +29,7 @@ const (
 	// answer a ping when it has said nothing for as long. It is long, since
 	// what is on its way to a client by a slow line goes before the ping.
 	stuckMax = time.Minute
-	// maxHelloBytes has room for some thousand instances on a host.
+	// maxHelloBytes has room for more than a thousand instances on a host.
 	maxHelloBytes = 1 << 20
 )
 

@@ -94,8 +94,9 @@ func (r *reconciler) tryCreate(ctx context.Context, request migrationRequest) (s
 	now := time.Now()
 	m := migration.New(newMigrationID(now), vm.Value, chosen.Host, tunnels, policy, request.reason, now)
 	noteChoice(&m, chosen, request.target)
-	m.Connections, m.ConnectionsWhy = migration.Connections(on.hosts[m.Source].Value.QEMU, on.hosts[m.Target].Value.QEMU, policy)
-	m.Unheld = migration.Unheld(on.hosts[m.Source].Value.QEMU)
+	source := migration.SourceCapabilities(vm.Value, on.hosts[m.Source].Value)
+	m.Connections, m.ConnectionsWhy = migration.Connections(source, on.hosts[m.Target].Value.QEMU.Capabilities, policy)
+	m.Unheld = migration.Unheld(source)
 	return r.record(ctx, m, vm, on, counter, request.receipt)
 }
 

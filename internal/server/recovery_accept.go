@@ -12,6 +12,7 @@ import (
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/migration"
 	"godwit.dev/godwit/internal/store"
+	"godwit.dev/godwit/internal/wire"
 )
 
 // epochLift is added to the newest known epoch of a VM of which no instance goes
@@ -143,7 +144,7 @@ func settledVM(vm fleet.VM, seen []sighting) (fleet.VM, string) {
 	vm.Migration = ""
 	owner, whyNone := goesOn(seen)
 	if whyNone == "" {
-		vm.Owner, vm.Phase, vm.Cause = owner.owner(), fleet.VMRunning, ""
+		vm.Owner, vm.Phase, vm.Cause, vm.QEMU = owner.owner(), fleet.VMRunning, "", wire.QEMUOf(owner.instance)
 		if vm.Owner == before {
 			return vm, ""
 		}
@@ -153,7 +154,7 @@ func settledVM(vm fleet.VM, seen []sighting) (fleet.VM, string) {
 	for _, one := range seen {
 		highest = max(highest, one.owner().Epoch)
 	}
-	vm.Owner = fleet.Owner{Epoch: highest + epochLift}
+	vm.Owner, vm.QEMU = fleet.Owner{Epoch: highest + epochLift}, fleet.InstanceQEMU{}
 	if vm.Phase == fleet.VMStopped || vm.Phase == fleet.VMFailed {
 		return vm, ""
 	}

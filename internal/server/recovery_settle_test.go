@@ -13,7 +13,7 @@ import (
 // so that it goes on only if the target is seen, and has not run.
 func TestSettledVM(t *testing.T) {
 	at := func(host fleet.HostName, epoch uint64, state string) sighting {
-		return sighting{host, &godwitv1.InstanceReport{Vm: "web1", Uid: "u1", Epoch: epoch, State: state, Migration: "m1"}}
+		return sighting{host, &godwitv1.InstanceReport{Vm: "web1", Uid: "u1", Epoch: epoch, State: state, Migration: "m1", QemuVersion: string(host)}}
 	}
 	other := sighting{"h9", &godwitv1.InstanceReport{Vm: "web1", Uid: "u0", Epoch: 99, State: instanceRunning}}
 	for name, test := range map[string]struct {
@@ -39,7 +39,7 @@ func TestSettledVM(t *testing.T) {
 		"two of one epoch":                   {[]sighting{at("h1", 5, instanceRunning), at("h2", 5, instanceRunning)}, fleet.Owner{Epoch: 5 + epochLift}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			vm := fleet.VM{Name: "web1", UID: "u1", Phase: fleet.VMRunning, Migration: "m1", Owner: fleet.Owner{Host: "h1", Epoch: 5}}
+			vm := fleet.VM{Name: "web1", UID: "u1", Phase: fleet.VMRunning, Migration: "m1", Owner: fleet.Owner{Host: "h1", Epoch: 5}, QEMU: fleet.InstanceQEMU{Version: "of the backup"}}
 			got, change := settledVM(vm, test.seen)
 			phase := fleet.VMRunning
 			if test.want.Host == "" {
@@ -47,6 +47,9 @@ func TestSettledVM(t *testing.T) {
 			}
 			if got.Owner != test.want || got.Phase != phase || got.Migration != "" || (got.Cause == "") != (phase == fleet.VMRunning) {
 				t.Errorf("%+v, phase %s, migration %q, cause %q; want %+v", got.Owner, got.Phase, got.Migration, got.Cause, test.want)
+			}
+			if by := got.QEMU.Version; by != "" && by != string(got.Owner.Host) {
+				t.Errorf("it runs by the QEMU of %s", by)
 			}
 			if (change == "") != (got.Owner == vm.Owner) {
 				t.Errorf("change %q", change)

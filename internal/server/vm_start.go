@@ -94,7 +94,7 @@ func (s *Server) place(ctx context.Context, vm fleet.VM, want fleet.HostName) (p
 	}
 	name, qemu := string(result.Host), on.hosts[result.Host].Value.QEMU
 	vm.Owner = fleet.Owner{Host: result.Host, Epoch: vm.Owner.Epoch + 1}
-	vm.Phase, vm.Cause = fleet.VMStarting, ""
+	vm.Phase, vm.Cause, vm.QEMU = fleet.VMStarting, "", fleet.InstanceQEMU{}
 	vm.Spec.CPUModel, vm.Accel = placement.CPUModel(vm.Spec, qemu), qemu.Accel
 	if versioned, alias := qemu.Aliases[vm.Spec.Machine]; alias {
 		vm.Spec.Machine = versioned

@@ -23,6 +23,9 @@ func EncodeVM(vm fleet.VM, version int64) *godwitv1.VM {
 		Created:   encodeTime(vm.Created),
 		Version:   version,
 		Accel:     vm.Accel,
+
+		QemuVersion:           vm.QEMU.Version,
+		MigrationCapabilities: vm.QEMU.Capabilities,
 	}
 }
 
@@ -48,6 +51,7 @@ func DecodeVM(message *godwitv1.VM) (vm fleet.VM, version int64, err error) {
 		Migration: fleet.MigrationID(message.GetMigration()),
 		Created:   decodeTime(message.GetCreated()),
 		Accel:     message.GetAccel(),
+		QEMU:      fleet.InstanceQEMU{Version: message.GetQemuVersion(), Capabilities: message.GetMigrationCapabilities()},
 	}
 	return vm, message.GetVersion(), faults.err("read vm " + message.GetName())
 }

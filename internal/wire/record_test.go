@@ -98,6 +98,7 @@ func TestVMCrossesTheWire(t *testing.T) {
 			Owner: fleet.Owner{Host: fleet.HostName(text(t)), Epoch: fleet.Epoch(rapid.Uint64().Draw(t, "epoch"))},
 			Phase: fleet.VMPhase(text(t)), Cause: text(t), Migration: fleet.MigrationID(text(t)),
 			Accel: text(t), Created: instant(t),
+			QEMU: fleet.InstanceQEMU{Version: text(t), Capabilities: some(t, text)},
 		}
 		version := rapid.Int64().Draw(t, "version")
 		got, gotVersion, err := wire.DecodeVM(cross(t, wire.EncodeVM(vm, version), &godwitv1.VM{}))

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"godwit.dev/godwit/internal/fleet"
 )
 
 // ErrorMax bounds what a host's error takes of a record, in bytes.
@@ -16,6 +18,23 @@ func Bounded(text string) string {
 		return strings.ToValidUTF8(text[:ErrorMax], "") + "…"
 	}
 	return text
+}
+
+// capabilitiesMax is more than any QEMU has.
+const capabilitiesMax = 100
+
+// QEMUOf reads what a host says of an instance's QEMU. What is longer than any of
+// it is, is cut.
+func QEMUOf(said interface {
+	GetQemuVersion() string
+	GetMigrationCapabilities() []string
+}) fleet.InstanceQEMU {
+	qemu := fleet.InstanceQEMU{Version: Bounded(said.GetQemuVersion())}
+	names := said.GetMigrationCapabilities()
+	for _, name := range names[:min(len(names), capabilitiesMax)] {
+		qemu.Capabilities = append(qemu.Capabilities, Bounded(name))
+	}
+	return qemu
 }
 
 // TimeOf keeps "not set" apart from 1970. What is no time, and has no form in a
