@@ -3,6 +3,7 @@ package explore
 import (
 	"fmt"
 
+	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/migration"
 )
 
@@ -24,11 +25,16 @@ func (s *search) always(w *world) string {
 		return "the VM is taken back that was never given"
 	case !s.Locked(m) && pending(m, migration.RunTarget)+pending(m, migration.ResumeSource) > 0:
 		return "the VM is free for others, and a host may yet be told to run it"
+	case s.givenUp(m) && (w.src.qemu == runs || w.tgt.qemu == runs):
+		return "the VM is given up, so that it may be started anew, and an instance runs"
 	case m.Sequence > sequenceMax:
 		return "it orders without end"
 	}
 	return ""
 }
+
+// givenUp: the VM is free for others and counts as down, so it may be started anew.
+func (s *search) givenUp(m *migration.Migration) bool { return !s.Locked(m) && s.Down(m) }
 
 // pending counts the commands of a kind that are not answered.
 func pending(m *migration.Migration, kind migration.EffectKind) (n int) {
@@ -46,7 +52,9 @@ const sequenceMax = 12
 // checkDecision checks what the core makes of an event.
 func (w *world) checkDecision(next *migration.Migration, effects []migration.Effect, e migration.Event) {
 	asked := e.Kind == migration.TimerFired || e.Kind == migration.CancelAsked
-	ended := w.sourceEnd || e.Kind == migration.SourceFailed && e.Gone && !wentOn(&w.m)
+	ended := w.sourceEnd || w.endsSource(e)
+	w.wrong(e.Kind == migration.HostLost && !w.m.Involves(fleet.HostName(e.From)), "it heeds the loss of a host that has no part in it")
+	w.wrong(e.Kind == migration.HostLost && w.m.Over(), "it is over, and its record is changed")
 	w.wrong(e.Kind == migration.TimerFired && !e.Due.Equal(present), "it heeds a deadline that is no more")
 	undone := next.State == migration.RollingBack && (w.m.State == migration.Copying || w.m.State == migration.Switching)
 	resumes := w.m.Unheld && !w.m.SourceSent // it may have run on before it ended
@@ -58,9 +66,11 @@ func (w *world) checkDecision(next *migration.Migration, effects []migration.Eff
 	w.wrong(ended && next.State == migration.Aborted && next.Committed, "the VM is given back to a source that has ended")
 }
 
-// checkSourceEnds checks a command that ends the source.
+// checkSourceEnds checks a command that ends the source. Of a lost target that was
+// to run nobody can say that it never did.
 func (w *world) checkSourceEnds() {
-	w.wrong(w.src.alive() && !w.opened && w.m.Committed, "the source is ended, and the target never ran")
+	w.wrong(w.src.alive() && w.m.Owner().Host == w.m.Source, "the source is ended, and the VM is there")
+	w.wrong(w.src.alive() && !w.opened && !w.m.TargetLost, "the source is ended, and the target never ran")
 }
 
 // checkForwardingEnds checks a command that ends the forwarding. Frames that the
@@ -117,14 +127,28 @@ func (s *search) atRest(w *world) string {
 		return "it is not finished where it runs: its agent takes it for " + on.role
 	case !off.off && off.exists && !stuck:
 		return "an instance is left on the host that the VM is not on"
+	case s.givenUp(m) && (!w.src.off && w.src.exists || !w.tgt.off && w.tgt.exists):
+		return "an instance is left of a VM that is given up"
+	case !s.Locked(m) && !s.Down(m) && (stuck || on.unsaid):
+		return "the VM is free for others, runs nowhere, and does not count as down"
 	}
 	return ""
+}
+
+// missing: the host is off, and may be waited for.
+func (h *host) missing() bool { return h.off && !h.declared }
+
+// mayRunOn: the source's host is missing, and may say that it ran on, by the refusal
+// of a target of which nobody has heard more.
+func (w *world) mayRunOn() bool {
+	return w.src.missing() && pending(&w.m, migration.ReleaseSource) > 0 && w.tgt.declared && !w.m.TargetRuns && !w.sourceEnd
 }
 
 // recordAtRest checks the record by itself, and against what faults have done.
 func (s *search) recordAtRest(w *world) string {
 	m := &w.m
 	stuck := m.State == migration.NeedsOperator
+	missing := w.src.missing() || w.tgt.missing()
 	switch {
 	case !m.State.Final():
 		return "it rests in " + string(m.State)
@@ -132,13 +156,15 @@ func (s *search) recordAtRest(w *world) string {
 		return "it ended without a cause"
 	case stuck && !w.src.off && !w.tgt.off && !w.src.killed && !w.tgt.killed:
 		return "an operator is needed, and all hosts and instances live"
-	case stuck && m.TargetRuns:
+	case stuck && m.TargetRuns && !w.tgt.declared:
 		return "an operator is needed, though the target has run"
 	case stuck && !m.CopyStarted:
 		return "an operator is needed, though the source was told nothing"
-	case stuck && s.Locked(m) && pending(m, migration.RunTarget)+pending(m, migration.ResumeSource) == 0:
+	case stuck && s.Locked(m) && !missing:
+		return "the VM is locked, and no host is missing"
+	case stuck && s.Locked(m) && pending(m, migration.RunTarget)+pending(m, migration.ResumeSource) == 0 && !w.mayRunOn():
 		return "the VM is locked for ever"
-	case len(m.Pending) > 0 && !w.src.off && !w.tgt.off:
+	case len(m.Pending) > 0 && !missing:
 		return fmt.Sprintf("%v is pending for ever", m.Pending)
 	}
 	return ""

@@ -7,7 +7,7 @@ import (
 
 func TestNoViolation(t *testing.T) {
 	for _, auto := range []bool{false, true} {
-		got := Explore(Options{Faults: 1, AutoResume: auto, StatesMax: 3_000_000})
+		got := Explore(Options{Faults: 1, Lost: true, AutoResume: auto, StatesMax: 3_000_000})
 		t.Logf("auto-resume %v: %d states, %d at rest", auto, got.States, got.Rest)
 		if got.Violation != "" {
 			t.Errorf("auto-resume %v: %s\n  %s", auto, got.Violation, strings.Join(got.Trace, "\n  "))

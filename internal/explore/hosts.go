@@ -241,17 +241,21 @@ func (w *world) restart(h *host) {
 }
 
 // faultSteps gives what can go wrong next.
-func (w *world) faultSteps() (steps []step) {
+func (w *world) faultSteps(x Options) (steps []step) {
 	if w.faults == 0 {
 		return nil
 	}
-	add := func(what string, when bool, do func(*world)) {
+	hosts := func(what string, when bool, do func(*world)) {
 		if when {
 			steps = append(steps, step{"FAULT: " + what, func(w *world) {
 				w.faults--
 				do(w)
 			}})
 		}
+	}
+	add := hosts
+	if x.HostsOnly {
+		add = func(string, bool, func(*world)) {}
 	}
 	add("the stream is cut", !w.cut && w.tgt.alive(), func(w *world) { w.cut = true })
 	add("the target's QEMU does not run at first", w.tgt.up && w.tgt.role == arriving && w.tgt.gate == open && w.tgt.qemu == loaded, func(w *world) {
@@ -281,7 +285,7 @@ func (w *world) faultSteps() (steps []step) {
 			w.sent = without(w.sent, side.at)
 		}
 		add("the "+side.name+"'s agent dies", side.of(w).up, die)
-		add("the "+side.name+"'s host dies", !side.of(w).off, func(w *world) {
+		hosts("the "+side.name+"'s host dies", !side.of(w).off, func(w *world) {
 			die(w)
 			h := side.of(w)
 			h.off, h.killed = true, h.killed || h.alive()

@@ -18,7 +18,7 @@ func Mutants() []Mutant {
 	core := func(name string, faults int, c Core) Mutant {
 		return Mutant{name, Options{Core: c, Faults: faults}}
 	}
-	return []Mutant{
+	return append([]Mutant{
 		core("the commit is allowed after an abort", 0, as(migration.TargetLoaded, migration.RollingBack, migration.Switching)),
 		core("a cancel is allowed after the commit", 0, as(migration.CancelAsked, migration.Settling, migration.Switching)),
 		core("a deadline after the commit is taken for one before", 0, as(migration.TimerFired, migration.Settling, migration.Switching)),
@@ -87,7 +87,7 @@ func Mutants() []Mutant {
 		{"a source that may have run on before it ended counts as one that has not", Options{Faults: 2, AutoResume: true, Core: trustsUnheld.core}},
 		core("the copy stays when it is rolled back", 0, undropped(migration.StartCopy, rollsBack)),
 		core("the preparation stays when it is rolled back", 0, undropped(migration.PrepareTarget, rollsBack)),
-	}
+	}, lostMutants()...)
 }
 
 // as takes an event in a state as if it were in another.

@@ -1,6 +1,7 @@
 package explore
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"fmt"
 	"slices"
@@ -16,7 +17,10 @@ type Core func(migration.Migration, migration.Event) (migration.Migration, []mig
 type Options struct {
 	Core       Core                            // nil is migration.Step
 	Locked     func(*migration.Migration) bool // nil is migration.Migration.Locked
+	Down       func(*migration.Migration) bool // nil is migration.Migration.Down
 	Faults     int                             // at most so many
+	HostsOnly  bool                            // they are deaths of hosts
+	Lost       bool                            // a host that has died may be declared lost
 	AutoResume bool                            // a source runs on by itself when its migration fails
 	// KnownHeld breaks what the record says of such a source: that it does.
 	KnownHeld bool
@@ -67,6 +71,9 @@ func Explore(o Options) Result {
 	}
 	if o.Locked == nil {
 		o.Locked = (*migration.Migration).Locked
+	}
+	if o.Down == nil {
+		o.Down = (*migration.Migration).Down
 	}
 	s := &search{Options: o, index: map[digest]int32{}, words: map[string]string{}}
 	s.found(first(o), -1, "")
@@ -132,7 +139,7 @@ func (s *search) expand(at int, w *world) (atRest bool, violation string) {
 		follow(one.what, one.do, true)
 	}
 	s.serverSteps(w, follow)
-	for _, one := range w.faultSteps() {
+	for _, one := range w.faultSteps(s.Options) {
 		follow(one.what, one.do, false)
 	}
 	return atRest, violation
@@ -167,6 +174,9 @@ func (s *search) serverSteps(w *world, follow func(string, func(*world), bool)) 
 			s.happen(w, migration.Event{Kind: migration.ReturnAsked})
 		}, false)
 	}
+	if s.Lost {
+		s.lossSteps(w, follow)
+	}
 	for _, r := range w.said {
 		event(fmt.Sprintf("hears %s answers=%d gone=%v unrun=%v", r.kind, r.answers, r.gone, r.unrun),
 			migration.Event{Kind: r.kind, Answers: r.answers, Gone: r.gone, Unrun: r.unrun}, true)
@@ -196,16 +206,35 @@ func (s *search) serverSteps(w *world, follow func(string, func(*world), bool)) 
 	}
 }
 
+// lossSteps gives what somebody may say of hosts: of those that have died that they
+// are off for good, and the same of one that has no part.
+func (s *search) lossSteps(w *world, follow func(string, func(*world), bool)) {
+	for _, name := range []fleet.HostName{w.m.Source, w.m.Target, "other"} {
+		if w.at(name).off || name == "other" && w.m.State != migration.Planned {
+			follow(fmt.Sprintf("server: %s is declared lost", name), func(w *world) {
+				held := s.Locked(&w.m)
+				s.happen(w, migration.Event{Kind: migration.HostLost, From: string(name)})
+				if h := w.at(name); h.off && !h.declared {
+					h.declared, h.unsaid, w.same = true, held, false // also if nothing follows
+				}
+			}, false)
+		}
+	}
+}
+
 func (w *world) at(name fleet.HostName) *host {
-	if name == w.m.Target {
+	switch name {
+	case w.m.Source:
+		return &w.src
+	case w.m.Target:
 		return &w.tgt
 	}
-	return &w.src
+	return &host{}
 }
 
 // happen lets the core decide, and dispatches what it wants.
 func (s *search) happen(w *world, e migration.Event) {
-	e.At, e.From, e.Detail = start, "somebody", "for some reason"
+	e.At, e.From, e.Detail = start, cmp.Or(e.From, "somebody"), "for some reason"
 	next, effects, verdict := s.Core(w.m, e)
 	if verdict == migration.Broken {
 		w.wrong(true, "the core calls it broken in "+string(w.m.State))
@@ -224,7 +253,13 @@ func (s *search) happen(w *world, e migration.Event) {
 
 // wentOn: the source has the VM back, whose end is then as any VM's.
 func wentOn(m *migration.Migration) bool {
-	return m.State == migration.RollingBack && pending(m, migration.ResumeSource) == 0
+	return m.State == migration.Aborted || m.State == migration.RollingBack && pending(m, migration.ResumeSource) == 0
+}
+
+// endsSource: the event says that the source has ended, which matters.
+func (w *world) endsSource(e migration.Event) bool {
+	lost := e.Kind == migration.HostLost && e.From == string(w.m.Source)
+	return (lost || e.Kind == migration.SourceFailed && e.Gone) && !wentOn(&w.m)
 }
 
 // note keeps what an event says of the time, or of the source.
@@ -233,7 +268,7 @@ func (w *world) note(e migration.Event) {
 	switch {
 	case e.Kind == migration.TimerFired && w.m.State == migration.Settling && !grace:
 		w.overdue = w.overdue || e.Due.Equal(present)
-	case e.Kind == migration.SourceFailed && e.Gone && !wentOn(&w.m):
+	case w.endsSource(e):
 		w.sourceEnd = true
 	}
 }

@@ -6,9 +6,8 @@ type Unmissed struct {
 	Why   string // nothing comes of taking it out
 }
 
-// UnmissedGuards lists them. With [Mutants] these are all conditions in step.go,
-// those of the table's cells, and those of Migration.Locked, but for what concerns
-// hosts that are declared lost: that is not explored.
+// UnmissedGuards lists them. With [Mutants] these are all conditions in step.go and
+// lost.go, those of the table's cells, and those of Migration.Locked and Down.
 func UnmissedGuards() []Unmissed {
 	return []Unmissed{
 		{"Step: a timer fires, and none is set", "only a final state has none, and there the table says late"},
@@ -28,7 +27,14 @@ func UnmissedGuards() []Unmissed {
 		{"rollBack: an epoch only for what was taken back", "else it is the source's own, at which it is already"},
 		{"releaseTarget: frames return only to a source that has not ended", "nobody is there to take them"},
 		{"Migration.Locked: the target does not run", "no migration whose target runs needs an operator; that is checked"},
-		{"Migration.Locked and AwaitsTarget: the record was not abandoned", "records that are an old copy are not explored"},
+		{"Migration.Locked, SourceMayRunOn and AwaitsTarget: the record was not abandoned", "records that are an old copy are not explored"},
+		{"canLose: it was not told before", "told again nothing more follows"},
+		{"targetLost: the VM has an instance", "else the source is told to release twice, and does it once"},
+		{"answerForLost: the table acts on the answer", "without it Step crashes at the first effect that has none"},
+		{"answerForLost: why frames did not return", "only people read it"},
+		{"Migration.SourceMayRunOn: an operator is needed", "what leads out of that drops the source's release, which is asked as well"},
+		{"Migration.SourceMayRunOn: the source has not ended", "it takes three faults, and then the VM is locked until the source's host answers, or is declared lost too"},
+		{"Migration.Down: the target is lost", "while the VM is locked, its target has also no instance any more"},
 		{"Step: a failure that was told before, and changes nothing, is late", "only the story would tell it twice"},
 		{"noteProgress and the causes: what is kept and how it is put", "only people read it"},
 	}

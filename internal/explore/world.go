@@ -42,17 +42,19 @@ const (
 
 // host is one side with what its agent knows.
 type host struct {
-	exists  bool   // the instance's folder, with role and epoch
-	role    string // written down
-	epoch   fleet.Epoch
-	gate    string // kept by the kernel
-	qemu    string
-	up      bool   // the agent runs
-	off     bool   // the host died, for good
-	copying bool   // source: the agent follows the copy
-	told    uint16 // sequences that this agent has carried out, a bit each
-	newest  uint64 // of those
-	killed  bool   // by a fault: its end is nobody's doing
+	exists   bool   // the instance's folder, with role and epoch
+	role     string // written down
+	epoch    fleet.Epoch
+	gate     string // kept by the kernel
+	qemu     string
+	up       bool   // the agent runs
+	off      bool   // the host died, for good
+	declared bool   // and somebody has said so
+	unsaid   bool   // while the migration held the VM, so that it must say that the VM is down
+	copying  bool   // source: the agent follows the copy
+	told     uint16 // sequences that this agent has carried out, a bit each
+	newest   uint64 // of those
+	killed   bool   // by a fault: its end is nobody's doing
 }
 
 // report is what a host said once, and what may be heard at any time since.
@@ -130,7 +132,8 @@ func (w *world) key() []byte {
 	m := &w.m
 	k := make(key, 0, 256)
 	k.text(string(m.State), m.Cause)
-	k.flags(m.Committed, m.TakenBack, m.SourceGone, m.TargetGone, m.CopyStarted, m.TargetRuns, m.AddressesKnown, m.Released, m.TargetAsked, m.SourceSent)
+	k.flags(m.Committed, m.TakenBack, m.SourceGone, m.TargetGone, m.CopyStarted, m.TargetRuns, m.AddressesKnown, m.Released, m.TargetAsked, m.SourceSent,
+		m.SourceLost, m.TargetLost, m.LostUnheard)
 	k.flags(w.cut, w.opened, w.ran, w.waiting, w.known, w.overdue, w.sourceEnd, w.risked, w.stale)
 	k.numbers(m.Sequence, uint64(w.faults), uint64(w.cancels))
 	if m.Timer != nil {
@@ -184,7 +187,7 @@ func (k *key) effects(effects []migration.Effect) {
 
 func (k *key) host(h *host) {
 	k.text(h.role, h.gate, h.qemu)
-	k.flags(h.exists, h.up, h.off, h.copying, h.killed)
+	k.flags(h.exists, h.up, h.off, h.declared, h.unsaid, h.copying, h.killed)
 	k.numbers(uint64(h.epoch), uint64(h.told), h.newest)
 }
 

@@ -83,8 +83,8 @@ func searches(faults int) (all []search) {
 		all = append(all, search{name, mutant, o, make(chan found, 1)})
 	}
 	for n := range faults + 1 {
-		add(fmt.Sprintf("at most %d faults, a source stopped by its agent", n), false, explore.Options{Faults: n})
-		add(fmt.Sprintf("at most %d faults, a source that QEMU stopped", n), false, explore.Options{Faults: n, AutoResume: true})
+		add(fmt.Sprintf("at most %d faults, a source stopped by its agent", n), false, explore.Options{Faults: n, Lost: true})
+		add(fmt.Sprintf("at most %d faults, a source that QEMU stopped", n), false, explore.Options{Faults: n, Lost: true, AutoResume: true})
 	}
 	for _, mutant := range explore.Mutants() {
 		add("mutant: "+mutant.Name, true, mutant.Options)
