@@ -27,6 +27,7 @@ type handover struct {
 	want     *godwitv1.StartCopy
 	events   mailbox[news]
 	stopped  bool
+	waits    bool // QEMU does, for leave to send the devices
 	toldStop bool
 	sent     bool
 }
@@ -120,6 +121,7 @@ func (h *handover) begin() error {
 	}
 	switch q.out {
 	case preSwitchover:
+		h.waits = true
 		return h.goOnSending()
 	case device:
 		h.tellStop()
@@ -141,7 +143,10 @@ func (h *handover) take(n news) error {
 			return nil
 		}
 		return h.stopGuest()
+	case guestHalted:
+		return h.stoppedByQEMU()
 	case preSwitched:
+		h.waits = true
 		return h.goOnSending()
 	case copyCompleted:
 		h.sent = true
@@ -180,6 +185,18 @@ func (h *handover) stopGuest() error {
 	return h.guestStopped()
 }
 
+// stoppedByQEMU closes the gate, unless that is done.
+func (h *handover) stoppedByQEMU() error {
+	if h.stopped {
+		return nil
+	}
+	h.delicate()
+	if err := h.guestStopped(); err != nil {
+		return err
+	}
+	return h.goOnSending()
+}
+
 // guestStopped takes the guest's last right away.
 func (h *handover) guestStopped() error {
 	h.stopped = true
@@ -198,8 +215,12 @@ func (h *handover) tellStop() {
 	}
 }
 
-// goOnSending lets QEMU send the devices' state.
+// goOnSending lets QEMU send the devices' state, once it waits for that and the gate
+// is closed.
 func (h *handover) goOnSending() error {
+	if !h.stopped || !h.waits {
+		return nil
+	}
 	if err := h.m.q.proceed(); err != nil {
 		return err
 	}

@@ -17,6 +17,7 @@ const (
 	Hasty         Bug = "forwarding-ends-early"
 	Careless      Bug = "last-pages-not-sent"
 	Killjoy       Bug = "end-what-is-found"
+	Unwaiting     Bug = "commit-unheld-at-once"
 )
 
 // BugNote is a bug with what it is.
@@ -39,6 +40,7 @@ func Bugs() []BugNote {
 		{Hasty, "the forwarding ends before every host knows the new address"},
 		{Careless, "what the guest writes in the last pass is not sent"},
 		{Killjoy, "an agent that starts ends the instances that it finds"},
+		{Unwaiting, "the commit does not wait for a source whose QEMU may yet run the guest on by itself"},
 	}
 }
 

@@ -18,6 +18,9 @@
 // clients that number their packets. The life cycle of VMs outside of migrations,
 // and the address map, are models of what the server does, and simpler.
 //
+// In every other fleet nobody can hold QEMU at the end of a copy: it may stop the guest
+// by itself, and then runs it on if the copy fails.
+//
 // Clocks are harsher than real ones: a jump changes how much time a server finds
 // between two readings, where the real one has a monotonic clock. What is left behind is found by looking at every host,
 // which no server can: so "nothing left on any host" is a claim on what migrations

@@ -37,9 +37,10 @@ type emulator struct {
 	since   time.Duration
 	count   int // the last block that its memory knows
 
-	in, out copyState
-	stream  *stream
-	listen  func(news) // the agent's
+	in, out  copyState
+	byItself bool // it has stopped the guest for its copy, and runs it on if that fails
+	stream   *stream
+	listen   func(news) // the agent's
 }
 
 // news is an event of the monitor.
@@ -54,6 +55,7 @@ type newsKind string
 
 const (
 	passBegun     newsKind = "pass"
+	guestHalted   newsKind = "stop" // without being told to
 	preSwitched   newsKind = "pre-switchover"
 	copyCompleted newsKind = "completed"
 	copyFailed    newsKind = "failed"
@@ -195,10 +197,30 @@ func (q *emulator) pause() error {
 	return q.command(func() error {
 		q.runs = false
 		q.account()
-		if q.stream != nil && q.out == active {
+		if q.stream != nil && q.out == active && q.stream.last == 0 {
 			q.stream.finishPages()
 		}
 		return nil
+	})
+}
+
+// halt is the end of a copy that nobody holds: QEMU stops the guest itself.
+func (q *emulator) halt() {
+	q.runs, q.byItself = false, true
+	q.account()
+	q.stream.finishPages()
+	q.say(news{kind: guestHalted})
+}
+
+// runOn is what follows when that copy fails, whatever the gate is. The guest runs
+// as soon as QEMU can have the image.
+func (q *emulator) runOn() {
+	q.byItself = false
+	q.at(nil, max(0, q.hangs-q.now)+q.between(time.Millisecond, 10*time.Millisecond), func() {
+		if q.alive && q.out == failed && !q.runs && q.lock() == nil {
+			q.runs = true
+			q.account()
+		}
 	})
 }
 

@@ -76,6 +76,7 @@ type Way string
 
 // The ways.
 const (
+	Waited       Way = "commit waited for an unheld source"
 	RanOn        Way = "source ran on without servers"
 	TakenBack    Way = "taken back after the commit"
 	NeedOperator Way = "an operator was needed for a time"
@@ -86,7 +87,7 @@ const (
 
 // Ways lists them.
 func Ways() []Way {
-	return []Way{RanOn, TakenBack, NeedOperator, TargetLost, Cancelled, Unaware}
+	return []Way{Waited, RanOn, TakenBack, NeedOperator, TargetLost, Cancelled, Unaware}
 }
 
 // waysOf says which ones a migration went.
@@ -96,6 +97,7 @@ func waysOf(m migration.Migration) (ways []Way) {
 			ways = append(ways, way)
 		}
 	}
+	story(Waited, func(e migration.Entry) bool { return e.Event == migration.TargetLoaded && e.State == migration.Switching })
 	story(RanOn, func(e migration.Entry) bool { return e.Event == migration.SourceRanOn })
 	story(NeedOperator, func(e migration.Entry) bool { return e.State == migration.NeedsOperator })
 	story(Cancelled, func(e migration.Entry) bool { return e.Event == migration.CancelAsked })

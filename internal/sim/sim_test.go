@@ -22,6 +22,9 @@ func TestNoViolation(t *testing.T) {
 	if got.Final[migration.Succeeded] == 0 || got.Final[migration.Aborted] == 0 {
 		t.Errorf("the seeds show too little: final states %v", got.Final)
 	}
+	if got.Ways[Waited] == 0 {
+		t.Error("no commit has waited for an unheld source")
+	}
 	for _, fault := range Faults() {
 		if got.Faults[fault] == 0 {
 			t.Errorf("no seed has the fault %q", fault)
@@ -69,6 +72,7 @@ var shownBy = map[Bug]string{
 	Hasty:         "no tap on",
 	Careless:      "was acknowledged",
 	Killjoy:       "was the last of its VM, and its agent ended it",
+	Unwaiting:     "only the lock on the image",
 }
 
 // Every bug that is put in is found soon, and for what it does.

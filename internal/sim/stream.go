@@ -67,6 +67,10 @@ func (s *stream) begin(bytes float64) {
 	s.pass++
 	s.left, s.began = bytes, s.now
 	s.source.say(news{kind: passBegun, pass: s.pass, left: bytes, before: before, cost: s.costs(bytes)})
+	if s.unheld && s.pass > 1 && s.costs(bytes) <= switchCost && s.one(2) {
+		s.source.halt()
+		return
+	}
 	pass := s.pass
 	s.after(max(s.costs(bytes), time.Millisecond), func() {
 		if pass == s.pass && s.last == 0 {
@@ -98,12 +102,26 @@ func (s *stream) sendDevices() {
 			s.target.count -= min(s.target.count, int((s.last-s.began).Seconds()*blocksPerSecond)+1)
 		}
 		s.target.say(news{kind: stateLoaded})
-		s.after(s.latency(), func() {
+		s.after(s.ackTime(), func() {
 			s.done = true
 			s.source.out, s.source.stream, s.target.stream = completed, nil, nil
 			s.source.say(news{kind: copyCompleted})
 		})
 	})
+}
+
+// ackTime is how long the target's word takes that it has everything. Where nobody
+// holds the source this is the time in which the copy must not break, so it does.
+func (s *stream) ackTime() time.Duration {
+	if !s.unheld {
+		return s.latency()
+	}
+	if s.harmful && s.one(20) {
+		s.faults[StreamCut]++
+		s.tell("FAULT: %s, before the source has the target's word", StreamCut)
+		s.at(nil, s.between(0, 5*time.Millisecond), s.breakOff)
+	}
+	return s.latency() + s.between(0, 20*time.Millisecond)
 }
 
 // breakOff ends the copy where it is. A target that has everything keeps it.
@@ -116,6 +134,9 @@ func (s *stream) breakOff() {
 	if s.source.alive {
 		s.source.out = failed
 		s.source.say(news{kind: copyFailed})
+		if s.source.byItself {
+			s.source.runOn()
+		}
 	}
 	if s.target.alive && s.target.in == waiting {
 		s.target.in = failed

@@ -32,6 +32,7 @@ type world struct {
 	throttle  float64 // by which the links are slower at the moment
 	faults    map[Fault]int
 	harmful   bool // faults go on
+	unheld    bool // no QEMU can be held at the end of its copy: it may stop the guest by itself
 }
 
 const (
@@ -42,7 +43,7 @@ const (
 func newWorld(seed uint64, options Options, trace io.Writer) *world {
 	l := newLoop(seed, trace)
 	hosts, vms := 3+l.chance.IntN(3), 2+l.chance.IntN(3)
-	w := &world{wires: newWires(l, 1+serversPerFleet+hosts), options: options, faults: map[Fault]int{}, harmful: true, throttle: 1}
+	w := &world{wires: newWires(l, 1+serversPerFleet+hosts), options: options, faults: map[Fault]int{}, harmful: true, throttle: 1, unheld: seed%2 == 1}
 	w.guests = check.NewGuests(func() time.Duration { return l.now })
 	w.bandwidth = float64(fleet.MiB) * float64(60+l.chance.IntN(900))
 	w.etcd = newEtcd(w.wires, &node{0, "etcd"})
@@ -221,6 +222,7 @@ func (s *server) migrate(v *vm, target *host) {
 	s.world.moves++
 	id := fleet.MigrationID(fmt.Sprintf("m-%04d", s.world.moves))
 	m := migration.New(id, vm, target.name, map[string]fleet.TunnelID{"net0": fleet.TunnelID(s.world.moves)}, s.policy(v), "simulated", s.Now())
+	m.Unheld = s.unheld && !s.bug(Unwaiting)
 	vm.Migration = id
 	ledger.Value.Claims[vm.UID] = vm.Spec.Claim()
 	conditions := store.If(s.tables.Migrations.Absent(string(id)), s.tables.VMs.At(entry.Name, entry.Version), s.tables.Ledgers.At(ledger.Name, ledger.Version))
