@@ -17,6 +17,7 @@ const (
 	Hasty         Bug = "forwarding-ends-early"
 	Careless      Bug = "last-pages-not-sent"
 	Killjoy       Bug = "end-what-is-found"
+	Untold        Bug = "lost-host-awaited"
 	Unwaiting     Bug = "commit-unheld-at-once"
 )
 
@@ -40,6 +41,7 @@ func Bugs() []BugNote {
 		{Hasty, "the forwarding ends before every host knows the new address"},
 		{Careless, "what the guest writes in the last pass is not sent"},
 		{Killjoy, "an agent that starts ends the instances that it finds"},
+		{Untold, "migrations are not told that a host of theirs is lost"},
 		{Unwaiting, "the commit does not wait for a source whose QEMU may yet run the guest on by itself"},
 	}
 }

@@ -19,7 +19,9 @@
 // and the address map, are models of what the server does, and simpler.
 //
 // In every other fleet nobody can hold QEMU at the end of a copy: it may stop the guest
-// by itself, and then runs it on if the copy fails.
+// by itself, and then runs it on if the copy fails. In half of the fleets an operator
+// declares hosts lost that are off, by the steps of the server; they stay off, or come
+// back later.
 //
 // Clocks are harsher than real ones: a jump changes how much time a server finds
 // between two readings, where the real one has a monotonic clock. What is left behind is found by looking at every host,

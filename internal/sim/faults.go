@@ -54,6 +54,9 @@ func (w *world) harm(until time.Duration) {
 }
 
 func (w *world) anyFault() Fault {
+	if w.losing && w.lost == nil && w.one(10) {
+		return HostCrash
+	}
 	all := Faults()
 	f := all[w.chance.IntN(len(all))]
 	if slices.Contains(rare, f) && !w.one(3) {
@@ -151,7 +154,11 @@ func (w *world) crashAgent(h *host, down time.Duration) {
 }
 
 func (w *world) crashHost(h *host, down time.Duration) {
-	if h.up {
+	switch {
+	case !h.up:
+	case w.losing && w.lost == nil && w.one(2):
+		w.loseHost(h)
+	default:
 		h.crash()
 		w.at(nil, down, func() {
 			if !h.up {
@@ -249,6 +256,7 @@ func (w *world) mend() {
 	for _, h := range w.hosts {
 		h.full, h.slow = 0, 0
 		switch {
+		case h == w.lost:
 		case !h.up:
 			h.boot()
 		case !h.agent.proc.up:

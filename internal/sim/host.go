@@ -17,6 +17,7 @@ type host struct {
 	name     fleet.HostName
 	up       bool
 	booted   time.Duration
+	crashed  time.Duration
 	machines []*machine
 	agent    *agent
 	routes   []*host       // by VM: where this host sends its packets
@@ -76,7 +77,7 @@ func (h *host) cutOff() bool {
 
 // crash is a loss of power: processes and taps are gone, the disk stays.
 func (h *host) crash() {
-	h.up = false
+	h.up, h.crashed = false, h.now
 	h.end(h.agent.proc)
 	for _, m := range h.machines {
 		if m.q != nil && m.q.alive {
@@ -148,10 +149,11 @@ func (v *vm) refused() bool {
 	return m != nil && m.folder != nil && m.folder.role == pledge.Refused
 }
 
-// hurt: a fault has ended an instance of it, and its remains are still there.
+// hurt: a fault has ended an instance of it, and its remains are still there. What is
+// on a host that is off counts until the VM was started anew.
 func (v *vm) hurt() bool {
 	return slices.ContainsFunc(v.hosts, func(h *host) bool {
-		return slices.ContainsFunc(h.machines, func(m *machine) bool { return m.vm == v && m.killed })
+		return slices.ContainsFunc(h.machines, func(m *machine) bool { return m.vm == v && m.killed && (h.up || v.anew <= h.crashed) })
 	})
 }
 

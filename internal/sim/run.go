@@ -81,13 +81,14 @@ const (
 	TakenBack    Way = "taken back after the commit"
 	NeedOperator Way = "an operator was needed for a time"
 	TargetLost   Way = "instance lost after the commit"
+	HostGone     Way = "host declared lost"
 	Cancelled    Way = "cancelled"
 	Unaware      Way = "forwarding ended without word from a host"
 )
 
 // Ways lists them.
 func Ways() []Way {
-	return []Way{Waited, RanOn, TakenBack, NeedOperator, TargetLost, Cancelled, Unaware}
+	return []Way{Waited, RanOn, TakenBack, NeedOperator, TargetLost, HostGone, Cancelled, Unaware}
 }
 
 // waysOf says which ones a migration went.
@@ -97,8 +98,11 @@ func waysOf(m migration.Migration) (ways []Way) {
 			ways = append(ways, way)
 		}
 	}
-	story(Waited, func(e migration.Entry) bool { return e.Event == migration.TargetLoaded && e.State == migration.Switching })
+	story(Waited, func(e migration.Entry) bool {
+		return e.Event == migration.TargetLoaded && e.State == migration.Switching
+	})
 	story(RanOn, func(e migration.Entry) bool { return e.Event == migration.SourceRanOn })
+	story(HostGone, func(e migration.Entry) bool { return e.Event == migration.HostLost })
 	story(NeedOperator, func(e migration.Entry) bool { return e.State == migration.NeedsOperator })
 	story(Cancelled, func(e migration.Entry) bool { return e.Event == migration.CancelAsked })
 	for way, went := range map[Way]bool{TakenBack: m.TakenBack, TargetLost: m.TargetGone, Unaware: m.Unaware != ""} {
@@ -187,7 +191,7 @@ func (w *world) eachMigration(do func(migration.Migration)) {
 
 // unrest says what is not as it has to be in the end: every migration final and
 // explained, each VM in effect exactly where its record says, and nothing left
-// anywhere else.
+// anywhere else. What is on a host that is off for good nobody can remove.
 func (w *world) unrest() (still string) {
 	w.eachMigration(func(m migration.Migration) {
 		switch {
@@ -230,7 +234,7 @@ func (v *vm) unrest() string {
 // unrest looks at what is left on a host, and what is reserved there.
 func (h *host) unrest() string {
 	for _, m := range h.machines {
-		if ownerOf(m.vm.stored) != owner(h.name, m.epoch) {
+		if h.up && ownerOf(m.vm.stored) != owner(h.name, m.epoch) {
 			return fmt.Sprintf("%s at epoch %d is left on %s", m.vm.name, m.epoch, h.name)
 		}
 	}

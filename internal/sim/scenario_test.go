@@ -42,11 +42,16 @@ func (v *vm) placed() (*host, *machine) {
 
 func (w *world) newest(t *testing.T) migration.Migration {
 	t.Helper()
-	var newest migration.Migration
-	w.eachMigration(func(m migration.Migration) { newest = m })
+	newest := w.newMigration()
 	if newest.ID == "" {
 		t.Fatal("there is no migration")
 	}
+	return newest
+}
+
+// newMigration is the newest, or none.
+func (w *world) newMigration() (newest migration.Migration) {
+	w.eachMigration(func(m migration.Migration) { newest = m })
 	return newest
 }
 
@@ -146,5 +151,39 @@ func TestPacketOnItsOwnHostWithoutATap(t *testing.T) {
 	h.send(v)
 	if faults := v.packets.Faults(); len(faults) != 1 || !strings.Contains(faults[0], "no tap on its own host") {
 		t.Errorf("faults: %q", faults)
+	}
+}
+
+// The VMs of a lost host run elsewhere, and what it has when it comes back is removed.
+func TestLostHost(t *testing.T) {
+	t.Parallel()
+	w, s := calm(t, 6)
+	v := w.vms[0]
+	h, _ := v.placed()
+	target := v.elsewhere()
+	s.spawn(s.proc, func() { s.migrate(v, target) })
+	for w.newMigration().State != migration.Copying {
+		w.run(w.now + 10*time.Millisecond)
+	}
+	h.crash()
+	w.lost = h
+	for _, one := range w.vms {
+		w.mourn(one, 0)
+	}
+	w.run(w.now + 10*time.Second) // its session has ended
+	w.declareLost(h)
+	w.run(w.now + 2*time.Minute)
+	if m := w.newest(t); !m.Over() || !m.SourceLost {
+		t.Errorf("the migration is %s, pending %v", m.State, m.Pending)
+	}
+	if on, _ := v.placed(); v.stored.Phase != fleet.VMRunning || on == h {
+		t.Errorf("the VM is %s on %s", v.stored.Phase, v.stored.Owner.Host)
+	}
+	if !h.up {
+		h.boot()
+	}
+	w.run(w.now + time.Minute)
+	if still := w.unrest(); still != "" || len(h.machines) > 0 || len(w.guests.Faults()) > 0 {
+		t.Errorf("%s; %d machines; %v", still, len(h.machines), w.guests.Faults())
 	}
 }

@@ -226,7 +226,7 @@ func (s *server) forget() {
 	for _, h := range s.hosts {
 		for _, m := range h.machines {
 			record := s.addresses.vms[m.vm.index].Value
-			over := record.Owner.Epoch > m.epoch || record.Phase != fleet.VMStarting && record.Phase != fleet.VMRunning
+			over := record.Owner.Epoch > m.epoch || record.Owner.Host != h.name || record.Phase != fleet.VMStarting && record.Phase != fleet.VMRunning
 			if m.remains() && over && record.Migration == "" && !s.moving(m.vm, h) {
 				_ = s.Send(h.name, &godwitv1.Command{ // it is sent again
 					Subject: string(m.vm.name), Epoch: uint64(m.epoch), Sequence: 1 << 32,

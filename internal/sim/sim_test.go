@@ -22,8 +22,10 @@ func TestNoViolation(t *testing.T) {
 	if got.Final[migration.Succeeded] == 0 || got.Final[migration.Aborted] == 0 {
 		t.Errorf("the seeds show too little: final states %v", got.Final)
 	}
-	if got.Ways[Waited] == 0 {
-		t.Error("no commit has waited for an unheld source")
+	for _, way := range []Way{Waited, HostGone} {
+		if got.Ways[way] == 0 {
+			t.Errorf("no migration went the way %q", way)
+		}
 	}
 	for _, fault := range Faults() {
 		if got.Faults[fault] == 0 {
@@ -61,7 +63,7 @@ func TestWorkersDoNotMatter(t *testing.T) {
 
 // shownBy is what each bug has to be found by.
 var shownBy = map[Bug]string{
-	Unconditional: "only the lock on the image",
+	Unconditional: "is in effect, and the owner is",
 	Unfettered:    "only the lock on the image",
 	Unforgiving:   "only the lock on the image",
 	OpenGate:      "it was in the tap",
@@ -72,6 +74,7 @@ var shownBy = map[Bug]string{
 	Hasty:         "no tap on",
 	Careless:      "was acknowledged",
 	Killjoy:       "was the last of its VM, and its agent ended it",
+	Untold:        "after the last fault",
 	Unwaiting:     "only the lock on the image",
 }
 

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/migration"
 	"godwit.dev/godwit/internal/pledge"
 )
 
@@ -159,9 +160,15 @@ func (m *machine) untap(excused bool) {
 }
 
 // remains: of an instance that was its VM's owner and has ended by itself. What
-// a target leaves is its migration's to remove.
+// a target leaves is its migration's to remove, unless that goes on without its host.
 func (m *machine) remains() bool {
-	return m.q.ended() && m.folder != nil && m.folder.role != pledge.Arriving && m.folder.role != pledge.Refused
+	if !m.q.ended() || m.folder == nil {
+		return false
+	}
+	target := m.folder.role == pledge.Arriving || m.folder.role == pledge.Refused
+	return !target || slices.ContainsFunc(m.host.records, func(one *migration.Migration) bool {
+		return string(one.ID) == m.folder.migration && one.TargetLost
+	})
 }
 
 // toldWithin is the time that it takes to have a host that was away do what it

@@ -31,8 +31,10 @@ type world struct {
 	bandwidth float64 // of the links between hosts, bytes per second
 	throttle  float64 // by which the links are slower at the moment
 	faults    map[Fault]int
-	harmful   bool // faults go on
-	unheld    bool // no QEMU can be held at the end of its copy: it may stop the guest by itself
+	harmful   bool  // faults go on
+	losing    bool  // hosts that lose power may be declared lost
+	lost      *host // that is, or will be; nil: none
+	unheld    bool  // no QEMU can be held at the end of its copy: it may stop the guest by itself
 }
 
 const (
@@ -43,7 +45,7 @@ const (
 func newWorld(seed uint64, options Options, trace io.Writer) *world {
 	l := newLoop(seed, trace)
 	hosts, vms := 3+l.chance.IntN(3), 2+l.chance.IntN(3)
-	w := &world{wires: newWires(l, 1+serversPerFleet+hosts), options: options, faults: map[Fault]int{}, harmful: true, throttle: 1, unheld: seed%2 == 1}
+	w := &world{wires: newWires(l, 1+serversPerFleet+hosts), options: options, faults: map[Fault]int{}, harmful: true, throttle: 1, unheld: seed%2 == 1, losing: seed/2%2 == 1}
 	w.guests = check.NewGuests(func() time.Duration { return l.now })
 	w.bandwidth = float64(fleet.MiB) * float64(60+l.chance.IntN(900))
 	w.etcd = newEtcd(w.wires, &node{0, "etcd"})
@@ -219,13 +221,17 @@ func (s *server) migrate(v *vm, target *host) {
 	if err != nil {
 		return
 	}
+	stands, may := s.mayTake(ctx, target)
+	if !may {
+		return
+	}
 	s.world.moves++
 	id := fleet.MigrationID(fmt.Sprintf("m-%04d", s.world.moves))
 	m := migration.New(id, vm, target.name, map[string]fleet.TunnelID{"net0": fleet.TunnelID(s.world.moves)}, s.policy(v), "simulated", s.Now())
 	m.Unheld = s.unheld && !s.bug(Unwaiting)
 	vm.Migration = id
 	ledger.Value.Claims[vm.UID] = vm.Spec.Claim()
-	conditions := store.If(s.tables.Migrations.Absent(string(id)), s.tables.VMs.At(entry.Name, entry.Version), s.tables.Ledgers.At(ledger.Name, ledger.Version))
+	conditions := store.If(stands, s.tables.Migrations.Absent(string(id)), s.tables.VMs.At(entry.Name, entry.Version), s.tables.Ledgers.At(ledger.Name, ledger.Version))
 	revision, err := s.client.Commit(ctx, conditions, s.tables.Migrations.Put(string(id), m), s.tables.VMs.Put(entry.Name, vm), s.tables.Ledgers.Put(ledger.Name, ledger.Value))
 	if err != nil {
 		return
@@ -308,7 +314,11 @@ func (s *server) startAnew(v *vm, on *host) {
 	if err != nil || vm.Migration != "" || vm.Phase == fleet.VMStarting || !v.down() {
 		return
 	}
-	conditions := store.If(s.tables.VMs.At(entry.Name, entry.Version))
+	stands, may := s.mayTake(ctx, on)
+	if !may {
+		return
+	}
+	conditions := store.If(stands, s.tables.VMs.At(entry.Name, entry.Version))
 	var ops []store.Op
 	if before := vm.Owner.Host; before != "" && before != on.name {
 		old, err := s.tables.Ledgers.Get(ctx, string(before))
