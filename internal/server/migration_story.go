@@ -28,6 +28,7 @@ func noteChoice(m *migration.Migration, chosen placement.Result, want fleet.Host
 func addDecisions(message *godwitv1.Migration, m migration.Migration) {
 	message.Uid, message.Committed, message.Port = string(m.UID), m.Committed, uint32(m.Port)
 	message.TargetRuns, message.SourceGone = m.TargetRuns, m.SourceGone
+	message.SourceLost, message.TargetLost = m.SourceLost, m.TargetLost
 	message.TakenBack, message.TargetGone = m.TakenBack, m.TargetGone
 	message.Unheld, message.TargetAsked, message.SourceSent = m.Unheld, m.TargetAsked, m.SourceSent
 	message.AddressesKnown, message.Unaware = m.AddressesKnown, m.Unaware

@@ -804,9 +804,12 @@ type Migration struct {
 	// The source's QEMU may run the guest on by itself if the copy fails at its
 	// end. Then the commit that the target has asked for waits until the source
 	// has sent everything, and its QEMU knows that it was loaded.
-	Unheld        bool `protobuf:"varint,38,opt,name=unheld,proto3" json:"unheld,omitempty"`
-	TargetAsked   bool `protobuf:"varint,39,opt,name=target_asked,json=targetAsked,proto3" json:"target_asked,omitempty"`
-	SourceSent    bool `protobuf:"varint,40,opt,name=source_sent,json=sourceSent,proto3" json:"source_sent,omitempty"`
+	Unheld      bool `protobuf:"varint,38,opt,name=unheld,proto3" json:"unheld,omitempty"`
+	TargetAsked bool `protobuf:"varint,39,opt,name=target_asked,json=targetAsked,proto3" json:"target_asked,omitempty"`
+	SourceSent  bool `protobuf:"varint,40,opt,name=source_sent,json=sourceSent,proto3" json:"source_sent,omitempty"`
+	// Somebody has said that the source's host, or the target's, is off for good.
+	SourceLost    bool `protobuf:"varint,41,opt,name=source_lost,json=sourceLost,proto3" json:"source_lost,omitempty"`
+	TargetLost    bool `protobuf:"varint,42,opt,name=target_lost,json=targetLost,proto3" json:"target_lost,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1117,6 +1120,20 @@ func (x *Migration) GetTargetAsked() bool {
 func (x *Migration) GetSourceSent() bool {
 	if x != nil {
 		return x.SourceSent
+	}
+	return false
+}
+
+func (x *Migration) GetSourceLost() bool {
+	if x != nil {
+		return x.SourceLost
+	}
+	return false
+}
+
+func (x *Migration) GetTargetLost() bool {
+	if x != nil {
+		return x.TargetLost
 	}
 	return false
 }
@@ -2015,7 +2032,7 @@ const file_godwit_v1_migration_proto_rawDesc = "" +
 	"\x15WatchMigrationRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"L\n" +
 	"\x16WatchMigrationResponse\x122\n" +
-	"\tmigration\x18\x01 \x01(\v2\x14.godwit.v1.MigrationR\tmigration\"\xf3\v\n" +
+	"\tmigration\x18\x01 \x01(\v2\x14.godwit.v1.MigrationR\tmigration\"\xb5\f\n" +
 	"\tMigration\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x0e\n" +
 	"\x02vm\x18\x02 \x01(\tR\x02vm\x12\x16\n" +
@@ -2062,7 +2079,11 @@ const file_godwit_v1_migration_proto_rawDesc = "" +
 	"\x06unheld\x18& \x01(\bR\x06unheld\x12!\n" +
 	"\ftarget_asked\x18' \x01(\bR\vtargetAsked\x12\x1f\n" +
 	"\vsource_sent\x18( \x01(\bR\n" +
-	"sourceSent\x1a:\n" +
+	"sourceSent\x12\x1f\n" +
+	"\vsource_lost\x18) \x01(\bR\n" +
+	"sourceLost\x12\x1f\n" +
+	"\vtarget_lost\x18* \x01(\bR\n" +
+	"targetLost\x1a:\n" +
 	"\fTunnelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"z\n" +
