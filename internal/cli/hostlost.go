@@ -62,7 +62,7 @@ func printLost(w io.Writer, response *godwitv1.DeclareHostLostResponse) {
 	for _, migration := range response.GetMigrations() {
 		migrationLine(migration)(w)
 		for _, remedy := range migration.GetRemedies() {
-			fmt.Fprintf(w, "  %s\n", remedy)
+			fmt.Fprintf(w, "  %s\n", shellLine(remedy))
 		}
 	}
 }

@@ -82,7 +82,7 @@ func tellOpen(p prose, s sheet, story explain.Story) {
 	if len(story.Remedies) > 0 {
 		s.heading("What helps")
 		for _, remedy := range story.Remedies { // whole, to be copied
-			fmt.Fprintln(p.w, "  "+remedy)
+			fmt.Fprintln(p.w, "  "+shellLine(remedy))
 		}
 	}
 	if len(story.Pending) > 0 {

@@ -80,7 +80,7 @@ func (a *App) showMigration(w io.Writer, m *godwitv1.Migration) {
 	}
 	s.row("Version", number(m.GetVersion()))
 	for i, remedy := range m.GetRemedies() {
-		s.row(first(i, "Remedy"), remedy)
+		s.row(first(i, "Remedy"), shellLine(remedy))
 	}
 	if m.GetConnections() > 0 {
 		s.row("Connections", number(int32(m.GetConnections())))

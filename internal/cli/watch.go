@@ -118,7 +118,7 @@ func endOf(m *godwitv1.Migration) error {
 	case "needs-operator":
 		e.Hint = "`godwit migration explain " + m.GetId() + "` tells the whole story"
 		if remedies := m.GetRemedies(); len(remedies) > 0 {
-			e.Hint = "to resolve it: " + strings.Join(remedies, "; or: ")
+			e.Hint = "to resolve it: " + inWords(remedies)
 		}
 		return &endedError{code: exitNeedsOperator, err: e}
 	}
