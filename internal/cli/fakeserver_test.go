@@ -99,7 +99,7 @@ func missing(op, subject string) error {
 }
 
 var web1 = &godwitv1.VM{
-	Name: "web1", Uid: "0b5c6a4e-0000-4000-8000-000000000001", Phase: "running", Version: 12, Accel: "kvm",
+	Name: "web1", Uid: "0b5c6a4e-0000-4000-8000-000000000001", Phase: "running", Version: 12, Accel: "kvm", QemuVersion: "7.2.17",
 	Owner:   &godwitv1.Owner{Host: "host-a", Epoch: 3},
 	Created: before(75 * time.Hour),
 	Spec: &godwitv1.VMSpec{

@@ -188,6 +188,7 @@ func (a *App) showVM(w io.Writer, vm *godwitv1.VM) {
 	s.row("Type", spec.GetMachine())
 	s.row("CPU model", spec.GetCpuModel())
 	s.row("Accelerator", vm.GetAccel())
+	s.row("QEMU", vm.GetQemuVersion())
 	s.row("Kernel", spec.GetBoot().GetKernel())
 	s.row("Initrd", spec.GetBoot().GetInitrd())
 	s.row("Command line", spec.GetBoot().GetCmdline())
