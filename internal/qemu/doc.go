@@ -18,6 +18,9 @@
 // duplicates; nothing here changes the file description's flags, which the
 // caller, QEMU and all duplicates share and which must stay non-blocking.
 //
+// Probe tells what the installed QEMU can do, and Abilities what an instance's
+// can, which stays that of its start.
+//
 // # Migration
 //
 // The target calls Listen, the source SendTo; then the source follows Events
