@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
+	"os"
 	"sync"
 	"time"
 
@@ -16,6 +18,10 @@ const (
 	calmMax = 6 * time.Second
 	harmMin = 200 * time.Millisecond
 	harmMax = 4 * time.Second
+	// harmWithin bounds the doing of a fault, and of one to a QEMU, which often is
+	// not there.
+	harmWithin     = 10 * time.Second
+	harmQEMUWithin = time.Second
 )
 
 // harm does one fault after the other to a fleet, of those that a VM must
@@ -55,20 +61,25 @@ func (h *harm) run(ctx context.Context) error {
 	return nil
 }
 
-// do does one fault and ends it. A QEMU may not be there to be harmed.
+// do does one fault and ends it. What is not there, or ends in that moment, is
+// not harmed.
 func (h *harm) do(ctx context.Context, plane plane, c cell) error {
-	lasts := h.upTo(harmMin, harmMax)
-	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	lasts, within := h.upTo(harmMin, harmMax), harmWithin
+	if c.Victim.isQEMU() {
+		within = harmQEMUWithin
+	}
+	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), within)
 	defer cancel()
 	begun, err := inject(bounded, h.fleet, plane, c, nil)
-	if err != nil && c.Victim.isQEMU() && begun.end == nil {
-		return nil
-	}
 	if begun.end != nil {
 		h.rest(ctx, lasts)
 		err = errors.Join(err, begun.end())
 	}
-	if err != nil {
+	missed := errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrProcessDone) || errors.Is(err, fs.ErrNotExist)
+	switch {
+	case missed && c.Victim.isQEMU():
+		return nil
+	case err != nil:
 		return fmt.Errorf("%s %s: %w", c.Fault, c.Victim, err)
 	}
 	h.mu.Lock()

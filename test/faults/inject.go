@@ -56,7 +56,14 @@ func inject(ctx context.Context, f *fleetlab.Fleet, p plane, c cell, held *fleet
 // signalAgent does it to the process that does an agent's work. Its monitor is
 // left to do what it is for; one that is held together with the agent is let go.
 func signalAgent(ctx context.Context, agent *fleetlab.Process, f fault, held bool) (effect, error) {
-	worker, err := agent.Worker()
+	var worker *os.Process
+	err := look(ctx, "an agent", func() (there bool, err error) {
+		worker, err = agent.Worker()
+		if errors.Is(err, os.ErrProcessDone) { // its monitor starts another
+			return false, nil
+		}
+		return err == nil, err
+	})
 	if err != nil {
 		return effect{}, err
 	}

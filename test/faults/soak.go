@@ -119,13 +119,21 @@ func (s *soak) open(ctx context.Context) (err error) {
 func (s *soak) moveUnderHarm(ctx context.Context, migrations int, seed uint64) error {
 	harming, stop := context.WithCancel(ctx)
 	defer stop()
+	moving, end := context.WithCancelCause(ctx)
+	defer end(nil)
 	h := &harm{fleet: s.fleet, random: rand.New(rand.NewPCG(seed, seed)), done: map[string]int{}}
-	harmed := make(chan error, 1)
-	go func() { harmed <- h.run(harming) }()
+	harmed := make(chan struct{})
+	go func() {
+		defer close(harmed)
+		if err := h.run(harming); err != nil { // migrations without harm show nothing
+			end(fmt.Errorf("do harm: %w", err))
+		}
+	}()
 
-	err := s.moveAll(ctx, migrations, h)
+	err := s.moveAll(moving, migrations, h)
 	stop()
-	if err = errors.Join(err, <-harmed); err != nil {
+	<-harmed
+	if err = errors.Join(err, context.Cause(moving)); err != nil {
 		return err
 	}
 	s.made.Faults = h.done

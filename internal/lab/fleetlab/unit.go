@@ -60,8 +60,8 @@ func readStat(pid int) (one member, group int, err error) {
 	return one, group, nil
 }
 
-// Worker is the process that does the program's work: of an agent the one that
-// its monitor has started. It differs from life to life.
+// Worker is the process that does an agent's work, which its monitor has started.
+// It differs from life to life; os.ErrProcessDone while there is none.
 func (p *Process) Worker() (*os.Process, error) {
 	pid := p.PID()
 	if pid == 0 {
@@ -76,7 +76,7 @@ func (p *Process) Worker() (*os.Process, error) {
 			return os.FindProcess(one.pid)
 		}
 	}
-	return os.FindProcess(pid)
+	return nil, fmt.Errorf("find the process of %s: its monitor has none: %w", p.name, os.ErrProcessDone)
 }
 
 // ContinueMonitor lets an agent's monitor go on that was paused with its agent,
