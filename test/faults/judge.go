@@ -71,6 +71,25 @@ func (e evidence) checkEpochs(f *findings) {
 	}
 }
 
+// checkTurns does that for many migrations: the guest's frames come from the one
+// host and then from the other, in no more turns than the records tell of.
+func (e evidence) checkTurns(f *findings, most int) {
+	turns, last := 0, e.source
+	for _, one := range e.frames {
+		if one.host != e.source && one.host != e.target {
+			f.add("never two", "a frame left %s, which has nothing to do with the VM", one.host)
+			continue
+		}
+		if one.host == last {
+			continue
+		}
+		last = one.host
+		if turns++; turns > most {
+			f.add("never two", "a frame left %s at %s, and the VM was given to the other host %d times only", one.host, clock(one.at), most)
+		}
+	}
+}
+
 func clock(at time.Time) string { return at.UTC().Format("15:04:05.000000") }
 
 // checkReplies: the guest gives no number twice.

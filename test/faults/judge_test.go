@@ -82,6 +82,29 @@ func TestChecks(t *testing.T) {
 	}
 }
 
+// A host that sends once more after its turn has taken one that nobody gave.
+func TestTurns(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		change func(*evidence)
+		most   int
+		want   bool // a violation
+	}{
+		{"one migration", func(*evidence) {}, 1, false},
+		{"one that was taken back", func(e *evidence) { e.frames[3].host = one }, 2, false},
+		{"the source after the target", func(e *evidence) { e.frames[3].host = one }, 1, true},
+		{"a target without the right", func(*evidence) {}, 0, true},
+		{"a stranger", func(e *evidence) { e.frames[0].host = netip.MustParseAddr("10.77.0.13") }, 1, true},
+	} {
+		e := moved()
+		test.change(&e)
+		var found findings
+		if e.checkTurns(&found, test.most); len(found.list) > 0 != test.want {
+			t.Errorf("%s: %q", test.name, found.list)
+		}
+	}
+}
+
 // A link that was cut excuses what was sent meanwhile, and no more.
 func TestMayLose(t *testing.T) {
 	const cut = 5 * time.Second

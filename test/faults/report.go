@@ -8,10 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
-
-	"godwit.dev/godwit/internal/durable"
 )
 
 // report is the file with all results.
@@ -53,16 +50,7 @@ func load(path string) (r report, err error) {
 }
 
 // save writes them, in the order of the matrix.
-func (r report) save(path string) error {
-	text, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
-	}
-	return durable.WriteFile(path, append(text, '\n'), 0o644)
-}
+func (r report) save(path string) error { return saveJSON(path, r) }
 
 // find gives the result of a cell that was run.
 func (r report) find(c cell) (result, bool) {

@@ -4,10 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
-	"net/netip"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -35,15 +32,9 @@ const (
 
 // trial is one run of one cell.
 type trial struct {
-	fleet *fleetlab.Fleet
+	watched
 	cell  cell
 	stage stage
-
-	guest  *fleetlab.Guest
-	disk   string // path
-	udp    *probe.UDP
-	wire   *wire
-	follow *follower
 
 	from, to  probe.Mark // of the traffic that counts for the pause
 	migration *godwitv1.Migration
@@ -59,12 +50,12 @@ func tryCell(ctx context.Context, f *fleetlab.Fleet, c cell, number int) (r resu
 	if err != nil {
 		return r, "", err
 	}
-	t := &trial{fleet: f, cell: c, stage: stage{fleet: f, plane: plane, cell: c}}
+	t := &trial{watched: watched{fleet: f}, cell: c, stage: stage{fleet: f, plane: plane, cell: c}}
 	before, err := inventories(ctx, f)
 	if err != nil {
 		return r, "", err
 	}
-	if err := t.boot(ctx, number); err != nil {
+	if err := t.boot(ctx, fmt.Sprintf("cell%d", number), diskSize, recordsPerSecond); err != nil {
 		return r, "", err
 	}
 	evidence, err := t.observe(ctx)
@@ -81,26 +72,13 @@ func tryCell(ctx context.Context, f *fleetlab.Fleet, c cell, number int) (r resu
 	return t.result(evidence), t.stage.missed(t.migration), os.Remove(t.disk)
 }
 
-// boot starts a VM on the source.
-func (t *trial) boot(ctx context.Context, number int) error {
-	t.disk = filepath.Join(t.fleet.Lab.Dir(), fmt.Sprintf("disk%d.raw", number))
-	if err := os.WriteFile(t.disk, nil, 0o600); err != nil {
-		return err
-	}
-	if err := os.Truncate(t.disk, diskSize); err != nil {
-		return err
-	}
-	guest, err := t.fleet.Boot(ctx, fleetlab.GuestConfig{
-		Name: fmt.Sprintf("cell%d", number), Host: sourceHost, Records: recordsPerSecond,
-		Disks: []*godwitv1.Disk{{Name: "records", Kind: "file", Path: t.disk, Format: "raw"}},
-	})
-	t.guest = guest
-	return err
-}
-
 // observe migrates under all eyes, removes the VM, and gives what was seen.
 func (t *trial) observe(ctx context.Context) (e evidence, err error) {
-	if err := t.openEyes(ctx); err != nil {
+	err = t.openEyes(ctx, probe.UDPConfig{Rate: rate, Straggle: straggle})
+	if err == nil {
+		err = t.udp.Answered(ctx, t.udp.Begun(), answers)
+	}
+	if err != nil {
 		return e, errors.Join(err, t.closeEyes(ctx, &e))
 	}
 	err = t.migrate(ctx)
@@ -108,30 +86,6 @@ func (t *trial) observe(ctx context.Context) (e evidence, err error) {
 		err = t.settle(ctx)
 	}
 	return e, errors.Join(err, t.closeEyes(ctx, &e))
-}
-
-func (t *trial) openEyes(ctx context.Context) (err error) {
-	if t.follow, err = follow(t.disk); err != nil {
-		return err
-	}
-	vm, err := t.guest.Record(ctx)
-	if err != nil {
-		return err
-	}
-	mac, err := net.ParseMAC(vm.GetSpec().GetPorts()[0].GetMac())
-	if err != nil {
-		return err
-	}
-	if t.wire, err = capture(t.fleet.Lab.Host(clientHost), mac); err != nil {
-		return err
-	}
-	t.udp, err = probe.StartUDP(t.fleet.Client, probe.UDPConfig{
-		Target: netip.AddrPortFrom(t.guest.Addrs[0], 0), Rate: rate, Straggle: straggle,
-	})
-	if err != nil {
-		return err
-	}
-	return t.udp.Answered(ctx, t.udp.Begun(), answers)
 }
 
 // migrate follows a migration with its fault to its final state.
@@ -152,7 +106,7 @@ func (t *trial) migrate(ctx context.Context) (err error) {
 // settle waits until all programs are there again and the VM is where the
 // record says that it is.
 func (t *trial) settle(ctx context.Context) error {
-	if err := t.awaitPrograms(ctx); err != nil && ctx.Err() == nil {
+	if err := awaitPrograms(ctx, t.fleet); err != nil && ctx.Err() == nil {
 		t.found.add(notBack, "%v", err)
 	}
 	if err := t.awaitPlace(ctx); err != nil {
@@ -163,24 +117,16 @@ func (t *trial) settle(ctx context.Context) error {
 		defer cancel()
 		if err := t.udp.Answered(bounded, t.udp.Mark(), answers); err != nil {
 			t.found.add("never none", "the guest does not answer: the record says %s on %s", t.vm.GetPhase(), t.vm.GetOwner().GetHost())
-		} else if err := t.askGuest(ctx); err != nil {
-			return err
+		} else {
+			flow, err := t.asked(ctx)
+			if err != nil {
+				return err
+			}
+			t.doubled = flow.Duplicated
 		}
 	}
 	t.to = t.udp.Mark()
 	return nil
-}
-
-// awaitPrograms waits until all servers answer and all hosts have a session.
-func (t *trial) awaitPrograms(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, returnWithin)
-	defer cancel()
-	for i := range t.fleet.Servers() {
-		if err := t.fleet.AwaitServerOf(ctx, i); err != nil {
-			return err
-		}
-	}
-	return t.fleet.AwaitHosts(ctx)
 }
 
 // alive: the record says that the VM runs.
@@ -222,17 +168,6 @@ func (t *trial) awaitPlace(ctx context.Context) (err error) {
 	return err
 }
 
-// askGuest has the guest say what came to it.
-func (t *trial) askGuest(ctx context.Context) error {
-	report, err := t.guest.Probe().Status(ctx)
-	for _, flow := range report.Flows {
-		if flow.Flow == t.udp.Flow() {
-			t.doubled = flow.Duplicated
-		}
-	}
-	return err
-}
-
 // closeEyes removes the VM and gathers what was seen.
 func (t *trial) closeEyes(ctx context.Context, e *evidence) error {
 	var errs []error
@@ -254,8 +189,8 @@ func (t *trial) closeEyes(ctx context.Context, e *evidence) error {
 	if err := t.remove(ctx); err != nil && ctx.Err() == nil {
 		t.found.add(leftBehind, "the VM cannot be removed: %v", err)
 	}
-	if t.follow != nil {
-		disk, err := t.follow.stop()
+	if t.saw != nil {
+		disk, err := t.saw.stop()
 		e.disk, errs = disk, append(errs, err)
 	}
 	e.doubled = t.doubled

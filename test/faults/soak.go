@@ -6,10 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"time"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
@@ -35,15 +32,9 @@ const (
 
 // soak is one VM that migrates again and again while harm is done.
 type soak struct {
-	fleet *fleetlab.Fleet
-	out   io.Writer
-
-	guest *fleetlab.Guest
-	disk  string // path
-	udp   *probe.UDP
-	tcp   *probe.TCP
-	wire  *wire
-	saw   *follower
+	watched
+	out io.Writer
+	tcp *probe.TCP
 
 	begun time.Time
 	made  soakResult
@@ -53,7 +44,7 @@ type soak struct {
 // runSoak has a VM migrate so often, back and forth, under harm chosen at
 // random, and judges what became of it.
 func runSoak(ctx context.Context, f *fleetlab.Fleet, migrations int, seed uint64, out io.Writer) (soakResult, error) {
-	s := &soak{fleet: f, out: out, begun: time.Now(), made: soakResult{Seed: seed, States: map[string]int{}, Causes: map[string]int{}}}
+	s := &soak{watched: watched{fleet: f}, out: out, begun: time.Now(), made: soakResult{Seed: seed, States: map[string]int{}, Causes: map[string]int{}}}
 	before, err := list(f)
 	if err != nil {
 		return s.made, err
@@ -68,6 +59,7 @@ func runSoak(ctx context.Context, f *fleetlab.Fleet, migrations int, seed uint64
 	if ctx.Err() != nil { // nothing can be said
 		return s.made, errors.Join(ctx.Err(), err)
 	}
+	evidence.checkTurns(&s.found, s.made.turns)
 	evidence.checkReplies(&s.found)
 	evidence.checkDisk(&s.found)
 	evidence.checkPackets(&s.found, 0)
@@ -78,39 +70,13 @@ func runSoak(ctx context.Context, f *fleetlab.Fleet, migrations int, seed uint64
 
 // open boots the VM and begins to watch it.
 func (s *soak) open(ctx context.Context) (err error) {
-	s.disk = filepath.Join(s.fleet.Lab.Dir(), "soak.raw")
-	if err := os.WriteFile(s.disk, nil, 0o600); err != nil {
+	if err := s.boot(ctx, "soak", soakDisk, soakRecords); err != nil {
 		return err
 	}
-	if err := os.Truncate(s.disk, soakDisk); err != nil {
+	if err := s.openEyes(ctx, probe.UDPConfig{Rate: soakRate, Straggle: soakStraggle}); err != nil {
 		return err
 	}
-	s.guest, err = s.fleet.Boot(ctx, fleetlab.GuestConfig{
-		Name: "soak", Host: sourceHost, Records: soakRecords,
-		Disks: []*godwitv1.Disk{{Name: "records", Kind: "file", Path: s.disk, Format: "raw"}},
-	})
-	if err != nil {
-		return err
-	}
-	if s.saw, err = follow(s.disk); err != nil {
-		return err
-	}
-	vm, err := s.guest.Record(ctx)
-	if err != nil {
-		return err
-	}
-	mac, err := net.ParseMAC(vm.GetSpec().GetPorts()[0].GetMac())
-	if err != nil {
-		return err
-	}
-	if s.wire, err = capture(s.fleet.Lab.Host(clientHost), mac); err != nil {
-		return err
-	}
-	target := netip.AddrPortFrom(s.guest.Addrs[0], 0)
-	if s.udp, err = probe.StartUDP(s.fleet.Client, probe.UDPConfig{Target: target, Rate: soakRate, Straggle: soakStraggle}); err != nil {
-		return err
-	}
-	s.tcp, err = probe.StartTCP(ctx, s.fleet.Client, probe.TCPConfig{Target: target, Straggle: soakStraggle})
+	s.tcp, err = probe.StartTCP(ctx, s.fleet.Client, probe.TCPConfig{Target: netip.AddrPortFrom(s.guest.Addrs[0], 0), Straggle: soakStraggle})
 	return err
 }
 
@@ -142,14 +108,7 @@ func (s *soak) moveUnderHarm(ctx context.Context, migrations int, seed uint64) e
 			return fmt.Errorf("a server has ended by itself; its log is %s", server.LogPath())
 		}
 	}
-	bounded, cancel := context.WithTimeout(ctx, returnWithin)
-	defer cancel()
-	for i := range s.fleet.Servers() {
-		if err := s.fleet.AwaitServerOf(bounded, i); err != nil {
-			return err
-		}
-	}
-	return s.fleet.AwaitHosts(bounded)
+	return awaitPrograms(ctx, s.fleet)
 }
 
 func (s *soak) moveAll(ctx context.Context, migrations int, h *harm) error {
@@ -234,12 +193,8 @@ func (s *soak) close(ctx context.Context) (e evidence, err error) {
 	s.made.StreamBytes = stream.Bytes
 	e.client, err = s.udp.Stop(bounded)
 	s.made.Losses = s.udp.Losses(s.udp.Begun(), s.udp.Mark())
-	report, reportErr := s.guest.Probe().Status(bounded)
-	for _, flow := range report.Flows {
-		if flow.Flow == s.udp.Flow() {
-			e.doubled, s.made.GuestReceived = flow.Duplicated, flow.Received
-		}
-	}
+	flow, reportErr := s.asked(bounded)
+	e.doubled, s.made.GuestReceived = flow.Duplicated, flow.Received
 	frames, wireErr := s.wire.stop()
 	e.frames = frames
 	if err := s.guest.Remove(bounded); err != nil {
@@ -247,6 +202,7 @@ func (s *soak) close(ctx context.Context) (e evidence, err error) {
 	}
 	disk, diskErr := s.saw.stop()
 	e.disk = disk
+	e.source, e.target = s.fleet.Lab.Host(sourceHost).Addr, s.fleet.Lab.Host(targetHost).Addr
 	return e, errors.Join(err, reportErr, wireErr, diskErr)
 }
 

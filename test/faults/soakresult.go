@@ -2,12 +2,9 @@ package main
 
 import (
 	"cmp"
-	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -24,6 +21,7 @@ type soakResult struct {
 	Causes     map[string]int `json:"causes"` // of those that did not succeed
 	Faults     map[string]int `json:"faults"`
 	Moves      []soakMove     `json:"moves"`
+	turns      int            // how often the VM was given to the other host
 
 	Sent          uint64       `json:"sent"`
 	Lost          uint64       `json:"lost"`
@@ -53,6 +51,12 @@ func (r *soakResult) count(m *godwitv1.Migration) {
 	if m.GetState() != "succeeded" {
 		r.Causes[m.GetCause()]++
 	}
+	if m.GetCommitted() {
+		r.turns++
+	}
+	if m.GetTakenBack() {
+		r.turns++
+	}
 	r.Moves = append(r.Moves, soakMove{
 		ID: m.GetId(), Begun: m.GetCreated().AsTime(), Ended: time.Now().UTC(),
 		Target: m.GetTarget(), State: m.GetState(), Cause: m.GetCause(),
@@ -75,16 +79,7 @@ func (r *soakResult) put(e evidence, found findings) {
 	r.Violations = found.list
 }
 
-func (r soakResult) save(path string) error {
-	text, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
-	}
-	return os.WriteFile(path, append(text, '\n'), 0o644)
-}
+func (r soakResult) save(path string) error { return saveJSON(path, r) }
 
 func (r soakResult) print(w io.Writer) {
 	fmt.Fprintf(w, "\n%d migrations: %v, seed %d\n", r.Migrations, r.States, r.Seed)
