@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io/fs"
 	"maps"
@@ -49,6 +50,21 @@ func list(f *fleetlab.Fleet) (map[string][]string, error) {
 		slices.Sort(all[host])
 	}
 	return all, nil
+}
+
+// overlayDevice is the last that an agent makes for the network of the client.
+const overlayDevice = "device gwx-"
+
+// listFirst lists a new lab as soon as the client's host has what it will always
+// have.
+func listFirst(ctx context.Context, f *fleetlab.Fleet) (all map[string][]string, err error) {
+	bounded, cancel := context.WithTimeout(ctx, settleWithin)
+	defer cancel()
+	err = look(bounded, "the client's network", func() (bool, error) {
+		all, err = list(f)
+		return slices.ContainsFunc(all[clientHost], func(one string) bool { return strings.HasPrefix(one, overlayDevice) }), err
+	})
+	return all, err
 }
 
 // processesIn names the programs that run in a network namespace.

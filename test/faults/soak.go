@@ -45,7 +45,7 @@ type soak struct {
 // random, and judges what became of it.
 func runSoak(ctx context.Context, f *fleetlab.Fleet, migrations int, seed uint64, out io.Writer) (soakResult, error) {
 	s := &soak{watched: watched{fleet: f}, out: out, begun: time.Now(), made: soakResult{Seed: seed, States: map[string]int{}, Causes: map[string]int{}}}
-	before, err := list(f)
+	before, err := listFirst(ctx, f)
 	if err != nil {
 		return s.made, err
 	}
