@@ -28,7 +28,7 @@ type addressPusher struct {
 	began  time.Time
 
 	mu       sync.Mutex
-	revision int64 // of the store, as of which the maps were last made
+	revision int64 // of the store, as of which the maps were last made in this term
 	hosts    map[fleet.HostName]*informed
 	waiters  []waiter
 }
@@ -62,7 +62,7 @@ func newAddressPusher(m *mirror, h *hub) *addressPusher {
 
 // begin forgets what was of an earlier term, in which this server led: hosts
 // have other sessions now, and have perhaps heard of others. Whoever waits goes
-// on to wait.
+// on to wait, at least until the maps are made anew, which names the hosts.
 func (p *addressPusher) begin() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -71,7 +71,7 @@ func (p *addressPusher) begin() {
 			state.giveUp.Stop()
 		}
 	}
-	p.began, p.hosts = time.Now(), map[fleet.HostName]*informed{}
+	p.began, p.revision, p.hosts = time.Now(), 0, map[fleet.HostName]*informed{}
 	p.Changed()
 }
 

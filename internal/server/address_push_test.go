@@ -158,3 +158,26 @@ func TestForwardingWaitsForHostsThatAreAway(t *testing.T) {
 		})
 	}
 }
+
+// A server that leads again has sent the hosts nothing yet, whatever it had sent
+// them before.
+func TestForwardingWaitsInALaterTerm(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPush(t)
+		p.joins("a", "b", "c")
+		known := p.moves()
+		p.acks("a", "b")
+		p.check("c has not said", known, false)
+		for _, host := range []fleet.HostName{"a", "b", "c"} { // the sessions end with the term
+			p.disconnected(host)
+		}
+		p.begin()
+		again := make(chan []fleet.HostName, 1)
+		p.WhenApplied(p.mirror.at.revision, func(without []fleet.HostName) { again <- without })
+		p.check("before anybody was told", again, false)
+		p.joins("a", "b")
+		p.check("c was not told", again, false)
+		p.joins("c")
+		p.check("all were told", again, true)
+	})
+}
