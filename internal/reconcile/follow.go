@@ -75,7 +75,7 @@ func (r *Reconciler) CatchUp(ctx context.Context, entry store.Entry[migration.Mi
 	}
 	one.mu.Lock()
 	defer one.mu.Unlock()
-	if one.entry.Version >= entry.Version {
+	if one.entry.Version >= entry.Version || !r.keeps(one, entry.Value.ID) {
 		return
 	}
 	one.forget()
@@ -84,6 +84,14 @@ func (r *Reconciler) CatchUp(ctx context.Context, entry store.Entry[migration.Mi
 	r.takeUp(one)
 	r.notify(entry.Value.ID)
 	r.dropIfOver(one)
+}
+
+// keeps reports whether a run is still the migration's: one that was let go of,
+// because a term begins, is read from the store anew.
+func (r *Reconciler) keeps(one *run, id fleet.MigrationID) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.runs[id] == one
 }
 
 // discover adopts a migration that another server has made. The record is read

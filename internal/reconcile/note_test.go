@@ -45,8 +45,10 @@ func TestAbsenceOfAnEarlierTerm(t *testing.T) {
 			t.Parallel()
 			r, _ := adopted(migration.Settling, migration.RunTarget)
 			r.SessionOpened("h2", "p1")
+			held, _ := r.Live("m-1")
 			lastTerm(r)
 			r.CarryOn(t.Context())
+			r.Adopt(held)
 			r.SessionOpened("h2", "p2")
 			entry, _ := r.Live("m-1")
 			if last := entry.Value.Story[len(entry.Value.Story)-1]; last.Event != migration.SessionBack || last.Detail != "" {

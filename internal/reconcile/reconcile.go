@@ -125,11 +125,18 @@ func (r *Reconciler) Begin(life context.Context) error {
 	return r.resume(life)
 }
 
-// CarryOn makes the reconciler carry on what it hears of until life ends.
+// CarryOn makes the reconciler carry on what it hears of until life ends. What it
+// holds from before it lets go of: others may have carried that on meanwhile, and
+// an order that they have had carried out must not be given again.
 func (r *Reconciler) CarryOn(life context.Context) {
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	r.life = life
+	before := inOrder(r.runs)
+	r.runs = map[fleet.MigrationID]*run{}
+	r.mu.Unlock()
+	for _, one := range before {
+		one.letGo()
+	}
 }
 
 func (r *Reconciler) resume(ctx context.Context) error {
@@ -312,6 +319,15 @@ func (one *run) forget() {
 	one.vm.Version = 0
 }
 
+// letGo makes a run that is kept no more know nothing, as whoever waits for it may
+// still use it.
+func (one *run) letGo() {
+	one.mu.Lock()
+	defer one.mu.Unlock()
+	one.disarm()
+	one.entry, one.vm, one.notes = store.Entry[migration.Migration]{}, store.Entry[fleet.VM]{}, nil
+}
+
 // saved does everything that had to wait for the save.
 func (r *Reconciler) saved(one *run, before migration.Migration, effects []migration.Effect) {
 	one.notes = nil
@@ -396,14 +412,18 @@ func (r *Reconciler) unaware(hosts []fleet.HostName) string {
 		strings.Join(names, " and "), r.GoneAfter)
 }
 
-// all gives the runs by the migration's id: always in the same order.
-func (r *Reconciler) all() (runs []*run) {
+func (r *Reconciler) all() []*run {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, id := range slices.Sorted(maps.Keys(r.runs)) {
-		runs = append(runs, r.runs[id])
+	return inOrder(r.runs)
+}
+
+// inOrder gives the runs by the migration's id: always in the same order.
+func inOrder(runs map[fleet.MigrationID]*run) (list []*run) {
+	for _, id := range slices.Sorted(maps.Keys(runs)) {
+		list = append(list, runs[id])
 	}
-	return runs
+	return list
 }
 
 // Kept is how many migrations wait for something.

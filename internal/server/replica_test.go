@@ -248,3 +248,42 @@ func TestLineToAnotherServer(t *testing.T) {
 	fl.finish(inRun)
 	fl.atTarget(t)
 }
+
+// sentTo keeps what hosts are sent, and sends nothing.
+type sentTo map[fleet.HostName][]*godwitv1.Command
+
+func (s sentTo) Send(host fleet.HostName, command *godwitv1.Command) error {
+	s[host] = append(s[host], command)
+	return nil
+}
+
+// A server that leads again knows what was done while another one led, before its
+// watch of the store tells it: an order of what is over meets whatever came after.
+func TestOrdersOfAnEarlierTerm(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t)
+	h1, h2 := f.join("h1"), f.join("h2")
+	fl := f.fly(h1, h2, "web1", testPolicy())
+	fl.to(inResume)
+	sent := sentTo{}
+	again := newReconciler(f.server.tables, sent, f.server.addresses, f.server.hub.connected, f.server.log)
+	leads := func() {
+		t.Helper()
+		clear(sent)
+		if err := again.Begin(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		again.HostConnected("h1")
+		again.Redispatch()
+	}
+	leads()
+	if len(sent["h1"]) == 0 || sent["h1"][0].GetResumeSource() == nil {
+		t.Fatalf("in the first term h1 is sent %v", sent["h1"])
+	}
+	again.Stand()
+	fl.finish(inResume)
+	leads()
+	if len(sent) != 0 || again.Kept() != 0 {
+		t.Errorf("in the second term %v is sent, %d runs are kept", sent, again.Kept())
+	}
+}

@@ -63,7 +63,7 @@ func TestWorkersDoNotMatter(t *testing.T) {
 
 // shownBy is what each bug has to be found by.
 var shownBy = map[Bug]string{
-	Unconditional: "is in effect, and the owner is",
+	Unconditional: "after the last fault",
 	Unfettered:    "only the lock on the image",
 	Unforgiving:   "only the lock on the image",
 	OpenGate:      "it was in the tap",
