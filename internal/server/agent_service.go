@@ -93,7 +93,10 @@ func (a agentService) Session(ctx context.Context, stream *connect.BidiStream[go
 	}
 	defer s.hub.close(one)
 	own.heard.Store(host, true)
-	before, err := s.noteHost(ctx, told, own.held...)
+	before, revision, err := s.noteHost(ctx, told, own.held...)
+	if err == nil {
+		err = s.mirror.reach(ctx, revision)
+	}
 	if err != nil {
 		s.log.Warn("no session was opened", "host", host, "from", one.from, "error", err)
 		return err
@@ -186,27 +189,28 @@ func isMigration(report *godwitv1.Report) bool {
 
 // noteHost writes what a host says of itself to its record, and gives the
 // record as it was before; it is zero for a new host. A server that leads no
-// more, and does not know it, finds that out here by held.
-func (s *Server) noteHost(ctx context.Context, host fleet.Host, held ...store.Condition) (before fleet.Host, err error) {
+// more, and does not know it, finds that out here by held. What earlier leaders
+// have stored, and all that was stored until then, is from before revision.
+func (s *Server) noteHost(ctx context.Context, host fleet.Host, held ...store.Condition) (before fleet.Host, revision int64, err error) {
 	name := host.Name
 	for range store.MaxConflicts {
 		entry, err := s.tables.hosts.Get(ctx, string(name))
 		if err != nil && fleet.CodeOf(err) != fleet.NotFound {
-			return before, err
+			return before, 0, err
 		}
 		before = entry.Value
 		if err := sameMachine(before, host); err != nil {
-			return before, err
+			return before, 0, err
 		}
 		host.Machine = cmp.Or(host.Machine, before.Machine)
 		host.Cordoned, host.Seen = before.Cordoned, time.Now()
 		conditions := append(store.If(s.tables.hosts.At(string(name), entry.Version)), held...)
-		_, err = s.tables.store.Commit(ctx, conditions, s.tables.hosts.Put(string(name), host))
+		revision, err = s.tables.store.Commit(ctx, conditions, s.tables.hosts.Put(string(name), host))
 		if fleet.CodeOf(err) != fleet.Conflict {
-			return before, err
+			return before, revision, err
 		}
 	}
-	return before, tooManyConflicts("open session", "host "+string(name))
+	return before, 0, tooManyConflicts("open session", "host "+string(name))
 }
 
 func decodeHello(name fleet.HostName, hello *godwitv1.Hello) (fleet.Host, error) {

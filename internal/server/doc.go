@@ -11,7 +11,9 @@
 //
 // The mirror follows the store by one watch and holds the records that must be
 // at hand (VMs, hosts, networks, migrations). What it says may be some
-// milliseconds old; whatever decides reads the store itself.
+// milliseconds old, and older while the watch is silent; whatever decides reads
+// the store itself. A session begins when the mirror has all that was stored
+// before: it waits for what the session has stored of the host.
 //
 // # Requests
 //
@@ -55,6 +57,11 @@
 // epoch counts. "exited" with no cause or with "guest-shutdown" is the guest's
 // own powering off; with any other cause it is a failure. "absent" is a host's
 // word that it has no such instance.
+//
+// An instance that may run is removed only when the store proves it stale: the
+// VM's record is read first, then all its migrations. What one that has ended
+// has left waits for the mirror to reach the VM's record, which whatever begins
+// a migration changes.
 //
 // # Addresses and forwarding
 //

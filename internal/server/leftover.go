@@ -1,10 +1,13 @@
 package server
 
 import (
+	"context"
 	"slices"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/migration"
+	"godwit.dev/godwit/internal/store"
 )
 
 // leftover is what an instance that has ended has left on its host: its folder
@@ -29,32 +32,61 @@ func (l *lifecycle) leave(host fleet.HostName, said *godwitv1.InstanceReport) {
 }
 
 // tidy sends what leave has noted. A host without a session says of the
-// instance again when it connects, so it is not kept for that.
-func (l *lifecycle) tidy(name fleet.VMName) {
-	var ready []leftover
+// instance again when it connects, so it is not kept for that. After an error
+// that passes it must be called again.
+func (l *lifecycle) tidy(ctx context.Context, name fleet.VMName) error {
 	l.mu.Lock()
-	l.left[name] = slices.DeleteFunc(l.left[name], func(one leftover) bool {
-		if l.mirror.moving(name, one.host) || l.owns(name, one) {
-			return false // looked at again when that has changed
+	left := slices.Clone(l.left[name])
+	l.mu.Unlock()
+	if len(left) == 0 {
+		return nil
+	}
+	entry, err := l.tables.vms.Get(ctx, string(name))
+	if err != nil && fleet.CodeOf(err) != fleet.NotFound {
+		return err
+	}
+	// What begins a migration of the VM changes its record.
+	if l.mirror.revision() < entry.Version {
+		return l.mirror.behind(entry.Version)
+	}
+	for _, one := range left {
+		if l.mirror.moving(name, one.host) || one.owns(entry.Value) {
+			continue // looked at again when that has changed
 		}
-		ready = append(ready, one)
-		return true
-	})
+		l.tidied(name, one)
+		l.forget(name, one)
+	}
+	return nil
+}
+
+func (l *lifecycle) tidied(name fleet.VMName, one leftover) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.left[name] = slices.DeleteFunc(l.left[name], func(other leftover) bool { return other == one })
 	if len(l.left[name]) == 0 {
 		delete(l.left, name)
-	}
-	l.mu.Unlock()
-	for _, one := range ready {
-		l.forget(name, one)
 	}
 }
 
 // owns: the VM is where one was left. It was said to have ended before it was
 // started, or its end is not recorded yet.
-func (l *lifecycle) owns(name fleet.VMName, one leftover) bool {
-	entry, found := l.mirror.vm(name)
-	sameVM := one.uid == "" || one.uid == string(entry.Value.UID)
-	return found && sameVM && entry.Value.Owner == fleet.Owner{Host: one.host, Epoch: fleet.Epoch(one.epoch)}
+func (one leftover) owns(vm fleet.VM) bool {
+	sameVM := one.uid == "" || one.uid == string(vm.UID)
+	return sameVM && vm.Owner == fleet.Owner{Host: one.host, Epoch: fleet.Epoch(one.epoch)}
+}
+
+// moving tells by the store whether a migration of the VM from or to the host
+// still has something to do there. Whoever asks whether an instance is stale must
+// have read the VM before: what makes an old instance the owner's again is a
+// migration that began when it was the owner's, so it is among these, or over.
+func (l *lifecycle) moving(ctx context.Context, vm fleet.VMName, host fleet.HostName) (bool, error) {
+	entries, _, err := l.tables.migrations.All(ctx)
+	if err != nil {
+		return false, err
+	}
+	return slices.ContainsFunc(entries, func(entry store.Entry[migration.Migration]) bool {
+		return entry.Value.VM == vm && entry.Value.Involves(host) && !entry.Value.Over()
+	}), nil
 }
 
 // forget has a host remove an instance that is stale, or what it has left.

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"maps"
 	"slices"
@@ -120,7 +121,11 @@ func (l *lifecycle) run(ctx context.Context) {
 // look does what a VM's record asks for. After an error that passes it must be
 // called again.
 func (l *lifecycle) look(ctx context.Context, name fleet.VMName) error {
-	l.tidy(name)
+	return errors.Join(l.tidy(ctx, name), l.moveOn(ctx, name))
+}
+
+// moveOn records what is held of a VM, and tells its host what is to be done.
+func (l *lifecycle) moveOn(ctx context.Context, name fleet.VMName) error {
 	entry, found := l.mirror.vm(name)
 	if !found {
 		l.mu.Lock()

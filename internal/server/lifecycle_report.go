@@ -73,8 +73,7 @@ func (l *lifecycle) observe(ctx context.Context, host fleet.HostName, said *godw
 			l.log.Warn("a host has an instance of a VM that is not known; it is left alone", "host", host, "vm", said.GetVm(), "epoch", said.GetEpoch())
 			return nil
 		case err == nil && entry.Value.Owner != fleet.Owner{Host: host, Epoch: fleet.Epoch(said.GetEpoch())}:
-			l.notOwner(host, entry.Value, said)
-			return nil
+			return l.notOwner(ctx, host, entry.Value, said)
 		case err == nil:
 			err = l.move(ctx, host, entry, said, answers)
 		}
@@ -210,27 +209,36 @@ func (l *lifecycle) settleHeld(ctx context.Context, name fleet.VMName) error {
 	return nil
 }
 
-// notOwner deals with an instance that is not the owner's. One that has ended
-// is removed; one that may run only if the record proves it stale: the owner is
-// another host, its epoch is not older, and no migration has anything left to do
-// there.
-func (l *lifecycle) notOwner(host fleet.HostName, vm fleet.VM, said *godwitv1.InstanceReport) {
+// notOwner deals with an instance that is not the owner's, by the VM's record as
+// it was just read. One that has ended is removed; one that may run only if the
+// records prove it stale: the owner is another host, its epoch is not older, and
+// no migration has anything left to do there.
+func (l *lifecycle) notOwner(ctx context.Context, host fleet.HostName, vm fleet.VM, said *godwitv1.InstanceReport) error {
 	switch said.GetState() {
 	case instanceExited:
 		l.leave(host, said)
-		return
+		return nil
 	case instanceAbsent:
-		return
+		return nil
 	}
 	epoch := fleet.Epoch(said.GetEpoch())
 	sameVM := said.GetUid() == string(vm.UID)
 	newer := vm.Owner.Epoch > epoch || vm.Owner.Epoch == epoch && vm.Owner.Host != "" && vm.Owner.Host != host
 	held := vm.Migration != "" && vm.Owner.Epoch == epoch // what is older than the owner's, a later move does not concern
-	if !sameVM || !newer || held || l.mirror.moving(vm.Name, host) {
+	stale := sameVM && newer && !held
+	if stale {
+		moving, err := l.moving(ctx, vm.Name, host)
+		if err != nil {
+			return err
+		}
+		stale = !moving
+	}
+	if !stale {
 		l.log.Warn("a host has an instance that is not the owner's and not proven stale; it is left alone",
 			"host", host, "vm", vm.Name, "epoch", epoch, "owner", vm.Owner.Host, "ownerEpoch", vm.Owner.Epoch)
-		return
+		return nil
 	}
 	l.log.Info("a stale instance is removed", "host", host, "vm", vm.Name, "epoch", epoch, "ownerEpoch", vm.Owner.Epoch)
 	l.forget(vm.Name, leftover{host, said.GetUid(), said.GetEpoch(), false})
+	return nil
 }

@@ -34,6 +34,7 @@ type mirror struct {
 
 	mu         sync.RWMutex
 	at         position
+	moved      chan struct{} // closed when at is another; nil if nobody waits for that
 	generation uint32 // of the store
 	restored   string // why nothing may be done, or ""
 	vms        map[fleet.VMName]store.Entry[fleet.VM]
@@ -105,7 +106,7 @@ func (m *mirror) load(ctx context.Context) (revision int64, err error) {
 			m.log.Error("a record cannot be read", "key", record.Key, "error", err)
 		}
 	}
-	m.at = position{generation: m.generation, revision: revision, seen: store.MaxOps - 1}
+	m.advance(position{generation: m.generation, revision: revision, seen: store.MaxOps - 1})
 	m.mu.Unlock()
 	for _, name := range m.vmNames() {
 		m.vmChanged(name)
@@ -193,11 +194,12 @@ func (m *mirror) apply(ctx context.Context, event store.Event) {
 	}
 	m.mu.Lock()
 	before := m.migrations[fleet.MigrationID(name)]
-	if event.Version > m.at.revision {
-		m.at = position{generation: m.generation, revision: event.Version}
-	} else {
-		m.at.seen++
+	next := position{generation: m.generation, revision: event.Version}
+	if event.Version <= m.at.revision {
+		next = m.at
+		next.seen++
 	}
+	m.advance(next)
 	err := m.put(event)
 	m.mu.Unlock()
 	if err != nil {

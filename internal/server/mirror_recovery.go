@@ -37,10 +37,3 @@ func (m *mirror) putRestore(event store.Event) error {
 	m.restored = entry.Value.Why
 	return err
 }
-
-// revision is the newest that was heard of.
-func (m *mirror) revision() int64 {
-	m.mu.RLock()
-	defer m.mu.RUnlock()
-	return m.at.revision
-}

@@ -45,6 +45,10 @@ func (l *lifecycle) endStray(ctx context.Context, host fleet.HostName, said *god
 			l.log.Warn("a VM was not told to go on alone", "host", host, "vm", vm.Name, "error", err)
 		}
 	case !owner && state == instanceIncoming:
+		moving, err := l.moving(ctx, vm.Name, host)
+		if err != nil || moving {
+			return err
+		}
 		l.log.Info("the target of a migration that is over, or not known any more, is removed", "host", host, "vm", vm.Name, "migration", said.GetMigration())
 		l.forget(vm.Name, leftover{host, said.GetUid(), said.GetEpoch(), false})
 	}

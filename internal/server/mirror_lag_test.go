@@ -1,0 +1,112 @@
+package server
+
+import (
+	"testing"
+	"time"
+
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/migration"
+	"godwit.dev/godwit/internal/store"
+)
+
+// behind is the life cycle as it is while the watch of the store is silent: it
+// reads and writes the store, and its mirror stays as it is now.
+func (f *testFleet) behind() *lifecycle {
+	f.t.Helper()
+	silent := newMirror(f.server.tables, f.server.log)
+	if _, err := silent.load(f.t.Context()); err != nil {
+		f.t.Fatal(err)
+	}
+	return newLifecycle(f.server.tables, silent, f.server.hub, f.server.log)
+}
+
+func (fl *flight) instance(vm *godwitv1.VM, epoch uint64, state string) *godwitv1.InstanceReport {
+	return &godwitv1.InstanceReport{Vm: vm.GetName(), Uid: vm.GetUid(), Epoch: epoch, State: state, Migration: fl.id}
+}
+
+// A migration was taken back, of which the mirror has never heard. Its source is
+// older than the owner, and the only instance.
+func TestSourceThatRunsOnIsNotStale(t *testing.T) {
+	f := newFleet(t)
+	h1, h2 := f.join("h1", roomy), f.join("h2", roomy)
+	vm := f.running(h1, "web1")
+	late := f.behind()
+	fl := f.depart(h1, h2, "web1", testPolicy())
+	fl.to(inRun)
+	fl.say(h1, nil, &godwitv1.Report{Event: &godwitv1.Report_SourceRanOn{SourceRanOn: &godwitv1.SourceRanOn{Cause: "nobody decided"}}})
+	fl.await(migration.RollingBack)
+	fl.next(h1, "resume_source")
+	f.checkPlace("web1", fleet.Owner{Host: "h1", Epoch: 3}, fl.id, "h1", "h2")
+	if err := late.observe(t.Context(), "h1", fl.instance(vm, 1, instanceRunning), 0); err != nil {
+		t.Error(err)
+	}
+	f.settled(h1) // nothing else came
+}
+
+// A source that has ended forwards until the migration has settled, though the
+// mirror has never heard of that.
+func TestSourceThatForwardsIsLeft(t *testing.T) {
+	f := newFleet(t)
+	h1, h2 := f.join("h1", roomy), f.join("h2", roomy)
+	vm := f.running(h1, "web1")
+	late := f.behind()
+	fl := f.depart(h1, h2, "web1", testPolicy())
+	fl.to(inRetire)
+	fl.next(h1, "retire_source")
+	if err := late.observe(t.Context(), "h1", fl.instance(vm, 1, instanceExited), 0); err != nil {
+		t.Error(err)
+	}
+	if err := late.look(t.Context(), "web1"); !store.Passes(err) {
+		t.Errorf("looked at with an old mirror: %v", err)
+	}
+	f.settled(h1) // nothing else came
+	if _, err := late.mirror.load(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := late.look(t.Context(), "web1"); err != nil {
+		t.Error(err)
+	}
+	if len(late.left["web1"]) != 1 {
+		t.Errorf("left are %v", late.left)
+	}
+}
+
+// A host's session begins when the mirror has what was stored before: what the
+// host has is judged by that.
+func TestSessionsWaitForTheMirror(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t)
+	f.server.lifecycle.mu.Lock() // where the mirror's goroutine stops at the next change of a VM
+	f.create(&godwitv1.CreateVMRequest{Name: "web1", Spec: smallSpec(), Stopped: true})
+	_, err := f.tryJoin("h1")
+	f.server.lifecycle.mu.Unlock()
+	if fleet.CodeOf(err) != fleet.Unavailable || fleet.HintOf(err) == "" {
+		t.Errorf("while the mirror is behind: %v, hint %q", err, fleet.HintOf(err))
+	}
+	f.join("h1")
+}
+
+func TestMirrorReaches(t *testing.T) {
+	m := newMirror(tables{}, nil)
+	reached := make(chan error, 1)
+	go func() { reached <- m.reach(t.Context(), 7) }()
+	for revision := int64(1); revision <= 7; revision++ {
+		select {
+		case err := <-reached:
+			t.Fatalf("before revision %d: %v", revision, err)
+		default:
+		}
+		m.mu.Lock()
+		m.advance(position{revision: revision})
+		m.mu.Unlock()
+	}
+	select {
+	case err := <-reached:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(patience):
+		t.Error("it still waits")
+	}
+}
