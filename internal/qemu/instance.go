@@ -173,10 +173,14 @@ func (i *Instance) Kill(ctx context.Context) error {
 	if i.Ended() {
 		return nil
 	}
-	if err := i.process.kill(ctx); err != nil {
-		return &fleet.Error{Code: fleet.Failed, Op: "kill QEMU", Subject: "vm " + string(i.config.VM), Cause: "the process does not end", Err: err}
+	return killError(i.config.VM, i.process.kill(ctx))
+}
+
+func killError(vm fleet.VMName, err error) error {
+	if err == nil {
+		return nil
 	}
-	return nil
+	return &fleet.Error{Code: fleet.Failed, Op: "kill QEMU", Subject: "vm " + string(vm), Cause: "the process does not end", Err: err}
 }
 
 // Announce lets the network cards tell the network where the guest is (RARP),

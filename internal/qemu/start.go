@@ -25,8 +25,8 @@ const endsWithin = time.Second
 const killTimeout = 10 * time.Second
 
 // Start runs a QEMU and waits until its monitor answers. On an error nothing
-// of the instance is left but its logs; the error of a QEMU that died has the
-// last lines of it.
+// of the instance is left but its logs, unless its process does not end: then
+// Kill finds it. The error of a QEMU that died has the last lines of its log.
 func Start(ctx context.Context, c Config) (*Instance, error) {
 	if err := c.check(); err != nil {
 		return nil, err
@@ -35,32 +35,33 @@ func Start(ctx context.Context, c Config) (*Instance, error) {
 	if err := r.write(); err != nil {
 		return nil, startError(c, "its record cannot be written", err)
 	}
-	i, err := r.start(ctx)
-	if err != nil {
-		for _, name := range []string{recordFile, monitorSocket, consoleSocket, pidFile} {
-			os.Remove(filepath.Join(c.Dir, name))
-		}
-		return nil, err
+	return r.start(ctx)
+}
+
+// clear removes by what an instance is found.
+func (c Config) clear() {
+	for _, name := range []string{recordFile, monitorSocket, consoleSocket, pidFile} {
+		os.Remove(filepath.Join(c.Dir, name))
 	}
-	return i, nil
 }
 
 func (r *record) start(ctx context.Context) (*Instance, error) {
 	c := r.Config
 	p, err := launch(c.Binary, c.Dir, c.command)
 	if err != nil {
+		c.clear()
 		if _, explained := errors.AsType[*fleet.Error](err); explained {
 			return nil, err
 		}
 		return nil, startError(c, "it cannot be executed", err)
 	}
-	client, err := greet(ctx, p, filepath.Join(c.Dir, monitorSocket))
-	if err == nil {
-		r.PID = p.pid
-		r.StartTime, err = startTime(p.pid)
-	}
-	if err == nil {
+	r.PID = p.pid
+	if r.StartTime, err = startTime(p.pid); err == nil {
 		err = r.write()
+	}
+	var client *qmp.Client
+	if err == nil {
+		client, err = greet(ctx, p, filepath.Join(c.Dir, monitorSocket))
 	}
 	if err == nil {
 		i, attachErr := attach(ctx, *r, p, client)
@@ -82,12 +83,17 @@ func abandon(ctx context.Context, c Config, p *process, client *qmp.Client, err 
 	defer ends.Stop()
 	select {
 	case <-p.exited:
+		c.clear()
 		return startError(c, exitCause(p, c.Dir), nil)
 	case <-ends.C:
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTimeout)
 	defer cancel()
-	return startError(c, "its monitor does not answer", errors.Join(err, p.kill(ctx)))
+	killed := p.kill(ctx)
+	if killed == nil {
+		c.clear()
+	}
+	return startError(c, "its monitor does not answer", errors.Join(err, killError(c.VM, killed)))
 }
 
 // launch starts the process with the monitor already listening in dir, so that
@@ -175,66 +181,4 @@ func greet(ctx context.Context, p *process, socket string) (*qmp.Client, error) 
 		}
 	}
 	return client, err
-}
-
-// Adopt takes over a running instance that another program, or an earlier run
-// of this one, started in dir. NotFound when there is none or it has ended; of an
-// instance that was started in another boot of the host nothing else is looked
-// at: by chance its process id may be another process's, begun as long after the
-// boot.
-// The monitor answers one program at a time: while another holds it, Adopt
-// waits until ctx ends.
-func Adopt(ctx context.Context, dir, boot string) (*Instance, error) {
-	r, err := readRecord(dir)
-	if err != nil {
-		return nil, err
-	}
-	gone := func(err error) error {
-		return &fleet.Error{Code: fleet.NotFound, Op: "adopt instance", Subject: "vm " + string(r.Config.VM), Cause: "its QEMU has ended", Err: err}
-	}
-	if began := r.Config.Boot; began != "" && began != boot {
-		return nil, gone(errors.New("the host was rebooted"))
-	}
-	// What can't be looked at may well run: only what is known to have ended is gone.
-	unseen := func(err error) error {
-		// EINVAL: a thread of another process has the number now.
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) {
-			return gone(err)
-		}
-		return &fleet.Error{Code: fleet.Unavailable, Op: "adopt instance", Subject: "vm " + string(r.Config.VM), Cause: "its QEMU cannot be looked at", Err: err}
-	}
-	if r.PID == 0 {
-		if err := r.findByPIDFile(); err != nil {
-			return nil, unseen(notStarting(dir, err))
-		}
-	}
-	p, err := hold(r.PID, nil)
-	if err != nil {
-		return nil, unseen(err)
-	}
-	// Only now: the pidfd is of the process that has the number at this moment.
-	began, err := startTime(r.PID)
-	if err != nil {
-		p.release()
-		return nil, unseen(err)
-	}
-	if began != r.StartTime {
-		p.release()
-		return nil, gone(nil)
-	}
-	client, err := greet(ctx, p, filepath.Join(dir, monitorSocket))
-	if err == nil {
-		i, attachErr := attach(ctx, r, p, client)
-		if err = attachErr; err == nil {
-			return i, nil
-		}
-		client.Close()
-	}
-	defer p.release()
-	select {
-	case <-p.exited:
-		return nil, gone(err)
-	default:
-	}
-	return nil, &fleet.Error{Code: fleet.Unavailable, Op: "adopt instance", Subject: "vm " + string(r.Config.VM), Cause: "its monitor does not answer", Err: err}
 }
