@@ -5,6 +5,8 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -119,16 +121,81 @@ func TestAdoptHalfMade(t *testing.T) {
 	if _, err := os.Stat(broken); err != nil {
 		t.Errorf("what is not understood must stay: %v", err)
 	}
-	if got := h.hello().GetInstances(); len(got) != 1 || got[0].GetVm() != testVM || got[0].GetState() != "exited" {
-		t.Errorf("hello: %v", got)
+	said := h.hello().GetInstances()
+	slices.SortFunc(said, func(a, b *godwitv1.InstanceReport) int { return strings.Compare(a.GetVm(), b.GetVm()) })
+	if len(said) != 2 || said[0].GetVm() != testVM || said[0].GetState() != "exited" || said[1].GetVm() != "web2" || said[1].GetState() != "exited" {
+		t.Errorf("hello: %v", said)
 	}
 	if got := h.do(stopCommand(2, 1, 0)).GetInstance().GetState(); got != "exited" {
 		t.Errorf("stop: %q", got)
 	}
-	if err := os.RemoveAll(broken); err != nil {
-		t.Fatal(err)
-	}
+	forget := forgetCommand(3, 1)
+	forget.GetForgetInstance().Vm = "web2"
+	h.sendCommand(forget)
+	waitFor(t, "the end of the folder without a record", func() bool { return len(h.agent.all()) == 0 })
 	h.checkNothingLeft()
+}
+
+// An instance whose record can't be read is not said to be absent, nor does another
+// get its folder.
+func TestRecordUnreadable(t *testing.T) {
+	for name, harm := range map[string]func(path string) error{
+		"broken":  func(path string) error { return os.WriteFile(path, []byte("{"), 0o600) },
+		"missing": os.Remove,
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, hosts := newFleet(t, "h1")
+			h := hosts[0]
+			h.run(firmware(1))
+			h.stop()
+			path := filepath.Join(h.agent.instanceDir(machineKey{testVM, 1}), recordFile)
+			good, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := harm(path); err != nil {
+				t.Fatal(err)
+			}
+			h.start()
+			if got := h.hello().GetInstances(); len(got) != 1 || got[0].GetState() != "running" || got[0].GetUid() != "" || got[0].GetEpoch() != 1 {
+				t.Errorf("hello: %v", got)
+			}
+			retire := &godwitv1.Command{
+				Subject: testMigration, Epoch: 1, Sequence: 5, Op: &godwitv1.Command_RetireSource{RetireSource: &godwitv1.RetireSource{Vm: testVM}},
+			}
+			h.agent.command(t.Context(), retire)
+			h.agent.command(t.Context(), startCommand(7, firmware(1)))
+			m := h.agent.find(machineKey{testVM, 1})
+			waitFor(t, "the commands to be given up", func() bool { return !m.knows(retire) && !m.knows(startCommand(7, firmware(1))) })
+			if len(h.processes()) != 1 {
+				t.Errorf("processes: %v", h.processes())
+			}
+			if err := os.WriteFile(path, good, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if got := h.do(startCommand(8, firmware(1))).GetInstance(); got.GetState() != "running" || got.GetUid() != testUID {
+				t.Errorf("when it can be read: %v", got)
+			}
+			if got := h.do(stopCommand(9, 1, 0)).GetInstance().GetState(); got != "exited" {
+				t.Errorf("stop: %q", got)
+			}
+			if n := h.count(answers(retire)) + h.count(answers(startCommand(7, firmware(1)))); n != 0 {
+				t.Errorf("%d answers to what was not carried out", n)
+			}
+			h.checkNothingLeft()
+		})
+	}
+}
+
+// knows tells whether a command is begun, or answered.
+func (m *machine) knows(command *godwitv1.Command) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	_, known := m.told.Begin(command, "")
+	if !known {
+		m.told.Forget(command)
+	}
+	return known
 }
 
 // The target's agent is replaced while it waits for the commit: the next one
@@ -247,15 +314,7 @@ func TestAdoptFails(t *testing.T) {
 	}
 	h.agent.command(t.Context(), stopCommand(2, 1, 0))
 	m := h.agent.find(machineKey{testVM, 1})
-	waitFor(t, "the command to be given up", func() bool {
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		_, known := m.told.Begin(stopCommand(2, 1, 0), "")
-		if !known {
-			m.told.Forget(stopCommand(2, 1, 0))
-		}
-		return !known
-	})
+	waitFor(t, "the command to be given up", func() bool { return !m.knows(stopCommand(2, 1, 0)) })
 	if len(h.processes()) != 1 {
 		t.Fatalf("processes: %v", h.processes())
 	}
@@ -316,4 +375,43 @@ func TestAdoptLateWithAFullQueue(t *testing.T) {
 		t.Fatal("the machine waits for itself")
 	}
 	waitFor(t, "the end of what has given up", func() bool { return len(h.processes()) == 0 })
+}
+
+// A source that is given another epoch, and can't be taken over at that at once,
+// stays one that may run: the order comes again, and is carried out then.
+func TestRenumberFails(t *testing.T) {
+	m := newMove(t)
+	m.prepare()
+	h := m.source
+	inTheWay := filepath.Join(h.agent.instanceDir(machineKey{testVM, 3}), "full")
+	if err := os.MkdirAll(inTheWay, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	resume := m.resumeCommand()
+	resume.GetResumeSource().NewEpoch = 3
+	h.sendCommand(resume)
+	if failed := h.awaitReport("failure", isSourceFailed).GetSourceFailed(); failed.GetGone() {
+		t.Errorf("told as %v", failed)
+	}
+	h.agent.command(t.Context(), resume)
+	waitFor(t, "the order to be given up", func() bool { return !h.agent.find(machineKey{testVM, 3}).knows(resume) })
+	h.shut()
+	h.reopen()
+	if got := h.hello().GetInstances(); len(got) != 1 || got[0].GetEpoch() != 3 || got[0].GetState() != "running" {
+		t.Errorf("hello: %v", got)
+	}
+	if err := os.RemoveAll(filepath.Dir(inTheWay)); err != nil {
+		t.Fatal(err)
+	}
+	if answer := h.do(resume); answer.GetSourceResumed() == nil {
+		t.Errorf("resume: %v", answer)
+	}
+	if n := h.count(isSourceFailed); n != 1 {
+		t.Errorf("%d failures were told", n)
+	}
+	h.checkRunState(testVM, 3, "running")
+	h.checkGates("at its new epoch", network.Pass)
+	m.target.do(m.releaseCommand())
+	h.do(stopCommand(99, 3, 0))
+	h.checkNothingLeft()
 }

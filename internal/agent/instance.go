@@ -295,6 +295,8 @@ func (m *machine) spend() error {
 	switch {
 	case m.unrun, m.record.Role == arriving, m.record.Role == refused:
 		return nil
+	case m.uid == "": // its record is lost
+		return nil
 	}
 	return m.agent.spent.note(m.uid, m.key.epoch)
 }

@@ -22,7 +22,7 @@ import (
 type machine struct {
 	agent *Agent
 	key   machineKey
-	uid   fleet.InstanceUID
+	uid   fleet.InstanceUID // "" while its record can't be read
 	dir   string
 	life  context.Context // until the agent ends or has forgotten it
 	leave context.CancelFunc
@@ -40,6 +40,7 @@ type machine struct {
 	told      pledge.Log            // what it was told to do
 	facts     []*godwitv1.Report    // told again when a session begins
 	unadopted error                 // why it could not be taken over, if so
+	unread    bool                  // its record could not be read: only its key is known
 	endCause  string                // of an instance that has ended
 	ending    bool                  // its end is wanted: no news
 	hurry     chan struct{}         // closed when a stop must not wait for the guest

@@ -197,21 +197,23 @@ func (m *machine) goOn(ctx context.Context) error {
 }
 
 // renumber gives an instance another epoch, at which its VM was given back to
-// it: a new machine adopts it, as a new agent would.
+// it: a new machine adopts it, as a new agent would. One that can't is adopted
+// later, when the command comes again.
 func (a *Agent) renumber(ctx context.Context, m *machine, epoch fleet.Epoch) error {
 	next := m.record
 	next.Epoch = epoch
 	if err := m.note(next); err != nil {
 		return err
 	}
+	renumbered := a.recorded(next, m.dir)
+	if !a.add(renumbered) {
+		return fmt.Errorf("%s has another instance of it at epoch %d", a.config.Name, epoch)
+	}
 	if err := m.letGo(); err != nil {
 		a.log.Warn("an instance was not let go of in full", "vm", m.key.vm, "epoch", m.key.epoch, "error", err)
 	}
-	renumbered, err := a.adoptDir(ctx, m.dir)
+	err := renumbered.adopt(ctx)
 	a.remove(m) // only now: at every moment one of the two is there
-	if renumbered == nil {
-		return err
-	}
 	a.start(ctx, renumbered)
 	if err != nil {
 		return err

@@ -94,7 +94,7 @@ func (a *Agent) checkNew(instance *godwitv1.Instance) error {
 	newest := a.spent.of(uid)
 	a.spent.mu.Unlock()
 	for _, m := range a.all() {
-		if m.uid == uid && m.key.epoch > epoch {
+		if m.key.epoch > epoch && m.mayBeOf(instance) {
 			newest = max(newest, m.key.epoch)
 		}
 	}
@@ -106,4 +106,11 @@ func (a *Agent) checkNew(instance *godwitv1.Instance) error {
 		Cause: fmt.Sprintf("the command is of epoch %d, and %s has had it at epoch %d", epoch, a.config.Name, newest),
 		Hint:  "it is an old one; see that no server runs on an old copy of the store",
 	}
+}
+
+// mayBeOf tells whether the machine is, or may be, of the instance's VM.
+func (m *machine) mayBeOf(instance *godwitv1.Instance) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return string(m.uid) == instance.GetUid() || m.uid == "" && string(m.key.vm) == instance.GetVm()
 }
