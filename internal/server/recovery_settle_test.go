@@ -16,6 +16,7 @@ func TestSettledVM(t *testing.T) {
 		return sighting{host, &godwitv1.InstanceReport{Vm: "web1", Uid: "u1", Epoch: epoch, State: state, Migration: "m1", QemuVersion: string(host)}}
 	}
 	other := sighting{"h9", &godwitv1.InstanceReport{Vm: "web1", Uid: "u0", Epoch: 99, State: instanceRunning}}
+	unread := sighting{"h1", &godwitv1.InstanceReport{Vm: "web1", Epoch: 5, State: instanceRunning}}
 	for name, test := range map[string]struct {
 		seen []sighting
 		want fleet.Owner
@@ -36,6 +37,7 @@ func TestSettledVM(t *testing.T) {
 		"moved twice, the last one waits":    {[]sighting{at("h1", 5, instancePaused), at("h2", 6, instancePaused), at("h3", 7, instanceIncoming)}, fleet.Owner{Host: "h2", Epoch: 6}},
 		"moved twice, the last one is lost":  {[]sighting{at("h1", 5, instancePaused), at("h2", 6, instancePaused)}, fleet.Owner{Epoch: 6 + epochLift}},
 		"an older one runs":                  {[]sighting{at("h1", 5, instanceRunning), at("h2", 6, instanceRunning)}, fleet.Owner{Host: "h2", Epoch: 6}},
+		"its agent can't tell whose it is":   {[]sighting{unread}, fleet.Owner{Host: "h1", Epoch: 5}},
 		"two of one epoch":                   {[]sighting{at("h1", 5, instanceRunning), at("h2", 5, instanceRunning)}, fleet.Owner{Epoch: 5 + epochLift}},
 	} {
 		t.Run(name, func(t *testing.T) {
