@@ -47,7 +47,7 @@ const nameShown = 64
 func (a *Agent) command(ctx context.Context, command *godwitv1.Command) {
 	switch op := command.GetOp().(type) {
 	case *godwitv1.Command_StartInstance:
-		m, err := a.machineFor(ctx, op.StartInstance.GetInstance())
+		m, err := a.machineFor(ctx, command, op.StartInstance.GetInstance())
 		if err != nil {
 			a.refuse(command, a.endedInstance(command, op.StartInstance.GetInstance().GetVm(), err), err)
 			return
@@ -55,7 +55,7 @@ func (a *Agent) command(ctx context.Context, command *godwitv1.Command) {
 		m.do(command, func() *godwitv1.Report { return m.startAlone(ctx, op.StartInstance.GetInstance()) })
 	case *godwitv1.Command_StopInstance:
 		key := machineKey{fleet.VMName(op.StopInstance.GetVm()), fleet.Epoch(command.GetEpoch())}
-		if m := a.find(key); m != nil && op.StopInstance.GetGraceMs() == 0 {
+		if m := a.meant(command, key); m != nil && op.StopInstance.GetGraceMs() == 0 {
 			m.hurryUp() // an earlier stop may be waiting for the guest
 		}
 		a.with(command, key, a.absentInstance(command, op.StopInstance.GetVm()), func(m *machine) *godwitv1.Report {
@@ -63,16 +63,21 @@ func (a *Agent) command(ctx context.Context, command *godwitv1.Command) {
 		})
 	case *godwitv1.Command_ForgetInstance:
 		key := machineKey{fleet.VMName(op.ForgetInstance.GetVm()), fleet.Epoch(command.GetEpoch())}
-		a.with(command, key, nil, func(m *machine) *godwitv1.Report { return m.forget(ctx, op.ForgetInstance) })
+		a.with(command, key, nil, func(m *machine) *godwitv1.Report {
+			if !m.forget(ctx, op.ForgetInstance) {
+				m.untold(command) // it may be proven anew
+			}
+			return nil
+		})
 	case *godwitv1.Command_PrepareTarget:
-		m, err := a.machineFor(ctx, op.PrepareTarget.GetInstance())
+		m, err := a.machineFor(ctx, command, op.PrepareTarget.GetInstance())
 		if err != nil {
 			a.refuse(command, pledge.TargetFailed(err, true), err)
 			return
 		}
 		m.do(command, func() *godwitv1.Report {
-			if !m.isOf(command.GetSubject()) {
-				return pledge.TargetFailed(errOtherMigration(m), false)
+			if !m.kept().TargetOf(command.GetSubject()) {
+				return pledge.TargetFailed(errOtherMigration("prepare", m), false)
 			}
 			return m.prepareTarget(ctx, command.GetSubject(), op.PrepareTarget)
 		})
@@ -84,14 +89,15 @@ func (a *Agent) command(ctx context.Context, command *godwitv1.Command) {
 // migrationCommand does the same for what follows the preparation.
 func (a *Agent) migrationCommand(ctx context.Context, command *godwitv1.Command) {
 	order, known := pledge.OrderOf(command, a.config.Name, func(vm fleet.VMName, epoch fleet.Epoch) bool {
-		return a.find(machineKey{vm, epoch}) != nil
+		return a.meant(command, machineKey{vm, epoch}) != nil
 	})
 	if !known {
 		a.log.Error("a command of no known kind", "subject", command.GetSubject(), "sequence", command.GetSequence())
 		return
 	}
 	a.with(command, machineKey{order.VM, order.Epoch}, order.Absent, func(m *machine) *godwitv1.Report {
-		if order.Foreign != nil && !m.isOf(command.GetSubject()) {
+		if !order.IsFor(m.kept()) {
+			a.log.Warn("a command is not for what is here", "vm", m.key.vm, "epoch", m.key.epoch, "migration", m.record.Migration, "of", command.GetSubject(), "sequence", command.GetSequence())
 			return order.Foreign
 		}
 		return m.migrate(ctx, command)
@@ -119,10 +125,26 @@ func (m *machine) migrate(ctx context.Context, command *godwitv1.Command) *godwi
 	return nil
 }
 
+// meant gives the machine that a command is for; nil also when it is one of
+// another VM, which had the name before or has it since.
+func (a *Agent) meant(command *godwitv1.Command, key machineKey) *machine {
+	m := a.find(key)
+	if m == nil || !m.isMeantBy(command) {
+		return nil
+	}
+	return m
+}
+
+func (m *machine) isMeantBy(command *godwitv1.Command) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return pledge.MeantFor(command, m.uid)
+}
+
 // with queues a task for an existing machine, or gives the answer for one
 // that does not exist.
 func (a *Agent) with(command *godwitv1.Command, key machineKey, absent *godwitv1.Report, task func(*machine) *godwitv1.Report) {
-	if m := a.find(key); m != nil {
+	if m := a.meant(command, key); m != nil {
 		m.do(command, func() *godwitv1.Report { return task(m) })
 		return
 	}
@@ -139,10 +161,13 @@ func (a *Agent) refuse(command *godwitv1.Command, report *godwitv1.Report, why e
 
 // machineFor gives the machine of an instance, a new one if there is none and may
 // be one.
-func (a *Agent) machineFor(ctx context.Context, instance *godwitv1.Instance) (*machine, error) {
+func (a *Agent) machineFor(ctx context.Context, command *godwitv1.Command, instance *godwitv1.Instance) (*machine, error) {
 	key := machineKey{fleet.VMName(instance.GetVm()), fleet.Epoch(instance.GetEpoch())}
-	if m := a.find(key); m != nil {
+	if m := a.meant(command, key); m != nil {
 		return m, nil
+	}
+	if m := a.find(key); m != nil {
+		return nil, errOtherVM(m)
 	}
 	if err := a.checkNew(instance); err != nil {
 		return nil, err
@@ -165,9 +190,17 @@ func (a *Agent) endedInstance(command *godwitv1.Command, vm string, cause error)
 	}}}
 }
 
-func errOtherMigration(m *machine) error {
+func errOtherVM(m *machine) error {
 	return &fleet.Error{
-		Code: fleet.Conflict, Op: "prepare", Subject: "vm " + string(m.key.vm),
+		Code: fleet.Conflict, Op: "start", Subject: "vm " + string(m.key.vm),
+		Cause: fmt.Sprintf("%s has an instance of another VM that had its name, with uid %s, at epoch %d", m.agent.config.Name, m.uid, m.key.epoch),
+		Hint:  "start it on another host; once that instance is not wanted, end its QEMU, whose folder is " + m.dir,
+	}
+}
+
+func errOtherMigration(op string, m *machine) error {
+	return &fleet.Error{
+		Code: fleet.Conflict, Op: op, Subject: "vm " + string(m.key.vm),
 		Cause: fmt.Sprintf("what migration %s left on %s is not removed yet", m.record.Migration, m.agent.config.Name),
 		Hint:  "try again; the agent's log says what keeps it",
 	}

@@ -30,6 +30,8 @@ func (m *machine) startAlone(ctx context.Context, want *godwitv1.Instance) *godw
 	instance := m.instance
 	m.mu.Unlock()
 	switch {
+	case !m.kept().TakesStart(m.mayHaveRun(ctx)):
+		return m.instanceReport("exited", errOtherMigration("start", m).Error())
 	case instance == nil:
 	case instance.Ended():
 		return m.instanceReport("exited", instance.ExitCause())
@@ -254,20 +256,18 @@ func (m *machine) hurryUp() {
 }
 
 // forget removes an instance that the server has proven stale, or what one that
-// has ended has left. It may have been started since it was said to have ended.
-func (m *machine) forget(ctx context.Context, want *godwitv1.ForgetInstance) *godwitv1.Report {
-	if uid := want.GetUid(); uid != "" && uid != string(m.uid) {
-		return nil // that one is gone, and another VM has its name
-	}
-	if state := m.state(ctx); want.GetEnded() && state != "exited" {
-		m.agent.log.Warn("an instance that is to have ended has not, and stays", "vm", m.key.vm, "epoch", m.key.epoch, "state", state)
-		return nil
+// has ended has left, unless it is another one since that was proven.
+func (m *machine) forget(ctx context.Context, want *godwitv1.ForgetInstance) (done bool) {
+	if why := m.kept().Spared(m.state(ctx), want.GetEnded(), want.GetMigration()); why != "" {
+		m.agent.log.Warn("an instance that a server has to be removed stays", "vm", m.key.vm, "epoch", m.key.epoch, "why", why)
+		return false
 	}
 	m.agent.log.Info("a stale or ended instance is removed", "vm", m.key.vm, "epoch", m.key.epoch)
 	if err := m.discard(ctx); err != nil {
 		m.agent.log.Error("a stale or ended instance could not be removed", "vm", m.key.vm, "error", err)
+		return false
 	}
-	return nil
+	return true
 }
 
 // discard ends the instance and removes all that belongs to it here. When ctx

@@ -364,12 +364,14 @@ func (m *machine) allPorts() []*port {
 	return slices.Clone(m.ports)
 }
 
-// isOf tells whether what is here belongs to that migration; where there is
-// nothing yet, it may come to.
-func (m *machine) isOf(migration string) bool {
+// kept is what a command is held against that may be for the machine.
+func (m *machine) kept() pledge.Kept {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.record.Migration == migration || m.record.Migration == "" && m.instance == nil
+	return pledge.Kept{
+		Role: m.record.Role, Migration: m.record.Migration,
+		Started: m.instance != nil, Ended: m.instance == nil || m.instance.Ended(),
+	}
 }
 
 // setGates sets the gate of every port; rule gives it.

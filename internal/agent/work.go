@@ -49,6 +49,10 @@ func (m *machine) do(command *godwitv1.Command, task func() *godwitv1.Report) {
 			m.untold(command)
 			return
 		}
+		if !m.isMeantBy(command) { // whose instance it is was not known before
+			m.untold(command) // when it comes again, nothing is found
+			return
+		}
 		if report := task(); report != nil {
 			m.answer(command, report)
 		}

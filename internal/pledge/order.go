@@ -1,6 +1,7 @@
 package pledge
 
 import (
+	"cmp"
 	"fmt"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
@@ -13,43 +14,58 @@ type Order struct {
 	Epoch fleet.Epoch
 	// Absent is what is answered when there is no such instance.
 	Absent *godwitv1.Report
-	// Foreign is what is answered when the instance is not of the command's
-	// migration; nil: it is for any.
+	// Foreign is what is answered when it is not for that instance.
 	Foreign *godwitv1.Report
+
+	migration string
+	others    func(Kept) bool // those of no, or of another migration, that it is for all the same
 }
+
+// IsFor tells whether the instance is one that the command was meant for: it may
+// take part in another migration since.
+func (o Order) IsFor(kept Kept) bool { return kept.Migration == o.migration || o.others(kept) }
 
 // OrderOf reads a command that follows the preparation, of which has tells what
 // is on this host; false for any other.
 func OrderOf(command *godwitv1.Command, host fleet.HostName, has func(fleet.VMName, fleet.Epoch) bool) (Order, bool) {
 	epoch := fleet.Epoch(command.GetEpoch())
 	gone := fmt.Errorf("its instance is not on %s", host)
-	source := func(vm string, absent *godwitv1.Report) (Order, bool) {
-		return Order{VM: fleet.VMName(vm), Epoch: epoch, Absent: absent}, true
+	foreign := fmt.Errorf("its instance on %s is not of migration %s", host, command.GetSubject())
+	source := func(vm string, absent *godwitv1.Report, others func(Kept) bool) (Order, bool) {
+		return Order{fleet.VMName(vm), epoch, absent, SourceFailed(foreign, false), command.GetSubject(), others}, true
 	}
-	target := func(vm string, absent, foreign *godwitv1.Report) (Order, bool) { // its epoch is one more than the migration's
-		return Order{VM: fleet.VMName(vm), Epoch: epoch + 1, Absent: absent, Foreign: foreign}, true
+	target := func(vm string, absent, foreign *godwitv1.Report, others func(Kept) bool) (Order, bool) { // its epoch is one more than the migration's
+		return Order{fleet.VMName(vm), epoch + 1, absent, foreign, command.GetSubject(), others}, true
 	}
 	switch op := command.GetOp().(type) {
 	case *godwitv1.Command_StartCopy:
-		return source(op.StartCopy.GetVm(), SourceFailed(gone, true))
+		return source(op.StartCopy.GetVm(), SourceFailed(gone, true), Kept.free)
 	case *godwitv1.Command_ResumeSource:
 		vm, later := op.ResumeSource.GetVm(), fleet.Epoch(op.ResumeSource.GetNewEpoch())
 		if later > epoch && has(fleet.VMName(vm), later) {
 			epoch = later // it was renumbered, and nobody heard the answer
 		}
-		return source(vm, SourceFailed(gone, true))
+		return source(vm, SourceFailed(gone, true), Kept.free)
 	case *godwitv1.Command_RetireSource:
-		return source(op.RetireSource.GetVm(), SourceRetired())
+		return source(op.RetireSource.GetVm(), SourceRetired(), Kept.remains)
 	case *godwitv1.Command_ReleaseSource:
-		return source(op.ReleaseSource.GetVm(), SourceReleased())
+		return source(op.ReleaseSource.GetVm(), SourceReleased(), Kept.remains)
 	case *godwitv1.Command_RunTarget:
-		return target(op.RunTarget.GetVm(), TargetFailed(gone, true), nil)
+		return target(op.RunTarget.GetVm(), TargetFailed(gone, true), TargetFailed(foreign, false), Kept.ran)
 	case *godwitv1.Command_FinishTarget: // finished, and perhaps the next one's source
-		return target(op.FinishTarget.GetVm(), TargetFinished(), TargetFinished())
+		return target(op.FinishTarget.GetVm(), TargetFinished(), TargetFinished(), Kept.unused)
 	case *godwitv1.Command_ReleaseTarget: // released, and another one's target
-		return target(op.ReleaseTarget.GetVm(), TargetReleased(0, nil), TargetReleased(0, nil))
+		return target(op.ReleaseTarget.GetVm(), TargetReleased(0, nil), TargetReleased(0, nil), Kept.unused)
 	}
 	return Order{}, false
+}
+
+// MeantFor tells whether a command is for an instance of that VM, as far as both
+// are known: another VM may have had its name.
+func MeantFor(command *godwitv1.Command, uid fleet.InstanceUID) bool {
+	meant := cmp.Or(command.GetUid(), command.GetForgetInstance().GetUid(),
+		command.GetStartInstance().GetInstance().GetUid(), command.GetPrepareTarget().GetInstance().GetUid())
+	return meant == "" || uid == "" || meant == string(uid)
 }
 
 // Answering makes a report the answer to a command. One that failed may be tried

@@ -80,14 +80,14 @@ func TestOrders(t *testing.T) {
 		has     fleet.Epoch
 		want    string
 	}{
-		{"a source", resume, 3, "3 true false"},
-		{"a source that was renumbered", resume, 5, "5 true false"},
-		{"a target", run, 4, "4 true false"},
-		{"a target of one migration only", release, 4, "4 false true"},
+		{"a source", resume, 3, "3 true true"},
+		{"a source that was renumbered", resume, 5, "5 true true"},
+		{"a target", run, 4, "4 true true"},
+		{"a target that is to go", release, 4, "4 false false"},
 	}
 	for _, c := range cases {
 		order, known := OrderOf(c.command, "h1", func(_ fleet.VMName, epoch fleet.Epoch) bool { return epoch == c.has })
-		got := fmt.Sprint(order.Epoch, Failed(order.Absent), order.Foreign != nil)
+		got := fmt.Sprint(order.Epoch, Failed(order.Absent), Failed(order.Foreign))
 		if !known || order.VM != "web" || got != c.want {
 			t.Errorf("%s: %s, want %s", c.what, got, c.want)
 		}

@@ -252,10 +252,10 @@ func (h *host) claims(m *machine) bool {
 	return !unowned || k.receives || m.gate == arriving || m.gate == settling
 }
 
-// isOf tells whether what is here belongs to a migration.
-func (k *keeper) isOf(migration string) bool {
-	own := k.role().migration
-	return own == migration || own == "" && k.m.q == nil
+// kept is what a command is held against that may be for the machine.
+func (k *keeper) kept() pledge.Kept {
+	own := k.role()
+	return pledge.Kept{Role: own.role, Migration: own.migration, Started: k.m.q != nil, Ended: k.m.q.ended()}
 }
 
 // kill ends the instance's process and waits for its end.
@@ -291,14 +291,18 @@ func (a *agent) command(command *godwitv1.Command) {
 		if m := a.find(fleet.VMName(op.ForgetInstance.GetVm()), fleet.Epoch(op.ForgetInstance.GetEpoch())); m != nil {
 			k := a.keeper(m)
 			k.do(command, func() *godwitv1.Report {
-				k.discard()
+				if k.forgets(op.ForgetInstance) {
+					k.discard()
+				} else {
+					k.told.Forget(command)
+				}
 				return nil
 			})
 		}
 	case *godwitv1.Command_PrepareTarget:
 		k := a.keeperFor(op.PrepareTarget.GetInstance())
 		k.do(command, func() *godwitv1.Report {
-			if !k.isOf(command.GetSubject()) {
+			if !k.kept().TargetOf(command.GetSubject()) {
 				return pledge.TargetFailed(gone("prepare"), false)
 			}
 			return k.prepareTarget(command.GetSubject(), op.PrepareTarget)
@@ -306,6 +310,13 @@ func (a *agent) command(command *godwitv1.Command) {
 	default:
 		a.migrationCommand(command)
 	}
+}
+
+// forgets tells whether what the servers hold to be stale, or to have ended, is.
+func (k *keeper) forgets(want *godwitv1.ForgetInstance) bool {
+	kept := k.kept()
+	state := kept.Role.State(kept.Ended, k.opened())
+	return kept.Spared(state, want.GetEnded(), want.GetMigration()) == ""
 }
 
 func (a *agent) keeperFor(instance *godwitv1.Instance) *keeper {
@@ -333,7 +344,7 @@ func (a *agent) migrationCommand(command *godwitv1.Command) {
 	}
 	k := a.keeper(m)
 	k.do(command, func() *godwitv1.Report {
-		if order.Foreign != nil && !k.isOf(command.GetSubject()) {
+		if !order.IsFor(k.kept()) {
 			return order.Foreign
 		}
 		return k.migrate(command)

@@ -23,6 +23,8 @@ func (k *keeper) startAlone() *godwitv1.Report {
 		}}}
 	}
 	switch {
+	case !k.kept().TakesStart(k.opened()):
+		return said("exited")
 	case k.m.q == nil:
 	case k.m.q.ended():
 		return said("exited")

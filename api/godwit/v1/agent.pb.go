@@ -1109,6 +1109,9 @@ type Command struct {
 	Subject  string `protobuf:"bytes,1,opt,name=subject,proto3" json:"subject,omitempty"`
 	Epoch    uint64 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	Sequence uint64 `protobuf:"varint,3,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	// Of the VM: an instance of another one, that has had its name, is as absent.
+	// "" from a server of an older version: whichever has the name.
+	Uid string `protobuf:"bytes,15,opt,name=uid,proto3" json:"uid,omitempty"`
 	// Types that are valid to be assigned to Op:
 	//
 	//	*Command_StartInstance
@@ -1176,6 +1179,13 @@ func (x *Command) GetSequence() uint64 {
 		return x.Sequence
 	}
 	return 0
+}
+
+func (x *Command) GetUid() string {
+	if x != nil {
+		return x.Uid
+	}
+	return ""
 }
 
 func (x *Command) GetOp() isCommand_Op {
@@ -1456,10 +1466,12 @@ type ForgetInstance struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Vm    string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
 	Epoch uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	// Of the VM: one of the same name may have been made since.
+	// As the command's, for agents of an older version.
 	Uid string `protobuf:"bytes,3,opt,name=uid,proto3" json:"uid,omitempty"`
 	// Only what an instance that has ended has left: one that lives stays.
-	Ended         bool `protobuf:"varint,4,opt,name=ended,proto3" json:"ended,omitempty"`
+	Ended bool `protobuf:"varint,4,opt,name=ended,proto3" json:"ended,omitempty"`
+	// Only the target of this migration, and while it waits for the commit.
+	Migration     string `protobuf:"bytes,5,opt,name=migration,proto3" json:"migration,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1520,6 +1532,13 @@ func (x *ForgetInstance) GetEnded() bool {
 		return x.Ended
 	}
 	return false
+}
+
+func (x *ForgetInstance) GetMigration() string {
+	if x != nil {
+		return x.Migration
+	}
+	return ""
 }
 
 type PrepareTarget struct {
@@ -3683,11 +3702,12 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\x04port\x18\x01 \x01(\tR\x04port\x12\x10\n" +
 	"\x03vni\x18\x02 \x01(\rR\x03vni\x12\x10\n" +
 	"\x03mtu\x18\x03 \x01(\x05R\x03mtu\x12\x16\n" +
-	"\x06tunnel\x18\x04 \x01(\rR\x06tunnel\"\x9b\x06\n" +
+	"\x06tunnel\x18\x04 \x01(\rR\x06tunnel\"\xad\x06\n" +
 	"\aCommand\x12\x18\n" +
 	"\asubject\x18\x01 \x01(\tR\asubject\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1a\n" +
-	"\bsequence\x18\x03 \x01(\x04R\bsequence\x12A\n" +
+	"\bsequence\x18\x03 \x01(\x04R\bsequence\x12\x10\n" +
+	"\x03uid\x18\x0f \x01(\tR\x03uid\x12A\n" +
 	"\x0estart_instance\x18\x04 \x01(\v2\x18.godwit.v1.StartInstanceH\x00R\rstartInstance\x12>\n" +
 	"\rstop_instance\x18\x05 \x01(\v2\x17.godwit.v1.StopInstanceH\x00R\fstopInstance\x12A\n" +
 	"\x0eprepare_target\x18\x06 \x01(\v2\x18.godwit.v1.PrepareTargetH\x00R\rprepareTarget\x125\n" +
@@ -3707,12 +3727,13 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\binstance\x18\x01 \x01(\v2\x13.godwit.v1.InstanceR\binstance\"9\n" +
 	"\fStopInstance\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x19\n" +
-	"\bgrace_ms\x18\x02 \x01(\x03R\agraceMs\"^\n" +
+	"\bgrace_ms\x18\x02 \x01(\x03R\agraceMs\"|\n" +
 	"\x0eForgetInstance\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x10\n" +
 	"\x03uid\x18\x03 \x01(\tR\x03uid\x12\x14\n" +
-	"\x05ended\x18\x04 \x01(\bR\x05ended\"\xa1\x01\n" +
+	"\x05ended\x18\x04 \x01(\bR\x05ended\x12\x1c\n" +
+	"\tmigration\x18\x05 \x01(\tR\tmigration\"\xa1\x01\n" +
 	"\rPrepareTarget\x12/\n" +
 	"\binstance\x18\x01 \x01(\v2\x13.godwit.v1.InstanceR\binstance\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12%\n" +

@@ -1,0 +1,46 @@
+package pledge
+
+// Kept is what an agent keeps of an instance, which commands are held against.
+type Kept struct {
+	Role      Role
+	Migration string // that it takes part in; "" in none
+	Started   bool   // it has a process, or had one since its agent began
+	Ended     bool   // it has none
+}
+
+// TargetOf tells whether what is here belongs to that migration; where there is
+// nothing yet, it may come to.
+func (k Kept) TargetOf(migration string) bool { return k.Migration == migration || k.unused() }
+
+func (k Kept) unused() bool { return k.Migration == "" && !k.Started }
+
+// free: it can become a source, or go on alone, without another migration's
+// losing it. One that has arrived is its VM's, whoever still has to be told.
+func (k Kept) free() bool { return k.Migration == "" || k.Role == Arrived }
+
+// remains: it is what is left of one that went on alone.
+func (k Kept) remains() bool { return k.Migration == "" && k.Ended }
+
+// ran: it has had the right to run.
+func (k Kept) ran() bool { return k.Role != Arriving && k.Role != Refused }
+
+// Spared is why an instance is not removed that a server holds to be stale, or to
+// have ended; "" if it may be. State is what a session is told of it.
+func (k Kept) Spared(state string, ended bool, migration string) string {
+	switch {
+	case k.Role == RanOn && !k.Ended:
+		return "it runs on, by its target's refusal" // and the server does not know yet
+	case ended && state != "exited":
+		return "it has not ended: it is " + state
+	case migration != "" && (k.Migration != migration || state != "incoming"):
+		return "it is not a target that waits in migration " + migration
+	}
+	return ""
+}
+
+// TakesStart tells whether a start of the VM is for this instance, which runs or
+// is to run for it. What a migration has left that never committed is not, though
+// it has the epoch. Opened says that one of its gates is, or may be, open.
+func (k Kept) TakesStart(opened bool) bool {
+	return k.ran() || k.Role == Arriving && opened && !k.Ended
+}
