@@ -33,7 +33,7 @@ func (r *Reconciler) dispatch(m *migration.Migration, effects []migration.Effect
 
 // command spells an effect for its host.
 func (r *Reconciler) command(m *migration.Migration, effect migration.Effect) (*godwitv1.Command, error) {
-	command := &godwitv1.Command{Subject: string(m.ID), Epoch: uint64(m.Epoch), Sequence: effect.Sequence}
+	command := &godwitv1.Command{Subject: string(m.ID), Epoch: uint64(m.Epoch), Sequence: effect.Sequence, Uid: string(m.UID)}
 	vm := string(m.VM)
 	switch effect.Kind {
 	case migration.PrepareTarget:

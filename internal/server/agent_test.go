@@ -130,7 +130,11 @@ func (a *fakeAgent) listen(noAcks bool) {
 		}
 		switch {
 		case message.GetCommand() != nil:
-			a.commands <- message.GetCommand()
+			command := message.GetCommand()
+			if command.GetUid() == "" && command.GetForgetInstance() == nil { // of which the host has said no uid
+				a.t.Errorf("%s is told %v, and not for which VM of that name", a.name, command)
+			}
+			a.commands <- command
 		case message.GetAddresses() != nil:
 			a.maps <- message.GetAddresses()
 			if !noAcks {

@@ -91,11 +91,17 @@ func (l *lifecycle) moving(ctx context.Context, vm fleet.VMName, host fleet.Host
 
 // forget has a host remove an instance that is stale, or what it has left.
 func (l *lifecycle) forget(name fleet.VMName, one leftover) {
-	err := l.hub.Send(one.host, &godwitv1.Command{
-		Subject: string(name), Epoch: one.epoch, Sequence: sequenceForget,
-		Op: &godwitv1.Command_ForgetInstance{ForgetInstance: &godwitv1.ForgetInstance{Vm: string(name), Epoch: one.epoch, Uid: one.uid, Ended: one.ended}},
+	l.tellForget(one.host, &godwitv1.ForgetInstance{Vm: string(name), Epoch: one.epoch, Uid: one.uid, Ended: one.ended})
+}
+
+// tellForget has a host remove an instance. Whatever was read to know that it may
+// be removed, it is held against what the host has when it is told.
+func (l *lifecycle) tellForget(host fleet.HostName, what *godwitv1.ForgetInstance) {
+	err := l.hub.Send(host, &godwitv1.Command{
+		Subject: what.GetVm(), Epoch: what.GetEpoch(), Sequence: sequenceForget, Uid: what.GetUid(),
+		Op: &godwitv1.Command_ForgetInstance{ForgetInstance: what},
 	})
 	if err != nil {
-		l.log.Warn("an instance could not be removed", "host", one.host, "vm", name, "epoch", one.epoch, "error", err)
+		l.log.Warn("an instance could not be removed", "host", host, "vm", what.GetVm(), "epoch", what.GetEpoch(), "error", err)
 	}
 }

@@ -173,7 +173,7 @@ func (l *lifecycle) tell(ctx context.Context, vm fleet.VM) error {
 }
 
 func (l *lifecycle) command(ctx context.Context, vm fleet.VM) (*godwitv1.Command, error) {
-	command := &godwitv1.Command{Subject: string(vm.Name), Epoch: uint64(vm.Owner.Epoch)}
+	command := &godwitv1.Command{Subject: string(vm.Name), Epoch: uint64(vm.Owner.Epoch), Uid: string(vm.UID)}
 	if vm.Phase == fleet.VMStopping {
 		asked, err := l.tables.stops.Get(ctx, string(vm.Name))
 		if err != nil {

@@ -11,7 +11,8 @@ import (
 // never heard of those that began after the backup. Their hosts still take part
 // in them: the source may stand still with a closed gate, or runs on but as one
 // of which nobody knows yet; the target waits for a commit that nobody can give.
-// So does a target whose host was declared lost, and is back when it is over.
+// So does a target whose host was declared lost, and is back when it is over, and
+// a source by an order that came when it was.
 
 // endStray ends a host's part in such a migration. It is looked for whenever a
 // host connects, until the host says that it has none.
@@ -35,10 +36,10 @@ func (l *lifecycle) endStray(ctx context.Context, host fleet.HostName, said *god
 	}
 	owner := vm.Owner == fleet.Owner{Host: host, Epoch: fleet.Epoch(said.GetEpoch())}
 	switch state := said.GetState(); {
-	case !known && owner && (state == instanceRunning || state == instancePaused):
-		l.log.Info("a VM goes on alone after a migration that is not known any more", "host", host, "vm", vm.Name, "migration", said.GetMigration())
+	case owner && (state == instancePaused || state == instanceRunning && !known):
+		l.log.Info("a VM goes on alone after a migration that is over, or not known any more", "host", host, "vm", vm.Name, "migration", said.GetMigration())
 		err := l.hub.Send(host, &godwitv1.Command{
-			Subject: said.GetMigration(), Epoch: said.GetEpoch(), Sequence: sequenceForget,
+			Subject: said.GetMigration(), Epoch: said.GetEpoch(), Sequence: sequenceForget, Uid: said.GetUid(),
 			Op: &godwitv1.Command_ResumeSource{ResumeSource: &godwitv1.ResumeSource{Vm: said.GetVm()}},
 		})
 		if err != nil { // it has no session any more, and says the same in its next one
@@ -50,7 +51,7 @@ func (l *lifecycle) endStray(ctx context.Context, host fleet.HostName, said *god
 			return err
 		}
 		l.log.Info("the target of a migration that is over, or not known any more, is removed", "host", host, "vm", vm.Name, "migration", said.GetMigration())
-		l.forget(vm.Name, leftover{host, said.GetUid(), said.GetEpoch(), false})
+		l.tellForget(host, &godwitv1.ForgetInstance{Vm: said.GetVm(), Epoch: said.GetEpoch(), Uid: said.GetUid(), Migration: said.GetMigration()})
 	}
 	return nil
 }

@@ -212,7 +212,7 @@ func (s *server) startVMs() {
 			continue
 		}
 		_ = s.Send(record.Owner.Host, &godwitv1.Command{ // it is sent again
-			Subject: string(v.name), Epoch: uint64(record.Owner.Epoch), Sequence: 1,
+			Subject: string(v.name), Epoch: uint64(record.Owner.Epoch), Sequence: 1, Uid: string(v.uid),
 			Op: &godwitv1.Command_StartInstance{StartInstance: &godwitv1.StartInstance{Instance: &godwitv1.Instance{
 				Vm: string(v.name), Uid: string(v.uid), Epoch: uint64(record.Owner.Epoch),
 			}}},
@@ -229,8 +229,8 @@ func (s *server) forget() {
 			over := record.Owner.Epoch > m.epoch || record.Owner.Host != h.name || record.Phase != fleet.VMStarting && record.Phase != fleet.VMRunning
 			if m.remains() && over && record.Migration == "" && !s.moving(m.vm, h) {
 				_ = s.Send(h.name, &godwitv1.Command{ // it is sent again
-					Subject: string(m.vm.name), Epoch: uint64(m.epoch), Sequence: 1 << 32,
-					Op: &godwitv1.Command_ForgetInstance{ForgetInstance: &godwitv1.ForgetInstance{Vm: string(m.vm.name), Epoch: uint64(m.epoch)}},
+					Subject: string(m.vm.name), Epoch: uint64(m.epoch), Sequence: 1 << 32, Uid: string(m.vm.uid),
+					Op: &godwitv1.Command_ForgetInstance{ForgetInstance: &godwitv1.ForgetInstance{Vm: string(m.vm.name), Epoch: uint64(m.epoch), Ended: true}},
 				})
 			}
 		}
