@@ -52,18 +52,18 @@ func (a *Agent) command(ctx context.Context, command *godwitv1.Command) {
 			a.refuse(command, a.endedInstance(command, op.StartInstance.GetInstance().GetVm(), err), err)
 			return
 		}
-		m.do(command, func() *godwitv1.Report { return m.startAlone(ctx, op.StartInstance.GetInstance()) })
+		m.do(ctx, command, func() *godwitv1.Report { return m.startAlone(ctx, op.StartInstance.GetInstance()) })
 	case *godwitv1.Command_StopInstance:
 		key := machineKey{fleet.VMName(op.StopInstance.GetVm()), fleet.Epoch(command.GetEpoch())}
 		if m := a.meant(command, key); m != nil && op.StopInstance.GetGraceMs() == 0 {
 			m.hurryUp() // an earlier stop may be waiting for the guest
 		}
-		a.with(command, key, a.absentInstance(command, op.StopInstance.GetVm()), func(m *machine) *godwitv1.Report {
+		a.with(ctx, command, key, a.absentInstance(command, op.StopInstance.GetVm()), func(m *machine) *godwitv1.Report {
 			return m.stop(ctx, op.StopInstance.GetGraceMs())
 		})
 	case *godwitv1.Command_ForgetInstance:
 		key := machineKey{fleet.VMName(op.ForgetInstance.GetVm()), fleet.Epoch(command.GetEpoch())}
-		a.with(command, key, nil, func(m *machine) *godwitv1.Report {
+		a.with(ctx, command, key, nil, func(m *machine) *godwitv1.Report {
 			if !m.forget(ctx, op.ForgetInstance) {
 				m.untold(command) // it may be proven anew
 			}
@@ -75,7 +75,7 @@ func (a *Agent) command(ctx context.Context, command *godwitv1.Command) {
 			a.refuse(command, pledge.TargetFailed(err, true), err)
 			return
 		}
-		m.do(command, func() *godwitv1.Report {
+		m.do(ctx, command, func() *godwitv1.Report {
 			if !m.kept().TargetOf(command.GetSubject()) {
 				return pledge.TargetFailed(errOtherMigration("prepare", m), false)
 			}
@@ -95,7 +95,7 @@ func (a *Agent) migrationCommand(ctx context.Context, command *godwitv1.Command)
 		a.log.Error("a command of no known kind", "subject", command.GetSubject(), "sequence", command.GetSequence())
 		return
 	}
-	a.with(command, machineKey{order.VM, order.Epoch}, order.Absent, func(m *machine) *godwitv1.Report {
+	a.with(ctx, command, machineKey{order.VM, order.Epoch}, order.Absent, func(m *machine) *godwitv1.Report {
 		if !order.IsFor(m.kept()) {
 			a.log.Warn("a command is not for what is here", "vm", m.key.vm, "epoch", m.key.epoch, "migration", m.record.Migration, "of", command.GetSubject(), "sequence", command.GetSequence())
 			return order.Foreign
@@ -143,9 +143,9 @@ func (m *machine) isMeantBy(command *godwitv1.Command) bool {
 
 // with queues a task for an existing machine, or gives the answer for one
 // that does not exist.
-func (a *Agent) with(command *godwitv1.Command, key machineKey, absent *godwitv1.Report, task func(*machine) *godwitv1.Report) {
+func (a *Agent) with(ctx context.Context, command *godwitv1.Command, key machineKey, absent *godwitv1.Report, task func(*machine) *godwitv1.Report) {
 	if m := a.meant(command, key); m != nil {
-		m.do(command, func() *godwitv1.Report { return task(m) })
+		m.do(ctx, command, func() *godwitv1.Report { return task(m) })
 		return
 	}
 	if absent != nil {
@@ -163,19 +163,22 @@ func (a *Agent) refuse(command *godwitv1.Command, report *godwitv1.Report, why e
 // be one.
 func (a *Agent) machineFor(ctx context.Context, command *godwitv1.Command, instance *godwitv1.Instance) (*machine, error) {
 	key := machineKey{fleet.VMName(instance.GetVm()), fleet.Epoch(instance.GetEpoch())}
-	if m := a.meant(command, key); m != nil {
-		return m, nil
+	for {
+		if m := a.meant(command, key); m != nil {
+			return m, nil
+		}
+		if m := a.find(key); m != nil {
+			return nil, errOtherVM(m)
+		}
+		if err := a.checkNew(instance); err != nil {
+			return nil, err
+		}
+		m := a.newMachine(key, fleet.InstanceUID(instance.GetUid()))
+		if a.add(m) { // nobody else has meanwhile
+			a.start(ctx, m)
+			return m, nil
+		}
 	}
-	if m := a.find(key); m != nil {
-		return nil, errOtherVM(m)
-	}
-	if err := a.checkNew(instance); err != nil {
-		return nil, err
-	}
-	m := a.newMachine(key, fleet.InstanceUID(instance.GetUid()))
-	a.add(m) // only this goroutine does, once the agent runs
-	a.start(ctx, m)
-	return m, nil
 }
 
 func (a *Agent) absentInstance(command *godwitv1.Command, vm string) *godwitv1.Report {

@@ -167,5 +167,5 @@ func (m *machine) granted(ctx context.Context, migration string, sequence uint64
 		Subject: migration, Epoch: uint64(m.key.epoch - 1), Sequence: sequence,
 		Op: &godwitv1.Command_RunTarget{},
 	}
-	m.do(command, func() *godwitv1.Report { return m.runTarget(ctx) })
+	m.do(ctx, command, func() *godwitv1.Report { return m.runTarget(ctx) })
 }

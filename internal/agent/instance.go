@@ -47,9 +47,26 @@ func (m *machine) startAlone(ctx context.Context, want *godwitv1.Instance) *godw
 	}
 	if err != nil {
 		m.agent.log.Warn("an instance did not start", "vm", m.key.vm, "error", err)
-		return m.instanceReport("exited", errors.Join(err, m.discard(context.WithoutCancel(ctx))).Error())
+		return m.endReport(err, m.discard(context.WithoutCancel(ctx)))
 	}
 	return m.runningReport("")
+}
+
+// endReport, of the worker, says what became of an instance that was to end for a
+// cause, if there is one, and of which not all could be removed, if left says so.
+func (m *machine) endReport(cause, left error) *godwitv1.Report {
+	if left != nil {
+		m.agent.log.Error("an instance could not be removed", "vm", m.key.vm, "epoch", m.key.epoch, "ended", m.hasEnded(), "error", left)
+	}
+	if !m.hasEnded() {
+		return m.runningReport(textOf(errors.Join(cause, left)))
+	}
+	return m.instanceReport("exited", textOf(cause))
+}
+
+// hasEnded, of the worker, tells whether the instance is known not to run.
+func (m *machine) hasEnded() bool {
+	return m.unadopted == nil && (m.instance == nil || m.instance.Ended())
 }
 
 // launch makes the folder, the ports and the instance. What it has made when
@@ -238,10 +255,7 @@ func (m *machine) stop(ctx context.Context, graceMs int64) *godwitv1.Report {
 	if ctx.Err() != nil { // the guest keeps its time: the next agent is told again
 		return nil
 	}
-	if err := m.discard(ctx); err != nil {
-		return m.runningReport(err.Error())
-	}
-	return m.instanceReport("exited", "")
+	return m.endReport(nil, m.discard(ctx))
 }
 
 // hurryUp ends the waiting of a stop for its guest.
@@ -286,8 +300,11 @@ func (m *machine) discard(ctx context.Context) error {
 	}
 	err := m.unclaim() // before the taps go, or frames would get lost
 	err = errors.Join(err, m.removePorts())
-	m.agent.remove(m)
-	return errors.Join(err, os.RemoveAll(m.dir))
+	if left := os.RemoveAll(m.dir); left != nil {
+		return errors.Join(err, left)
+	}
+	m.agent.remove(m) // only now: the next one of its key has the same folder
+	return err
 }
 
 // spend remembers the epoch of an instance that may have run.

@@ -44,6 +44,60 @@ func TestStartAndStop(t *testing.T) {
 	}
 }
 
+// What waits behind a stop is not done with what that has removed: nobody would
+// know of the instance that it starts.
+func TestStartBehindAStop(t *testing.T) {
+	_, hosts := newFleet(t, "h1")
+	h := hosts[0]
+	h.run(firmware(1))
+	m := h.agent.find(machineKey{testVM, 1})
+	queued := make(chan struct{})
+	m.work <- func() { <-queued }
+	stop, start := stopCommand(2, 1, 0), startCommand(3, firmware(1))
+	h.agent.command(t.Context(), stop)
+	h.agent.command(t.Context(), start)
+	close(queued)
+	if got := h.awaitReport("answer", answers(stop)).GetInstance().GetState(); got != "exited" {
+		t.Errorf("stop: %q", got)
+	}
+	got := h.awaitReport("answer", answers(start)).GetInstance()
+	if got.GetState() != "exited" {
+		t.Errorf("start: %v", got)
+	}
+	checkContains(t, got.GetCause(), "h1 has had it at epoch 1")
+	h.checkNothingLeft()
+}
+
+// As long as something is left in its folder an instance is not forgotten: the
+// next one of its key has the same.
+func TestFolderCannotBeRemoved(t *testing.T) {
+	_, hosts := newFleet(t, "h1")
+	h := hosts[0]
+	h.run(firmware(1))
+	busy := filepath.Join(h.agent.instanceDir(machineKey{testVM, 1}), "busy")
+	if err := os.Mkdir(busy, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("none", busy, "tmpfs", 0, "size=4k"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(busy, unix.MNT_DETACH) })
+	if got := h.do(stopCommand(2, 1, 0)).GetInstance().GetState(); got != "exited" {
+		t.Errorf("stop: %q", got)
+	}
+	h.shut()
+	h.reopen()
+	if got := h.hello().GetInstances(); len(got) != 1 || got[0].GetState() != "exited" {
+		t.Errorf("hello: %v", got)
+	}
+	if err := unix.Unmount(busy, 0); err != nil {
+		t.Fatal(err)
+	}
+	h.sendCommand(forgetCommand(3, 1))
+	waitFor(t, "the end of the folder", func() bool { return len(h.agent.all()) == 0 })
+	h.checkNothingLeft()
+}
+
 // A stop with grace waits for a guest that does not react; one without
 // overtakes it.
 func TestStopOvertakes(t *testing.T) {

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -30,8 +31,9 @@ func (m *machine) carryOut(ctx context.Context) {
 	}
 }
 
-// do queues a command, unless it has been answered or begun before.
-func (m *machine) do(command *godwitv1.Command, task func() *godwitv1.Report) {
+// do queues a command, unless it has been answered or begun before. What has waited
+// until the machine was gone is for what is there then.
+func (m *machine) do(ctx context.Context, command *godwitv1.Command, task func() *godwitv1.Report) {
 	m.mu.Lock()
 	answer, known := m.told.Begin(command, m.record.Migration)
 	m.mu.Unlock()
@@ -44,6 +46,12 @@ func (m *machine) do(command *godwitv1.Command, task func() *godwitv1.Report) {
 	}
 	select {
 	case m.work <- func() {
+		if m.isGone() {
+			if ctx.Err() == nil { // and not with the machine
+				m.agent.command(ctx, command)
+			}
+			return
+		}
 		if err := m.adoptAgain(); err != nil {
 			m.agent.log.Error("a command waits until its instance is adopted", "vm", m.key.vm, "epoch", m.key.epoch, "error", err)
 			m.untold(command)
@@ -68,8 +76,8 @@ func (m *machine) inTurn(ctx context.Context, task func() error) error {
 	done := make(chan error, 1)
 	select {
 	case m.work <- func() {
-		if ctx.Err() != nil { // nobody waits for it any more
-			done <- ctx.Err()
+		if ctx.Err() != nil || m.isGone() { // nobody waits for it any more
+			done <- cmp.Or(ctx.Err(), errGone)
 			return
 		}
 		err := m.adoptAgain()
@@ -90,6 +98,15 @@ func (m *machine) inTurn(ctx context.Context, task func() error) error {
 		return errGone
 	case <-ctx.Done():
 		return ctx.Err()
+	}
+}
+
+func (m *machine) isGone() bool {
+	select {
+	case <-m.gone:
+		return true
+	default:
+		return false
 	}
 }
 
