@@ -85,8 +85,8 @@ func keyOf(dir string) (machineKey, bool) {
 }
 
 // adopt takes over what is there of a machine. If it can't, the machine stays
-// registered as one that may well run: it is not said to be gone, and no command
-// for it is carried out, before an adoption has succeeded.
+// registered as one that may well run: before an adoption has succeeded it is not
+// said to be gone, and no command for it is carried out but one that ends it.
 func (m *machine) adopt(ctx context.Context) error {
 	var instance *qemu.Instance
 	var ports []*port
@@ -156,7 +156,7 @@ func (m *machine) takeOver(ctx context.Context) (instance *qemu.Instance, ports 
 		return nil, nil, err
 	}
 	if ports, err = m.adoptPorts(instance); err == nil && instance != nil && m.record.Role == alone {
-		_, err = instance.Resume(ctx) // a start may have been cut off before the guest ran
+		err = m.runAlone(ctx, instance)
 	}
 	if err == nil {
 		return instance, ports, nil
@@ -168,6 +168,22 @@ func (m *machine) takeOver(ctx context.Context) (instance *qemu.Instance, ports 
 		err = errors.Join(err, instance.Close())
 	}
 	return nil, nil, err
+}
+
+// runAlone lets an instance run whose start may have been cut off before its guest
+// did. One that can't run on, such as after an error of the virtual processor, is
+// the agent's all the same: it says so of it.
+func (m *machine) runAlone(ctx context.Context, instance *qemu.Instance) error {
+	_, err := instance.Resume(ctx)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.halted, m.unrun = "", false
+	if fleet.CodeOf(err) != fleet.Conflict {
+		return err
+	}
+	m.halted = err.Error()
+	m.agent.log.Error("a guest stands still", "vm", m.key.vm, "epoch", m.key.epoch, "error", err)
+	return nil
 }
 
 func (m *machine) adoptPorts(instance *qemu.Instance) (ports []*port, err error) {

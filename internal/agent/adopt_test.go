@@ -15,6 +15,7 @@ import (
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/network"
 	"godwit.dev/godwit/internal/pledge"
+	"godwit.dev/godwit/internal/qemu"
 )
 
 // An agent that ends and one that comes after it change nothing for a VM.
@@ -297,11 +298,12 @@ func TestAdoptSourceThatHasSent(t *testing.T) {
 	m.settle()
 }
 
-// An instance that can't be taken over may well run: it is never told to be
-// gone, and what is asked of it is done once it can be taken over.
-func TestAdoptFails(t *testing.T) {
+// standsAway gives a host with an instance whose monitor no agent can reach, and
+// what ends that.
+func standsAway(t *testing.T) (h *testHost, back func()) {
+	t.Helper()
 	_, hosts := newFleet(t, "h1")
-	h := hosts[0]
+	h = hosts[0]
 	h.run(firmware(1))
 	monitor := filepath.Join(h.agent.instanceDir(machineKey{testVM, 1}), "qmp.sock")
 	h.stop()
@@ -312,21 +314,114 @@ func TestAdoptFails(t *testing.T) {
 	if got := h.hello().GetInstances(); len(got) != 1 || got[0].GetState() != "running" || got[0].GetQemuVersion() != "" {
 		t.Errorf("hello: %v", got)
 	}
-	h.agent.command(t.Context(), stopCommand(2, 1, 0))
+	return h, func() {
+		t.Helper()
+		if err := os.Rename(monitor+".away", monitor); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// An instance that can't be taken over may well run: it is not told to be gone, and
+// is taken over as soon as it can be.
+func TestAdoptFails(t *testing.T) {
+	h, back := standsAway(t)
+	start := startCommand(7, firmware(1))
+	h.agent.command(t.Context(), start)
 	m := h.agent.find(machineKey{testVM, 1})
-	waitFor(t, "the command to be given up", func() bool { return !m.knows(stopCommand(2, 1, 0)) })
-	if len(h.processes()) != 1 {
+	waitFor(t, "the command to be given up", func() bool { return !m.knows(start) })
+	if len(h.processes()) != 1 || h.count(answers(start)) != 0 {
 		t.Fatalf("processes: %v", h.processes())
 	}
-	if err := os.Rename(monitor+".away", monitor); err != nil {
-		t.Fatal(err)
+	back()
+	told := h.awaitReport("word of what was adopted", func(r *godwitv1.Report) bool { return r.GetInstance() != nil && r.GetSequence() == 0 })
+	if told.GetSubject() != testVM || told.GetInstance().GetState() != "running" || told.GetInstance().GetQemuVersion() == "" {
+		t.Errorf("adopted: %v", told)
 	}
 	if got := h.do(stopCommand(2, 1, 0)).GetInstance().GetState(); got != "exited" {
 		t.Errorf("stop: %q", got)
 	}
-	told := h.awaitReport("word of what was adopted", func(r *godwitv1.Report) bool { return r.GetInstance() != nil && r.GetSequence() == 0 })
-	if told.GetSubject() != testVM || told.GetInstance().GetState() != "running" || told.GetInstance().GetQemuVersion() == "" {
-		t.Errorf("adopted: %v", told)
+	h.checkNothingLeft()
+}
+
+// One that can't be taken over is ended by its process alone, but not if its guest
+// is to have time for it.
+func TestStopWithoutMonitor(t *testing.T) {
+	h, _ := standsAway(t)
+	graceful := stopCommand(2, 1, time.Hour)
+	got := h.do(graceful).GetInstance()
+	if got.GetState() != "running" || len(h.processes()) != 1 {
+		t.Errorf("stop with grace: %v, processes %v", got, h.processes())
+	}
+	checkContains(t, got.GetCause(), "--grace 0s")
+	h.sendCommand(graceful) // the same one is tried again
+	h.awaitReports(2, "second answer", answers(graceful))
+	if got := h.do(stopCommand(3, 1, 0)).GetInstance().GetState(); got != "exited" {
+		t.Errorf("stop: %q", got)
+	}
+	h.checkNothingLeft()
+}
+
+func TestForgetWithoutMonitor(t *testing.T) {
+	h, _ := standsAway(t)
+	ended := forgetCommand(2, 1)
+	ended.GetForgetInstance().Ended = true
+	h.sendCommand(ended) // nobody can tell that it has
+	h.sendCommand(startCommand(7, firmware(1)))
+	h.sendCommand(forgetCommand(3, 1))
+	waitFor(t, "the end of the instance", func() bool { return len(h.agent.all()) == 0 })
+	h.checkNothingLeft()
+}
+
+// One that ends before it could be taken over is told of.
+func TestEndWithoutMonitor(t *testing.T) {
+	h, _ := standsAway(t)
+	if err := qemu.Kill(t.Context(), h.agent.instanceDir(machineKey{testVM, 1}), "first"); err != nil {
+		t.Fatal(err)
+	}
+	if got := h.awaitReport("end", ended).GetInstance(); got.GetCause() == "" || got.GetEpoch() != 1 {
+		t.Errorf("told as %v", got)
+	}
+	h.do(stopCommand(2, 1, 0))
+	h.checkNothingLeft()
+}
+
+// One whose record can't be read, too, can be stopped.
+func TestStopWithoutRecord(t *testing.T) {
+	_, hosts := newFleet(t, "h1")
+	h := hosts[0]
+	h.run(firmware(1))
+	h.stop()
+	path := filepath.Join(h.agent.instanceDir(machineKey{testVM, 1}), recordFile)
+	if err := os.WriteFile(path, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h.start()
+	if got := h.do(stopCommand(2, 1, 0)).GetInstance().GetState(); got != "exited" || len(h.processes()) != 0 || len(h.agent.all()) != 0 {
+		t.Errorf("stop: %q, processes %v", got, h.processes())
+	}
+}
+
+// A guest that QEMU can't let run on is told of as it is, and can be stopped.
+func TestAdoptHalted(t *testing.T) {
+	_, hosts := newFleet(t, "h1")
+	h := hosts[0]
+	h.run(firmware(1))
+	monitor := h.instance(testVM, 1).Monitor()
+	if err := monitor.Execute(t.Context(), "set-action", map[string]string{"reboot": "shutdown", "shutdown": "pause"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := monitor.Execute(t.Context(), "system_reset", nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the guest to stand still", func() bool { return h.runState(testVM, 1) == "shutdown" })
+	h.stop()
+	h.start()
+	if got := h.hello().GetInstances(); len(got) != 1 || got[0].GetState() != "paused" || !strings.Contains(got[0].GetCause(), "shutdown") || got[0].GetQemuVersion() == "" {
+		t.Errorf("hello: %v", got)
+	}
+	if got := h.do(stopCommand(2, 1, 0)).GetInstance().GetState(); got != "exited" {
+		t.Errorf("stop: %q", got)
 	}
 	h.checkNothingLeft()
 }

@@ -31,6 +31,8 @@
 // QEMU outlives the agent, and so do taps, gates and tunnels. An agent that
 // starts first adopts what it finds in its folder; it ends nothing that it does
 // not know. An instance whose monitor breaks the protocol, or is closed while the
-// process runs, is adopted anew in the same way. Until that succeeds the servers
-// are told that it runs, and no command for it is carried out.
+// process runs, is adopted anew in the same way. As long as one can't be adopted,
+// though its record can't be read, the servers are told that it runs, and it is
+// tried again; no command for it is carried out but one that ends it, which needs
+// only its process. That an instance has ended is said when its process has.
 package agent

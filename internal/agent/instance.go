@@ -47,7 +47,14 @@ func (m *machine) startAlone(ctx context.Context, want *godwitv1.Instance) *godw
 	}
 	if err != nil {
 		m.agent.log.Warn("an instance did not start", "vm", m.key.vm, "error", err)
-		return m.endReport(err, m.discard(context.WithoutCancel(ctx)))
+		report := m.endReport(err, m.discard(context.WithoutCancel(ctx)))
+		if !m.hasEnded() {
+			m.mu.Lock()
+			m.ending = false // that it ends will be news
+			m.mu.Unlock()
+			go m.adoptLater(m.life)
+		}
+		return report
 	}
 	return m.runningReport("")
 }
@@ -238,6 +245,9 @@ func closeVhost(nics []qemu.NIC) {
 
 // stop ends an instance: by the guest if there is time for it, else at once.
 func (m *machine) stop(ctx context.Context, graceMs int64) *godwitv1.Report {
+	if m.unadopted != nil && graceMs > 0 {
+		return m.runningReport(fmt.Sprintf("its guest can't be told to power off, and a stop with --grace 0s ends it at once: %v", m.unadopted))
+	}
 	m.mu.Lock()
 	m.ending = true
 	instance := m.instance
@@ -354,12 +364,25 @@ func (m *machine) kill(ctx context.Context) error {
 	instance := m.instance
 	m.mu.Unlock()
 	if instance == nil {
-		return nil
+		return m.killProcess(ctx)
 	}
 	if err := instance.Kill(ctx); err != nil {
 		return err
 	}
 	return instance.Close()
+}
+
+// killProcess ends an instance that is not held: it could not be taken over, or
+// its start has failed. What it leaves can be taken over.
+func (m *machine) killProcess(ctx context.Context) error {
+	if err := qemu.Kill(ctx, m.dir, m.agent.config.BootID); err != nil {
+		m.loseHold(err)
+		return err
+	}
+	if m.unadopted == nil {
+		return nil
+	}
+	return m.adopt(ctx)
 }
 
 func (a *Agent) instanceDir(key machineKey) string {

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -296,6 +297,36 @@ func TestStartFailsCleanly(t *testing.T) {
 			checkContains(t, got.GetCause(), test.cause)
 		})
 	}
+}
+
+// A start that has failed is not said to have ended as long as nobody can tell what
+// became of its QEMU.
+func TestFailedStartThatMayRun(t *testing.T) {
+	_, hosts := newFleet(t, "h1")
+	h := hosts[0]
+	dir := h.agent.instanceDir(machineKey{testVM, 1})
+	unknown := filepath.Join(dir, "instance.json")
+	if err := errors.Join(os.MkdirAll(dir, 0o700), os.WriteFile(unknown, []byte("{"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	instance := firmware(1)
+	instance.Spec.Boot = &godwitv1.Boot{Kernel: "/nowhere/vmlinuz"}
+	got := h.do(startCommand(1, instance)).GetInstance()
+	if got.GetState() != "running" {
+		t.Errorf("start: %v", got)
+	}
+	checkContains(t, got.GetCause(), "kernel")
+	checkContains(t, got.GetCause(), "its record cannot be read")
+	if got := h.do(stopCommand(2, 1, 0)).GetInstance(); got.GetState() != "running" {
+		t.Errorf("stop: %v", got)
+	}
+	if err := os.Remove(unknown); err != nil {
+		t.Fatal(err)
+	}
+	if got := h.do(stopCommand(3, 1, 0)).GetInstance(); got.GetState() != "exited" {
+		t.Errorf("stop: %v", got)
+	}
+	h.checkNothingLeft()
 }
 
 // An agent that is told to end does not wait for a server that says nothing.

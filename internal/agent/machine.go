@@ -41,6 +41,7 @@ type machine struct {
 	facts     []*godwitv1.Report    // told again when a session begins
 	unadopted error                 // why it could not be taken over, if so
 	unread    bool                  // its record could not be read: only its key is known
+	halted    string                // why its guest can't run on, if so
 	endCause  string                // of an instance that has ended
 	ending    bool                  // its end is wanted: no news
 	hurry     chan struct{}         // closed when a stop must not wait for the guest
@@ -108,6 +109,9 @@ func (a *Agent) newMachine(key machineKey, uid fleet.InstanceUID) *machine {
 func (a *Agent) start(ctx context.Context, m *machine) {
 	m.life, m.leave = context.WithCancel(ctx)
 	first := m.watch()
+	if m.unadopted != nil {
+		go m.adoptLater(m.life)
+	}
 	a.workers.Go(func() {
 		first()
 		m.carryOut(ctx)
@@ -274,7 +278,7 @@ func (m *machine) instanceReport(state, cause string) *godwitv1.Report {
 
 // runningReport, of the worker, says that the instance runs, and by which QEMU.
 func (m *machine) runningReport(cause string) *godwitv1.Report {
-	report := m.instanceReport("running", cause)
+	report := m.instanceReport("running", cmp.Or(cause, m.halted))
 	tellQEMU(report.GetInstance(), m.instance)
 	return report
 }
@@ -299,6 +303,9 @@ func (m *machine) inventory(ctx context.Context) *godwitv1.InstanceReport {
 	said := &godwitv1.InstanceReport{
 		Vm: string(m.key.vm), Uid: string(m.uid), Epoch: uint64(m.key.epoch),
 		State: state, Migration: m.record.Migration, Cause: m.endCause,
+	}
+	if state == "running" && m.halted != "" {
+		said.State, said.Cause = "paused", m.halted
 	}
 	tellQEMU(said, m.instance)
 	return said

@@ -10,9 +10,12 @@ import (
 	"godwit.dev/godwit/internal/qmp"
 )
 
-// rejoinEvery is the pause between tries to take an instance over whose monitor
-// was lost.
-const rejoinEvery = 2 * time.Second
+// The pauses between tries to take an instance over double from the first to the
+// longest.
+const (
+	rejoinMin = 2 * time.Second
+	rejoinMax = 30 * time.Second
+)
 
 // monitorLost tells whether an instance whose monitor has ended for this reason
 // runs on: it broke the protocol, or did not read for too long.
@@ -32,23 +35,34 @@ func monitorLost(ctx context.Context, instance *qemu.Instance, reason error) boo
 func (m *machine) rejoin(ctx context.Context, lost *qemu.Instance, reason error) {
 	m.agent.log.Error("the monitor of an instance is lost; the instance runs on, and is taken over anew",
 		"vm", m.key.vm, "epoch", m.key.epoch, "error", reason)
-	pause := time.NewTimer(0)
+	m.retry(ctx, 0, func() error { return m.letGoOf(ctx, lost, reason) }, lost.ExitCause)
+}
+
+// adoptLater takes over what an agent that has just started could not.
+func (m *machine) adoptLater(ctx context.Context) {
+	m.retry(ctx, rejoinMin, func() error { return nil }, func() string { return "it ended before the agent could reach it" })
+}
+
+// retry has the worker take the instance over, by and by. If it has ended meanwhile,
+// that is told.
+func (m *machine) retry(ctx context.Context, first time.Duration, task func() error, cause func() string) {
+	pause := time.NewTimer(first)
 	defer pause.Stop()
-	for {
+	for next := rejoinMin; ; next = min(2*next, rejoinMax) {
 		select {
 		case <-pause.C:
 		case <-ctx.Done():
 			return
 		}
-		err := m.inTurn(ctx, func() error { return m.letGoOf(ctx, lost, reason) })
+		err := m.inTurn(ctx, task)
 		if err == nil && m.held() == nil {
-			m.tellEnd(ctx, lost.ExitCause()) // meanwhile
+			m.tellEnd(ctx, cause())
 		}
 		if err == nil || errors.Is(err, errGone) {
 			return
 		}
 		m.agent.log.Warn("an instance is not taken over yet", "vm", m.key.vm, "epoch", m.key.epoch, "error", err)
-		pause.Reset(rejoinEvery)
+		pause.Reset(next)
 	}
 }
 
@@ -59,12 +73,17 @@ func (m *machine) letGoOf(ctx context.Context, lost *qemu.Instance, reason error
 		return nil
 	}
 	m.awaitCopy(ctx) // which finds out by itself, and says so
+	m.loseHold(fmt.Errorf("its monitor is lost: %w", reason))
+	return m.adoptAgain()
+}
+
+// loseHold makes the instance one that may run, and has to be taken over.
+func (m *machine) loseHold(why error) {
 	if err := m.letGo(); err != nil {
 		m.agent.log.Warn("an instance was not let go of in full", "vm", m.key.vm, "epoch", m.key.epoch, "error", err)
 	}
 	m.mu.Lock()
-	m.unadopted = fmt.Errorf("its monitor is lost: %w", reason)
+	defer m.mu.Unlock()
+	m.unadopted = why
 	m.instance, m.ports = nil, nil
-	m.mu.Unlock()
-	return m.adoptAgain()
 }

@@ -228,7 +228,7 @@ func (a *Agent) renumber(ctx context.Context, m *machine, epoch fleet.Epoch) err
 // runsOn: by its target's refusal. No server that knows of it ends it, and one
 // that does not has it wrong.
 func (m *machine) runsOn() bool {
-	return m.record.Role == ranOn && m.instance != nil && !m.instance.Ended()
+	return m.record.Role == ranOn && !m.hasEnded()
 }
 
 var errRunsOn = errors.New("it runs on, by its target's refusal")

@@ -32,7 +32,8 @@ func (m *machine) prepareTarget(ctx context.Context, migration string, want *god
 	defer cancel()
 	listening, err := m.prepare(bounded, migration, want)
 	if err != nil {
-		return pledge.TargetFailed(errors.Join(err, m.discard(ctx)), true)
+		err = errors.Join(err, m.discard(ctx))
+		return pledge.TargetFailed(err, m.hasEnded())
 	}
 	can := m.instance.Abilities()
 	return &godwitv1.Report{Event: &godwitv1.Report_TargetPrepared{TargetPrepared: &godwitv1.TargetPrepared{

@@ -52,7 +52,7 @@ func (m *machine) do(ctx context.Context, command *godwitv1.Command, task func()
 			}
 			return
 		}
-		if err := m.adoptAgain(); err != nil {
+		if err := m.adoptAgain(); err != nil && !endsInstance(command) {
 			m.agent.log.Error("a command waits until its instance is adopted", "vm", m.key.vm, "epoch", m.key.epoch, "error", err)
 			m.untold(command)
 			return
@@ -69,6 +69,12 @@ func (m *machine) do(ctx context.Context, command *godwitv1.Command, task func()
 		m.untold(command)
 		m.agent.log.Error("too many commands wait", "vm", m.key.vm, "epoch", m.key.epoch)
 	}
+}
+
+// endsInstance tells whether a command needs no more of an instance than its
+// process.
+func endsInstance(command *godwitv1.Command) bool {
+	return command.GetStopInstance() != nil || command.GetForgetInstance() != nil
 }
 
 // inTurn has the worker do something between two commands, and waits for it.
@@ -143,13 +149,13 @@ func (m *machine) tellAdopted() {
 	m.agent.say(&godwitv1.Report{Subject: string(m.key.vm), Epoch: uint64(m.key.epoch), Event: &godwitv1.Report_Instance{Instance: said}})
 }
 
-// answer reports the end of a command. One that failed may be tried again by
-// the same sequence.
+// answer reports the end of a command. One that failed may be tried again by the
+// same sequence; so may one that was to end the instance, if that is still here.
 func (m *machine) answer(command *godwitv1.Command, report *godwitv1.Report) {
 	pledge.Answering(command, report)
 	report.At = timestamppb.Now() // and not when a session takes it
 	m.mu.Lock()
-	if pledge.Failed(report) {
+	if pledge.Failed(report) || endsInstance(command) {
 		m.told.Forget(command)
 	} else {
 		m.told.End(command, report)

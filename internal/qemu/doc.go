@@ -9,7 +9,8 @@
 // the console, and the record by which Adopt finds it again. Start and Adopt
 // give an Instance; its owner calls Close to let go of it, after which the
 // process runs on, and Kill to end it. At most one Instance, in one program,
-// can hold a process: QEMU serves one monitor connection at a time.
+// can hold a process: QEMU serves one monitor connection at a time. One that does
+// not answer is ended by its process alone, with the function Kill.
 //
 // Every instance starts with its vCPUs stopped (-S), an incoming one also with
 // -incoming defer. Cont is what runs it.
