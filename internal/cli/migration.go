@@ -116,13 +116,15 @@ migration has committed the VM is at its target, and cancel is refused.`,
 }
 
 const returnHelp = `Return gives a VM back to the source of a migration that has committed to a host
-which never said that it runs it, and is now off for good. The source still has
-all of the VM, and goes on.
+which never said that it runs it. The source still has all of the VM, and goes
+on.
 
 Make sure first that the host is off, and stays off until its agent can reach
-the server again: if it runs the VM after all, there are two of it. Godwit can't
-know, so it takes your word. While the host's agent has a session, return is
-refused, and for half a minute after a server has begun to lead that has not
+the server again: if it runs the VM after all, there are two of it. A host that
+is up, and fails to run the VM, counts as off once you have stopped its agent
+and then ended the VM's QEMU there; start the agent again afterwards. Godwit
+can't know, so it takes your word. While the host's agent has a session, return
+is refused, and for half a minute after a server has begun to lead that has not
 heard of the host.`
 
 func newMigrationReturn(app *App) *cobra.Command {

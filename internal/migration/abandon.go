@@ -8,6 +8,6 @@ import "time"
 func Abandon(m Migration, cause string, at time.Time) Migration {
 	m.State, m.Cause, m.Ended, m.Abandoned = NeedsOperator, cause, at, true
 	m.Pending, m.Timer, m.Exported = nil, nil, time.Time{}
-	m.Remedies = []string{"godwit vm show " + string(m.VM)} // where it is now
+	m.Remedies = m.remedies()
 	return m
 }

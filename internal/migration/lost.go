@@ -83,8 +83,3 @@ func (m *Migration) awaitsLost() (effect Effect, found bool) {
 	}
 	return Effect{}, false
 }
-
-// declareLost is the remedy where only the end of a host is waited for.
-func declareLost(host fleet.HostName) string {
-	return fmt.Sprintf("godwit host lost %s --is-off  # only once it is off for good", host)
-}

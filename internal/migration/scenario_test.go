@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -130,7 +131,7 @@ func trace(out *strings.Builder, before, after Migration, effects []Effect, verd
 	if after.Cause != before.Cause {
 		fmt.Fprintf(out, "|   cause: %s\n", after.Cause)
 	}
-	if len(after.Remedies) != len(before.Remedies) {
+	if !slices.Equal(after.Remedies, before.Remedies) {
 		fmt.Fprintf(out, "|   remedies: %s\n", strings.Join(after.Remedies, "; "))
 	}
 }

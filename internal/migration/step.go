@@ -38,6 +38,7 @@ func Step(m Migration, event Event) (Migration, []Effect, Verdict) {
 	}
 	decided.apply(&next, event)
 	next.answerForLost(event)
+	next.Remedies = next.remedies()
 	if m.toldOf(event) && reflect.DeepEqual(m, next) {
 		return m, nil, Late // an order that is given again fails again
 	}
@@ -189,7 +190,7 @@ func commit(m *Migration, event Event) {
 }
 
 func targetRuns(m *Migration, event Event) {
-	m.State, m.Ended, m.Remedies = Settling, time.Time{}, nil
+	m.State, m.Ended = Settling, time.Time{}
 	m.TargetRuns = true
 	m.TargetMarks = new(event.Target)
 	m.Cause = ""
@@ -228,10 +229,7 @@ func settleTimer(m *Migration, event Event) {
 		m.release()
 		m.setTimer(event.At, m.Policy.SettleMax, "a host did not clean up in time")
 	case !m.TargetRuns:
-		m.needOperator(event, fmt.Sprintf("%s has committed to %s, which does not say that it runs it: %s", m.VM, m.Target, cmp.Or(m.Cause, m.Timer.What)),
-			fmt.Sprintf("start the agent on %s: it will go on by itself", m.Target),
-			fmt.Sprintf("godwit migration return %s --host-is-off %s  # only once it is: switch it off first", m.ID, m.Target),
-			declareLost(m.Target))
+		m.needOperator(event, fmt.Sprintf("%s has committed to %s, which does not say that it runs it: %s", m.VM, m.Target, cmp.Or(m.Cause, m.Timer.What)))
 	default:
 		if m.Cause != "" {
 			m.Cause += "; "
@@ -302,7 +300,7 @@ func (m *Migration) lose(event Event, cause string) {
 	if !m.Released {
 		m.want(ReleaseSource, m.Source)
 	}
-	m.needOperator(event, cause, fmt.Sprintf("godwit vm start %s", m.VM))
+	m.needOperator(event, cause)
 }
 
 // takeBack gives the VM to the source again, which has all of it: the target
@@ -314,7 +312,7 @@ func takeBack(m *Migration, event Event) {
 		return
 	}
 	m.drop(RunTarget, ReleaseSource)
-	m.TakenBack, m.TargetGone, m.Ended, m.Remedies = true, false, time.Time{}, nil
+	m.TakenBack, m.TargetGone, m.Ended = true, false, time.Time{}
 	rollBack(m, event)
 	m.Cause = fmt.Sprintf("after the commit, before %s ran: %s", m.Target, m.Cause)
 }
@@ -369,7 +367,7 @@ func rollBack(m *Migration, event Event) {
 }
 
 func releaseTarget(m *Migration, event Event) {
-	m.State, m.Ended, m.Remedies = RollingBack, time.Time{}, nil
+	m.State, m.Ended = RollingBack, time.Time{}
 	effect := m.want(ReleaseTarget, m.Target)
 	effect.ReturnFrames = !m.SourceGone
 	m.setTimer(event.At, m.Policy.RollbackMax, "the target did not clean up in time")
@@ -405,17 +403,15 @@ func noteReturned(m *Migration, event Event) {
 
 func rollbackTimer(m *Migration, event Event) {
 	if m.isPending(ResumeSource) {
-		m.needOperator(event, fmt.Sprintf("%s; and %s does not answer, where %s waits to go on", m.Cause, m.Source, m.VM),
-			fmt.Sprintf("start the agent on %s: it will go on by itself", m.Source), declareLost(m.Source))
+		m.needOperator(event, fmt.Sprintf("%s; and %s does not answer, where %s waits to go on", m.Cause, m.Source, m.VM))
 		return
 	}
 	m.Cause += "; " + m.leftovers()
 	m.end(Aborted, event)
 }
 
-func (m *Migration) needOperator(event Event, cause string, remedies ...string) {
+func (m *Migration) needOperator(event Event, cause string) {
 	m.Cause = cause
-	m.Remedies = remedies
 	m.end(NeedsOperator, event)
 }
 

@@ -123,7 +123,8 @@ func (s *migrationService) Return(ctx context.Context, request *godwitv1.ReturnM
 		return nil, refusal
 	case s.runs.Up(target):
 		refusal.Code, refusal.Cause = fleet.Conflict, fmt.Sprintf("%s is not off: its agent has a session", target)
-		refusal.Hint = "what keeps it from running the VM is in the migration's cause, and in its agent's log"
+		refusal.Hint = "what keeps it from running the VM is in the migration's cause, and in its agent's log; " +
+			"or stop that agent, and make sure that the VM's QEMU there has ended"
 		return nil, refusal
 	}
 	if err := s.mayBeUp(entry.Value.Target, refusal.Op, refusal.Subject); err != nil {
