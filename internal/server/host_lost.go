@@ -110,8 +110,7 @@ func (s *Server) giveUpVMs(ctx context.Context, host fleet.HostName) (ended []st
 	return ended, nil
 }
 
-// giveUpVM ends a VM if a lost host has it and no migration holds it. By its new
-// epoch an instance that the host has after all is stale.
+// giveUpVM ends a VM if a lost host has it and no migration holds it.
 func (s *Server) giveUpVM(ctx context.Context, host fleet.HostName, name string) error {
 	for range store.MaxConflicts {
 		entry, err := s.tables.vms.Get(ctx, name)
@@ -124,7 +123,6 @@ func (s *Server) giveUpVM(ctx context.Context, host fleet.HostName, name string)
 			return nil
 		}
 		said := &godwitv1.InstanceReport{State: instanceExited, Cause: fmt.Sprintf("host %s was %s", host, declaredLost)}
-		entry.Value.Owner.Epoch++
 		if err := s.lifecycle.end(ctx, host, entry, said); fleet.CodeOf(err) != fleet.Conflict {
 			return err
 		}

@@ -89,7 +89,19 @@ func (h *hub) end(host fleet.HostName, cause error) {
 // Send queues a command for a host and does not wait. Unavailable when the
 // host has no session, Exhausted when its queue is full.
 func (h *hub) Send(host fleet.HostName, command *godwitv1.Command) error {
+	return send(h.session(host), host, command)
+}
+
+// sendIn is Send into one session only: Unavailable when the host has another.
+func (h *hub) sendIn(number uint64, host fleet.HostName, command *godwitv1.Command) error {
 	s := h.session(host)
+	if s != nil && s.number != number {
+		s = nil
+	}
+	return send(s, host, command)
+}
+
+func send(s *session, host fleet.HostName, command *godwitv1.Command) error {
 	if s == nil {
 		return &fleet.Error{
 			Code: fleet.Unavailable, Op: "command", Subject: "host " + string(host),

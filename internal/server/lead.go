@@ -181,6 +181,7 @@ func (s *Server) serveTerm(ctx context.Context, t *term) error {
 		return err
 	}
 	s.addresses.begin()
+	s.lifecycle.begin(t.held)
 	s.recovery.forget()
 	for _, name := range s.mirror.vmNames() {
 		s.lifecycle.changed(name)

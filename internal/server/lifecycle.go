@@ -42,6 +42,7 @@ type lifecycle struct {
 	wake   chan struct{}
 
 	mu    sync.Mutex
+	leads []store.Condition // hold as long as the term does
 	dirty map[fleet.VMName]bool
 	told  map[fleet.VMName]order
 	// held are ends of instances that no record tells of yet. Of those whose
@@ -54,6 +55,7 @@ type lifecycle struct {
 // order is a command that was sent: the same one is not sent twice to the same
 // session.
 type order struct {
+	uid      fleet.InstanceUID
 	owner    fleet.Owner
 	sequence uint64
 	session  uint64
@@ -69,6 +71,24 @@ func newLifecycle(t tables, m *mirror, h *hub, log *slog.Logger) *lifecycle {
 		tables: t, mirror: m, hub: h, log: log, wake: make(chan struct{}, 1),
 		dirty: map[fleet.VMName]bool{}, told: map[fleet.VMName]order{}, held: map[fleet.VMName]*heldReport{}, left: map[fleet.VMName][]leftover{},
 	}
+}
+
+// begin makes what is decided from now on that of a term, as long as its
+// conditions hold.
+func (l *lifecycle) begin(leads []store.Condition) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.leads = leads
+}
+
+// commit is the store's, for as long as this server leads: another leader has told
+// hosts other things meanwhile, and what was answered here is an old answer.
+func (l *lifecycle) commit(ctx context.Context, conditions []store.Condition, ops ...store.Op) error {
+	l.mu.Lock()
+	conditions = slices.Concat(conditions, l.leads)
+	l.mu.Unlock()
+	_, err := l.tables.store.Commit(ctx, conditions, ops...)
+	return err
 }
 
 // changed says that a VM's record or its host's session has changed. It does
@@ -141,29 +161,41 @@ func (l *lifecycle) moveOn(ctx context.Context, name fleet.VMName) error {
 		}
 	}
 	if vm.Phase == fleet.VMStarting || vm.Phase == fleet.VMStopping {
-		return l.tell(ctx, vm)
+		return l.tell(ctx, vm.Owner.Host, name)
 	}
 	return nil
 }
 
-// tell sends the command of the VM's phase, once to each session.
-func (l *lifecycle) tell(ctx context.Context, vm fleet.VM) error {
-	session := l.hub.number(vm.Owner.Host)
+// tell sends the host the command of the VM's phase, once in each session. The
+// VM is read in the session for which the command is: what the host has answered
+// in an earlier one is recorded then. A start that has failed would succeed now.
+func (l *lifecycle) tell(ctx context.Context, host fleet.HostName, name fleet.VMName) error {
+	session := l.hub.number(host)
 	if session == 0 {
 		return nil // told when the host connects
+	}
+	entry, err := l.tables.vms.Get(ctx, string(name))
+	vm := entry.Value
+	switch {
+	case fleet.CodeOf(err) == fleet.NotFound:
+		return nil
+	case err != nil:
+		return err
+	case vm.Owner.Host != host || vm.Phase != fleet.VMStarting && vm.Phase != fleet.VMStopping:
+		return nil // the mirror hears of it
 	}
 	command, err := l.command(ctx, vm)
 	if err != nil {
 		return err
 	}
-	now := order{owner: vm.Owner, sequence: command.GetSequence(), session: session}
+	now := order{uid: vm.UID, owner: vm.Owner, sequence: command.GetSequence(), session: session}
 	l.mu.Lock()
 	same := l.told[vm.Name] == now
 	l.mu.Unlock()
 	if same {
 		return nil
 	}
-	if err := l.hub.Send(vm.Owner.Host, command); err != nil {
+	if err := l.hub.sendIn(session, host, command); err != nil {
 		return err
 	}
 	l.mu.Lock()

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"encoding/json"
 	"log/slog"
 	"path/filepath"
 	"strings"
@@ -168,15 +169,25 @@ func TestStopWithoutTheStore(t *testing.T) {
 	}
 }
 
+// always is a store in which a VM stays as it is.
+type always struct {
+	store.Records
+	vm fleet.VM
+}
+
+func (a always) Get(_ context.Context, key string) (store.Record, error) {
+	text, err := json.Marshal(a.vm)
+	return store.Record{Key: key, Value: text, Version: 1}, err
+}
+
 // A command that could not be sent is sent when that is possible again, though
 // nothing changes; and once only.
 func TestCommandsThatHadToWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log := slog.New(slog.DiscardHandler)
 		h, m := newHub(), newMirror(tables{}, log)
-		m.vms = map[fleet.VMName]store.Entry[fleet.VM]{"web1": {Name: "web1", Version: 1, Value: fleet.VM{
-			Name: "web1", Phase: fleet.VMStarting, Owner: fleet.Owner{Host: "h1", Epoch: 1},
-		}}}
+		starting := fleet.VM{Name: "web1", Phase: fleet.VMStarting, Owner: fleet.Owner{Host: "h1", Epoch: 1}}
+		m.vms = map[fleet.VMName]store.Entry[fleet.VM]{"web1": {Name: "web1", Version: 1, Value: starting}}
 		s := newSession("h1", time.Second)
 		if err := h.open(t.Context(), s); err != nil {
 			t.Fatal(err)
@@ -186,7 +197,7 @@ func TestCommandsThatHadToWait(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		l := newLifecycle(tables{}, m, h, log)
+		l := newLifecycle(tables{vms: store.NewTable[fleet.VM](always{vm: starting}, "vms")}, m, h, log)
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		go l.run(ctx)

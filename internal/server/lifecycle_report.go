@@ -96,8 +96,7 @@ func (l *lifecycle) move(ctx context.Context, host fleet.HostName, entry store.E
 		if !goOn(&vm, said, answers) {
 			return nil
 		}
-		_, err := l.tables.store.Commit(ctx, store.If(l.tables.vms.At(entry.Name, entry.Version)), l.tables.vms.Put(entry.Name, vm))
-		return err
+		return l.commit(ctx, store.If(l.tables.vms.At(entry.Name, entry.Version)), l.tables.vms.Put(entry.Name, vm))
 	case instanceExited, instanceAbsent:
 	default:
 		return nil
@@ -133,11 +132,11 @@ func goOn(vm *fleet.VM, said *godwitv1.InstanceReport, answers uint64) (news boo
 }
 
 // end records that the instance is gone, and gives its capacity back in the
-// same commit.
+// same commit. By the new epoch it is stale, should it run after all.
 func (l *lifecycle) end(ctx context.Context, host fleet.HostName, entry store.Entry[fleet.VM], said *godwitv1.InstanceReport) error {
 	vm := entry.Value
 	vm.Phase, vm.Cause = afterEnd(vm.Phase, host, said)
-	vm.Owner.Host, vm.QEMU = "", fleet.InstanceQEMU{} // the epoch stays: it only ever grows
+	vm.Owner, vm.QEMU = fleet.Owner{Epoch: vm.Owner.Epoch + 1}, fleet.InstanceQEMU{}
 	ledger, err := l.tables.ledgers.Get(ctx, string(host))
 	if err != nil && fleet.CodeOf(err) != fleet.NotFound {
 		return err
@@ -149,7 +148,7 @@ func (l *lifecycle) end(ctx context.Context, host fleet.HostName, entry store.En
 		conditions = append(conditions, l.tables.ledgers.At(ledger.Name, ledger.Version))
 		ops = append(ops, l.tables.ledgers.Put(ledger.Name, ledger.Value))
 	}
-	if _, err = l.tables.store.Commit(ctx, conditions, ops...); err != nil {
+	if err = l.commit(ctx, conditions, ops...); err != nil {
 		return err
 	}
 	l.log.Info("instance ended", "vm", vm.Name, "host", host, "phase", vm.Phase, "cause", vm.Cause)
@@ -211,8 +210,8 @@ func (l *lifecycle) settleHeld(ctx context.Context, name fleet.VMName) error {
 
 // notOwner deals with an instance that is not the owner's, by the VM's record as
 // it was just read. One that has ended is removed; one that may run only if the
-// records prove it stale: the owner is another host, its epoch is not older, and
-// no migration has anything left to do there.
+// records prove it stale: the owner is another host, or there is none, its epoch is
+// not older, and no migration has anything left to do there.
 func (l *lifecycle) notOwner(ctx context.Context, host fleet.HostName, vm fleet.VM, said *godwitv1.InstanceReport) error {
 	switch said.GetState() {
 	case instanceExited:
@@ -223,7 +222,7 @@ func (l *lifecycle) notOwner(ctx context.Context, host fleet.HostName, vm fleet.
 	}
 	epoch := fleet.Epoch(said.GetEpoch())
 	sameVM := said.GetUid() == string(vm.UID)
-	newer := vm.Owner.Epoch > epoch || vm.Owner.Epoch == epoch && vm.Owner.Host != "" && vm.Owner.Host != host
+	newer := vm.Owner.Epoch > epoch || vm.Owner.Epoch == epoch && vm.Owner.Host != host
 	held := vm.Migration != "" && vm.Owner.Epoch == epoch // what is older than the owner's, a later move does not concern
 	stale := sameVM && newer && !held
 	if stale {

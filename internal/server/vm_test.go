@@ -53,7 +53,7 @@ func TestVMLife(t *testing.T) {
 	}
 	h1.report(stop, "web1", "exited", "")
 	vm = f.awaitPhase("web1", fleet.VMStopped)
-	if vm.GetOwner().GetHost() != "" || vm.GetOwner().GetEpoch() != 1 {
+	if vm.GetOwner().GetHost() != "" || vm.GetOwner().GetEpoch() != 2 {
 		t.Errorf("owner of a stopped VM is %v", vm.GetOwner())
 	}
 	if cpus, memory := f.reserved("h1"); cpus != 0 || memory != 0 {
@@ -63,11 +63,11 @@ func TestVMLife(t *testing.T) {
 	if _, err := f.vms.Start(t.Context(), &godwitv1.StartVMRequest{Name: "web1"}); err != nil {
 		t.Fatal(err)
 	}
-	if again := h1.command(); again.GetEpoch() != 2 || again.GetSequence() != sequenceStart {
+	if again := h1.command(); again.GetEpoch() != 3 || again.GetSequence() != sequenceStart {
 		t.Errorf("second start command %v", again)
 	}
 	h1.report(&godwitv1.Command{Epoch: 1}, "web1", "exited", "late news of the first instance")
-	h1.report(&godwitv1.Command{Epoch: 2, Sequence: sequenceStart}, "web1", "exited", "no such kernel")
+	h1.report(&godwitv1.Command{Epoch: 3, Sequence: sequenceStart}, "web1", "exited", "no such kernel")
 	vm = f.awaitPhase("web1", fleet.VMFailed)
 	if vm.GetCause() != "no such kernel" {
 		t.Errorf("cause %q", vm.GetCause())
@@ -246,14 +246,14 @@ func TestStaleInstancesAreForgottenOnProofOnly(t *testing.T) {
 	if _, err := f.vms.Start(t.Context(), &godwitv1.StartVMRequest{Name: "web1"}); err != nil {
 		t.Fatal(err)
 	}
-	h1.report(h1.command(), "web1", "running", "") // epoch 2 at h1
+	h1.report(h1.command(), "web1", "running", "") // epoch 3 at h1
 	f.awaitPhase("web1", fleet.VMRunning)
 	h2 := f.join("h2", func(o *agentOptions) {
 		o.hello = func(hello *godwitv1.Hello) {
 			hello.Instances = []*godwitv1.InstanceReport{
 				{Vm: "unknown", Uid: vm.GetUid(), Epoch: 1, State: "running"},
 				{Vm: "web1", Uid: "another", Epoch: 1, State: "running"},
-				{Vm: "web1", Uid: vm.GetUid(), Epoch: 3, State: "running"},
+				{Vm: "web1", Uid: vm.GetUid(), Epoch: 4, State: "running"},
 				{Vm: "web1", Uid: vm.GetUid(), Epoch: 1, State: "running"},
 			}
 		}
