@@ -35,8 +35,8 @@ type mirror struct {
 	mu         sync.RWMutex
 	at         position
 	moved      chan struct{} // closed when at is another; nil if nobody waits for that
-	generation uint32 // of the store
-	restored   string // why nothing may be done, or ""
+	generation uint32        // of the store
+	restored   string        // why nothing may be done, or ""
 	vms        map[fleet.VMName]store.Entry[fleet.VM]
 	hosts      map[fleet.HostName]fleet.Host
 	networks   map[fleet.NetworkName]fleet.Network

@@ -139,7 +139,7 @@ func settledVM(vm fleet.VM, seen []sighting) (fleet.VM, string) {
 	before := vm.Owner
 	seen = slices.DeleteFunc(slices.Clone(seen), func(s sighting) bool {
 		stale := s.owner().Epoch < before.Epoch && s.instance.GetMigration() == "" // even by the backup
-		uid := s.instance.GetUid() // "" where its agent can't tell
+		uid := s.instance.GetUid()                                                 // "" where its agent can't tell
 		return stale || uid != "" && uid != string(vm.UID)
 	})
 	vm.Migration = ""
