@@ -45,7 +45,7 @@ func (w *world) takeAtSource(e migration.Effect) (failed bool) {
 		w.say(report{kind: migration.SourceResumed, answers: e.Sequence})
 	case migration.RetireSource, migration.ReleaseSource:
 		switch {
-		case h.exists && h.role == ranOn && h.qemu != dead:
+		case h.exists && h.role != source && h.qemu != dead: // it runs alone, or on
 			w.say(report{kind: migration.SourceFailed})
 			return true
 		case e.Kind == migration.RetireSource:
