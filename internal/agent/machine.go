@@ -377,7 +377,7 @@ func (m *machine) kept() pledge.Kept {
 	defer m.mu.Unlock()
 	return pledge.Kept{
 		Role: m.record.Role, Migration: m.record.Migration,
-		Started: m.instance != nil, Ended: m.instance == nil || m.instance.Ended(),
+		Started: m.unadopted != nil || m.instance != nil, Ended: m.hasEnded(),
 	}
 }
 

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -186,6 +187,30 @@ func TestForgetWhatRunsOn(t *testing.T) {
 	}
 	m.source.sendCommand(forget)
 	m.source.awaitRemoval(1)
+}
+
+// It runs on, too, while no agent can take it over.
+func TestForgetWhatRunsOnUnadopted(t *testing.T) {
+	m := newMove(t)
+	m.nextAsked(m.leaveUndecided())
+	m.checkRanOn()
+	monitor := filepath.Join(m.source.agent.instanceDir(machineKey{testVM, 1}), "qmp.sock")
+	m.source.stop()
+	if err := os.Rename(monitor, monitor+".away"); err != nil {
+		t.Fatal(err)
+	}
+	m.source.start()
+	m.source.agent.command(t.Context(), forgetCommand(1<<32, 1))
+	there, done := m.source.agent.find(machineKey{testVM, 1}), make(chan struct{}, 1)
+	there.work <- func() { done <- struct{}{} }
+	receive(t, "end of the command before", done)
+	if len(m.source.processes()) != 1 {
+		t.Error("the only instance is gone")
+	}
+	if err := os.Rename(monitor+".away", monitor); err != nil {
+		t.Fatal(err)
+	}
+	m.abort()
 }
 
 // awaitRemoval waits until nothing is left of an instance, which nobody reports.
