@@ -81,3 +81,22 @@ func TestOldOrdersNameTheirVM(t *testing.T) {
 		t.Errorf("the new VM is %s at %v; told %v", vm.GetUid(), vm.GetOwner(), release)
 	}
 }
+
+// A migration is over for its VM before the host of its target has cleaned up. The
+// VM is started on that host, at an epoch that the target does not have.
+func TestStartWhereATargetIsLeft(t *testing.T) {
+	f := newFleet(t)
+	h1, h2 := f.join("h1", roomy), f.join("h2", roomy)
+	policy := testPolicy()
+	policy.RollbackMax = 500 * time.Millisecond
+	fl := f.fly(h1, h2, "web1", policy)
+	fl.to(inRelease)
+	fl.await(migration.Aborted)
+	f.checkPlace("web1", fleet.Owner{Host: "h1", Epoch: 1}, "", "h1")
+	h1.report(&godwitv1.Command{Epoch: 1}, "web1", "exited", "crashed")
+	f.awaitPhase("web1", fleet.VMFailed)
+	if _, err := f.vms.Start(t.Context(), &godwitv1.StartVMRequest{Name: "web1", Host: "h2"}); err != nil {
+		t.Fatal(describe(err))
+	}
+	f.checkPlace("web1", fleet.Owner{Host: "h2", Epoch: 3}, "", "h2") // the target's is 2
+}

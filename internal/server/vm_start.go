@@ -93,6 +93,8 @@ func (s *Server) place(ctx context.Context, vm fleet.VM, want fleet.HostName) (p
 		return placed{}, err
 	}
 	name, qemu := string(result.Host), on.hosts[result.Host].Value.QEMU
+	// Not that of a target which may still wait somewhere: a migration's target has
+	// one more than the owner had, and so has the end of the owner.
 	vm.Owner = fleet.Owner{Host: result.Host, Epoch: vm.Owner.Epoch + 1}
 	vm.Phase, vm.Cause, vm.QEMU = fleet.VMStarting, "", fleet.InstanceQEMU{}
 	vm.Spec.CPUModel, vm.Accel = placement.CPUModel(vm.Spec, qemu), qemu.Accel
