@@ -26,6 +26,13 @@
 // again, and not carried out again; one for a machine that is no more is
 // answered as done, because leaving nothing behind is what it asked for.
 //
+// A command may come late, from a server that has led before or by a queue, and
+// meet another instance at the same name and epoch. So it also names its VM's uid,
+// and a machine of another VM is as none. An order of a migration, or the removal
+// of its target, is for a machine that takes part in that migration and not in
+// another; package pledge says in what it may be for one that takes part in none.
+// What is for another one is answered, and does nothing.
+//
 // # Life and death
 //
 // QEMU outlives the agent, and so do taps, gates and tunnels. An agent that
