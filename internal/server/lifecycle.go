@@ -29,6 +29,12 @@ const (
 // not be done, beside the time that the store itself takes to say so.
 const lookAgainEvery = 2 * time.Second
 
+// stopAgainEvery is how long a host has for a stop before it is sent again: its
+// agent may not have been able to carry it out. One that is still at it does not do
+// it twice. A start is not sent again in a session: one that has failed, and whose
+// answer is under way, would succeed.
+const stopAgainEvery = 20 * time.Second
+
 // lifecycle makes hosts do what the records of VMs say: VMs that are starting
 // or stopping have their command sent, after every change of the record and
 // after every reconnect, and what hosts report moves the record on. What fails
@@ -45,6 +51,7 @@ type lifecycle struct {
 	leads []store.Condition // hold as long as the term does
 	dirty map[fleet.VMName]bool
 	told  map[fleet.VMName]order
+	again map[fleet.VMName]time.Time // when a stop that was told is told again
 	// held are ends of instances that no record tells of yet. Of those whose
 	// VM a migration has locked it is only known what they mean when it has
 	// ended.
@@ -53,7 +60,7 @@ type lifecycle struct {
 }
 
 // order is a command that was sent: the same one is not sent twice to the same
-// session.
+// session, unless it is due again.
 type order struct {
 	uid      fleet.InstanceUID
 	owner    fleet.Owner
@@ -69,7 +76,8 @@ type heldReport struct {
 func newLifecycle(t tables, m *mirror, h *hub, log *slog.Logger) *lifecycle {
 	return &lifecycle{
 		tables: t, mirror: m, hub: h, log: log, wake: make(chan struct{}, 1),
-		dirty: map[fleet.VMName]bool{}, told: map[fleet.VMName]order{}, held: map[fleet.VMName]*heldReport{}, left: map[fleet.VMName][]leftover{},
+		dirty: map[fleet.VMName]bool{}, told: map[fleet.VMName]order{}, again: map[fleet.VMName]time.Time{},
+		held: map[fleet.VMName]*heldReport{}, left: map[fleet.VMName][]leftover{},
 	}
 }
 
@@ -117,7 +125,8 @@ func (l *lifecycle) run(ctx context.Context) {
 			names, l.dirty = l.dirty, map[fleet.VMName]bool{}
 			l.mu.Unlock()
 		case <-again.C:
-			names = maps.Clone(waiting)
+			names = l.due()
+			maps.Copy(names, waiting)
 		case <-ctx.Done():
 			return
 		}
@@ -138,6 +147,22 @@ func (l *lifecycle) run(ctx context.Context) {
 	}
 }
 
+// due gives the VMs whose hosts are to be told again, and makes that what they were
+// not told.
+func (l *lifecycle) due() map[fleet.VMName]bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	names := map[fleet.VMName]bool{}
+	for name, at := range l.again {
+		if !time.Now().Before(at) {
+			names[name] = true
+			delete(l.again, name)
+			delete(l.told, name)
+		}
+	}
+	return names
+}
+
 // look does what a VM's record asks for. After an error that passes it must be
 // called again.
 func (l *lifecycle) look(ctx context.Context, name fleet.VMName) error {
@@ -150,6 +175,7 @@ func (l *lifecycle) moveOn(ctx context.Context, name fleet.VMName) error {
 	if !found {
 		l.mu.Lock()
 		delete(l.told, name)
+		delete(l.again, name)
 		delete(l.held, name)
 		l.mu.Unlock()
 		return nil
@@ -166,9 +192,10 @@ func (l *lifecycle) moveOn(ctx context.Context, name fleet.VMName) error {
 	return nil
 }
 
-// tell sends the host the command of the VM's phase, once in each session. The
-// VM is read in the session for which the command is: what the host has answered
-// in an earlier one is recorded then. A start that has failed would succeed now.
+// tell sends the host the command of the VM's phase, once in each session, and a
+// stop again after a while. The VM is read in the session for which the command is:
+// what the host has answered in an earlier one is recorded then. A start that has
+// failed would succeed now.
 func (l *lifecycle) tell(ctx context.Context, host fleet.HostName, name fleet.VMName) error {
 	session := l.hub.number(host)
 	if session == 0 {
@@ -200,6 +227,10 @@ func (l *lifecycle) tell(ctx context.Context, host fleet.HostName, name fleet.VM
 	}
 	l.mu.Lock()
 	l.told[vm.Name] = now
+	delete(l.again, vm.Name)
+	if vm.Phase == fleet.VMStopping {
+		l.again[vm.Name] = time.Now().Add(stopAgainEvery)
+	}
 	l.mu.Unlock()
 	return nil
 }

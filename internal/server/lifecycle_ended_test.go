@@ -92,7 +92,7 @@ type meanwhile struct {
 
 func (m meanwhile) Get(ctx context.Context, key string) (store.Record, error) {
 	m.does()
-	return always{vm: fleet.VM{Name: "web1", Phase: fleet.VMStarting, Owner: fleet.Owner{Host: "h1", Epoch: 1}}}.Get(ctx, key)
+	return always{value: fleet.VM{Name: "web1", Phase: fleet.VMStarting, Owner: fleet.Owner{Host: "h1", Epoch: 1}}}.Get(ctx, key)
 }
 
 // A server that leads no more, and does not know it, records nothing of what hosts

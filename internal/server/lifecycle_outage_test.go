@@ -169,14 +169,14 @@ func TestStopWithoutTheStore(t *testing.T) {
 	}
 }
 
-// always is a store in which a VM stays as it is.
+// always is a store in which one record stays as it is.
 type always struct {
 	store.Records
-	vm fleet.VM
+	value any
 }
 
 func (a always) Get(_ context.Context, key string) (store.Record, error) {
-	text, err := json.Marshal(a.vm)
+	text, err := json.Marshal(a.value)
 	return store.Record{Key: key, Value: text, Version: 1}, err
 }
 
@@ -197,7 +197,7 @@ func TestCommandsThatHadToWait(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		l := newLifecycle(tables{vms: store.NewTable[fleet.VM](always{vm: starting}, "vms")}, m, h, log)
+		l := newLifecycle(tables{vms: store.NewTable[fleet.VM](always{value: starting}, "vms")}, m, h, log)
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		go l.run(ctx)
