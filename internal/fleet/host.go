@@ -19,6 +19,16 @@ type Host struct {
 	BootID   string       `json:"bootId"`            // changes when the host reboots
 	Machine  string       `json:"machine,omitempty"` // changes with the machine, but not when it reboots; "" if that is not known
 	Seen     time.Time    `json:"seen"`              // when its agent last said hello, or its session ended
+
+	// Ended are instances that a reboot has ended, until their VMs' records say so.
+	Ended []Instance `json:"ended,omitempty"`
+}
+
+// Instance names one QEMU process that embodies a VM.
+type Instance struct {
+	VM    VMName      `json:"vm"`
+	UID   InstanceUID `json:"uid"`
+	Epoch Epoch       `json:"epoch"`
 }
 
 // QEMUFeatures is what the QEMU can do that is installed on a host, found by

@@ -93,9 +93,9 @@ func (a agentService) Session(ctx context.Context, stream *connect.BidiStream[go
 	}
 	defer s.hub.close(one)
 	own.heard.Store(host, true)
-	before, revision, err := s.noteHost(ctx, told, own.held...)
+	at, err := s.noteHost(ctx, told, hello, own.held...)
 	if err == nil {
-		err = s.mirror.reach(ctx, revision)
+		err = s.mirror.reach(ctx, at.revision)
 	}
 	if err != nil {
 		s.log.Warn("no session was opened", "host", host, "from", one.from, "error", err)
@@ -106,7 +106,7 @@ func (a agentService) Session(ctx context.Context, stream *connect.BidiStream[go
 	}
 	s.log.Info("host is up", "host", host, "address", hello.GetHost().GetAddress())
 	s.addresses.connected(host)
-	s.lifecycle.connected(ctx, host, before, hello)
+	s.lifecycle.connected(ctx, host, at, hello)
 	s.migrations.connected(host, one.agent)
 	err = one.serve(ctx, stream, deadlines, func(message *godwitv1.SessionRequest) {
 		// A report that has arrived is dealt with even if the session ends.
@@ -187,30 +187,40 @@ func isMigration(report *godwitv1.Report) bool {
 	return strings.HasPrefix(report.GetSubject(), migrationPrefix) && report.GetInstance() == nil
 }
 
-// noteHost writes what a host says of itself to its record, and gives the
-// record as it was before; it is zero for a new host. A server that leads no
-// more, and does not know it, finds that out here by held. What earlier leaders
-// have stored, and all that was stored until then, is from before revision.
-func (s *Server) noteHost(ctx context.Context, host fleet.Host, held ...store.Condition) (before fleet.Host, revision int64, err error) {
-	name := host.Name
+// arrival is what follows from a host's record when a session begins.
+type arrival struct {
+	rebooted bool
+	ended    []fleet.Instance // by reboots, and no VM's record tells of it yet
+	revision int64            // what was stored before the session is from before that
+}
+
+// noteHost writes what a host says of itself to its record. A server that leads
+// no more, and does not know it, finds that out here by held. No VM is placed on
+// the host between what is read here and the commit.
+func (s *Server) noteHost(ctx context.Context, host fleet.Host, hello *godwitv1.Hello, held ...store.Condition) (at arrival, err error) {
+	name := string(host.Name)
 	for range store.MaxConflicts {
-		entry, err := s.tables.hosts.Get(ctx, string(name))
+		entry, err := s.tables.hosts.Get(ctx, name)
 		if err != nil && fleet.CodeOf(err) != fleet.NotFound {
-			return before, 0, err
+			return at, err
 		}
-		before = entry.Value
+		before := entry.Value
 		if err := sameMachine(before, host); err != nil {
-			return before, 0, err
+			return at, err
+		}
+		at.rebooted = rebooted(before, hello)
+		if at.ended, err = s.lifecycle.endedByReboots(ctx, before, hello); err != nil {
+			return at, err
 		}
 		host.Machine = cmp.Or(host.Machine, before.Machine)
-		host.Cordoned, host.Seen = before.Cordoned, time.Now()
-		conditions := append(store.If(s.tables.hosts.At(string(name), entry.Version)), held...)
-		revision, err = s.tables.store.Commit(ctx, conditions, s.tables.hosts.Put(string(name), host))
+		host.Cordoned, host.Ended, host.Seen = before.Cordoned, at.ended, time.Now()
+		conditions := append(store.If(s.tables.hosts.At(name, entry.Version)), held...)
+		at.revision, err = s.tables.store.Commit(ctx, conditions, s.tables.hosts.Put(name, host))
 		if fleet.CodeOf(err) != fleet.Conflict {
-			return before, revision, err
+			return at, err
 		}
 	}
-	return before, 0, tooManyConflicts("open session", "host "+string(name))
+	return at, tooManyConflicts("open session", "host "+name)
 }
 
 func decodeHello(name fleet.HostName, hello *godwitv1.Hello) (fleet.Host, error) {

@@ -260,24 +260,32 @@ func (l *lifecycle) command(ctx context.Context, vm fleet.VM) (*godwitv1.Command
 	return command, nil
 }
 
-// connected compares what a host has with what the records say. before is the
-// host's record from before this session.
-func (l *lifecycle) connected(ctx context.Context, host fleet.HostName, before fleet.Host, hello *godwitv1.Hello) {
-	rebooted := before.BootID != "" && before.BootID != hello.GetBootId()
+// connected compares what a host has with what the records say.
+func (l *lifecycle) connected(ctx context.Context, host fleet.HostName, at arrival, hello *godwitv1.Hello) {
+	ctx = context.WithoutCancel(ctx)
+	for _, one := range at.ended {
+		l.hold(host, &godwitv1.InstanceReport{
+			Vm: string(one.VM), Uid: string(one.UID), Epoch: uint64(one.Epoch), State: instanceExited, Cause: rebootCause(host),
+		})
+	}
 	for _, entry := range l.mirror.vmsOf(host) {
-		l.changed(entry.Value.Name)
-		if entry.Value.Phase == fleet.VMRunning && !hasInstance(hello, entry.Value) {
-			l.missing(host, entry.Value, rebooted)
+		vm := entry.Value
+		l.changed(vm.Name)
+		if vm.Phase != fleet.VMRunning || hasInstance(hello, vm) || slices.Contains(at.ended, instanceOf(vm)) {
+			continue
+		}
+		if !l.taken(host, &godwitv1.InstanceReport{Vm: entry.Name}, l.unknown(ctx, vm)) {
+			return // the next Hello says all of it again
 		}
 	}
 	for _, instance := range hello.GetInstances() {
-		said := l.explained(host, instance, rebooted)
-		err := l.observe(context.WithoutCancel(ctx), host, said, 0)
+		said := l.explained(host, instance, at.rebooted)
+		err := l.observe(ctx, host, said, 0)
 		if err == nil {
-			err = l.endStray(context.WithoutCancel(ctx), host, said)
+			err = l.endStray(ctx, host, said)
 		}
 		if !l.taken(host, said, err) {
-			return // the next Hello says all of it again
+			return
 		}
 	}
 }
@@ -304,20 +312,3 @@ func hasInstance(hello *godwitv1.Hello, vm fleet.VM) bool {
 		return i.GetVm() == string(vm.Name) && fleet.Epoch(i.GetEpoch()) == vm.Owner.Epoch
 	})
 }
-
-// missing deals with a VM that should run on a host that does not speak of it.
-// Only a reboot proves that it is gone; that the agent does not know it does
-// not. The host's record has the new boot already, so no later Hello shows the
-// reboot again: the end is held until the VM's record has it.
-func (l *lifecycle) missing(host fleet.HostName, vm fleet.VM, rebooted bool) {
-	if !rebooted {
-		l.log.Warn("a host does not know of a VM that should run there", "host", host, "vm", vm.Name)
-		return
-	}
-	l.hold(host, &godwitv1.InstanceReport{
-		Vm: string(vm.Name), Uid: string(vm.UID), Epoch: uint64(vm.Owner.Epoch),
-		State: instanceExited, Cause: rebootCause(host),
-	})
-}
-
-func rebootCause(host fleet.HostName) string { return "host " + string(host) + " was rebooted" }

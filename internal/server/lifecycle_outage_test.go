@@ -64,7 +64,7 @@ func TestReportsWithoutTheStore(t *testing.T) {
 	ended("after the guest's powering off")
 	// The store is away for the next Hello, too.
 	h1 = f.join("h1", saying(running.GetInstance()))
-	lost.connected(t.Context(), "h1", fleet.Host{}, &godwitv1.Hello{Instances: []*godwitv1.InstanceReport{off.GetInstance()}})
+	lost.connected(t.Context(), "h1", arrival{}, &godwitv1.Hello{Instances: []*godwitv1.InstanceReport{off.GetInstance()}})
 	ended("after the Hello")
 	f.join("h1", saying(off.GetInstance()))
 	if vm := f.awaitPhase("web1", fleet.VMStopped); vm.GetCause() != "the guest powered itself off" {
@@ -81,15 +81,16 @@ func TestReportThatCannotBeTaken(t *testing.T) {
 	f.running(h1, "web1") // in the same session
 }
 
-// A host is known to be rebooted in one Hello only, and what a migration has
-// held up is said once: both are kept until the VM's record has them.
+// What a reboot has ended is kept until the VM's record has it, though the store
+// is away or a migration holds the VM.
 func TestHeldEndsWithoutTheStore(t *testing.T) {
 	f := newFleet(t)
 	h1 := f.join("h1")
 	f.running(h1, "web1")
 	f.running(h1, "web2")
 	l := f.cutOff()
-	l.connected(t.Context(), "h1", fleet.Host{BootID: "boot-0"}, &godwitv1.Hello{
+	gone := fleet.Instance{VM: "web1", UID: fleet.InstanceUID(f.vm("web1").GetUid()), Epoch: 1}
+	l.connected(t.Context(), "h1", arrival{rebooted: true, ended: []fleet.Instance{gone}}, &godwitv1.Hello{
 		BootId: "boot-1", Instances: []*godwitv1.InstanceReport{{Vm: "web2", Epoch: 1, State: "running"}},
 	})
 	for range 2 {
@@ -100,27 +101,14 @@ func TestHeldEndsWithoutTheStore(t *testing.T) {
 	l.tables = f.server.tables
 
 	// A migration locks web1 before the end can be taken: it is held on.
-	lock := func(id fleet.MigrationID) {
-		t.Helper()
-		entry, err := l.tables.vms.Get(t.Context(), "web1")
-		if err != nil {
-			t.Fatal(err)
-		}
-		entry.Value.Migration = id
-		_, err = f.store.Commit(t.Context(), store.If(l.tables.vms.At("web1", entry.Version)), l.tables.vms.Put("web1", entry.Value))
-		if err != nil {
-			t.Fatal(err)
-		}
-		f.awaitVM("web1", "locked by "+string(id), func(vm *godwitv1.VM) bool { return vm.GetMigration() == string(id) })
-	}
-	lock("m-1")
+	f.lockBy("web1", "m-1")
 	if err := l.settleHeld(t.Context(), "web1"); err != nil {
 		t.Fatal(err)
 	}
 	if vm := f.vm("web1"); vm.GetPhase() != "running" || l.held["web1"] == nil {
 		t.Fatalf("it is %s, and %v is held", vm.GetPhase(), l.held["web1"])
 	}
-	lock("")
+	f.lockBy("web1", "")
 	if err := l.settleHeld(t.Context(), "web1"); err != nil {
 		t.Fatal(err)
 	}

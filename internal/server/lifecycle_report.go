@@ -121,6 +121,9 @@ func goOn(vm *fleet.VM, said *godwitv1.InstanceReport, answers uint64) (news boo
 	if qemu := wire.QEMUOf(said); qemu.Version != "" && !qemu.Equal(vm.QEMU) {
 		vm.QEMU, news = qemu, true
 	}
+	if vm.Phase == fleet.VMRunning && vm.Cause == unknownTo(vm.Owner.Host, vm.Name) {
+		vm.Cause, news = "", true
+	}
 	switch {
 	case said.GetState() != instanceRunning:
 	case vm.Phase == fleet.VMStarting:
