@@ -13,6 +13,7 @@ import (
 
 // States of an instance, as in InstanceReport.
 const (
+	instanceStarting = "starting" // QEMU is being started, and not for a migration
 	instanceRunning  = "running"
 	instancePaused   = "paused"
 	instanceIncoming = "incoming"

@@ -164,13 +164,15 @@ func settledVM(vm fleet.VM, seen []sighting) (fleet.VM, string) {
 }
 
 // goesOn gives the instance of a VM that is its owner, or says why none is. It is
-// the newest that lives. One that stands still as the source of a migration is it
+// the newest that lives; one that is being started runs in a moment, or its host
+// says that it does not. One that stands still as the source of a migration is it
 // only while the newer ones, and there is one, all wait for their state: any other
 // may have run, and have written to the disks.
 func goesOn(seen []sighting) (owner sighting, whyNone string) {
 	var live []sighting
 	for _, one := range seen {
-		if state := one.instance.GetState(); state == instanceRunning || state == instancePaused {
+		switch one.instance.GetState() {
+		case instanceStarting, instanceRunning, instancePaused:
 			live = append(live, one)
 		}
 	}
@@ -183,7 +185,7 @@ func goesOn(seen []sighting) (owner sighting, whyNone string) {
 	if len(live) > 1 && live[1].instance.GetEpoch() == epoch {
 		return sighting{}, fmt.Sprintf("%s and %s both had an instance of epoch %d", newest.host, live[1].host, epoch)
 	}
-	if newest.instance.GetState() == instanceRunning {
+	if newest.instance.GetState() != instancePaused {
 		return newest, ""
 	}
 	newer := slices.DeleteFunc(slices.Clone(seen), func(s sighting) bool { return s.instance.GetEpoch() <= epoch })

@@ -27,6 +27,7 @@ func TestSettledVM(t *testing.T) {
 		"none":                               {nil, fleet.Owner{Epoch: 5 + epochLift}},
 		"of another VM":                      {[]sighting{other}, fleet.Owner{Epoch: 5 + epochLift}},
 		"runs":                               {[]sighting{at("h1", 5, instanceRunning), other}, fleet.Owner{Host: "h1", Epoch: 5}},
+		"is being started":                   {[]sighting{{"h1", &godwitv1.InstanceReport{Vm: "web1", Uid: "u1", Epoch: 7, State: instanceStarting}}}, fleet.Owner{Host: "h1", Epoch: 7}},
 		"ended":                              {[]sighting{at("h1", 7, instanceExited)}, fleet.Owner{Epoch: 7 + epochLift}},
 		"the target waits":                   {[]sighting{at("h1", 5, instancePaused), at("h2", 6, instanceIncoming)}, fleet.Owner{Host: "h1", Epoch: 5}},
 		"the target runs":                    {[]sighting{at("h1", 5, instancePaused), at("h2", 6, instanceRunning)}, fleet.Owner{Host: "h2", Epoch: 6}},
