@@ -5,10 +5,13 @@
 // # Who may act
 //
 // The agent never decides who owns a VM. It opens the gate of an instance, and
-// lets its vCPUs run, only in three cases: the server told it to start the
-// instance, the server answered a Commit with the right to run, or the server
-// told the source to resume after an abort. Closing is always allowed: a source
-// closes its own gate before it lets QEMU finish, without asking.
+// lets its vCPUs run, only in four cases: the server told it to start the
+// instance, the server answered a Commit with the right to run, the server told
+// the source to resume after an abort, or the source has the word of the target,
+// when no server decides, that this has given up for good. The source writes that
+// down before it runs on, and does so after a restart, too (docs/decisions/0008).
+// Closing is always allowed: a source closes its own gate before it lets QEMU
+// finish, without asking.
 //
 // # Servers
 //
