@@ -26,7 +26,9 @@ const (
 	// lets QEMU finish: all of it can be undone, so it needs no leave.
 	// vCPUs: source. Volumes: source. Packets: source, and the target's tap
 	// from the closing of the gate on.
-	// Deaths: as in Preparing.
+	// Target dies: rolled back. Source dies: the word that it had stopped may be
+	// on its way, so it counts as a death in Switching. Server dies: goes on with
+	// the pending effect.
 	Copying State = "copying"
 
 	// Switching: the source has stopped, its gate redirects, and what was left
