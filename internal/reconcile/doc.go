@@ -8,7 +8,7 @@
 // nothing depends on that it is only one: every save is conditioned on the
 // version that it was decided on.
 //
-// A reconciler knows neither the wire nor the machine: hosts, addresses, records
-// and the clock are given to it. Run, Follow and ServeCommit block; whatever else
+// A reconciler knows neither the transport nor the machine: hosts, addresses,
+// records and the clock are given to it. Run, Follow and ServeCommit block; whatever else
 // is exported takes no longer than the store.
 package reconcile
