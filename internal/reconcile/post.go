@@ -15,10 +15,10 @@ const postAgainEvery = 500 * time.Millisecond
 
 // post lets an event happen whose sender does not wait for the verdict.
 func (r *Reconciler) post(ctx context.Context, id fleet.MigrationID, event migration.Event) {
-	r.insist(ctx, id, event, r.take(ctx, id, event), func(ctx context.Context) error { return r.take(ctx, id, event) })
+	r.insist(id, event, r.take(ctx, id, event), func(ctx context.Context) error { return r.take(ctx, id, event) })
 }
 
-// postFrom is Post for an event that a host tells of. Denied if it is not the
+// postFrom is post for an event that a host tells of. Denied if it is not the
 // host's to tell.
 func (r *Reconciler) postFrom(ctx context.Context, host fleet.HostName, id fleet.MigrationID, event migration.Event) error {
 	event.From = string(host)
@@ -32,7 +32,7 @@ func (r *Reconciler) postFrom(ctx context.Context, host fleet.HostName, id fleet
 	if fleet.CodeOf(err) == fleet.Denied {
 		return err
 	}
-	r.insist(ctx, id, event, err, take)
+	r.insist(id, event, err, take)
 	return nil
 }
 
@@ -40,7 +40,7 @@ func (r *Reconciler) postFrom(ctx context.Context, host fleet.HostName, id fleet
 // Nobody says an event twice, and a deadline passes once: what is lost here holds
 // the migration up until a later deadline, or for ever. The core knows events
 // that come late.
-func (r *Reconciler) insist(ctx context.Context, id fleet.MigrationID, event migration.Event, err error, take func(context.Context) error) {
+func (r *Reconciler) insist(id fleet.MigrationID, event migration.Event, err error, take func(context.Context) error) {
 	if err == nil {
 		return
 	}
