@@ -18,7 +18,7 @@
 // # Requests
 //
 // A request for a VM passes the lock that a migration may have on it; what
-// becomes of it the core says (migration.Class), and only pass asks. Where that
+// becomes of it the core says (Migration.Class). Where that
 // may cancel the migration, whatever else can refuse the request comes before,
 // so that none is cancelled in vain. A mutation may name the version that it
 // means; it is compared with the one on which the commit is conditioned. A
