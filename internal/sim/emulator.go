@@ -192,7 +192,7 @@ func (q *emulator) resume() error {
 	})
 }
 
-// stop is stop: the guest stands still, and what it dirtied is sent as the last.
+// pause is QEMU's stop: the guest stands still, and what it dirtied is sent as the last.
 func (q *emulator) pause() error {
 	return q.command(func() error {
 		q.runs = false
