@@ -135,7 +135,6 @@ func (k *keeper) answer(command *godwitv1.Command, report *godwitv1.Report) {
 	pledge.Answering(command, report)
 	if pledge.Failed(report) {
 		k.told.Forget(command)
-		report.Sequence = 0
 	} else {
 		k.told.End(command, report)
 	}
