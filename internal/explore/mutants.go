@@ -149,13 +149,7 @@ func changed(change func(before migration.Migration, after *migration.Migration)
 		}
 		next.Pending = slices.Clone(next.Pending)
 		change(m, &next)
-		var effects []migration.Effect
-		for _, effect := range next.Pending {
-			if effect.Sequence > m.Sequence {
-				effects = append(effects, effect)
-			}
-		}
-		return next, effects, verdict
+		return next, newer(m, next), verdict
 	}
 }
 
