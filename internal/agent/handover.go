@@ -170,7 +170,7 @@ func (h *handover) takeOver(ctx context.Context, before qemu.Progress, state qem
 	now := timestamppb.Now()
 	h.stopper = "agent"
 	h.marks.Stopped = now
-	if err := h.guestStopped(ctx); err != nil {
+	if err := h.guestStopped(); err != nil {
 		return err
 	}
 	switch {
@@ -254,11 +254,12 @@ func (h *handover) take(ctx context.Context, event qemu.Event) (done bool, err e
 			return false, nil
 		}
 		h.marks.Stopped = timestamppb.New(event.At)
-		stopped := h.guestStopped
 		if h.stopper == "" {
-			stopped = h.stoppedByQEMU
+			err = h.stoppedByQEMU(ctx)
+		} else {
+			err = h.guestStopped()
 		}
-		if err := stopped(ctx); err != nil {
+		if err != nil {
 			return false, err
 		}
 		return false, h.proceed(ctx)
@@ -379,7 +380,7 @@ func (h *handover) stopGuest(ctx context.Context) error {
 }
 
 // guestStopped takes the guest's last right away.
-func (h *handover) guestStopped(ctx context.Context) error {
+func (h *handover) guestStopped() error {
 	if err := h.redirect(network.Redirect); err != nil {
 		return err
 	}
@@ -396,7 +397,7 @@ func (h *handover) guestStopped(ctx context.Context) error {
 // closed as fast as can be.
 func (h *handover) stoppedByQEMU(ctx context.Context) error {
 	h.stopper = "qemu"
-	if err := h.guestStopped(ctx); err != nil {
+	if err := h.guestStopped(); err != nil {
 		return err
 	}
 	status, err := h.instance.Status(ctx)
