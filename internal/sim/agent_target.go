@@ -227,14 +227,19 @@ func (k *keeper) finishTarget() *godwitv1.Report {
 }
 
 func (k *keeper) releaseTarget(want *godwitv1.ReleaseTarget) *godwitv1.Report {
+	frames := k.returnFrames(want)
 	k.kill()
 	k.unclaim()
-	frames := 0
-	if want.GetReturnFrames() && !k.bug(Keeping) {
-		frames = k.drainTo(k.hostAt(want.GetSourceAddress()))
-	}
+	frames += k.returnFrames(want)
 	k.discard()
 	return pledge.TargetReleased(frames, nil)
+}
+
+func (k *keeper) returnFrames(want *godwitv1.ReleaseTarget) int {
+	if !want.GetReturnFrames() || k.bug(Keeping) {
+		return 0
+	}
+	return k.drainTo(k.hostAt(want.GetSourceAddress()))
 }
 
 func (k *keeper) drainTo(to *host) int {
