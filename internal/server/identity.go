@@ -150,25 +150,25 @@ func authorize(ctx context.Context, procedure string) error {
 	}
 }
 
-// authorizer applies authorize to every call.
-type authorizer struct{}
+// gate is an interceptor that lets every call pass that it does not refuse.
+type gate func(ctx context.Context, procedure string) error
 
-func (authorizer) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
+func (g gate) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 	return func(ctx context.Context, request connect.AnyRequest) (connect.AnyResponse, error) {
-		if err := authorize(ctx, request.Spec().Procedure); err != nil {
+		if err := g(ctx, request.Spec().Procedure); err != nil {
 			return nil, err
 		}
 		return next(ctx, request)
 	}
 }
 
-func (authorizer) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
+func (gate) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
 	return next
 }
 
-func (authorizer) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
+func (g gate) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
 	return func(ctx context.Context, conn connect.StreamingHandlerConn) error {
-		if err := authorize(ctx, conn.Spec().Procedure); err != nil {
+		if err := g(ctx, conn.Spec().Procedure); err != nil {
 			return err
 		}
 		return next(ctx, conn)

@@ -88,8 +88,8 @@ func (s *Server) closeListeners() {
 // routes are all services.
 func (s *Server) routes() http.Handler {
 	options := []connect.HandlerOption{
-		// The first is the outermost: it also spells the authorizer's errors.
-		connect.WithInterceptors(wire.ServerInterceptor(), authorizer{}, restoreGate{s.mirror}),
+		// The first is the outermost: it also spells the gates' errors.
+		connect.WithInterceptors(wire.ServerInterceptor(), gate(authorize), gate(s.mirror.refuseRestored)),
 		connect.WithReadMaxBytes(maxMessageBytes),
 		wire.StrictJSON(),
 	}

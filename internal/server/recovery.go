@@ -8,8 +8,6 @@ import (
 	"sync"
 	"time"
 
-	"connectrpc.com/connect"
-
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/api/godwit/v1/godwitv1connect"
 	"godwit.dev/godwit/internal/fleet"
@@ -176,11 +174,9 @@ var safeOnRestored = []string{
 	godwitv1connect.AgentServiceSessionProcedure, // see checkStore
 }
 
-// restoreGate refuses all other calls.
-type restoreGate struct{ mirror *mirror }
-
-func (g restoreGate) check(procedure string) error {
-	_, why := g.mirror.recovery()
+// refuseRestored refuses all other calls while the store counts as restored.
+func (m *mirror) refuseRestored(_ context.Context, procedure string) error {
+	_, why := m.recovery()
 	if why == "" || slices.Contains(safeOnRestored, procedure) {
 		return nil
 	}
@@ -190,26 +186,4 @@ func (g restoreGate) check(procedure string) error {
 		err.Code = fleet.Unavailable // no answer: a target that is refused gives up
 	}
 	return err
-}
-
-func (g restoreGate) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
-	return func(ctx context.Context, request connect.AnyRequest) (connect.AnyResponse, error) {
-		if err := g.check(request.Spec().Procedure); err != nil {
-			return nil, err
-		}
-		return next(ctx, request)
-	}
-}
-
-func (restoreGate) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
-	return next
-}
-
-func (g restoreGate) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
-	return func(ctx context.Context, conn connect.StreamingHandlerConn) error {
-		if err := g.check(conn.Spec().Procedure); err != nil {
-			return err
-		}
-		return next(ctx, conn)
-	}
 }
