@@ -32,7 +32,7 @@ type agentService struct{ server *Server }
 func (a agentService) Commit(ctx context.Context, stream *connect.BidiStream[godwitv1.CommitRequest, godwitv1.CommitResponse]) error {
 	deadlines := callerOf(ctx).deadlines
 	stop := func() { _ = deadlines.SetReadDeadline(time.Now()) }
-	return a.server.migrations.commit(ctx, hostOf(ctx), stream, stop)
+	return a.server.migrations.ServeCommit(ctx, hostOf(ctx), stream, stop)
 }
 
 // hostOf is the host that makes a call of AgentService.
@@ -107,7 +107,7 @@ func (a agentService) Session(ctx context.Context, stream *connect.BidiStream[go
 	s.log.Info("host is up", "host", host, "address", hello.GetHost().GetAddress())
 	s.addresses.connected(host)
 	s.lifecycle.connected(ctx, host, at, hello)
-	s.migrations.connected(host, one.agent)
+	s.migrations.SessionOpened(host, one.agent)
 	err = one.serve(ctx, stream, deadlines, func(message *godwitv1.SessionRequest) {
 		// A report that has arrived is dealt with even if the session ends.
 		if err := s.hear(context.WithoutCancel(ctx), host, message); err != nil {
@@ -116,7 +116,7 @@ func (a agentService) Session(ctx context.Context, stream *connect.BidiStream[go
 		}
 	})
 	s.addresses.disconnected(host)
-	s.migrations.disconnected(host, err)
+	s.migrations.SessionEnded(host, err)
 	level := slog.LevelInfo
 	if fleet.CodeOf(err) == fleet.Invalid {
 		level = slog.LevelError
@@ -175,7 +175,7 @@ func (s *Server) hear(ctx context.Context, host fleet.HostName, message *godwitv
 	}
 	switch {
 	case isMigration(report):
-		return s.migrations.report(ctx, host, report)
+		return s.migrations.Report(ctx, host, report)
 	default:
 		return s.lifecycle.report(ctx, host, report)
 	}

@@ -42,7 +42,7 @@ func roomy(o *agentOptions) {
 }
 
 func (f *testFleet) reconciler() *reconciler {
-	return f.server.migrations.service.(*migrationService).runs
+	return f.server.migrations
 }
 
 // fly starts a VM on h1 and its migration to h2 with a policy that may set

@@ -204,7 +204,7 @@ func (s *Server) actFor(ctx context.Context) error {
 	group, within := errgroup.WithContext(ctx)
 	group.Go(func() error { s.addresses.run(within); return nil })
 	group.Go(func() error { s.lifecycle.run(within); return nil })
-	group.Go(func() error { return s.migrations.run(within) })
+	group.Go(func() error { return s.migrations.Run(within) })
 	if err := group.Wait(); ctx.Err() == nil {
 		return err
 	}

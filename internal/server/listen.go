@@ -97,7 +97,7 @@ func (s *Server) routes() http.Handler {
 	mux.Handle(godwitv1connect.NewVMServiceHandler(vmService{s}, options...))
 	mux.Handle(godwitv1connect.NewHostServiceHandler(hostService{s}, options...))
 	mux.Handle(godwitv1connect.NewNetworkServiceHandler(networkService{s}, options...))
-	mux.Handle(godwitv1connect.NewMigrationServiceHandler(s.migrations.service, options...))
+	mux.Handle(godwitv1connect.NewMigrationServiceHandler(s.migrationService(), options...))
 	mux.Handle(godwitv1connect.NewAgentServiceHandler(agentService{s}, append(options, connect.WithReadMaxBytes(maxHelloBytes))...))
 	mux.Handle(godwitv1connect.NewEnrollServiceHandler(enrollService{s}, options...))
 	mux.Handle(godwitv1connect.NewServerServiceHandler(serverService{s}, options...))

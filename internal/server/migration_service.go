@@ -23,6 +23,10 @@ type migrationService struct {
 	mayBeUp func(host fleet.HostName, op, subject string) error
 }
 
+func (s *Server) migrationService() *migrationService {
+	return &migrationService{tables: s.tables, runs: s.migrations, mirror: s.mirror, mayBeUp: s.mayBeUp}
+}
+
 func (s *migrationService) Create(ctx context.Context, request *godwitv1.CreateMigrationRequest) (*godwitv1.CreateMigrationResponse, error) {
 	reason := request.GetReason()
 	if reason == "" {

@@ -83,7 +83,7 @@ type Server struct {
 	mirror     *mirror
 	addresses  *addressPusher
 	lifecycle  *lifecycle
-	migrations migrationHooks
+	migrations *reconciler
 
 	// admission orders what takes addresses and capacity, so that the calls
 	// to one server do not conflict with each other. Other servers are held
@@ -108,10 +108,10 @@ func New(ctx context.Context, config Config) (*Server, error) {
 	s.lifecycle = newLifecycle(s.tables, s.mirror, s.hub, s.log)
 	s.mirror.changed = s.addresses.Changed
 	s.mirror.vmChanged = s.lifecycle.changed
-	migrations := newReconciler(s.tables, s.hub, s.addresses, s.hub.connected, s.log)
-	migrations.Stand()
+	s.migrations = newReconciler(s.tables, s.hub, s.addresses, s.hub.connected, s.log)
+	s.migrations.Stand()
 	s.mirror.migrationChanged = func(entry store.Entry[migration.Migration], wasOver bool) {
-		migrations.Changed(entry)
+		s.migrations.Changed(entry)
 		if entry.Value.Over() {
 			s.lifecycle.changed(entry.Value.VM)
 		}
@@ -119,7 +119,6 @@ func New(ctx context.Context, config Config) (*Server, error) {
 			s.hearAgain(entry.Value)
 		}
 	}
-	s.migrations = migrationsOf(migrations, s.mirror, s.mayBeUp)
 	if err := s.checkExport(); err != nil {
 		return nil, err
 	}
@@ -167,7 +166,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.mirror.follow(ctx, revision) })
-	group.Go(func() error { s.migrations.follow(ctx); return nil })
+	group.Go(func() error { s.migrations.Follow(ctx); return nil })
 	group.Go(func() error { return s.lead(ctx) })
 	group.Go(func() error { s.keepRoom(ctx); return nil })
 	group.Go(func() error { return s.certificate.Run(ctx) })
