@@ -373,6 +373,43 @@ func TestForgetWithoutMonitor(t *testing.T) {
 	h.checkNothingLeft()
 }
 
+// What a server holds to be stale may be so only by what can't be read now, or is
+// known here alone.
+func TestForgetSparesWhatIsNotAdopted(t *testing.T) {
+	for name, harm := range map[string]func(dir string, r record) error{
+		"its record can't be read": func(dir string, _ record) error {
+			return os.WriteFile(filepath.Join(dir, recordFile), []byte("{"), 0o600)
+		},
+		"it runs on": func(dir string, r record) error {
+			r.Role, r.Migration = ranOn, testMigration
+			return errors.Join(writeRecord(dir, r), os.Rename(filepath.Join(dir, "qmp.sock"), filepath.Join(dir, "away")))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, hosts := newFleet(t, "h1")
+			h := hosts[0]
+			h.run(firmware(1))
+			m := h.agent.find(machineKey{testVM, 1})
+			h.stop()
+			if err := harm(m.dir, m.record); err != nil {
+				t.Fatal(err)
+			}
+			h.start()
+			forget := forgetCommand(2, 1)
+			forget.GetForgetInstance().Uid = testUID
+			h.agent.command(t.Context(), forget)
+			m = h.agent.find(machineKey{testVM, 1})
+			waitFor(t, "the order to be given up", func() bool { return !m.knows(forget) })
+			if len(h.processes()) != 1 || h.agent.find(m.key) != m {
+				t.Errorf("it is removed")
+			}
+			if got := h.do(stopCommand(3, 1, 0)).GetInstance().GetState(); got != "exited" || len(h.processes()) != 0 {
+				t.Errorf("stop: %q, processes %v", got, h.processes())
+			}
+		})
+	}
+}
+
 // One that ends before it could be taken over is told of.
 func TestEndWithoutMonitor(t *testing.T) {
 	h, _ := standsAway(t)

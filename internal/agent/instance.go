@@ -71,7 +71,8 @@ func (m *machine) endReport(cause, left error) *godwitv1.Report {
 	return m.instanceReport("exited", textOf(cause))
 }
 
-// hasEnded, of the worker, tells whether the instance is known not to run.
+// hasEnded, of the worker or with mu held, tells whether the instance is known not
+// to run.
 func (m *machine) hasEnded() bool {
 	return m.unadopted == nil && (m.instance == nil || m.instance.Ended())
 }
@@ -282,7 +283,11 @@ func (m *machine) hurryUp() {
 // forget removes an instance that the server has proven stale, or what one that
 // has ended has left, unless it is another one since that was proven.
 func (m *machine) forget(ctx context.Context, want *godwitv1.ForgetInstance) (done bool) {
-	if why := m.kept().Spared(m.state(ctx), want.GetEnded(), want.GetMigration()); why != "" {
+	why := m.kept().Spared(m.state(ctx), want.GetEnded(), want.GetMigration())
+	if m.unread { // and may be another VM's, or of another epoch
+		why = "its record can't be read"
+	}
+	if why != "" {
 		m.agent.log.Warn("an instance that a server has to be removed stays", "vm", m.key.vm, "epoch", m.key.epoch, "why", why)
 		return false
 	}
