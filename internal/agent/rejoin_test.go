@@ -148,6 +148,7 @@ func TestMonitorBreaksInACopy(t *testing.T) {
 			h.start()
 			m.source.sendCommand(m.copyCommand(200 * 1000)) // slow enough to be under way
 			m.source.awaitReport("progress", func(r *godwitv1.Report) bool { return r.GetCopyProgress() != nil })
+			lost := h.instance(testVM, epoch)
 			monitor.say(fmt.Sprintf(`{"return": {}, "id": %d}`+"\n", 1<<40))
 			failure := h.awaitReport("failure", pledge.Failed)
 			said, gone := failure.GetSourceFailed().GetCause(), failure.GetSourceFailed().GetGone()
@@ -157,6 +158,8 @@ func TestMonitorBreaksInACopy(t *testing.T) {
 			if gone || !strings.Contains(said, "QEMU broke the monitor protocol: a reply to command") {
 				t.Errorf("it failed with %q, gone: %t", said, gone)
 			}
+			taken := h.agent.find(machineKey{testVM, epoch})
+			waitFor(t, "the adoption", func() bool { return taken.held() != nil && taken.held() != lost })
 			m.abort()
 			if n := h.count(ended); n != 0 {
 				t.Errorf("%d ends of instances were told", n)
