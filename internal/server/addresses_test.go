@@ -172,7 +172,7 @@ func (f *testFleet) move(vm string, target fleet.HostName, id fleet.MigrationID)
 		f.t.Fatal(err)
 	}
 	record := migration.Migration{
-		ID: id, VM: entry.Value.Name, Source: entry.Value.Owner.Host, Target: target,
+		ID: id, VM: entry.Value.Name, UID: entry.Value.UID, Source: entry.Value.Owner.Host, Target: target,
 		State: migration.Settling, Committed: true, TargetRuns: true,
 	}
 	entry.Value.Owner = fleet.Owner{Host: target, Epoch: entry.Value.Owner.Epoch + 1}

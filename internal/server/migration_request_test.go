@@ -143,7 +143,7 @@ func TestRequestsDuringAMigration(t *testing.T) {
 	}
 	h1.report(stop, "web1", "exited", "")
 	f.awaitPhase("web1", fleet.VMStopped)
-	f.checkPlace("web1", fleet.Owner{Epoch: 1}, "")
+	f.checkPlace("web1", fleet.Owner{Epoch: 2}, "")
 }
 
 // After the commit a stop waits for the end and meets the VM at the target.
