@@ -15,8 +15,9 @@ func (k Kept) TargetOf(migration string) bool { return k.Migration == migration 
 func (k Kept) unused() bool { return k.Migration == "" && !k.Started }
 
 // free: it can become a source, or go on alone, without another migration's
-// losing it. One that has arrived is its VM's, whoever still has to be told.
-func (k Kept) free() bool { return k.Migration == "" || k.Role == Arrived }
+// losing it. One that has arrived is its VM's, whoever still has to be told, and one
+// that has ended is nobody's: that it has is what is answered.
+func (k Kept) free() bool { return k.Migration == "" || k.Role == Arrived || k.Ended }
 
 // remains: it is what is left of one that went on alone.
 func (k Kept) remains() bool { return k.Migration == "" && k.Ended }

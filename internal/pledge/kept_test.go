@@ -36,7 +36,7 @@ func TestWhoseOrderItIs(t *testing.T) {
 		{"one that ended alone", Kept{Role: Alone, Started: true, Ended: true}, "start resume retire release run"},
 		{"one that has just come by another", Kept{Role: Arrived, Migration: "m2", Started: true}, "start resume run"},
 		{"another's source", Kept{Role: Source, Migration: "m2", Started: true}, "run"},
-		{"another's source that has ended", Kept{Role: Source, Migration: "m2", Started: true, Ended: true}, "run"},
+		{"another's source that has ended", Kept{Role: Source, Migration: "m2", Started: true, Ended: true}, "start resume run"},
 		{"another's source that runs on", Kept{Role: RanOn, Migration: "m2", Started: true}, "run"},
 		{"another's target", Kept{Role: Arriving, Migration: "m2", Started: true}, ""},
 		{"another's target that gave up", Kept{Role: Refused, Migration: "m2", Started: true}, ""},
