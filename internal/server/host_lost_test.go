@@ -257,11 +257,9 @@ func TestLostTargetAfterTheCommit(t *testing.T) {
 	f.mustForget(h2, "web1", 2)
 }
 
-// The target is lost before the commit, and is back when all is over: what it has
-// waits for a commit that does not come.
-func TestLostTargetReturns(t *testing.T) {
-	t.Parallel()
-	f := newFleet(t)
+// targetLost is a flight from h1 whose target, h2, was lost before the commit.
+func (f *testFleet) targetLost() *flight {
+	f.t.Helper()
 	h1, h2 := f.join("h1"), f.join("h2")
 	fl := f.fly(h1, h2, "web1", testPolicy())
 	fl.to(inCopy)
@@ -269,8 +267,17 @@ func TestLostTargetReturns(t *testing.T) {
 	f.lost("h2")
 	fl.answer(h1, "resume_source")
 	fl.await(migration.Aborted)
+	return fl
+}
+
+// The target is lost before the commit, and is back when all is over: what it has
+// waits for a commit that does not come.
+func TestLostTargetReturns(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t)
+	fl := f.targetLost()
 	fl.atSource(t)
-	f.settled(h1) // by then the end is known to all of the server
+	f.settled(fl.source) // by then the end is known to all of the server
 	incoming := hasInstances(&godwitv1.InstanceReport{
 		Vm: "web1", Uid: f.vm("web1").GetUid(), Epoch: 2, State: "incoming", Migration: fl.id,
 	})
@@ -327,14 +334,8 @@ func TestLostSourceReturnsTooSoon(t *testing.T) {
 func TestLostHostThatIsBackForLong(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t)
-	h1, h2 := f.join("h1"), f.join("h2")
-	fl := f.fly(h1, h2, "web1", testPolicy())
-	fl.to(inCopy)
-	f.leave(h2)
-	f.lost("h2")
-	fl.answer(h1, "resume_source")
-	fl.await(migration.Aborted)
-	f.settled(h1) // by then the end is known to all of the server
+	fl := f.targetLost()
+	f.settled(fl.source) // by then the end is known to all of the server
 	f.join("h2")
 	session := f.server.hub.session("h2")
 	if _, err := f.server.mirror.load(t.Context()); err != nil {

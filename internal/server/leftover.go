@@ -11,18 +11,17 @@ import (
 )
 
 // leftover is what an instance that has ended has left on its host: its folder
-// and its taps; or an instance that is stale.
+// and its taps.
 type leftover struct {
 	host  fleet.HostName
 	uid   string
 	epoch uint64
-	ended bool
 }
 
 // leave has a host remove what an ended instance has left there, as soon as no
 // migration has anything left to do for it.
 func (l *lifecycle) leave(host fleet.HostName, said *godwitv1.InstanceReport) {
-	name, one := fleet.VMName(said.GetVm()), leftover{host, said.GetUid(), said.GetEpoch(), true}
+	name, one := fleet.VMName(said.GetVm()), leftover{host, said.GetUid(), said.GetEpoch()}
 	l.mu.Lock()
 	if !slices.Contains(l.left[name], one) {
 		l.left[name] = append(l.left[name], one)
@@ -54,7 +53,7 @@ func (l *lifecycle) tidy(ctx context.Context, name fleet.VMName) error {
 			continue // looked at again when that has changed
 		}
 		l.tidied(name, one)
-		l.forget(name, one)
+		l.forget(one.host, &godwitv1.ForgetInstance{Vm: string(name), Epoch: one.epoch, Uid: one.uid, Ended: true})
 	}
 	return nil
 }
@@ -89,14 +88,9 @@ func (l *lifecycle) moving(ctx context.Context, vm fleet.VMName, host fleet.Host
 	}), nil
 }
 
-// forget has a host remove an instance that is stale, or what it has left.
-func (l *lifecycle) forget(name fleet.VMName, one leftover) {
-	l.tellForget(one.host, &godwitv1.ForgetInstance{Vm: string(name), Epoch: one.epoch, Uid: one.uid, Ended: one.ended})
-}
-
-// tellForget has a host remove an instance. Whatever was read to know that it may
+// forget has a host remove an instance, or what it has left. Whatever was read to know that it may
 // be removed, it is held against what the host has when it is told.
-func (l *lifecycle) tellForget(host fleet.HostName, what *godwitv1.ForgetInstance) {
+func (l *lifecycle) forget(host fleet.HostName, what *godwitv1.ForgetInstance) {
 	err := l.hub.Send(host, &godwitv1.Command{
 		Subject: what.GetVm(), Epoch: what.GetEpoch(), Sequence: sequenceForget, Uid: what.GetUid(),
 		Op: &godwitv1.Command_ForgetInstance{ForgetInstance: what},

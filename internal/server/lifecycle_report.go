@@ -242,6 +242,6 @@ func (l *lifecycle) notOwner(ctx context.Context, host fleet.HostName, vm fleet.
 		return nil
 	}
 	l.log.Info("a stale instance is removed", "host", host, "vm", vm.Name, "epoch", epoch, "ownerEpoch", vm.Owner.Epoch)
-	l.forget(vm.Name, leftover{host, said.GetUid(), said.GetEpoch(), false})
+	l.forget(host, &godwitv1.ForgetInstance{Vm: said.GetVm(), Epoch: said.GetEpoch(), Uid: said.GetUid()})
 	return nil
 }

@@ -51,7 +51,7 @@ func (l *lifecycle) endStray(ctx context.Context, host fleet.HostName, said *god
 			return err
 		}
 		l.log.Info("the target of a migration that is over, or not known any more, is removed", "host", host, "vm", vm.Name, "migration", said.GetMigration())
-		l.tellForget(host, &godwitv1.ForgetInstance{Vm: said.GetVm(), Epoch: said.GetEpoch(), Uid: said.GetUid(), Migration: said.GetMigration()})
+		l.forget(host, &godwitv1.ForgetInstance{Vm: said.GetVm(), Epoch: said.GetEpoch(), Uid: said.GetUid(), Migration: said.GetMigration()})
 	}
 	return nil
 }
