@@ -266,12 +266,11 @@ var resumesGone = guard{
 	},
 }
 
-// deadlineAll: settleTimer does not ask what its timer is of.
-var deadlineAll = guard{
+// hurried: settleTimer does not ask whether the forwarding was told to end.
+var hurried = guard{
 	kinds: []migration.EventKind{migration.TimerFired}, states: settling,
-	hide: func(m *migration.Migration, _ *migration.Event) {
-		m.Timer = &migration.Timer{At: m.Timer.At, After: m.Timer.After, What: "a host did not answer in time"}
-	},
+	hide: func(m *migration.Migration, _ *migration.Event) { m.Released = true },
+	put:  func(before migration.Migration, after *migration.Migration) { after.Released = before.Released },
 }
 
 // believesRun: settleTimer does not ask whether the target runs.
@@ -314,9 +313,9 @@ func unfinished(before migration.Migration, after *migration.Migration) {
 	}
 }
 
-// unreleased: nor the source be released.
+// unreleased: the deadline that ends the forwarding does not have the source released.
 func unreleased(before migration.Migration, after *migration.Migration) {
-	if before.State == migration.Settling && after.State == migration.Succeeded {
+	if after.Released && !before.Released && !before.InGrace {
 		after.Pending = slices.DeleteFunc(after.Pending, func(e migration.Effect) bool {
 			return e.Kind == migration.ReleaseSource && e.Sequence > before.Sequence
 		})

@@ -90,7 +90,7 @@ func (w *world) takeAtTarget(e migration.Effect) (failed bool) {
 	case migration.RunTarget:
 		return w.runTarget(e.Sequence)
 	case migration.FinishTarget:
-		w.wrong(w.src.forwards() && !w.overdue, "the target closes the tunnel, and the source still sends by it")
+		w.wrong(w.src.forwards() && !w.unreleased, "the target closes the tunnel, and the source still sends by it")
 		if h.exists && h.role == arrived {
 			h.role, h.gate = alone, open
 		}

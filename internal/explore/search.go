@@ -264,9 +264,10 @@ func (w *world) endsSource(e migration.Event) bool {
 
 // note keeps what an event says of the time, or of the source.
 func (w *world) note(e migration.Event) {
-	grace := w.m.Timer != nil && w.m.Timer.After == w.m.Policy.Grace
 	switch {
-	case e.Kind == migration.TimerFired && w.m.State == migration.Settling && !grace:
+	case e.Kind == migration.TimerFired && w.m.State == migration.Settling && w.m.Released:
+		w.unreleased = w.unreleased || e.Due.Equal(present)
+	case e.Kind == migration.TimerFired && w.m.State == migration.Settling && !w.m.InGrace:
 		w.overdue = w.overdue || e.Due.Equal(present)
 	case w.endsSource(e):
 		w.sourceEnd = true

@@ -18,7 +18,6 @@ func UnmissedGuards() []Unmissed {
 		{"table: after the commit a refusal needs that the target is awaited", "in Settling no correct host refuses, or runs on, once the target has run; \"a target gives up that has run\" breaks that promise"},
 		{"settle: the target runs", "nothing that settle waits for is asked for or posted before it runs"},
 		{"settle: the grace time has begun", "another word would only make it begin anew"},
-		{"settleTimer: the source was not told to release", "told twice it does it once"},
 		{"addressesKnown: for the first time", "the second changes only what the record says of hosts that were away"},
 		{"targetFailedAfterCommit: the target is awaited", "in Settling that is so whenever it does not run, and what runs was asked for before"},
 		{"lose: the measurement is not waited for", "the next word of a source that has ended drops it"},

@@ -75,14 +75,15 @@ type world struct {
 	cut      bool // the stream of the copy
 
 	// What nobody but we can know.
-	opened    bool // the target's gate was opened: it may have run
-	ran       bool // it has run an instruction
-	waiting   bool // frames wait in the target's tap
-	known     bool // every host sends to the target directly
-	overdue   bool // a deadline has passed while the migration settled
-	sourceEnd bool // a server has heard that the source has ended
-	risked    bool // the VM was returned from a host that had run it unheard
-	stale     bool // the source has run since the target had everything
+	opened     bool // the target's gate was opened: it may have run
+	ran        bool // it has run an instruction
+	waiting    bool // frames wait in the target's tap
+	known      bool // every host sends to the target directly
+	overdue    bool // the migration settled, and not all answered in time
+	unreleased bool // after that, or after the grace time, a host was not released in time
+	sourceEnd  bool // a server has heard that the source has ended
+	risked     bool // the VM was returned from a host that had run it unheard
+	stale      bool // the source has run since the target had everything
 
 	// Of the last step, and no part of the state.
 	flaw string // what it has done wrong
@@ -134,7 +135,7 @@ func (w *world) key() []byte {
 	k.text(string(m.State), m.Cause)
 	k.flags(m.Committed, m.TakenBack, m.SourceGone, m.TargetGone, m.CopyStarted, m.TargetRuns, m.AddressesKnown, m.Released, m.TargetAsked, m.SourceSent,
 		m.SourceLost, m.TargetLost, m.LostUnheard)
-	k.flags(w.cut, w.opened, w.ran, w.waiting, w.known, w.overdue, w.sourceEnd, w.risked, w.stale)
+	k.flags(w.cut, w.opened, w.ran, w.waiting, w.known, w.overdue, w.unreleased, w.sourceEnd, w.risked, w.stale)
 	k.numbers(m.Sequence, uint64(w.faults), uint64(w.cancels))
 	if m.Timer != nil {
 		k.text(m.Timer.What)

@@ -58,6 +58,7 @@ type Migration struct {
 	TargetGone     bool   `json:"targetGone,omitempty"`     // after the commit: no instance has the VM any more that may run
 	AddressesKnown bool   `json:"addressesKnown,omitempty"` // by every host that is not gone
 	Unaware        string `json:"unaware,omitempty"`        // which ones are, one sentence
+	InGrace        bool   `json:"inGrace,omitempty"`        // all has come, and forwarding goes on for the grace time
 	Released       bool   `json:"released,omitempty"`       // the forwarding was told to end
 
 	Progress       Progress     `json:"progress,omitzero"`

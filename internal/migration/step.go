@@ -210,39 +210,45 @@ func addressesKnown(m *Migration, event Event) {
 // to the grace time, then to the end.
 func settle(m *Migration, event Event) {
 	switch {
-	case !m.TargetRuns || !m.AddressesKnown || m.isPending(RetireSource):
-	case m.Timer != nil && m.Timer.What == graceOver:
-	case m.isPending(ReleaseSource) || m.isPending(FinishTarget):
+	case m.isPending(RetireSource) || m.isPending(ReleaseSource) || m.isPending(FinishTarget):
 	case m.Released:
-		m.Cause = cmp.Or(m.Cause, m.Unaware)
-		m.end(Succeeded, event)
-	default:
-		m.setTimer(event.At, m.Policy.Grace, graceOver)
+		m.succeed(event)
+	case m.TargetRuns && m.AddressesKnown && !m.InGrace:
+		m.InGrace = true
+		m.setTimer(event.At, m.Policy.Grace, "the grace time is over")
 	}
 }
 
-const graceOver = "the grace time is over"
-
+// settleTimer ends the forwarding first, also if not all have answered, and gives
+// that a time of its own.
 func settleTimer(m *Migration, event Event) {
 	switch {
-	case m.Timer.What == graceOver:
-		m.release()
-		m.setTimer(event.At, m.Policy.SettleMax, "a host did not clean up in time")
 	case !m.TargetRuns:
 		m.needOperator(event, fmt.Sprintf("%s has committed to %s, which does not say that it runs it: %s", m.VM, m.Target, cmp.Or(m.Cause, m.Timer.What)))
+	case !m.Released:
+		m.release()
+		m.setTimer(event.At, m.Policy.SettleMax, "a host did not clean up in time")
 	default:
-		if m.Cause != "" {
-			m.Cause += "; "
-		}
-		m.Cause += m.leftovers()
-		if !m.Released {
-			m.release()
-		}
+		m.succeed(event)
 		if m.isPending(ReleaseSource) {
 			m.want(FinishTarget, m.Target) // no longer after the source
 		}
-		m.end(Succeeded, event)
 	}
+}
+
+// succeed ends it; its cause is what is not done by then.
+func (m *Migration) succeed(event Event) {
+	unaware := m.Unaware
+	if !m.AddressesKnown {
+		unaware = "not every host has said in time that it knows the new address"
+	}
+	m.Cause = sentences(m.Cause, unaware, m.leftovers())
+	m.end(Succeeded, event)
+}
+
+// sentences joins those that say something.
+func sentences(all ...string) string {
+	return strings.Join(slices.DeleteFunc(all, func(s string) bool { return s == "" }), "; ")
 }
 
 // release ends the forwarding. The target closes its end of the tunnel only
@@ -257,16 +263,17 @@ func sourceReleased(m *Migration, event Event) {
 	m.setTimer(event.At, m.Policy.SettleMax, "the target did not clean up in time")
 }
 
-// leftovers says which hosts still have something to clean up.
+// leftovers says which hosts still have something to clean up, if any has. Who is
+// asked what the copy measured has not.
 func (m *Migration) leftovers() string {
 	var hosts []string
 	for _, effect := range m.Pending {
-		if !slices.Contains(hosts, string(effect.Host)) {
+		if effect.Kind != StartCopy && !slices.Contains(hosts, string(effect.Host)) {
 			hosts = append(hosts, string(effect.Host))
 		}
 	}
 	if len(hosts) == 0 {
-		return "not every host has said in time that it knows the new address"
+		return ""
 	}
 	return strings.Join(hosts, " and ") + " did not answer in time and will clean up on return"
 }
