@@ -24,13 +24,16 @@
 // # How a state is hit
 //
 // Migrations are watched as any client may watch them, and the fault comes as
-// soon as the record shows the state. Two states last for milliseconds only, so
-// they are held, by what a real network or host may do as well:
+// soon as the record shows the state. Two states last for milliseconds only, and
+// so does the source's QEMU in the last, so they are held, by what a real network
+// or host may do as well:
 //
 //   - before the commit: the target's agent is stopped by a signal since the end
 //     of the copy, so that it cannot ask for the commit until the fault has come
 //   - after the commit: from the stop of the source on, what the server sends to
 //     the target's host is cut, so that the answer comes only after the fault
+//   - a source's QEMU in Settling: from its stop on, what the servers send to its
+//     host is cut, so that it is ended only after the fault
 //
 // Afterwards the record's story must show that the fault fell into the state;
 // if not, the cell is run again, and after three such runs it says so.

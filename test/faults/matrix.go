@@ -94,16 +94,14 @@ func (c cell) lacks(lab size) string {
 		return "impossible: a link has no process"
 	case c.Victim.isQEMU() && c.Fault == restart:
 		return "impossible: a QEMU that has ended has lost the guest's memory, so nothing starts it again; SIGKILL is this cell"
-	case c.Victim == sourceQEMU && c.State == settling:
-		return "impossible: the source's QEMU is ended as soon as the record says that the target runs"
 	case c.Victim.isQEMU() && c.Fault.cuts() && (c.State == afterCommit || c.State == settling):
 		return "impossible: QEMU has no connection any more when the target has loaded everything"
 	case c.Victim == targetQEMU && c.Fault == twoWay:
-		return "the same cut as two-way source-qemu"
+		return "the same cut as " + cell{twoWay, sourceQEMU, c.State}.String()
 	case c.Victim == serverLeader && lab.servers == 1:
 		return "not in this lab: its fleet has one server, which all-servers is"
 	case c.Victim == allServers && c.Fault.cuts() && lab.members <= lab.servers:
-		return "the same cut as server-link: all of etcd is on the hosts of the servers"
+		return "the same cut as " + cell{c.Fault, serverLink, c.State}.String() + ": all of etcd is on the hosts of the servers"
 	case c.Victim == etcdMember && lab.members < 3:
 		return "not in this lab: its etcd can lose no member, so this is etcd-quorum"
 	case c.Victim == etcdQuorum && c.Fault.cuts() && lab.members < 2:
@@ -111,6 +109,9 @@ func (c cell) lacks(lab size) string {
 	}
 	return ""
 }
+
+// needsSource: the fault is to meet a source's QEMU that is to be ended at once.
+func (c cell) needsSource() bool { return c.Victim == sourceQEMU && c.State == settling }
 
 // killsOwner: the fault ends the QEMU that runs the VM, or is about to.
 func (c cell) killsOwner() bool {

@@ -31,7 +31,7 @@ type stage struct {
 	cell  cell
 
 	agent  *fleetlab.Process // the target's, held by a signal
-	answer func() error      // heals the cut by which the commit's answer is held
+	answer func() error      // heals the cut by which what a server says to a host is held
 
 	struck     bool
 	begun, met time.Time // the fault began, and was done
@@ -62,11 +62,19 @@ func (s *stage) hold(m *godwitv1.Migration) {
 			return
 		}
 		s.agent = agent
-	case s.cell.State == afterCommit && s.answer == nil && m.GetState() == "switching":
-		var err error
-		s.answer, err = cutAll(s.fleet, between(controlHosts(0, s.plane.servers), []string{targetHost}, lab.AllTraffic))
-		s.fail(err)
+	case s.answer != nil || m.GetState() != "switching":
+	case s.cell.State == afterCommit:
+		s.silence(targetHost)
+	case s.cell.needsSource():
+		s.silence(sourceHost)
 	}
+}
+
+// silence holds what the servers say to a host.
+func (s *stage) silence(host string) {
+	var err error
+	s.answer, err = cutAll(s.fleet, between(controlHosts(0, s.plane.servers), []string{host}, lab.AllTraffic))
+	s.fail(err)
 }
 
 func copies(m *godwitv1.Migration) bool {
@@ -95,7 +103,8 @@ func (s *stage) is(m *godwitv1.Migration) bool {
 	case afterCommit:
 		return m.GetState() == "settling" && !happened(m, targetRunning)
 	}
-	return m.GetState() == "settling" && happened(m, targetRunning)
+	held := s.answer != nil || !s.cell.needsSource()
+	return held && m.GetState() == "settling" && happened(m, targetRunning)
 }
 
 // strike lets the fault come, and go when its time is over.
@@ -162,12 +171,14 @@ func (s *stage) failed() bool {
 
 // how says how the state was hit.
 func (c cell) how() string {
-	switch c.State {
-	case beforeCommit:
+	switch {
+	case c.needsSource():
+		return "as soon as the record said that the target runs, what the servers send to the source's host being cut since the source had stopped"
+	case c.State == beforeCommit:
 		return "as soon as the record was in switching, the target's agent being stopped by a signal since the end of the copy"
-	case afterCommit:
+	case c.State == afterCommit:
 		return "as soon as the record was in settling, what the server sends to the target's host being cut since the source had stopped"
-	case settling:
+	case c.State == settling:
 		return "as soon as the record said that the target runs"
 	}
 	return "as soon as the record was in " + string(c.State)
