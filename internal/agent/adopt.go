@@ -177,7 +177,7 @@ func (m *machine) runAlone(ctx context.Context, instance *qemu.Instance) error {
 	_, err := instance.Resume(ctx)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.halted, m.unrun = "", false
+	m.halted = ""
 	if fleet.CodeOf(err) != fleet.Conflict {
 		return err
 	}

@@ -49,6 +49,7 @@ func (a *Agent) command(ctx context.Context, command *godwitv1.Command) {
 	case *godwitv1.Command_StartInstance:
 		m, err := a.machineFor(ctx, command, op.StartInstance.GetInstance())
 		if err != nil {
+			a.startsNever(op.StartInstance.GetInstance(), err)
 			a.refuse(command, a.endedInstance(command, op.StartInstance.GetInstance().GetVm(), err), err)
 			return
 		}

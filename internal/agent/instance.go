@@ -31,7 +31,9 @@ func (m *machine) startAlone(ctx context.Context, want *godwitv1.Instance) *godw
 	m.mu.Unlock()
 	switch {
 	case !m.kept().TakesStart(m.mayHaveRun(ctx)):
-		return m.instanceReport("exited", errOtherMigration("start", m).Error())
+		err := errOtherMigration("start", m)
+		m.agent.startsNever(want, err)
+		return m.instanceReport("exited", err.Error())
 	case instance == nil:
 	case instance.Ended():
 		return m.instanceReport("exited", instance.ExitCause())
@@ -41,9 +43,15 @@ func (m *machine) startAlone(ctx context.Context, want *godwitv1.Instance) *godw
 	bounded, cancel := context.WithTimeout(ctx, startWithin)
 	defer cancel()
 	err := m.launch(bounded, want, network.Gate{Mode: network.Pass, Epoch: m.key.epoch}, false)
-	m.unrun = err != nil
+	unrun := err != nil
 	if err == nil {
 		_, err = m.instance.Resume(bounded)
+	}
+	if ctx.Err() != nil { // the next agent is told again, and takes up what is left
+		return nil
+	}
+	if unrun {
+		m.agent.startsNever(want, err)
 	}
 	if err != nil {
 		m.agent.log.Warn("an instance did not start", "vm", m.key.vm, "error", err)
@@ -325,12 +333,12 @@ func (m *machine) discard(ctx context.Context) error {
 // spend remembers the epoch of an instance that may have run.
 func (m *machine) spend() error {
 	switch {
-	case m.unrun, m.record.Role == arriving, m.record.Role == refused:
+	case m.record.Role == arriving, m.record.Role == refused:
 		return nil
 	case m.uid == "": // its record is lost
 		return nil
 	}
-	return m.agent.spent.note(m.uid, m.key.epoch)
+	return m.agent.spent.note(m.uid, m.key.epoch, "")
 }
 
 // removePorts removes the taps, and the tunnels to them.

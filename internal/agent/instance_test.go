@@ -299,6 +299,33 @@ func TestStartFailsCleanly(t *testing.T) {
 	}
 }
 
+// A start that was said to have failed is not carried out when its command comes
+// again, though it would succeed now: the VM may have been started elsewhere.
+func TestFailedStartComesAgain(t *testing.T) {
+	_, hosts := newFleet(t, "h1")
+	h := hosts[0]
+	kernel := filepath.Join(t.TempDir(), "vmlinuz")
+	instance := firmware(1)
+	instance.Spec.Boot = &godwitv1.Boot{Kernel: kernel}
+	failed := h.do(startCommand(1, instance)).GetInstance()
+	checkContains(t, failed.GetCause(), kernel)
+	instance.Spec.Boot = nil // what was missing is there
+	for i := range 2 {
+		got := h.do(startCommand(uint64(2+i), instance)).GetInstance()
+		if got.GetState() != "exited" || got.GetCause() != failed.GetCause() {
+			t.Errorf("again: %v, want as before: %v", got, failed)
+		}
+		h.stop()
+		h.start()
+	}
+	instance.Epoch = 2
+	if got := h.do(startCommand(4, instance)).GetInstance(); got.GetState() != "running" {
+		t.Errorf("at the next epoch: %v", got)
+	}
+	h.do(stopCommand(5, 2, 0))
+	h.checkNothingLeft()
+}
+
 // A start that has failed is not said to have ended as long as nobody can tell what
 // became of its QEMU.
 func TestFailedStartThatMayRun(t *testing.T) {

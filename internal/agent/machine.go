@@ -48,7 +48,6 @@ type machine struct {
 	marks     *godwitv1.TargetMarks // of a target that has the source's state
 	receives  bool                  // a target whose taps take the VM's frames
 	launching bool                  // the instance is being started
-	unrun     bool                  // its start failed before the vCPUs ran
 	leaving   bool                  // its taps want no frames any more
 	copying   *copying              // of a migration away from here
 	decided   context.CancelFunc    // ends the wait for a decision on a switch; nil without one

@@ -109,28 +109,43 @@ func TestOrdersOfAnotherMigration(t *testing.T) {
 	m.source.checkRunState(testVM, 1, "running")
 }
 
-// A VM is started at the epoch at which the target of a migration still waits that
-// was aborted: neither it nor the release of that target is done by the other.
+// A VM is to be started at the epoch at which the target of a migration still waits
+// that was aborted: it is not, then or later, and the target is left as it is.
 func TestStartWhereATargetWaits(t *testing.T) {
 	m := newMove(t)
 	m.prepare()
 	start := startCommand(1, booting(t, m.fleet, 2, busy))
-	got := m.target.do(start).GetInstance()
-	if got.GetState() != "exited" || !strings.Contains(got.GetCause(), testMigration) {
-		t.Errorf("start: %v", got)
+	for _, command := range []*godwitv1.Command{start, again(start)} {
+		got := m.target.do(command).GetInstance()
+		if got.GetState() != "exited" || !strings.Contains(got.GetCause(), testMigration) {
+			t.Errorf("start: %v", got)
+		}
+		if command == start {
+			m.target.checkRunState(testVM, 2, "inmigrate")
+		}
+		if got := m.target.do(m.releaseCommand()); got.GetTargetReleased() == nil {
+			t.Errorf("release: %v", got)
+		}
+		m.target.checkNothingLeft()
 	}
-	m.target.checkRunState(testVM, 2, "inmigrate")
-	if got := m.target.do(m.releaseCommand()); got.GetTargetReleased() == nil {
-		t.Errorf("release: %v", got)
+}
+
+// A VM is started at the epoch at which the target of an aborted migration waited:
+// the release of that target does nothing to it.
+func TestReleaseComesAgainAfterAStart(t *testing.T) {
+	m := newMove(t)
+	m.prepare()
+	release := func() {
+		if got := m.target.do(m.releaseCommand()); got.GetTargetReleased() == nil {
+			t.Errorf("release: %v", got)
+		}
 	}
-	m.target.checkNothingLeft()
+	release()
 	m.source.do(stopCommand(99, 1, 0)) // its disk is locked until then
-	if got := m.target.do(again(start)).GetInstance(); got.GetState() != "running" {
+	if got := m.target.do(startCommand(1, booting(t, m.fleet, 2, busy))).GetInstance(); got.GetState() != "running" {
 		t.Errorf("start after the release: %v", got)
 	}
-	if got := m.target.do(m.releaseCommand()); got.GetTargetReleased() == nil { // of which the answer was lost
-		t.Errorf("release: %v", got)
-	}
+	release() // the answer was lost
 	m.target.checkRunState(testVM, 2, "running")
 }
 

@@ -13,6 +13,7 @@ import (
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/durable"
 	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/wire"
 )
 
 const (
@@ -22,9 +23,10 @@ const (
 	spentMax = 10000
 )
 
-// spent are the epochs at which VMs have run here and left. A command to start an
-// instance of such an epoch is an old one: the VM has run on elsewhere since, or
-// was stopped. What a target was prepared for, and never ran, may come again.
+// spent are the epochs at which VMs have run here and left, or were said not to
+// start. A command to start an instance of such an epoch is an old one: the VM has
+// run on elsewhere since, was stopped, or may be started elsewhere. What a target
+// was prepared for, and never ran, may come again.
 type spent struct {
 	path string
 
@@ -35,6 +37,7 @@ type spent struct {
 type spentEpoch struct {
 	UID   fleet.InstanceUID `json:"uid"`
 	Epoch fleet.Epoch       `json:"epoch"`
+	Cause string            `json:"cause,omitempty"` // why it did not start
 }
 
 func loadSpent(dir string) (*spent, error) {
@@ -55,16 +58,17 @@ func loadSpent(dir string) (*spent, error) {
 	return s, nil
 }
 
-// note remembers that a VM has run here at an epoch. It must be on the disk
-// before what else is known of that instance is removed.
-func (s *spent) note(uid fleet.InstanceUID, epoch fleet.Epoch) error {
+// note remembers that a VM has run here at an epoch or, for a cause, did not start.
+// It must be on the disk before what else is known of that instance is removed, and
+// before anyone is told.
+func (s *spent) note(uid fleet.InstanceUID, epoch fleet.Epoch, cause string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if epoch <= s.of(uid) {
+	if epoch <= s.of(uid).Epoch {
 		return nil
 	}
 	next := slices.DeleteFunc(slices.Clone(s.epochs), func(one spentEpoch) bool { return one.UID == uid })
-	next = append(next, spentEpoch{uid, epoch})
+	next = append(next, spentEpoch{uid, epoch, wire.Bounded(cause)})
 	next = next[max(0, len(next)-spentMax):]
 	text, err := json.Marshal(next)
 	if err == nil {
@@ -77,13 +81,14 @@ func (s *spent) note(uid fleet.InstanceUID, epoch fleet.Epoch) error {
 	return nil
 }
 
-func (s *spent) of(uid fleet.InstanceUID) fleet.Epoch {
+// of gives the newest of a VM, with mu held; zero if there is none.
+func (s *spent) of(uid fleet.InstanceUID) spentEpoch {
 	for _, one := range s.epochs {
 		if one.UID == uid {
-			return one.Epoch
+			return one
 		}
 	}
-	return 0
+	return spentEpoch{}
 }
 
 // checkNew refuses an instance that a VM has had here before, or that is older than
@@ -91,8 +96,12 @@ func (s *spent) of(uid fleet.InstanceUID) fleet.Epoch {
 func (a *Agent) checkNew(instance *godwitv1.Instance) error {
 	uid, epoch := fleet.InstanceUID(instance.GetUid()), fleet.Epoch(instance.GetEpoch())
 	a.spent.mu.Lock()
-	newest := a.spent.of(uid)
+	last := a.spent.of(uid)
 	a.spent.mu.Unlock()
+	if last.Epoch == epoch && last.Cause != "" {
+		return errors.New(last.Cause)
+	}
+	newest := last.Epoch
 	for _, m := range a.all() {
 		if m.key.epoch > epoch && m.mayBeOf(instance) {
 			newest = max(newest, m.key.epoch)
@@ -105,6 +114,15 @@ func (a *Agent) checkNew(instance *godwitv1.Instance) error {
 		Code: fleet.Conflict, Op: "start", Subject: "vm " + instance.GetVm(),
 		Cause: fmt.Sprintf("the command is of epoch %d, and %s has had it at epoch %d", epoch, a.config.Name, newest),
 		Hint:  "it is an old one; see that no server runs on an old copy of the store",
+	}
+}
+
+// startsNever remembers a start that was refused or has failed: should the command
+// come again, the VM may have been started elsewhere since.
+func (a *Agent) startsNever(instance *godwitv1.Instance, cause error) {
+	err := a.spent.note(fleet.InstanceUID(instance.GetUid()), fleet.Epoch(instance.GetEpoch()), cause.Error())
+	if err != nil {
+		a.log.Error("a start that has failed would be carried out if it came again", "vm", instance.GetVm(), "epoch", instance.GetEpoch(), "error", err)
 	}
 }
 
