@@ -37,7 +37,7 @@ func order(sequence uint64, kind, host string) *godwitv1.Order {
 var told = &godwitv1.Migration{
 	Id: "told", Vm: "web1", Source: "host-a", Target: "host-b", Epoch: 3, State: "succeeded", Reason: "by hand",
 	Created: after(0), Ended: after(millisAfter(4200)), Connections: 2, ConnectionsWhy: "a single one is bound by one processor, which encrypts page by page",
-	Committed: true, TargetRuns: true, AddressesKnown: true, Port: 49152,
+	Committed: true, TargetRuns: true, AddressesKnown: true, Port: 49152, SourceQemu: "10.0.2", TargetQemu: "10.1.0",
 	Choice: &godwitv1.Choice{
 		Why:    "3GiB of 4GiB memory stay free, 0 other VMs",
 		Others: []*godwitv1.OtherHost{{Host: "host-d", Why: "1GiB of 4GiB memory stay free, 2 other VMs"}},

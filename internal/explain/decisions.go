@@ -24,6 +24,7 @@ func decisions(m *godwitv1.Migration) []Fact {
 	if more := m.GetChoice().GetUnlisted(); more > 0 {
 		facts = append(facts, Fact{"Not listed", fmt.Sprintf("%d more hosts that were looked at", more)})
 	}
+	facts = append(facts, emulators(m)...)
 	if n := m.GetConnections(); n > 0 {
 		facts = append(facts, Fact{"Connections", with(fmt.Sprint(n), ": ", m.GetConnectionsWhy())})
 	}
@@ -34,6 +35,20 @@ func decisions(m *godwitv1.Migration) []Fact {
 		facts = append(facts, limitFact(limit))
 	}
 	return facts
+}
+
+// emulators names the QEMUs of both instances, as far as they are known.
+func emulators(m *godwitv1.Migration) (facts []Fact) {
+	var known []string
+	for _, one := range []struct{ version, host string }{{m.GetSourceQemu(), m.GetSource()}, {m.GetTargetQemu(), m.GetTarget()}} {
+		if one.version != "" {
+			known = append(known, one.version+" on "+one.host)
+		}
+	}
+	if len(known) == 0 {
+		return nil
+	}
+	return []Fact{{"QEMU", strings.Join(known, ", ")}}
 }
 
 func target(m *godwitv1.Migration) string {

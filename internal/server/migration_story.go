@@ -27,6 +27,7 @@ func noteChoice(m *migration.Migration, chosen placement.Result, want fleet.Host
 // addDecisions shows what was decided at the request.
 func addDecisions(message *godwitv1.Migration, m migration.Migration) {
 	message.Uid, message.Committed, message.Port = string(m.UID), m.Committed, uint32(m.Port)
+	message.SourceQemu, message.TargetQemu = m.SourceQEMU.Version, m.TargetQEMU.Version
 	message.TargetRuns, message.SourceGone = m.TargetRuns, m.SourceGone
 	message.SourceLost, message.TargetLost = m.SourceLost, m.TargetLost
 	message.TakenBack, message.TargetGone = m.TakenBack, m.TargetGone

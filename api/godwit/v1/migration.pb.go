@@ -808,8 +808,11 @@ type Migration struct {
 	TargetAsked bool `protobuf:"varint,39,opt,name=target_asked,json=targetAsked,proto3" json:"target_asked,omitempty"`
 	SourceSent  bool `protobuf:"varint,40,opt,name=source_sent,json=sourceSent,proto3" json:"source_sent,omitempty"`
 	// Somebody has said that the source's host, or the target's, is off for good.
-	SourceLost    bool `protobuf:"varint,41,opt,name=source_lost,json=sourceLost,proto3" json:"source_lost,omitempty"`
-	TargetLost    bool `protobuf:"varint,42,opt,name=target_lost,json=targetLost,proto3" json:"target_lost,omitempty"`
+	SourceLost bool `protobuf:"varint,41,opt,name=source_lost,json=sourceLost,proto3" json:"source_lost,omitempty"`
+	TargetLost bool `protobuf:"varint,42,opt,name=target_lost,json=targetLost,proto3" json:"target_lost,omitempty"`
+	// The versions of the QEMUs that the two instances run by, as far as known.
+	SourceQemu    string `protobuf:"bytes,43,opt,name=source_qemu,json=sourceQemu,proto3" json:"source_qemu,omitempty"`
+	TargetQemu    string `protobuf:"bytes,44,opt,name=target_qemu,json=targetQemu,proto3" json:"target_qemu,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1136,6 +1139,20 @@ func (x *Migration) GetTargetLost() bool {
 		return x.TargetLost
 	}
 	return false
+}
+
+func (x *Migration) GetSourceQemu() string {
+	if x != nil {
+		return x.SourceQemu
+	}
+	return ""
+}
+
+func (x *Migration) GetTargetQemu() string {
+	if x != nil {
+		return x.TargetQemu
+	}
+	return ""
 }
 
 // How the target was chosen, beside the hosts that were refused.
@@ -2032,7 +2049,7 @@ const file_godwit_v1_migration_proto_rawDesc = "" +
 	"\x15WatchMigrationRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"L\n" +
 	"\x16WatchMigrationResponse\x122\n" +
-	"\tmigration\x18\x01 \x01(\v2\x14.godwit.v1.MigrationR\tmigration\"\xb5\f\n" +
+	"\tmigration\x18\x01 \x01(\v2\x14.godwit.v1.MigrationR\tmigration\"\xf7\f\n" +
 	"\tMigration\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x0e\n" +
 	"\x02vm\x18\x02 \x01(\tR\x02vm\x12\x16\n" +
@@ -2083,7 +2100,11 @@ const file_godwit_v1_migration_proto_rawDesc = "" +
 	"\vsource_lost\x18) \x01(\bR\n" +
 	"sourceLost\x12\x1f\n" +
 	"\vtarget_lost\x18* \x01(\bR\n" +
-	"targetLost\x1a:\n" +
+	"targetLost\x12\x1f\n" +
+	"\vsource_qemu\x18+ \x01(\tR\n" +
+	"sourceQemu\x12\x1f\n" +
+	"\vtarget_qemu\x18, \x01(\tR\n" +
+	"targetQemu\x1a:\n" +
 	"\fTunnelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"z\n" +
