@@ -38,6 +38,11 @@
 // while the vCPUs are still coming to rest. ContinueSwitch therefore has to
 // wait for both: for Stop to return or Stopped, and for pre-switchover.
 //
+// A source that sends its devices holds QEMU's main loop, and with it the monitor
+// but for what is out of band, until the target's end has taken all: for as long
+// as a link is cut, and TCP's next try after it. CancelMigration shuts the
+// connections then.
+//
 // TLS: both sides read ca-cert.pem and {server,client}-{cert,key}.pem from
 // a folder of credentials. GnuTLS demands of the authority CA:TRUE with
 // keyCertSign, of the others digitalSignature and keyEncipherment. The source

@@ -129,7 +129,7 @@ func (i *Instance) ContinueSwitch(ctx context.Context) error {
 func (i *Instance) CancelMigration(ctx context.Context) error {
 	events := i.monitor.Subscribe(eventQueue, qmp.EventMigration)
 	defer events.Close()
-	if err := qmp.MigrateCancel(ctx, i.monitor); err != nil {
+	if err := i.askCancel(ctx); err != nil {
 		return i.wrap("cancel the migration", err)
 	}
 	for {
@@ -154,4 +154,23 @@ func (i *Instance) CancelMigration(ctx context.Context) error {
 				Cause: "QEMU has not ended it", Err: context.Cause(ctx)}
 		}
 	}
+}
+
+// stuckAfter is how long QEMU has to take a cancel.
+const stuckAfter = 300 * time.Millisecond
+
+// askCancel asks for the end of a migration. While a source sends its devices, its
+// main loop waits with it for a target that does not read, as behind a link that is
+// cut; then it hears of the cancel only when its connections are shut.
+func (i *Instance) askCancel(ctx context.Context) error {
+	shut := make(chan struct{})
+	stuck := time.AfterFunc(stuckAfter, func() {
+		defer close(shut)
+		_ = qmp.Yank(ctx, i.monitor, qmp.YankArgs{Instances: []qmp.YankInstance{{Type: qmp.YankInstanceTypeMigration}}}) // refused if there is none any more
+	})
+	err := qmp.MigrateCancel(ctx, i.monitor)
+	if !stuck.Stop() {
+		<-shut
+	}
+	return err
 }
