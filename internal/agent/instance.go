@@ -35,6 +35,9 @@ func (m *machine) startAlone(ctx context.Context, want *godwitv1.Instance) *godw
 		m.agent.startsNever(want, err)
 		return m.instanceReport("exited", err.Error())
 	case instance == nil:
+		if err := m.agent.spent.check(m.uid, m.key.epoch); err != nil { // and not all of it could be removed
+			return m.instanceReport("exited", err.Error())
+		}
 	case instance.Ended():
 		return m.instanceReport("exited", instance.ExitCause())
 	default:
@@ -43,19 +46,16 @@ func (m *machine) startAlone(ctx context.Context, want *godwitv1.Instance) *godw
 	bounded, cancel := context.WithTimeout(ctx, startWithin)
 	defer cancel()
 	err := m.launch(bounded, want, network.Gate{Mode: network.Pass, Epoch: m.key.epoch}, false)
-	unrun := err != nil
 	if err == nil {
 		_, err = m.instance.Resume(bounded)
 	}
 	if ctx.Err() != nil { // the next agent is told again, and takes up what is left
 		return nil
 	}
-	if unrun {
-		m.agent.startsNever(want, err)
-	}
 	if err != nil {
 		m.agent.log.Warn("an instance did not start", "vm", m.key.vm, "error", err)
-		report := m.endReport(err, m.discard(context.WithoutCancel(ctx)))
+		m.agent.startsNever(want, err)
+		report := m.endReport(err, m.discard(ctx))
 		if !m.hasEnded() {
 			m.mu.Lock()
 			m.ending = false // that it ends will be news

@@ -326,6 +326,27 @@ func TestFailedStartComesAgain(t *testing.T) {
 	h.checkNothingLeft()
 }
 
+// The same when not all could be removed, and another agent has found the rest.
+func TestFailedStartLeavesSomething(t *testing.T) {
+	_, hosts := newFleet(t, "h1")
+	h := hosts[0]
+	h.run(firmware(1))
+	if err := h.instance(testVM, 1).Kill(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	const cause = "it did not start"
+	if err := h.agent.spent.note(testUID, 1, cause); err != nil {
+		t.Fatal(err)
+	}
+	h.stop()
+	h.start()
+	if got := h.do(startCommand(2, firmware(1))).GetInstance(); got.GetState() != "exited" || got.GetCause() != cause {
+		t.Errorf("again: %v, want %q", got, cause)
+	}
+	h.do(stopCommand(3, 1, 0))
+	h.checkNothingLeft()
+}
+
 // A start that has failed is not said to have ended as long as nobody can tell what
 // became of its QEMU.
 func TestFailedStartThatMayRun(t *testing.T) {

@@ -8,23 +8,26 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/durable"
 	"godwit.dev/godwit/internal/fleet"
-	"godwit.dev/godwit/internal/wire"
 )
 
 const (
 	spentFile = "epochs.json"
 	// spentMax bounds how many VMs are remembered. A command that is older than
-	// the last so many VMs that have left the host does not come again.
+	// the last so many VMs that have left the host, or were not started there, does
+	// not come again.
 	spentMax = 10000
+	// causeMax bounds what is remembered of a cause, in bytes.
+	causeMax = 200
 )
 
-// spent are the epochs at which VMs have run here and left, or were said not to
-// start. A command to start an instance of such an epoch is an old one: the VM has
+// spent are the epochs at which VMs have run here and left, or could not be
+// started. A command to start an instance of such an epoch is an old one: the VM has
 // run on elsewhere since, was stopped, or may be started elsewhere. What a target
 // was prepared for, and never ran, may come again.
 type spent struct {
@@ -68,7 +71,7 @@ func (s *spent) note(uid fleet.InstanceUID, epoch fleet.Epoch, cause string) err
 		return nil
 	}
 	next := slices.DeleteFunc(slices.Clone(s.epochs), func(one spentEpoch) bool { return one.UID == uid })
-	next = append(next, spentEpoch{uid, epoch, wire.Bounded(cause)})
+	next = append(next, spentEpoch{uid, epoch, strings.ToValidUTF8(cause[:min(len(cause), causeMax)], "")})
 	next = next[max(0, len(next)-spentMax):]
 	text, err := json.Marshal(next)
 	if err == nil {
@@ -91,17 +94,27 @@ func (s *spent) of(uid fleet.InstanceUID) spentEpoch {
 	return spentEpoch{}
 }
 
+// check refuses an epoch at which the VM could not be started here, for the cause
+// that it had.
+func (s *spent) check(uid fleet.InstanceUID, epoch fleet.Epoch) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if last := s.of(uid); last.Epoch == epoch && last.Cause != "" {
+		return errors.New(last.Cause)
+	}
+	return nil
+}
+
 // checkNew refuses an instance that a VM has had here before, or that is older than
 // one that it has.
 func (a *Agent) checkNew(instance *godwitv1.Instance) error {
 	uid, epoch := fleet.InstanceUID(instance.GetUid()), fleet.Epoch(instance.GetEpoch())
-	a.spent.mu.Lock()
-	last := a.spent.of(uid)
-	a.spent.mu.Unlock()
-	if last.Epoch == epoch && last.Cause != "" {
-		return errors.New(last.Cause)
+	if err := a.spent.check(uid, epoch); err != nil {
+		return err
 	}
-	newest := last.Epoch
+	a.spent.mu.Lock()
+	newest := a.spent.of(uid).Epoch
+	a.spent.mu.Unlock()
 	for _, m := range a.all() {
 		if m.key.epoch > epoch && m.mayBeOf(instance) {
 			newest = max(newest, m.key.epoch)

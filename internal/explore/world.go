@@ -133,7 +133,7 @@ func (w *world) key() []byte {
 	m := &w.m
 	k := make(key, 0, 256)
 	k.text(string(m.State), m.Cause)
-	k.flags(m.Committed, m.TakenBack, m.SourceGone, m.TargetGone, m.CopyStarted, m.TargetRuns, m.AddressesKnown, m.Released, m.TargetAsked, m.SourceSent,
+	k.flags(m.Committed, m.TakenBack, m.SourceGone, m.TargetGone, m.CopyStarted, m.TargetRuns, m.AddressesKnown, m.InGrace, m.Released, m.TargetAsked, m.SourceSent,
 		m.SourceLost, m.TargetLost, m.LostUnheard)
 	k.flags(w.cut, w.opened, w.ran, w.waiting, w.known, w.overdue, w.unreleased, w.sourceEnd, w.risked, w.stale)
 	k.numbers(m.Sequence, uint64(w.faults), uint64(w.cancels))

@@ -201,7 +201,8 @@ func targetRuns(m *Migration, event Event) {
 
 func addressesKnown(m *Migration, event Event) {
 	if !m.AddressesKnown { // once known is enough
-		m.AddressesKnown, m.Unaware = true, event.Detail
+		m.AddressesKnown = true
+		m.Unaware = cmp.Or(m.Unaware, event.Detail)
 	}
 	settle(m, event)
 }
@@ -238,13 +239,14 @@ func settleTimer(m *Migration, event Event) {
 
 // succeed ends it; its cause is what is not done by then.
 func (m *Migration) succeed(event Event) {
-	unaware := m.Unaware
 	if !m.AddressesKnown {
-		unaware = "not every host has said in time that it knows the new address"
+		m.Unaware = unaware
 	}
-	m.Cause = sentences(m.Cause, unaware, m.leftovers())
+	m.Cause = sentences(m.Cause, m.Unaware, m.leftovers())
 	m.end(Succeeded, event)
 }
+
+const unaware = "not every host has said in time that it knows the new address"
 
 // sentences joins those that say something.
 func sentences(all ...string) string {
@@ -259,12 +261,15 @@ func (m *Migration) release() {
 }
 
 func sourceReleased(m *Migration, event Event) {
+	if !m.AddressesKnown { // what they hear later is too late
+		m.Unaware = unaware
+	}
 	m.want(FinishTarget, m.Target)
 	m.setTimer(event.At, m.Policy.SettleMax, "the target did not clean up in time")
 }
 
-// leftovers says which hosts still have something to clean up, if any has. Who is
-// asked what the copy measured has not.
+// leftovers says which hosts still have something to clean up, if any has. StartCopy
+// waits for a measurement only.
 func (m *Migration) leftovers() string {
 	var hosts []string
 	for _, effect := range m.Pending {

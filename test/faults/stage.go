@@ -23,6 +23,9 @@ const nearlyAll = slowly / 2
 // targetRunning is the event of the story that ends the time after the commit.
 const targetRunning = "target-running"
 
+// sourceRetired is the event that says that the source was ended.
+const sourceRetired = "source-retired"
+
 // stage watches one migration, holds it in the state that is meant and lets
 // the fault come there. Only see and finish are called from outside.
 type stage struct {
@@ -115,7 +118,9 @@ func (s *stage) strike(ctx context.Context) {
 	s.begun = time.Now()
 	done, err := inject(bounded, s.fleet, s.plane, s.cell, s.agent)
 	s.met = time.Now()
-	s.fail(err)
+	if !s.cell.needsSource() || !errors.Is(err, context.DeadlineExceeded) { // it is gone, which the story says
+		s.fail(err)
+	}
 	if s.cell.Victim == targetAgent && (s.cell.Fault == restart || s.cell.Fault == sigstop) {
 		s.agent = nil // it is new, or its stop is the fault's now
 	}
@@ -199,6 +204,9 @@ func (s *stage) missed(m *godwitv1.Migration) string {
 			return fmt.Sprintf("the record was in %q while the fault came, not in %q", is, want)
 		}
 	}
+	if s.cell.needsSource() && retiredBefore(m, s.met) {
+		return "the source was ended before the fault came"
+	}
 	if ran := ranAt(m); s.cell.State == afterCommit && !ran.IsZero() && ran.Before(s.met) {
 		return "the target ran before the fault came"
 	}
@@ -214,6 +222,13 @@ func stateAt(m *godwitv1.Migration, at time.Time) (is string) {
 		is = entry.GetState()
 	}
 	return is
+}
+
+// retiredBefore tells whether the source was ended by a moment.
+func retiredBefore(m *godwitv1.Migration, at time.Time) bool {
+	return slices.ContainsFunc(m.GetStory(), func(e *godwitv1.StoryEntry) bool {
+		return e.GetEvent() == sourceRetired && e.GetAt().AsTime().Before(at)
+	})
 }
 
 // ranAt is when the target executed its first instruction.
