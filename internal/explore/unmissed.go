@@ -6,8 +6,8 @@ type Unmissed struct {
 	Why   string // nothing comes of taking it out
 }
 
-// UnmissedGuards lists them. With [Mutants] these are all conditions in step.go and
-// lost.go, those of the table's cells, and those of Migration.Locked and Down.
+// UnmissedGuards lists them. With [Mutants] these are all conditions of Step, of the
+// table's cells and what they call, and of Migration.Locked and Down.
 func UnmissedGuards() []Unmissed {
 	return []Unmissed{
 		{"Step: a timer fires, and none is set", "only a final state has none, and there the table says late"},

@@ -1,8 +1,6 @@
 package migration
 
 import (
-	"fmt"
-	"slices"
 	"time"
 
 	"godwit.dev/godwit/internal/fleet"
@@ -101,65 +99,6 @@ type Timer struct {
 	What  string        `json:"what"`            // what has then failed or is over
 }
 
-// Policy says how long each part may take and what the copy may use.
-type Policy struct {
-	PrepareMax   time.Duration        `json:"prepareMax"`
-	CopyMax      time.Duration        `json:"copyMax"`
-	SwitchMax    time.Duration        `json:"switchMax"`
-	SettleMax    time.Duration        `json:"settleMax"`
-	RollbackMax  time.Duration        `json:"rollbackMax"`
-	Grace        time.Duration        `json:"grace"`        // forwarding goes on so long after all know
-	BandwidthMax fleet.BytesPerSecond `json:"bandwidthMax"` // zero: no limit
-	BlackoutMax  time.Duration        `json:"blackoutMax"`
-	Asked        []PolicyName         `json:"asked"` // what the request set; nil: it was not kept
-}
-
-// DefaultPolicy gives the limits for a VM of that much memory. The copy's
-// grows with it: 150 seconds for each GiB, but at least five minutes.
-func DefaultPolicy(memory fleet.Bytes) Policy {
-	perGiB := time.Duration(float64(memory) / float64(fleet.GiB) * float64(150*time.Second))
-	return Policy{
-		PrepareMax:  time.Minute,
-		CopyMax:     max(5*time.Minute, perGiB),
-		SwitchMax:   3 * time.Second,
-		SettleMax:   time.Minute,
-		RollbackMax: 30 * time.Second,
-		Grace:       time.Second,
-		BlackoutMax: 300 * time.Millisecond,
-		Asked:       []PolicyName{},
-	}
-}
-
-// Validate reports the first limit that makes no sense, as an Invalid error.
-func (p Policy) Validate() error {
-	limits := []struct {
-		name  string
-		value time.Duration
-	}{
-		{"the time to prepare", p.PrepareMax}, {"the time to copy", p.CopyMax},
-		{"the time to switch", p.SwitchMax}, {"the time to settle", p.SettleMax},
-		{"the time to roll back", p.RollbackMax}, {"the blackout", p.BlackoutMax},
-	}
-	for _, limit := range limits {
-		if limit.value <= 0 {
-			return invalidPolicy(fmt.Sprintf("%s must be limited to more than zero", limit.name))
-		}
-	}
-	switch {
-	case p.Grace < 0:
-		return invalidPolicy("the grace time can't be negative")
-	case p.BandwidthMax < 0:
-		return invalidPolicy("the bandwidth can't be negative")
-	case p.BlackoutMax > p.SwitchMax:
-		return invalidPolicy(fmt.Sprintf("a blackout of %v can't be allowed when the switch must end within %v", p.BlackoutMax, p.SwitchMax))
-	}
-	return nil
-}
-
-func invalidPolicy(cause string) error {
-	return &fleet.Error{Code: fleet.Invalid, Op: "check policy", Cause: cause}
-}
-
 // New gives a planned migration. The caller has chosen the target, and stores
 // it together with the VM's lock and the target's reservation.
 func New(id fleet.MigrationID, vm fleet.VM, target fleet.HostName, tunnels map[string]fleet.TunnelID, policy Policy, reason string, now time.Time) Migration {
@@ -245,26 +184,4 @@ func (m *Migration) Involves(host fleet.HostName) bool {
 
 func (m *Migration) setTimer(from time.Time, after time.Duration, what string) {
 	m.Timer = &Timer{At: from.Add(after), After: after, What: what}
-}
-
-func (m *Migration) want(kind EffectKind, host fleet.HostName) *Effect {
-	m.Sequence++
-	m.Pending = append(m.Pending, Effect{Sequence: m.Sequence, Kind: kind, Host: host})
-	return &m.Pending[len(m.Pending)-1]
-}
-
-func (m *Migration) isPending(kind EffectKind) bool {
-	for _, effect := range m.Pending {
-		if effect.Kind == kind {
-			return true
-		}
-	}
-	return false
-}
-
-// drop removes pending effects of some kinds that nobody needs any more.
-func (m *Migration) drop(kinds ...EffectKind) {
-	m.Pending = slices.DeleteFunc(slices.Clone(m.Pending), func(effect Effect) bool {
-		return slices.Contains(kinds, effect.Kind)
-	})
 }
