@@ -50,7 +50,7 @@ func (a *Agent) command(ctx context.Context, command *godwitv1.Command) {
 		m, err := a.machineFor(ctx, command, op.StartInstance.GetInstance())
 		if err != nil {
 			a.startsNever(op.StartInstance.GetInstance(), err)
-			a.refuse(command, a.endedInstance(command, op.StartInstance.GetInstance().GetVm(), err), err)
+			a.refuse(command, unknownInstance(command, op.StartInstance.GetInstance().GetVm(), fleet.InstanceExited, err.Error()), err)
 			return
 		}
 		m.do(ctx, command, func() *godwitv1.Report { return m.startAlone(ctx, op.StartInstance.GetInstance()) })
@@ -59,7 +59,7 @@ func (a *Agent) command(ctx context.Context, command *godwitv1.Command) {
 		if m := a.meant(command, key); m != nil && op.StopInstance.GetGraceMs() == 0 {
 			m.hurryUp() // an earlier stop may be waiting for the guest
 		}
-		a.with(ctx, command, key, a.absentInstance(command, op.StopInstance.GetVm()), func(m *machine) *godwitv1.Report {
+		a.with(ctx, command, key, unknownInstance(command, op.StopInstance.GetVm(), fleet.InstanceAbsent, ""), func(m *machine) *godwitv1.Report {
 			return m.stop(ctx, op.StopInstance.GetGraceMs())
 		})
 	case *godwitv1.Command_ForgetInstance:
@@ -182,15 +182,10 @@ func (a *Agent) machineFor(ctx context.Context, command *godwitv1.Command, insta
 	}
 }
 
-func (a *Agent) absentInstance(command *godwitv1.Command, vm string) *godwitv1.Report {
+// unknownInstance reports of an instance that has no machine here.
+func unknownInstance(command *godwitv1.Command, vm string, state fleet.InstanceState, cause string) *godwitv1.Report {
 	return &godwitv1.Report{Event: &godwitv1.Report_Instance{Instance: &godwitv1.InstanceReport{
-		Vm: vm, Epoch: command.GetEpoch(), State: "absent",
-	}}}
-}
-
-func (a *Agent) endedInstance(command *godwitv1.Command, vm string, cause error) *godwitv1.Report {
-	return &godwitv1.Report{Event: &godwitv1.Report_Instance{Instance: &godwitv1.InstanceReport{
-		Vm: vm, Epoch: command.GetEpoch(), State: "exited", Cause: cause.Error(),
+		Vm: vm, Epoch: command.GetEpoch(), State: string(state), Cause: cause,
 	}}}
 }
 

@@ -33,13 +33,13 @@ func (m *machine) startAlone(ctx context.Context, want *godwitv1.Instance) *godw
 	case !m.kept().TakesStart(m.mayHaveRun(ctx)):
 		err := errOtherMigration("start", m)
 		m.agent.startsNever(want, err)
-		return m.instanceReport("exited", err.Error())
+		return m.instanceReport(fleet.InstanceExited, err.Error())
 	case instance == nil:
 		if err := m.agent.spent.check(m.uid, m.key.epoch); err != nil { // and not all of it could be removed
 			return m.instanceReport("exited", err.Error())
 		}
 	case instance.Ended():
-		return m.instanceReport("exited", instance.ExitCause())
+		return m.instanceReport(fleet.InstanceExited, instance.ExitCause())
 	default:
 		return m.runningReport("")
 	}
@@ -76,7 +76,7 @@ func (m *machine) endReport(cause, left error) *godwitv1.Report {
 	if !m.hasEnded() {
 		return m.runningReport(textOf(errors.Join(cause, left)))
 	}
-	return m.instanceReport("exited", textOf(cause))
+	return m.instanceReport(fleet.InstanceExited, textOf(cause))
 }
 
 // hasEnded, of the worker or with mu held, tells whether the instance is known not
@@ -292,9 +292,6 @@ func (m *machine) hurryUp() {
 // has ended has left, unless it is another one since that was proven.
 func (m *machine) forget(ctx context.Context, want *godwitv1.ForgetInstance) (done bool) {
 	why := m.kept().Spared(m.state(ctx), want.GetEnded(), want.GetMigration())
-	if m.unread { // and may be another VM's, or of another epoch
-		why = "its record can't be read"
-	}
 	if why != "" {
 		m.agent.log.Warn("an instance that a server has to be removed stays", "vm", m.key.vm, "epoch", m.key.epoch, "why", why)
 		return false

@@ -210,7 +210,7 @@ func (m *machine) tellEnd(ctx context.Context, cause string) {
 		m.fact(migration, m.targetGone(ctx, cause))
 	}
 	if part != arriving {
-		m.fact(string(m.key.vm), m.instanceReport("exited", cause))
+		m.fact(string(m.key.vm), m.instanceReport(fleet.InstanceExited, cause))
 	}
 }
 
@@ -269,15 +269,15 @@ func (m *machine) held() *qemu.Instance {
 	return m.instance
 }
 
-func (m *machine) instanceReport(state, cause string) *godwitv1.Report {
+func (m *machine) instanceReport(state fleet.InstanceState, cause string) *godwitv1.Report {
 	return &godwitv1.Report{Epoch: uint64(m.key.epoch), Event: &godwitv1.Report_Instance{Instance: &godwitv1.InstanceReport{
-		Vm: string(m.key.vm), Uid: string(m.uid), Epoch: uint64(m.key.epoch), State: state, Cause: cause,
+		Vm: string(m.key.vm), Uid: string(m.uid), Epoch: uint64(m.key.epoch), State: string(state), Cause: cause,
 	}}}
 }
 
 // runningReport, of the worker, says that the instance runs, and by which QEMU.
 func (m *machine) runningReport(cause string) *godwitv1.Report {
-	report := m.instanceReport("running", cmp.Or(cause, m.halted))
+	report := m.instanceReport(fleet.InstanceRunning, cmp.Or(cause, m.halted))
 	tellQEMU(report.GetInstance(), m.instance)
 	return report
 }
@@ -299,19 +299,18 @@ func (m *machine) inventory(ctx context.Context) *godwitv1.InstanceReport {
 	state := m.state(ctx)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	said := &godwitv1.InstanceReport{
-		Vm: string(m.key.vm), Uid: string(m.uid), Epoch: uint64(m.key.epoch),
-		State: state, Migration: m.record.Migration, Cause: m.endCause,
+	cause := m.endCause
+	if state == fleet.InstanceRunning && m.halted != "" {
+		state, cause = fleet.InstancePaused, m.halted
 	}
-	if state == "running" && m.halted != "" {
-		said.State, said.Cause = "paused", m.halted
-	}
+	said := m.instanceReport(state, cause).GetInstance()
+	said.Migration = m.record.Migration
 	tellQEMU(said, m.instance)
 	return said
 }
 
-// state of the instance, as in InstanceReport.
-func (m *machine) state(ctx context.Context) string {
+// state of the instance, as a session is told of it.
+func (m *machine) state(ctx context.Context) fleet.InstanceState {
 	ctx, cancel := context.WithTimeout(ctx, sayStateWithin)
 	defer cancel()
 	opened := m.mayHaveRun(ctx)
@@ -319,9 +318,9 @@ func (m *machine) state(ctx context.Context) string {
 	defer m.mu.Unlock()
 	switch {
 	case m.unadopted != nil:
-		return "running" // nobody can tell: the server must not think it gone
+		return fleet.InstanceRunning // nobody can tell: the server must not think it gone
 	case m.launching && m.record.Role == alone:
-		return "starting"
+		return fleet.InstanceStarting
 	case m.launching:
 		return m.record.Role.State(false, false)
 	}
@@ -376,7 +375,7 @@ func (m *machine) kept() pledge.Kept {
 	defer m.mu.Unlock()
 	return pledge.Kept{
 		Role: m.record.Role, Migration: m.record.Migration,
-		Started: m.unadopted != nil || m.instance != nil, Ended: m.hasEnded(),
+		Started: m.unadopted != nil || m.instance != nil, Ended: m.hasEnded(), Unread: m.unread,
 	}
 }
 

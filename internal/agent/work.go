@@ -7,6 +7,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/pledge"
 )
 
@@ -143,7 +144,7 @@ func (m *machine) adoptAgain() error {
 // could ask it.
 func (m *machine) tellAdopted() {
 	said := m.inventory(m.life)
-	if said.GetQemuVersion() == "" || said.GetState() == "incoming" {
+	if said.GetQemuVersion() == "" || said.GetState() == string(fleet.InstanceIncoming) {
 		return
 	}
 	m.agent.say(&godwitv1.Report{Subject: string(m.key.vm), Epoch: uint64(m.key.epoch), Event: &godwitv1.Report_Instance{Instance: said}})

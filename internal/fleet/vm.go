@@ -40,6 +40,20 @@ const (
 	VMFailed   VMPhase = "failed"   // Cause says why; it can be started or deleted
 )
 
+// InstanceState is what a host says of an instance. The values are sent, so they
+// are never renamed.
+type InstanceState string
+
+// The states.
+const (
+	InstanceStarting InstanceState = "starting" // QEMU is being started, and not for a migration
+	InstanceRunning  InstanceState = "running"  // or may be: nobody can tell that it is not
+	InstancePaused   InstanceState = "paused"   // it can't run on; or a migration's source, which may stand still
+	InstanceIncoming InstanceState = "incoming" // a migration's target that never ran
+	InstanceExited   InstanceState = "exited"   // its process has ended, or it never began
+	InstanceAbsent   InstanceState = "absent"   // the host has none
+)
+
 // VMSpec is what the customer asked for.
 type VMSpec struct {
 	CPUs     int    `json:"cpus"`

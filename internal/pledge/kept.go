@@ -1,11 +1,14 @@
 package pledge
 
+import "godwit.dev/godwit/internal/fleet"
+
 // Kept is what an agent keeps of an instance, which commands are held against.
 type Kept struct {
 	Role      Role
 	Migration string // that it takes part in; "" in none
 	Started   bool   // it has a process, or had one since its agent began
 	Ended     bool   // it has none
+	Unread    bool   // its record can't be read: it may be another VM's, or of another epoch
 }
 
 // TargetOf tells whether what is here belongs to that migration; where there is
@@ -27,13 +30,15 @@ func (k Kept) ran() bool { return k.Role != Arriving && k.Role != Refused }
 
 // Spared is why an instance is not removed that a server holds to be stale, or to
 // have ended; "" if it may be. State is what a session is told of it.
-func (k Kept) Spared(state string, ended bool, migration string) string {
+func (k Kept) Spared(state fleet.InstanceState, ended bool, migration string) string {
 	switch {
+	case k.Unread:
+		return "its record can't be read"
 	case k.Role == RanOn && !k.Ended:
 		return "it runs on, by its target's refusal" // and the server does not know yet
-	case ended && state != "exited":
-		return "it has not ended: it is " + state
-	case migration != "" && (k.Migration != migration || state != "incoming"):
+	case ended && state != fleet.InstanceExited:
+		return "it has not ended: it is " + string(state)
+	case migration != "" && (k.Migration != migration || state != fleet.InstanceIncoming):
 		return "it is not a target that waits in migration " + migration
 	}
 	return ""

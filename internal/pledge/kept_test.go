@@ -77,7 +77,7 @@ func TestSpared(t *testing.T) {
 	cases := []struct {
 		what      string
 		kept      Kept
-		state     string
+		state     fleet.InstanceState
 		ended     bool
 		migration string
 		want      bool
@@ -89,6 +89,7 @@ func TestSpared(t *testing.T) {
 		{"a target that has run", waits, "running", false, "m1", true},
 		{"another's target", waits, "incoming", false, "m2", true},
 		{"one that came by it", runs, "running", false, "m1", true},
+		{"one whose record can't be read", Kept{Role: Alone, Started: true, Unread: true}, "running", false, "", true},
 		{"one that runs on", Kept{Role: RanOn, Migration: "m1", Started: true}, "running", false, "", true},
 		{"one that ran on and ended", Kept{Role: RanOn, Migration: "m1", Started: true, Ended: true}, "exited", false, "", false},
 	}

@@ -1,8 +1,6 @@
 package pledge
 
-import (
-	"godwit.dev/godwit/internal/fleet"
-)
+import "godwit.dev/godwit/internal/fleet"
 
 // Role is an instance's part, as its agent has written it down. The values are
 // stored, so they are never renamed.
@@ -24,16 +22,16 @@ func (r Role) MayHaveRun(opened bool) bool { return r != Arriving || opened }
 
 // State is what a session is told of an instance: gone says that it has ended,
 // opened that one of its gates is, or may be, open.
-func (r Role) State(gone, opened bool) string {
+func (r Role) State(gone, opened bool) fleet.InstanceState {
 	switch {
 	case gone || r == Refused:
-		return "exited"
+		return fleet.InstanceExited
 	case !r.MayHaveRun(opened):
-		return "incoming"
+		return fleet.InstanceIncoming
 	case r == Source:
-		return "paused" // or still running: the server must not rely on it
+		return fleet.InstancePaused // or still running: the server must not rely on it
 	}
-	return "running"
+	return fleet.InstanceRunning
 }
 
 // Run is what becomes of the right to run.

@@ -14,7 +14,7 @@ func TestRoles(t *testing.T) {
 		run                 Run
 		shut, open          GiveUp // asked to give up, behind a gate that is shut, or open
 		runsOn, writesFirst bool
-		state               string
+		state               fleet.InstanceState
 	}{
 		{Alone, RunsAlready, KeepsOwns, KeepsOwns, false, false, "running"},
 		{Source, RunsAlready, KeepsOwns, KeepsOwns, true, true, "paused"},
