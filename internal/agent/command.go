@@ -89,17 +89,17 @@ func (a *Agent) command(ctx context.Context, command *godwitv1.Command) {
 
 // migrationCommand does the same for what follows the preparation.
 func (a *Agent) migrationCommand(ctx context.Context, command *godwitv1.Command) {
-	order, known := pledge.OrderOf(command, a.config.Name, func(vm fleet.VMName, epoch fleet.Epoch) bool {
+	addressee, known := pledge.AddresseeOf(command, a.config.Name, func(vm fleet.VMName, epoch fleet.Epoch) bool {
 		return a.meant(command, machineKey{vm, epoch}) != nil
 	})
 	if !known {
 		a.log.Error("a command of no known kind", "subject", command.GetSubject(), "sequence", command.GetSequence())
 		return
 	}
-	a.with(ctx, command, machineKey{order.VM, order.Epoch}, order.Absent, func(m *machine) *godwitv1.Report {
-		if !order.IsFor(m.kept()) {
+	a.with(ctx, command, machineKey{addressee.VM, addressee.Epoch}, addressee.Absent, func(m *machine) *godwitv1.Report {
+		if !addressee.Is(m.kept()) {
 			a.log.Warn("a command is not for what is here", "vm", m.key.vm, "epoch", m.key.epoch, "migration", m.record.Migration, "of", command.GetSubject(), "sequence", command.GetSequence())
-			return order.Foreign
+			return addressee.Foreign
 		}
 		return m.migrate(ctx, command)
 	})

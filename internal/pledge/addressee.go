@@ -8,34 +8,34 @@ import (
 	"godwit.dev/godwit/internal/fleet"
 )
 
-// Order is for which instance a migration's command is.
-type Order struct {
+// Addressee is the instance that a migration's command is for.
+type Addressee struct {
 	VM    fleet.VMName
 	Epoch fleet.Epoch
 	// Absent is what is answered when there is no such instance.
 	Absent *godwitv1.Report
-	// Foreign is what is answered when it is not for that instance.
+	// Foreign is what is answered when what is there takes part in another migration.
 	Foreign *godwitv1.Report
 
 	migration string
 	others    func(Kept) bool // those of no, or of another migration, that it is for all the same
 }
 
-// IsFor tells whether the instance is one that the command was meant for: it may
-// take part in another migration since.
-func (o Order) IsFor(kept Kept) bool { return kept.Migration == o.migration || o.others(kept) }
+// Is tells whether an instance that is there is the one that the command was meant
+// for: it may take part in another migration since.
+func (a Addressee) Is(kept Kept) bool { return kept.Migration == a.migration || a.others(kept) }
 
-// OrderOf reads a command that follows the preparation, of which has tells what
-// is on this host; false for any other.
-func OrderOf(command *godwitv1.Command, host fleet.HostName, has func(fleet.VMName, fleet.Epoch) bool) (Order, bool) {
+// AddresseeOf reads a command that follows the preparation; false for any other.
+// has tells what is on this host.
+func AddresseeOf(command *godwitv1.Command, host fleet.HostName, has func(fleet.VMName, fleet.Epoch) bool) (Addressee, bool) {
 	epoch := fleet.Epoch(command.GetEpoch())
 	gone := fmt.Errorf("its instance is not on %s", host)
 	foreign := fmt.Errorf("its instance on %s is not of migration %s", host, command.GetSubject())
-	source := func(vm string, absent *godwitv1.Report, others func(Kept) bool) (Order, bool) {
-		return Order{fleet.VMName(vm), epoch, absent, SourceFailed(foreign, false), command.GetSubject(), others}, true
+	source := func(vm string, absent *godwitv1.Report, others func(Kept) bool) (Addressee, bool) {
+		return Addressee{fleet.VMName(vm), epoch, absent, SourceFailed(foreign, false), command.GetSubject(), others}, true
 	}
-	target := func(vm string, absent, foreign *godwitv1.Report, others func(Kept) bool) (Order, bool) { // its epoch is one more than the migration's
-		return Order{fleet.VMName(vm), epoch + 1, absent, foreign, command.GetSubject(), others}, true
+	target := func(vm string, absent, foreign *godwitv1.Report, others func(Kept) bool) (Addressee, bool) { // its epoch is one more than the migration's
+		return Addressee{fleet.VMName(vm), epoch + 1, absent, foreign, command.GetSubject(), others}, true
 	}
 	switch op := command.GetOp().(type) {
 	case *godwitv1.Command_StartCopy:
@@ -57,7 +57,7 @@ func OrderOf(command *godwitv1.Command, host fleet.HostName, has func(fleet.VMNa
 	case *godwitv1.Command_ReleaseTarget: // released, and another one's target
 		return target(op.ReleaseTarget.GetVm(), TargetReleased(0, nil), TargetReleased(0, nil), Kept.unused)
 	}
-	return Order{}, false
+	return Addressee{}, false
 }
 
 // MeantFor tells whether a command is for an instance of that VM, as far as both

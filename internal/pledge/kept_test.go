@@ -20,9 +20,9 @@ func commands(subject string) map[string]*godwitv1.Command {
 	}
 }
 
-// Orders of m1 meet what its own agent keeps, and what another migration or the
+// Commands of m1 meet what its own agent keeps, and what another migration or the
 // VM's own life has left.
-func TestWhoseOrderItIs(t *testing.T) {
+func TestAddressee(t *testing.T) {
 	all := "start resume retire release run finish undo"
 	cases := []struct {
 		what string
@@ -43,8 +43,8 @@ func TestWhoseOrderItIs(t *testing.T) {
 	}
 	for _, c := range cases {
 		for name, command := range commands("m1") {
-			order, _ := OrderOf(command, "h1", nil)
-			if got, want := order.IsFor(c.kept), strings.Contains(c.want, name); got != want {
+			addressee, _ := AddresseeOf(command, "h1", nil)
+			if got, want := addressee.Is(c.kept), strings.Contains(c.want, name); got != want {
 				t.Errorf("%s is for %s: %v", name, c.what, got)
 			}
 		}

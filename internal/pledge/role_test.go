@@ -70,7 +70,7 @@ func TestDecided(t *testing.T) {
 	}
 }
 
-func TestOrders(t *testing.T) {
+func TestAddresseeOf(t *testing.T) {
 	resume := &godwitv1.Command{Epoch: 3, Op: &godwitv1.Command_ResumeSource{ResumeSource: &godwitv1.ResumeSource{Vm: "web", NewEpoch: 5}}}
 	run := &godwitv1.Command{Epoch: 3, Op: &godwitv1.Command_RunTarget{RunTarget: &godwitv1.RunTarget{Vm: "web"}}}
 	release := &godwitv1.Command{Epoch: 3, Op: &godwitv1.Command_ReleaseTarget{ReleaseTarget: &godwitv1.ReleaseTarget{Vm: "web"}}}
@@ -86,13 +86,13 @@ func TestOrders(t *testing.T) {
 		{"a target that is to go", release, 4, "4 false false"},
 	}
 	for _, c := range cases {
-		order, known := OrderOf(c.command, "h1", func(_ fleet.VMName, epoch fleet.Epoch) bool { return epoch == c.has })
-		got := fmt.Sprint(order.Epoch, Failed(order.Absent), Failed(order.Foreign))
-		if !known || order.VM != "web" || got != c.want {
+		addressee, known := AddresseeOf(c.command, "h1", func(_ fleet.VMName, epoch fleet.Epoch) bool { return epoch == c.has })
+		got := fmt.Sprint(addressee.Epoch, Failed(addressee.Absent), Failed(addressee.Foreign))
+		if !known || addressee.VM != "web" || got != c.want {
 			t.Errorf("%s: %s, want %s", c.what, got, c.want)
 		}
 	}
-	if _, known := OrderOf(&godwitv1.Command{Op: &godwitv1.Command_StartInstance{}}, "h1", nil); known {
+	if _, known := AddresseeOf(&godwitv1.Command{Op: &godwitv1.Command_StartInstance{}}, "h1", nil); known {
 		t.Error("a start follows no preparation")
 	}
 }

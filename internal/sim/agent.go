@@ -332,19 +332,19 @@ func (a *agent) keeperFor(instance *godwitv1.Instance) *keeper {
 }
 
 func (a *agent) migrationCommand(command *godwitv1.Command) {
-	order, known := pledge.OrderOf(command, a.name, func(vm fleet.VMName, epoch fleet.Epoch) bool { return a.find(vm, epoch) != nil })
+	addressee, known := pledge.AddresseeOf(command, a.name, func(vm fleet.VMName, epoch fleet.Epoch) bool { return a.find(vm, epoch) != nil })
 	if !known {
 		return
 	}
-	m := a.find(order.VM, order.Epoch)
+	m := a.find(addressee.VM, addressee.Epoch)
 	if m == nil {
-		a.say(pledge.Answering(command, order.Absent))
+		a.say(pledge.Answering(command, addressee.Absent))
 		return
 	}
 	k := a.keeper(m)
 	k.do(command, func() *godwitv1.Report {
-		if !order.IsFor(k.kept()) {
-			return order.Foreign
+		if !addressee.Is(k.kept()) {
+			return addressee.Foreign
 		}
 		return k.migrate(command)
 	})
