@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"sync/atomic"
 	"testing"
 
@@ -140,4 +141,37 @@ func TestReleaseAwaitsTheWayBackFirst(t *testing.T) {
 		t.Error("the way back was not looked at")
 	}
 	m.target.checkNothingLeft()
+}
+
+// If the agent is killed as QEMU ends, nobody has the taps any more, and what waits
+// in them is gone.
+func TestFramesReturnBeforeTheTargetEnds(t *testing.T) {
+	m := newMove(t)
+	m.prepare()
+	target := m.target.agent.find(machineKey{testVM, 2})
+	tap := target.allPorts()[0].tap
+	const waiting = 3
+	for range waiting {
+		if err := tap.Sacrifice(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	now, cancel := context.WithCancel(t.Context())
+	cancel() // it looks once
+	if tap.WaitEmpty(now) == nil {
+		t.Fatal("no frames wait at the target")
+	}
+	ends := false
+	target.mu.Lock()
+	target.decided = func() { // the first that is called to end QEMU
+		ends = true
+		if err := tap.WaitEmpty(now); err != nil {
+			t.Errorf("the target's QEMU is ended first: %v", err)
+		}
+	}
+	target.mu.Unlock()
+	answer := m.target.do(m.releaseCommand()).GetTargetReleased()
+	if answer.GetFramesReturned() != waiting || answer.GetReturnError() != "" || !ends {
+		t.Errorf("released: %v; a hook was called: %v", answer, ends)
+	}
 }
