@@ -164,6 +164,14 @@ type peerRecord struct {
 	SwitchMax time.Duration `json:"switchMax,omitempty"`
 }
 
+// peerAddress gives where the agent of a host listens; "" if it does not.
+func peerAddress(host string, port uint32) string {
+	if port == 0 {
+		return ""
+	}
+	return net.JoinHostPort(host, strconv.FormatUint(uint64(port), 10))
+}
+
 // dialPeer gives a client of another host's agent; nothing is sent yet.
 func (a *Agent) dialPeer(peer peerRecord) (*client.Peer, error) {
 	return client.DialPeer(client.Config{
@@ -172,11 +180,11 @@ func (a *Agent) dialPeer(peer peerRecord) (*client.Peer, error) {
 	})
 }
 
-// awaitPath waits until packets come to another host and back, but not longer
-// than pathWithin: a frame that is sent while the link is cut is gone. That no
+// awaitPath waits until packets come to another host's agent and back, but not
+// longer than pathWithin: a frame that is sent while the link is cut is gone. That no
 // agent listens there is an answer, too.
-func (a *Agent) awaitPath(ctx context.Context, address string, port uint32) {
-	if port == 0 {
+func (a *Agent) awaitPath(ctx context.Context, address string) {
+	if address == "" {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, pathWithin)
@@ -189,7 +197,7 @@ func (a *Agent) awaitPath(ctx context.Context, address string, port uint32) {
 	defer again.Stop()
 	for {
 		once, cancel := context.WithTimeout(ctx, pathTry)
-		conn, err := dial(once, "tcp", net.JoinHostPort(address, strconv.FormatUint(uint64(port), 10)))
+		conn, err := dial(once, "tcp", address)
 		cancel()
 		if err == nil {
 			conn.Close()

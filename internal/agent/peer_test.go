@@ -207,7 +207,7 @@ func TestAwaitPath(t *testing.T) {
 					other.Close()
 					return conn, nil
 				}
-				a.awaitPath(t.Context(), "10.0.0.1", 7444)
+				a.awaitPath(t.Context(), "10.0.0.1:7444")
 				if waited := time.Since(begun); waited < test.want || waited > test.want+pathTry+pathEvery {
 					t.Errorf("waited for %v, want %v", waited, test.want)
 				}

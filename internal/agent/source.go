@@ -54,7 +54,7 @@ func (m *machine) beginCopy(ctx context.Context, command *godwitv1.Command, want
 	next := m.record
 	next.Role, next.Migration = source, command.GetSubject()
 	next.Peer = peerRecord{
-		Host: fleet.HostName(want.GetTarget()), Address: peerAddress(remote, want.GetTargetPeerPort()),
+		Host: fleet.HostName(want.GetTarget()), Address: peerAddress(want.GetTargetAddress(), want.GetTargetPeerPort()),
 		SwitchMax: time.Duration(want.GetSwitchMaxMs()) * time.Millisecond,
 	}
 	if err := m.note(next); err != nil {
@@ -105,14 +105,6 @@ func limits(out *qemu.Outgoing, can qemu.Abilities) {
 	default:
 		out.DowntimeLimit, out.SwitchoverBandwidth = leastDowntime, leastSwitchover
 	}
-}
-
-// peerAddress gives where a host's agent listens; "" if it does not.
-func peerAddress(host netip.Addr, port uint32) string {
-	if port == 0 {
-		return ""
-	}
-	return netip.AddrPortFrom(host, uint16(port)).String()
 }
 
 // openTunnels lets frames that the target returns after an abort come to the

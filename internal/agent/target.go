@@ -164,8 +164,8 @@ func (m *machine) arrive(ctx context.Context, migration string, instance *qemu.I
 	m.ready(ctx, migration, &godwitv1.TargetMarks{Loaded: timestamppb.New(loaded)}, line)
 }
 
-// ready has the state, since when marks says: it lets frames come, unless that was done when the
-// source stopped, and asks for the commit.
+// ready has the state, since when marks says: it lets frames come, unless that was
+// done when the source stopped, and asks for the commit.
 func (m *machine) ready(ctx context.Context, migration string, marks *godwitv1.TargetMarks, line *commitLine) {
 	m.mu.Lock()
 	m.marks = marks
@@ -320,7 +320,7 @@ func (m *machine) finishTarget() *godwitv1.Report {
 // too, if this agent dies meanwhile, and what has come since after its end.
 func (m *machine) releaseTarget(ctx context.Context, want *godwitv1.ReleaseTarget) *godwitv1.Report {
 	if want.GetReturnFrames() {
-		m.agent.awaitPath(ctx, want.GetSourceAddress(), want.GetSourcePeerPort())
+		m.agent.awaitPath(ctx, peerAddress(want.GetSourceAddress(), want.GetSourcePeerPort()))
 	}
 	frames, lost := m.returnFrames(ctx, want)
 	if err := m.kill(ctx); err != nil {

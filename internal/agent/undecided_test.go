@@ -224,7 +224,7 @@ func (m *move) ask(t *testing.T, by *testHost, epoch uint64) bool {
 
 func (m *move) askAs(keeper *pki.Keeper, migration string, epoch uint64) (*godwitv1.GiveUpResponse, error) {
 	peer, err := client.DialPeer(client.Config{
-		Server: "https://" + peerAddress(m.target.space.Addr, testPeerPort), Dial: m.source.agent.config.Peers.Dial,
+		Server: "https://" + peerAddress(m.target.space.Addr.String(), testPeerPort), Dial: m.source.agent.config.Peers.Dial,
 		TLS: keeper.ClientConfig(pki.Expect{Kind: pki.Host, Name: m.target.name}),
 	})
 	if err != nil {
