@@ -95,7 +95,7 @@ func (m *machine) adopt(ctx context.Context) error {
 		err = m.moveFolder()
 	}
 	if err == nil {
-		instance, ports, err = m.takeOver(ctx)
+		instance, ports, err = m.adoptInstance(ctx)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -148,7 +148,8 @@ func (m *machine) moveFolder() error {
 	return err
 }
 
-func (m *machine) takeOver(ctx context.Context) (instance *qemu.Instance, ports []*port, err error) {
+// adoptInstance takes over the process, if there is one, and its ports.
+func (m *machine) adoptInstance(ctx context.Context) (instance *qemu.Instance, ports []*port, err error) {
 	ctx, cancel := context.WithTimeout(ctx, adoptWithin)
 	defer cancel()
 	instance, err = qemu.Adopt(ctx, m.dir, m.agent.config.BootID)

@@ -12,7 +12,6 @@ import (
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
-	"godwit.dev/godwit/internal/migration"
 	"godwit.dev/godwit/internal/network"
 	"godwit.dev/godwit/internal/pledge"
 	"godwit.dev/godwit/internal/qemu"
@@ -34,12 +33,6 @@ const (
 	// Usually it takes well below a millisecond, on a host that is overloaded
 	// many; of what it leaves, one frame is at risk.
 	ringWithin = time.Second
-	// switchCost is the time for the last pages that is good enough: it is
-	// small beside QEMU's own part of the blackout.
-	switchCost = 500 * time.Microsecond
-	// shrinkLeast is by how much a pass must leave less than the one before to
-	// be worth another.
-	shrinkLeast = 0.7
 	// tellWithin is how long the report of the stop may wait for QEMU to have
 	// sent the last pages: the server's work would compete with that for
 	// processors, and the report is wanted for the commit only.
@@ -50,13 +43,6 @@ const (
 	measureWithin = 200 * time.Millisecond
 	// progressEvery is the interval between reports of the copy.
 	progressEvery = 200 * time.Millisecond
-	// lookEvery is the interval between looks at the only pass of a QEMU that
-	// can't be trusted with more, and onePassLeft what is left of it when the
-	// guest is stopped. If QEMU comes to its end before, it stops the guest by
-	// itself, with the gate still open.
-	lookEvery   = 5 * time.Millisecond
-	onePassLeft = 50 * time.Millisecond
-	emptyLeft   = 20 * time.Millisecond // that rest may not be empty, and takes longer then
 )
 
 // handover is one copy from its start to the moment at which the target has
@@ -122,10 +108,7 @@ func (h *handover) copyAndSwitch(ctx context.Context) error {
 				return err
 			}
 		case <-reports.C:
-			if h.stopper != "" {
-				continue
-			}
-			if err := h.look(ctx, false); err != nil {
+			if err := h.reportPass(ctx); err != nil {
 				return err
 			}
 		case <-looks:
@@ -154,12 +137,12 @@ func (h *handover) begin(ctx context.Context) (done bool, err error) {
 	if !before.Status.UnderWay() && !sent {
 		return false, h.instance.SendTo(ctx, h.outgoing)
 	}
-	return sent, h.takeOver(ctx, before, state, sent)
+	return sent, h.continueCopy(ctx, before, state, sent)
 }
 
-// takeOver goes on where an earlier agent has left the copy. Events that it
+// continueCopy goes on where an earlier agent has left the copy. Events that it
 // missed are made up from what QEMU says of itself now, with the present time.
-func (h *handover) takeOver(ctx context.Context, before qemu.Progress, state qemu.RunState, sent bool) error {
+func (h *handover) continueCopy(ctx context.Context, before qemu.Progress, state qemu.RunState, sent bool) error {
 	h.pass = before.Pass
 	if state.Running() {
 		if h.leaving() {
@@ -195,78 +178,34 @@ func (h *handover) leaving() bool {
 	return false
 }
 
-// watchOnlyPass stops the guest shortly before the end of the first pass, on a
-// QEMU that would lose track of what the guest writes after it.
-func (h *handover) watchOnlyPass(ctx context.Context) (err error) {
-	if h.stopper != "" {
-		return nil
-	}
-	if h.progress, err = h.instance.Progress(ctx); err != nil {
-		return err
-	}
-	before, since := h.looked, time.Since(h.lookedAt)
-	h.looked, h.lookedAt = h.progress.Remaining, time.Now()
-	if h.progress.Pass > 1 { // QEMU has stopped the guest itself
-		return nil
-	}
-	if h.why = h.soonThrough(before, since); h.why == nil {
-		return nil
-	}
-	return h.stopGuest(ctx)
-}
-
-// soonThrough says why the pass is about to end, or nil if it is not: it is within
-// onePassLeft by the bandwidth or, since of empty pages hardly anything is sent,
-// within emptyLeft by what has become of the rest since the look before.
-func (h *handover) soonThrough(before fleet.Bytes, since time.Duration) *godwitv1.StopReason {
-	left, rate, limit := float64(h.progress.Remaining), h.progress.Bandwidth, onePassLeft
-	if rate <= 0 {
-		return nil
-	}
-	pace := fleet.BytesPerSecond((float64(before) - left) / since.Seconds())
-	if float64(pace)*emptyLeft.Seconds() > float64(rate)*limit.Seconds() {
-		rate, limit = pace, emptyLeft
-	}
-	if left > float64(rate)*limit.Seconds() {
-		return nil
-	}
-	return h.stopReason(migration.OnlyPass, rate, limit)
-}
-
 // take deals with one event of QEMU; done when the target has everything.
 func (h *handover) take(ctx context.Context, event qemu.Event) (done bool, err error) {
 	switch event.Kind {
 	case qemu.PassBegun:
-		h.pass = event.Pass
-		if h.can.OnePass && h.pass > 1 && h.marks.Stopped == nil {
-			return false, &fleet.Error{
-				Code: fleet.Unsupported, Op: "copy", Subject: "vm " + string(h.key.vm),
-				Cause: "the first pass ended while the guest ran, and this QEMU's emulator does not notice all that it writes after that",
-				Hint:  "use QEMU 8.2 or later on the source",
-			}
-		}
-		if h.stopper != "" {
-			return false, nil
-		}
-		return false, h.passBegun(ctx)
+		return false, h.passBegun(ctx, event.Pass)
 	case qemu.Stopped:
-		if h.marks.Stopped != nil { // known since the take-over
-			return false, nil
-		}
-		h.marks.Stopped = timestamppb.New(event.At)
-		if h.stopper == "" {
-			err = h.stoppedByQEMU(ctx)
-		} else {
-			err = h.guestStopped()
-		}
-		if err != nil {
-			return false, err
-		}
-		return false, h.proceed(ctx)
+		return false, h.stopped(ctx, event.At)
 	case qemu.MigrationChanged:
 		return h.statusChanged(ctx, event)
 	}
 	return false, nil
+}
+
+// stopped: the guest stands still, as it was told or by itself.
+func (h *handover) stopped(ctx context.Context, at time.Time) (err error) {
+	if h.marks.Stopped != nil { // known since the copy was taken over
+		return nil
+	}
+	h.marks.Stopped = timestamppb.New(at)
+	if h.stopper == "" {
+		err = h.stoppedByQEMU(ctx)
+	} else {
+		err = h.guestStopped()
+	}
+	if err != nil {
+		return err
+	}
+	return h.proceed(ctx)
 }
 
 func (h *handover) statusChanged(ctx context.Context, event qemu.Event) (done bool, err error) {
@@ -302,69 +241,6 @@ func (h *handover) proceed(ctx context.Context) error {
 	}
 	h.tellStop()
 	go h.drainLeft(ctx) // while QEMU sends the devices
-	return nil
-}
-
-// passBegun decides whether the next pass is to be the last.
-func (h *handover) passBegun(ctx context.Context) error {
-	if err := h.look(ctx, true); err != nil {
-		return err
-	}
-	if h.pass >= 2 {
-		h.why = h.converged()
-	}
-	if h.why == nil {
-		h.left = h.progress.Remaining
-		return nil
-	}
-	return h.stopGuest(ctx)
-}
-
-// converged: what is left takes hardly any time, or another pass would not
-// leave less and this one fits into the blackout that is allowed. Nil if not.
-func (h *handover) converged() *godwitv1.StopReason {
-	if h.progress.Bandwidth <= 0 {
-		return nil
-	}
-	cost := h.cost()
-	if cost <= switchCost {
-		return h.stopReason(migration.LittleLeft, h.progress.Bandwidth, switchCost)
-	}
-	shrinks := h.left == 0 || float64(h.progress.Remaining) < shrinkLeast*float64(h.left)
-	if shrinks || cost > h.blackoutMax {
-		return nil
-	}
-	return h.stopReason(migration.NoGain, h.progress.Bandwidth, h.blackoutMax)
-}
-
-// cost is how long what is left takes, at a bandwidth that is known.
-func (h *handover) cost() time.Duration {
-	return time.Duration(float64(h.progress.Remaining) / float64(h.progress.Bandwidth) * float64(time.Second))
-}
-
-func (h *handover) stopReason(rule migration.StopRule, rate fleet.BytesPerSecond, limit time.Duration) *godwitv1.StopReason {
-	return &godwitv1.StopReason{
-		RemainingBytes: uint64(h.progress.Remaining), BandwidthBytesPerSecond: float64(rate),
-		Rule: string(rule), LimitMs: float64(limit) / float64(time.Millisecond),
-	}
-}
-
-// look asks QEMU how far it is, and reports it.
-func (h *handover) look(ctx context.Context, passBegins bool) (err error) {
-	if h.progress, err = h.instance.Progress(ctx); err != nil {
-		return err
-	}
-	p, pass := h.progress, h.pass
-	if !passBegins {
-		pass = max(pass, p.Pass) // its event may not have been read yet
-	}
-	h.agent.say(&godwitv1.Report{
-		Subject: h.command.GetSubject(), Epoch: uint64(h.key.epoch),
-		Event: &godwitv1.Report_CopyProgress{CopyProgress: &godwitv1.CopyProgress{
-			Pass: int32(pass), SentBytes: uint64(p.Transferred), RemainingBytes: uint64(p.Remaining), TotalBytes: uint64(p.Total),
-			DirtyBytesPerSecond: float64(p.DirtyRate), BandwidthBytesPerSecond: float64(p.Bandwidth), PassBegins: passBegins,
-		}},
-	})
 	return nil
 }
 

@@ -1,0 +1,146 @@
+package agent
+
+import (
+	"context"
+	"time"
+
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/migration"
+)
+
+const (
+	// switchCost is the time for the last pages that is good enough: it is
+	// small beside QEMU's own part of the blackout.
+	switchCost = 500 * time.Microsecond
+	// shrinkLeast is by how much a pass must leave less than the one before to
+	// be worth another.
+	shrinkLeast = 0.7
+	// lookEvery is the interval between looks at the only pass of a QEMU that
+	// can't be trusted with more, and onePassLeft what is left of it when the
+	// guest is stopped. If QEMU comes to its end before, it stops the guest by
+	// itself, with the gate still open.
+	lookEvery   = 5 * time.Millisecond
+	onePassLeft = 50 * time.Millisecond
+	emptyLeft   = 20 * time.Millisecond // that rest may not be empty, and takes longer then
+)
+
+// passBegun decides whether the pass that begins is to be the last.
+func (h *handover) passBegun(ctx context.Context, pass int) error {
+	h.pass = pass
+	if h.can.OnePass && pass > 1 && h.marks.Stopped == nil {
+		return &fleet.Error{
+			Code: fleet.Unsupported, Op: "copy", Subject: "vm " + string(h.key.vm),
+			Cause: "the first pass ended while the guest ran, and this QEMU's emulator does not notice all that it writes after that",
+			Hint:  "use QEMU 8.2 or later on the source",
+		}
+	}
+	if h.stopper != "" {
+		return nil
+	}
+	if err := h.look(ctx, true); err != nil {
+		return err
+	}
+	if h.pass >= 2 {
+		h.why = h.converged()
+	}
+	if h.why == nil {
+		h.left = h.progress.Remaining
+		return nil
+	}
+	return h.stopGuest(ctx)
+}
+
+// converged: what is left takes hardly any time, or another pass would not
+// leave less and this one fits into the blackout that is allowed. Nil if not.
+func (h *handover) converged() *godwitv1.StopReason {
+	if h.progress.Bandwidth <= 0 {
+		return nil
+	}
+	cost := h.cost()
+	if cost <= switchCost {
+		return h.stopReason(migration.LittleLeft, h.progress.Bandwidth, switchCost)
+	}
+	shrinks := h.left == 0 || float64(h.progress.Remaining) < shrinkLeast*float64(h.left)
+	if shrinks || cost > h.blackoutMax {
+		return nil
+	}
+	return h.stopReason(migration.NoGain, h.progress.Bandwidth, h.blackoutMax)
+}
+
+// cost is how long what is left takes, at a bandwidth that is known.
+func (h *handover) cost() time.Duration {
+	return time.Duration(float64(h.progress.Remaining) / float64(h.progress.Bandwidth) * float64(time.Second))
+}
+
+// watchOnlyPass stops the guest shortly before the end of the first pass, on a
+// QEMU that would lose track of what the guest writes after it.
+func (h *handover) watchOnlyPass(ctx context.Context) (err error) {
+	if h.stopper != "" {
+		return nil
+	}
+	if h.progress, err = h.instance.Progress(ctx); err != nil {
+		return err
+	}
+	before, since := h.looked, time.Since(h.lookedAt)
+	h.looked, h.lookedAt = h.progress.Remaining, time.Now()
+	if h.progress.Pass > 1 { // QEMU has stopped the guest itself
+		return nil
+	}
+	if h.why = h.soonThrough(before, since); h.why == nil {
+		return nil
+	}
+	return h.stopGuest(ctx)
+}
+
+// soonThrough says why the pass is about to end, or nil if it is not: it is within
+// onePassLeft by the bandwidth or, since of empty pages hardly anything is sent,
+// within emptyLeft by what has become of the rest since the look before.
+func (h *handover) soonThrough(before fleet.Bytes, since time.Duration) *godwitv1.StopReason {
+	left, rate, limit := float64(h.progress.Remaining), h.progress.Bandwidth, onePassLeft
+	if rate <= 0 {
+		return nil
+	}
+	pace := fleet.BytesPerSecond((float64(before) - left) / since.Seconds())
+	if float64(pace)*emptyLeft.Seconds() > float64(rate)*limit.Seconds() {
+		rate, limit = pace, emptyLeft
+	}
+	if left > float64(rate)*limit.Seconds() {
+		return nil
+	}
+	return h.stopReason(migration.OnlyPass, rate, limit)
+}
+
+func (h *handover) stopReason(rule migration.StopRule, rate fleet.BytesPerSecond, limit time.Duration) *godwitv1.StopReason {
+	return &godwitv1.StopReason{
+		RemainingBytes: uint64(h.progress.Remaining), BandwidthBytesPerSecond: float64(rate),
+		Rule: string(rule), LimitMs: float64(limit) / float64(time.Millisecond),
+	}
+}
+
+// reportPass reports, during a pass, how far the copy is.
+func (h *handover) reportPass(ctx context.Context) error {
+	if h.stopper != "" {
+		return nil
+	}
+	return h.look(ctx, false)
+}
+
+// look asks QEMU how far it is, and reports it.
+func (h *handover) look(ctx context.Context, passBegins bool) (err error) {
+	if h.progress, err = h.instance.Progress(ctx); err != nil {
+		return err
+	}
+	p, pass := h.progress, h.pass
+	if !passBegins {
+		pass = max(pass, p.Pass) // its event may not have been read yet
+	}
+	h.agent.say(&godwitv1.Report{
+		Subject: h.command.GetSubject(), Epoch: uint64(h.key.epoch),
+		Event: &godwitv1.Report_CopyProgress{CopyProgress: &godwitv1.CopyProgress{
+			Pass: int32(pass), SentBytes: uint64(p.Transferred), RemainingBytes: uint64(p.Remaining), TotalBytes: uint64(p.Total),
+			DirtyBytesPerSecond: float64(p.DirtyRate), BandwidthBytesPerSecond: float64(p.Bandwidth), PassBegins: passBegins,
+		}},
+	})
+	return nil
+}
