@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/lab/bootsector"
 	"godwit.dev/godwit/internal/network"
 	"godwit.dev/godwit/internal/pledge"
 )
@@ -19,7 +20,7 @@ import (
 func TestAdopt(t *testing.T) {
 	f, hosts := newFleet(t, "h1")
 	h := hosts[0]
-	h.run(booting(t, f, 1, busy))
+	h.run(booting(t, f, 1, bootsector.Busy()))
 	h.awaitGuest(1)
 	pid, tap := h.instance(testVM, 1).PID(), h.taps()[0]
 	h.stop()

@@ -9,41 +9,14 @@ import (
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
-)
-
-// Guests are boot sectors: a few instructions in real mode, which SeaBIOS runs
-// at 0000:7c00. They say '!' on the serial console when they begin.
-var (
-	sayHello = []byte{
-		0xba, 0xf8, 0x03, // mov dx, 0x3f8
-		0xb0, '!', // mov al, '!'
-		0xee, // out dx, al
-	}
-	// busy writes into one page for ever, so that each pass of a copy leaves
-	// something.
-	busy = append(sayHello[:len(sayHello):len(sayHello)],
-		0xff, 0x06, 0x00, 0x90, // inc word [0x9000]
-		0xeb, 0xfa, // jmp to it
-	)
-	// poweringOff powers the machine off: S5 by the PM1a control register,
-	// which QEMU's firmware puts at port 0x604.
-	poweringOff = append(sayHello[:len(sayHello):len(sayHello)],
-		0xba, 0x04, 0x06, // mov dx, 0x604
-		0xb8, 0x00, 0x20, // mov ax, SLP_EN
-		0xef,             // out dx, ax
-		0xf4, 0xeb, 0xfd, // hlt, for ever
-	)
+	"godwit.dev/godwit/internal/lab/bootsector"
 )
 
 // bootDisk writes a disk that a guest boots from.
 func bootDisk(t *testing.T, dir string, code []byte) *godwitv1.Disk {
 	t.Helper()
-	const size = 1 << 20
-	image := make([]byte, size)
-	copy(image, code)
-	image[510], image[511] = 0x55, 0xaa
-	path := filepath.Join(dir, "disk.raw")
-	if err := os.WriteFile(path, image, 0o600); err != nil {
+	path, err := bootsector.WriteDisk(dir, code)
+	if err != nil {
 		t.Fatal(err)
 	}
 	return &godwitv1.Disk{Name: "root", Kind: "file", Path: path, Format: "raw"}

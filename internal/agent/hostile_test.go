@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/lab/bootsector"
 	"godwit.dev/godwit/internal/network"
 	"godwit.dev/godwit/internal/pki"
 )
@@ -68,7 +69,7 @@ func TestBadCommands(t *testing.T) {
 func TestServerSaysNonsense(t *testing.T) {
 	f, hosts := newFleet(t, "h1")
 	h := hosts[0]
-	h.run(booting(t, f, 1, busy))
+	h.run(booting(t, f, 1, bootsector.Busy()))
 	events := h.instance(testVM, 1).Subscribe()
 	for _, command := range badCommands() {
 		h.sendCommand(command)

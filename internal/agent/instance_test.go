@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/lab/bootsector"
 	"godwit.dev/godwit/internal/network"
 )
 
@@ -219,7 +220,7 @@ func TestHelloDuringAStart(t *testing.T) {
 func TestGuestPowersOff(t *testing.T) {
 	f, hosts := newFleet(t, "h1")
 	h := hosts[0]
-	instance := booting(t, f, 1, poweringOff)
+	instance := booting(t, f, 1, bootsector.PoweringOff())
 	h.run(instance)
 	isEnd := func(r *godwitv1.Report) bool {
 		return r.GetSequence() == 0 && r.GetInstance().GetState() == "exited"

@@ -11,6 +11,7 @@ import (
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/lab/bootsector"
 	"godwit.dev/godwit/internal/network"
 )
 
@@ -48,7 +49,7 @@ func (h *testHost) checkRefused(gone bool, orders ...*godwitv1.Command) {
 func TestCommandsForAnotherVM(t *testing.T) {
 	f, hosts := newFleet(t, "h1")
 	h := hosts[0]
-	h.run(booting(t, f, 1, busy))
+	h.run(booting(t, f, 1, bootsector.Busy()))
 	events := h.instance(testVM, 1).Subscribe()
 	other := firmware(1)
 	other.Uid = otherUID
@@ -114,7 +115,7 @@ func TestOrdersOfAnotherMigration(t *testing.T) {
 func TestStartWhereATargetWaits(t *testing.T) {
 	m := newMove(t)
 	m.prepare()
-	start := startCommand(1, booting(t, m.fleet, 2, busy))
+	start := startCommand(1, booting(t, m.fleet, 2, bootsector.Busy()))
 	for _, command := range []*godwitv1.Command{start, again(start)} {
 		got := m.target.do(command).GetInstance()
 		if got.GetState() != "exited" || !strings.Contains(got.GetCause(), testMigration) {
@@ -142,7 +143,7 @@ func TestReleaseComesAgainAfterAStart(t *testing.T) {
 	}
 	release()
 	m.source.do(stopCommand(99, 1, 0)) // its disk is locked until then
-	if got := m.target.do(startCommand(1, booting(t, m.fleet, 2, busy))).GetInstance(); got.GetState() != "running" {
+	if got := m.target.do(startCommand(1, booting(t, m.fleet, 2, bootsector.Busy()))).GetInstance(); got.GetState() != "running" {
 		t.Errorf("start after the release: %v", got)
 	}
 	release() // the answer was lost

@@ -9,6 +9,7 @@ import (
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/lab/bootsector"
 	"godwit.dev/godwit/internal/migration"
 	"godwit.dev/godwit/internal/network"
 	"godwit.dev/godwit/internal/qemu"
@@ -34,7 +35,7 @@ type move struct {
 func newMove(t *testing.T) *move {
 	t.Helper()
 	f, hosts := newFleet(t, "h1", "h2")
-	m := &move{t: t, id: testMigration, epoch: 1, fleet: f, source: hosts[0], target: hosts[1], instance: booting(t, f, 1, busy), sequence: 10}
+	m := &move{t: t, id: testMigration, epoch: 1, fleet: f, source: hosts[0], target: hosts[1], instance: booting(t, f, 1, bootsector.Busy()), sequence: 10}
 	m.source.run(m.instance)
 	m.source.awaitGuest(1)
 	return m
@@ -51,7 +52,7 @@ func (m *move) tunnels() []*godwitv1.PortNetwork {
 
 func (m *move) prepareCommand() *godwitv1.Command {
 	c := m.command()
-	there := booting(m.t, m.fleet, m.epoch+1, busy)
+	there := booting(m.t, m.fleet, m.epoch+1, bootsector.Busy())
 	there.Networks = m.tunnels()
 	c.Op = &godwitv1.Command_PrepareTarget{PrepareTarget: &godwitv1.PrepareTarget{
 		Instance: there, Source: m.source.name, SourceAddress: m.source.space.Addr.String(),

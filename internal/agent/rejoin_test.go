@@ -13,6 +13,7 @@ import (
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/lab/bootsector"
 	"godwit.dev/godwit/internal/pledge"
 )
 
@@ -94,7 +95,7 @@ func ended(r *godwitv1.Report) bool { return r.GetInstance().GetState() == "exit
 func TestMonitorBreaks(t *testing.T) {
 	f, hosts := newFleet(t, "h1")
 	h := hosts[0]
-	h.run(booting(t, f, 1, busy))
+	h.run(booting(t, f, 1, bootsector.Busy()))
 	h.stop()
 	monitor := standBetween(h, 1)
 	h.start()

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"godwit.dev/godwit/internal/lab/bootsector"
 	"godwit.dev/godwit/internal/qemu"
 )
 
@@ -18,8 +19,12 @@ func TestOnePass(t *testing.T) {
 }
 
 func testOnePass(t *testing.T, binary string) {
+	disk, err := bootsector.WriteDisk(t.TempDir(), bootsector.Busy())
+	if err != nil {
+		t.Fatal(err)
+	}
 	c := config(t, binary)
-	c.Disks = []qemu.Disk{{Name: "root", Path: busyGuest(t), Format: "raw"}}
+	c.Disks = []qemu.Disk{{Name: "root", Path: disk, Format: "raw"}}
 	source := start(t, c)
 	resume(t, source)
 	awaitHello(t, filepath.Join(c.Dir, "console.log"))
@@ -46,26 +51,6 @@ func testOnePass(t *testing.T, binary string) {
 			t.Fatal("QEMU neither begins a second pass nor stops the guest")
 		}
 	}
-}
-
-// busyGuest writes a boot sector that says '!' on the serial console and then
-// writes into one page for ever.
-func busyGuest(t *testing.T) (path string) {
-	t.Helper()
-	image := make([]byte, 1<<20)
-	copy(image, []byte{
-		0xba, 0xf8, 0x03, // mov dx, 0x3f8
-		0xb0, '!', // mov al, '!'
-		0xee,                   // out dx, al
-		0xff, 0x06, 0x00, 0x90, // inc word [0x9000]
-		0xeb, 0xfa, // jmp to it
-	})
-	image[510], image[511] = 0x55, 0xaa
-	path = filepath.Join(t.TempDir(), "disk.raw")
-	if err := os.WriteFile(path, image, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return path
 }
 
 // awaitHello waits for it in QEMU's log of the console, a file, which tells
