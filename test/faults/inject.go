@@ -18,8 +18,8 @@ const (
 	deadFor = 10 * time.Second
 	// brokenFor is how long a stop or a cut lasts.
 	brokenFor = 5 * time.Second
-	// lookEvery is how often a process is looked at for what it tells nobody.
-	lookEvery = 2 * time.Millisecond
+	// pollEvery is how often is looked for what nobody tells.
+	pollEvery = 2 * time.Millisecond
 )
 
 // effect is a fault that has begun.
@@ -39,25 +39,27 @@ func inject(ctx context.Context, f *fleetlab.Fleet, p plane, c cell, held *fleet
 		return signalQEMU(ctx, f, c)
 	}
 	victims := programs(f, p, c.Victim)
+	start := func() error { return each(victims, (*fleetlab.Process).Start) }
+	resume := func() error { return each(victims, (*fleetlab.Process).Continue) }
 	switch {
 	case c.Fault == restart:
-		if err := each(victims, (*fleetlab.Process).Kill)(); err != nil {
+		if err := each(victims, (*fleetlab.Process).Kill); err != nil {
 			return effect{}, err
 		}
-		return effect{}, each(victims, (*fleetlab.Process).Start)()
+		return effect{}, start()
 	case c.Victim.isAgent():
 		return signalAgent(ctx, victims[0], c.Fault, victims[0] == held)
 	case c.Fault == sigstop:
-		return effect{brokenFor, each(victims, (*fleetlab.Process).Continue)}, each(victims, (*fleetlab.Process).Pause)()
+		return effect{brokenFor, resume}, each(victims, (*fleetlab.Process).Pause)
 	}
-	return effect{deadFor, each(victims, (*fleetlab.Process).Start)}, each(victims, (*fleetlab.Process).Kill)()
+	return effect{deadFor, start}, each(victims, (*fleetlab.Process).Kill)
 }
 
 // signalAgent does it to the process that does an agent's work. Its monitor is
 // left to do what it is for; one that is held together with the agent is let go.
 func signalAgent(ctx context.Context, agent *fleetlab.Process, f fault, held bool) (effect, error) {
 	var worker *os.Process
-	err := look(ctx, "an agent", func() (there bool, err error) {
+	err := poll(ctx, "an agent", func() (there bool, err error) {
 		worker, err = agent.Worker()
 		if errors.Is(err, os.ErrProcessDone) { // its monitor starts another
 			return false, nil
@@ -78,14 +80,12 @@ func signalAgent(ctx context.Context, agent *fleetlab.Process, f fault, held boo
 }
 
 // each does the same to all processes.
-func each(all []*fleetlab.Process, do func(*fleetlab.Process) error) func() error {
-	return func() error {
-		var errs []error
-		for _, one := range all {
-			errs = append(errs, do(one))
-		}
-		return errors.Join(errs...)
+func each(all []*fleetlab.Process, do func(*fleetlab.Process) error) error {
+	var errs []error
+	for _, one := range all {
+		errs = append(errs, do(one))
 	}
+	return errors.Join(errs...)
 }
 
 // programs are the processes of a victim that is made of programs.
@@ -135,7 +135,7 @@ func stopFor(ctx context.Context, process *os.Process) (effect, error) {
 
 // awaitQEMU waits for a host's QEMU: one that is being started is there soon.
 func awaitQEMU(ctx context.Context, f *fleetlab.Fleet, host string) (process *os.Process, err error) {
-	err = look(ctx, "a QEMU on "+host, func() (bool, error) {
+	err = poll(ctx, "a QEMU on "+host, func() (bool, error) {
 		pids, err := f.QEMUs(host)
 		if err != nil || len(pids) == 0 {
 			return false, err
@@ -148,7 +148,7 @@ func awaitQEMU(ctx context.Context, f *fleetlab.Fleet, host string) (process *os
 
 // awaitStopped waits until a signal that stops a process has done so.
 func awaitStopped(ctx context.Context, process *os.Process) error {
-	return look(ctx, "a process to be stopped", func() (bool, error) {
+	return poll(ctx, "a process to be stopped", func() (bool, error) {
 		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", process.Pid))
 		if err != nil {
 			return false, err
@@ -160,9 +160,9 @@ func awaitStopped(ctx context.Context, process *os.Process) error {
 
 func gone(process *os.Process) bool { return process.Signal(syscall.Signal(0)) != nil }
 
-// look waits for what nobody tells.
-func look(ctx context.Context, what string, is func() (bool, error)) error {
-	ticker := time.NewTicker(lookEvery)
+// poll waits for what nobody tells.
+func poll(ctx context.Context, what string, is func() (bool, error)) error {
+	ticker := time.NewTicker(pollEvery)
 	defer ticker.Stop()
 	for {
 		done, err := is()

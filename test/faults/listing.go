@@ -17,9 +17,9 @@ import (
 	"godwit.dev/godwit/internal/lab/fleetlab"
 )
 
-// list looks at what there is on each host of a lab, and asks nobody that
+// listHosts looks at what there is on each host of a lab, and asks nobody that
 // manages it: processes, network devices, and files of the agent.
-func list(f *fleetlab.Fleet) (map[string][]string, error) {
+func listHosts(f *fleetlab.Fleet) (map[string][]string, error) {
 	all := map[string][]string{}
 	for _, host := range f.Hosts() {
 		home := f.Lab.Host(host)
@@ -60,8 +60,8 @@ const overlayDevice = "device gwx-"
 func listFirst(ctx context.Context, f *fleetlab.Fleet) (all map[string][]string, err error) {
 	bounded, cancel := context.WithTimeout(ctx, settleWithin)
 	defer cancel()
-	err = look(bounded, "the client's network", func() (bool, error) {
-		all, err = list(f)
+	err = poll(bounded, "the client's network", func() (bool, error) {
+		all, err = listHosts(f)
 		return slices.ContainsFunc(all[clientHost], func(one string) bool { return strings.HasPrefix(one, overlayDevice) }), err
 	})
 	return all, err

@@ -61,6 +61,11 @@ func execute(ctx context.Context, args []string) error {
 	if o.soak > 0 {
 		return o.runSoak(ctx, r)
 	}
+	return o.runCells(ctx, r)
+}
+
+// runCells runs the chosen cells, and tells what came of them.
+func (o options) runCells(ctx context.Context, r *runner) error {
 	all, err := o.runAll(ctx, r)
 	err = errors.Join(err, r.close())
 	fmt.Println()
@@ -79,7 +84,7 @@ func (o options) runSoak(ctx context.Context, r *runner) error {
 	if err := r.ready(ctx); err != nil {
 		return err
 	}
-	made, err := runSoak(ctx, r.fleet, o.soak, o.seed, os.Stdout)
+	made, err := soakVM(ctx, r.fleet, o.soak, o.seed, os.Stdout)
 	if err != nil || len(made.Violations) > 0 {
 		err = errors.Join(err, r.tell("soak", fmt.Sprintln(err, made.Violations), make([]int, len(r.processes()))))
 	}
@@ -131,14 +136,10 @@ func (o options) runAll(ctx context.Context, r *runner) (report, error) {
 			continue
 		}
 		for range o.repeat {
-			begun := time.Now()
-			fmt.Printf("%3d/%d %-40s ", i+1, len(o.cells), c)
-			one, err := r.run(ctx, c)
+			one, err := o.runOnce(ctx, r, i)
 			if err != nil {
-				fmt.Println("failed")
-				return all.of(o.cells), fmt.Errorf("%s: %w", c, err)
+				return all.only(o.cells), err
 			}
-			fmt.Printf("%4.0f s  %s\n", time.Since(begun).Seconds(), one)
 			all.put(one)
 			if err := all.save(path); err != nil {
 				return all, err
@@ -148,18 +149,20 @@ func (o options) runAll(ctx context.Context, r *runner) (report, error) {
 			}
 		}
 	}
-	return all.of(o.cells), nil
+	return all.only(o.cells), nil
 }
 
-func (one result) String() string {
-	if !one.Ran {
-		return one.Why
+// runOnce runs one of the chosen cells once, and prints a line of it.
+func (o options) runOnce(ctx context.Context, r *runner, i int) (result, error) {
+	begun, c := time.Now(), o.cells[i]
+	fmt.Printf("%3d/%d %-40s ", i+1, len(o.cells), c)
+	one, err := r.run(ctx, c)
+	if err != nil {
+		fmt.Println("failed")
+		return one, fmt.Errorf("%s: %w", c, err)
 	}
-	text := fmt.Sprintf("%s, on %s, pause %s ms, lost %d", one.Final, one.RunsOn, figure(one.PauseMs), one.Lost)
-	if len(one.Violations) > 0 {
-		text += ", VIOLATED: " + strings.Join(one.Violations, "; ")
-	}
-	return text
+	fmt.Printf("%4.0f s  %s\n", time.Since(begun).Seconds(), one)
+	return one, nil
 }
 
 func parse(args []string) (o options, err error) {

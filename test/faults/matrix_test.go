@@ -95,7 +95,7 @@ func TestReportKeepsOtherCells(t *testing.T) {
 	if one, known := r.find(late); !known || one.Final != "aborted" {
 		t.Errorf("found %+v", one)
 	}
-	if chosen := r.of([]cell{late}); len(chosen.Cells) != 1 {
+	if chosen := r.only([]cell{late}); len(chosen.Cells) != 1 {
 		t.Errorf("chosen: %+v", chosen)
 	}
 	if own, other := r.ofBuild("newer"); own.Build != "newer" || len(own.Cells) != 0 || other != 2 {

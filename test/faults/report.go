@@ -81,8 +81,8 @@ func (r *report) put(one result) {
 	}
 }
 
-// of gives the results of some cells.
-func (r report) of(cells []cell) (chosen report) {
+// only gives the results of some cells.
+func (r report) only(cells []cell) (chosen report) {
 	for _, c := range cells {
 		for _, one := range r.Cells {
 			if one.cell == c {

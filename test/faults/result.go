@@ -2,7 +2,11 @@ package main
 
 import (
 	"context"
+	"fmt"
+	"strings"
 	"time"
+
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 )
 
 // result is what the file says of a cell. Times are milliseconds.
@@ -93,3 +97,43 @@ func over() context.Context {
 
 // notRun is the result of a cell that was not run.
 func notRun(c cell, why string) result { return result{cell: c, Why: why} }
+
+func (one result) String() string {
+	if !one.Ran {
+		return one.Why
+	}
+	text := fmt.Sprintf("%s, on %s, pause %s ms, lost %d", one.Final, one.RunsOn, figure(one.PauseMs), one.Lost)
+	if len(one.Violations) > 0 {
+		text += ", VIOLATED: " + strings.Join(one.Violations, "; ")
+	}
+	return text
+}
+
+// damaged: the lab is not as it was before the cell.
+func (one result) damaged() bool {
+	for _, violation := range one.Violations {
+		if strings.HasPrefix(violation, leftBehind) || strings.HasPrefix(violation, notBack) {
+			return true
+		}
+	}
+	return false
+}
+
+// found is what there is to tell of a cell.
+func (one result) found() string {
+	return fmt.Sprintf("%s\n%s\n\n%s", one.Why, strings.Join(one.Violations, "\n"), one.story)
+}
+
+// storyOf is what happened in a migration, a line for each event, and the
+// moment of the fault between them.
+func storyOf(m *godwitv1.Migration, fault time.Time) string {
+	var lines strings.Builder
+	for _, entry := range m.GetStory() {
+		if at := entry.GetAt().AsTime(); !fault.IsZero() && at.After(fault) {
+			fmt.Fprintf(&lines, "%s the fault\n", clock(fault))
+			fault = time.Time{}
+		}
+		fmt.Fprintf(&lines, "%s %s: %s → %s %s\n", clock(entry.GetAt().AsTime()), entry.GetWho(), entry.GetEvent(), entry.GetState(), entry.GetDetail())
+	}
+	return lines.String()
+}

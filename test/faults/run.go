@@ -138,25 +138,12 @@ func (t *trial) awaitPlace(ctx context.Context) (err error) {
 	bounded, cancel := context.WithTimeout(ctx, settleWithin)
 	defer cancel()
 	places := ""
-	err = look(bounded, "the VM to be in its place", func() (bool, error) {
+	err = poll(bounded, "the VM to be in its place", func() (fine bool, err error) {
 		if t.vm, err = t.guest.Record(ctx); err != nil {
 			return false, err
 		}
-		want := map[string]int{}
-		if t.alive() {
-			want[t.vm.GetOwner().GetHost()] = 1
-		}
-		fine := true
-		places = ""
-		for _, host := range []string{sourceHost, targetHost, clientHost} {
-			pids, err := t.fleet.QEMUs(host)
-			if err != nil {
-				return false, err
-			}
-			fine = fine && len(pids) == want[host]
-			places += fmt.Sprintf(" %s %d", host, len(pids))
-		}
-		return fine, nil
+		fine, places, err = t.inPlace()
+		return fine, err
 	})
 	if err != nil && bounded.Err() != nil && ctx.Err() == nil {
 		t.found.add("wrong place", "the record says %s on %s; QEMUs:%s", t.vm.GetPhase(), t.vm.GetOwner().GetHost(), places)
@@ -168,15 +155,31 @@ func (t *trial) awaitPlace(ctx context.Context) (err error) {
 	return err
 }
 
+// inPlace holds the QEMUs that there are on each host against the record.
+func (t *trial) inPlace() (fine bool, places string, err error) {
+	want := map[string]int{}
+	if t.alive() {
+		want[t.vm.GetOwner().GetHost()] = 1
+	}
+	fine = true
+	for _, host := range []string{sourceHost, targetHost, clientHost} {
+		pids, err := t.fleet.QEMUs(host)
+		if err != nil {
+			return false, places, err
+		}
+		fine = fine && len(pids) == want[host]
+		places += fmt.Sprintf(" %s %d", host, len(pids))
+	}
+	return fine, places, nil
+}
+
 // closeEyes removes the VM and gathers what was seen.
 func (t *trial) closeEyes(ctx context.Context, e *evidence) error {
 	var errs []error
 	if t.udp != nil {
 		patience := ctx
 		if !t.alive() { // nothing comes any more
-			over, end := context.WithCancel(ctx)
-			end()
-			patience = over
+			patience = over()
 		}
 		var err error
 		e.client, err = t.udp.Stop(patience)
@@ -224,7 +227,7 @@ func (t *trial) checkClean(ctx context.Context, before string) error {
 	bounded, cancel := context.WithTimeout(ctx, settleWithin)
 	defer cancel()
 	after := ""
-	err := look(bounded, "nothing to be left", func() (_ bool, err error) {
+	err := poll(bounded, "nothing to be left", func() (_ bool, err error) {
 		after, err = inventories(ctx, t.fleet)
 		return after == before, err
 	})

@@ -9,9 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
-	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/lab/fleetlab"
 )
 
@@ -91,16 +89,6 @@ func (r *runner) breaks(ctx context.Context, c cell, why error, begun []int) err
 	return errors.Join(r.tell(c.String(), notRun(c, why.Error()).found(), begun), r.close())
 }
 
-// damaged: the lab is not as it was before the cell.
-func (one result) damaged() bool {
-	for _, violation := range one.Violations {
-		if strings.HasPrefix(violation, leftBehind) || strings.HasPrefix(violation, notBack) {
-			return true
-		}
-	}
-	return false
-}
-
 // ready makes a lab if there is none.
 func (r *runner) ready(ctx context.Context) (err error) {
 	if r.fleet == nil {
@@ -151,23 +139,4 @@ func (r *runner) tell(name, found string, since []int) error {
 	}
 	file := strings.ToLower(strings.ReplaceAll(name, " ", "_")) + ".txt"
 	return os.WriteFile(filepath.Join(r.logs, file), []byte(text.String()), 0o644)
-}
-
-// found is what there is to tell of a cell.
-func (one result) found() string {
-	return fmt.Sprintf("%s\n%s\n\n%s", one.Why, strings.Join(one.Violations, "\n"), one.story)
-}
-
-// storyOf is what happened in a migration, a line for each event, and the
-// moment of the fault between them.
-func storyOf(m *godwitv1.Migration, fault time.Time) string {
-	var lines strings.Builder
-	for _, entry := range m.GetStory() {
-		if at := entry.GetAt().AsTime(); !fault.IsZero() && at.After(fault) {
-			fmt.Fprintf(&lines, "%s the fault\n", clock(fault))
-			fault = time.Time{}
-		}
-		fmt.Fprintf(&lines, "%s %s: %s → %s %s\n", clock(entry.GetAt().AsTime()), entry.GetWho(), entry.GetEvent(), entry.GetState(), entry.GetDetail())
-	}
-	return lines.String()
 }

@@ -41,9 +41,9 @@ type soak struct {
 	found findings
 }
 
-// runSoak has a VM migrate so often, back and forth, under harm chosen at
+// soakVM has a VM migrate so often, back and forth, under harm chosen at
 // random, and judges what became of it.
-func runSoak(ctx context.Context, f *fleetlab.Fleet, migrations int, seed uint64, out io.Writer) (soakResult, error) {
+func soakVM(ctx context.Context, f *fleetlab.Fleet, migrations int, seed uint64, out io.Writer) (soakResult, error) {
 	s := &soak{watched: watched{fleet: f}, out: out, begun: time.Now(), made: soakResult{Seed: seed, States: map[string]int{}, Causes: map[string]int{}}}
 	before, err := listFirst(ctx, f)
 	if err != nil {
@@ -211,8 +211,8 @@ func (s *soak) checkLeft(ctx context.Context, before map[string][]string) {
 	bounded, cancel := context.WithTimeout(ctx, settleWithin)
 	defer cancel()
 	var left []string
-	err := look(bounded, "nothing to be left", func() (bool, error) {
-		after, err := list(s.fleet)
+	err := poll(bounded, "nothing to be left", func() (bool, error) {
+		after, err := listHosts(s.fleet)
 		left = differences(before, after)
 		return len(left) == 0, err
 	})

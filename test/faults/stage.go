@@ -50,7 +50,7 @@ func (s *stage) see(ctx context.Context, m *godwitv1.Migration) {
 		return
 	}
 	s.hold(m)
-	if !s.failed() && s.is(m) {
+	if !s.failed() && s.reached(m) {
 		s.strike(ctx)
 	}
 }
@@ -94,8 +94,8 @@ func happened(m *godwitv1.Migration, event string) bool {
 	return slices.ContainsFunc(m.GetStory(), func(e *godwitv1.StoryEntry) bool { return e.GetEvent() == event })
 }
 
-// is tells whether a record is in the state that is meant.
-func (s *stage) is(m *godwitv1.Migration) bool {
+// reached tells whether a record is in the state that is meant.
+func (s *stage) reached(m *godwitv1.Migration) bool {
 	switch s.cell.State {
 	case preparing:
 		return m.GetState() == "preparing"
