@@ -134,6 +134,9 @@ func (w *world) targetGone() report {
 	return report{kind: migration.TargetFailed, gone: true, unrun: w.tgt.role == arriving && w.tgt.gate == shut}
 }
 
+// adds adds a step that can happen next, when it can.
+type adds func(what string, when bool, do func(*world))
+
 // hostSteps gives what agents and QEMUs do by themselves next.
 func (w *world) hostSteps(x Options) (steps []step) {
 	add := func(what string, when bool, do func(*world)) {
@@ -143,18 +146,15 @@ func (w *world) hostSteps(x Options) (steps []step) {
 	}
 	w.copySteps(x, add)
 	w.runSteps(x, add)
-	for _, side := range []struct {
-		name string
-		of   func(*world) *host
-	}{{"source", func(w *world) *host { return &w.src }}, {"target", func(w *world) *host { return &w.tgt }}} {
-		h := side.of(w)
-		add(side.name+": the agent starts again", !h.up && !h.off, func(w *world) { w.restart(side.of(w)) })
+	for _, side := range w.sides() {
+		h := w.at(side.host)
+		add(side.name+": the agent starts again", !h.up && !h.off, func(w *world) { w.restart(w.at(side.host)) })
 	}
 	return steps
 }
 
 // copySteps are those of the copy, until the target has everything or it failed.
-func (w *world) copySteps(x Options, add func(what string, when bool, do func(*world))) {
+func (w *world) copySteps(x Options, add adds) {
 	s, t := &w.src, &w.tgt
 	follows := s.up && s.exists && s.role == source && s.copying
 	add("source: its gate is shut, and the guest stopped", follows && s.qemu == runs && s.gate == open && t.qemu == waits && !w.cut, func(w *world) {
@@ -195,7 +195,7 @@ func (w *world) copySteps(x Options, add func(what string, when bool, do func(*w
 }
 
 // runSteps are those that decide where the guest runs.
-func (w *world) runSteps(x Options, add func(what string, when bool, do func(*world))) {
+func (w *world) runSteps(x Options, add adds) {
 	s, t := &w.src, &w.tgt
 	started := t.up && t.exists && t.role == arriving && t.gate == open && t.qemu == loaded
 	add("target: can't have the images", started && s.qemu == runs, func(w *world) {
@@ -245,7 +245,7 @@ func (w *world) faultSteps(x Options) (steps []step) {
 	if w.faults == 0 {
 		return nil
 	}
-	hosts := func(what string, when bool, do func(*world)) {
+	add := func(what string, when bool, do func(*world)) {
 		if when {
 			steps = append(steps, step{"FAULT: " + what, func(w *world) {
 				w.faults--
@@ -253,10 +253,30 @@ func (w *world) faultSteps(x Options) (steps []step) {
 			}})
 		}
 	}
-	add := hosts
-	if x.HostsOnly {
-		add = func(string, bool, func(*world)) {}
+	if !x.HostsOnly {
+		w.qemuFaults(add)
 	}
+	for _, side := range w.sides() {
+		die := func(w *world) {
+			h := w.at(side.host)
+			h.up, h.copying, h.told, h.newest = false, false, 0, 0
+			w.sent = without(w.sent, side.host)
+		}
+		h := w.at(side.host)
+		add("the "+side.name+"'s agent dies", h.up && !x.HostsOnly, die)
+		add("the "+side.name+"'s host dies", !h.off, func(w *world) {
+			die(w)
+			h := w.at(side.host)
+			h.off, h.killed = true, h.killed || h.alive()
+			h.end()
+			w.waiting = w.waiting && side.host == w.m.Source
+		})
+	}
+	return steps
+}
+
+// qemuFaults are those of the QEMUs, and of the stream between them.
+func (w *world) qemuFaults(add adds) {
 	add("the stream is cut", !w.cut && w.tgt.alive(), func(w *world) { w.cut = true })
 	add("the target's QEMU does not run at first", w.tgt.up && w.tgt.role == arriving && w.tgt.gate == open && w.tgt.qemu == loaded, func(w *world) {
 		w.say(report{kind: migration.TargetFailed})
@@ -274,26 +294,6 @@ func (w *world) faultSteps(x Options) (steps []step) {
 			w.say(gone)
 		}
 	})
-	for _, side := range []struct {
-		name string
-		at   fleet.HostName
-		of   func(*world) *host
-	}{{"source", w.m.Source, func(w *world) *host { return &w.src }}, {"target", w.m.Target, func(w *world) *host { return &w.tgt }}} {
-		die := func(w *world) {
-			h := side.of(w)
-			h.up, h.copying, h.told, h.newest = false, false, 0, 0
-			w.sent = without(w.sent, side.at)
-		}
-		add("the "+side.name+"'s agent dies", side.of(w).up, die)
-		hosts("the "+side.name+"'s host dies", !side.of(w).off, func(w *world) {
-			die(w)
-			h := side.of(w)
-			h.off, h.killed = true, h.killed || h.alive()
-			h.end()
-			w.waiting = w.waiting && side.at == w.m.Source
-		})
-	}
-	return steps
 }
 
 func without(effects []migration.Effect, at fleet.HostName) (kept []migration.Effect) {

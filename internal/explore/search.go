@@ -145,23 +145,44 @@ func (s *search) expand(at int, w *world) (atRest bool, violation string) {
 	return atRest, violation
 }
 
+// follows takes a step to the state after it. Unless it counts, a state where it
+// can happen may be one at rest.
+type follows func(what string, do func(*world), counts bool)
+
 // serverSteps gives what servers do next: take an event, or send a command.
-func (s *search) serverSteps(w *world, follow func(string, func(*world), bool)) {
-	event := func(what string, e migration.Event, counts bool) {
-		follow("server: "+what, func(w *world) { s.happen(w, e) }, counts)
+func (s *search) serverSteps(w *world, follow follows) {
+	s.eventSteps(w, follow)
+	s.askedSteps(w, follow)
+	for _, r := range w.said {
+		follow(fmt.Sprintf("server: hears %s answers=%d gone=%v unrun=%v", r.kind, r.answers, r.gone, r.unrun), func(w *world) {
+			s.happen(w, migration.Event{Kind: r.kind, Answers: r.answers, Gone: r.gone, Unrun: r.unrun})
+		}, true)
+	}
+	s.commitSteps(w, follow)
+	s.commandSteps(w, follow)
+}
+
+// eventSteps are those by the server's own events.
+func (s *search) eventSteps(w *world, follow follows) {
+	event := func(what string, e migration.Event) {
+		follow("server: "+what, func(w *world) { s.happen(w, e) }, true)
 	}
 	if w.m.State == migration.Planned {
-		event("starts it", migration.Event{Kind: migration.Started}, true)
+		event("starts it", migration.Event{Kind: migration.Started})
 	}
 	if w.m.Timer != nil && !w.m.State.Final() {
-		event("the deadline passes", migration.Event{Kind: migration.TimerFired, Due: w.m.Timer.At}, true)
+		event("the deadline passes", migration.Event{Kind: migration.TimerFired, Due: w.m.Timer.At})
 	}
 	if w.m.State != migration.Planned {
-		event("a deadline passes that was set anew since", migration.Event{Kind: migration.TimerFired, Due: start}, true)
+		event("a deadline passes that was set anew since", migration.Event{Kind: migration.TimerFired, Due: start})
 	}
 	if w.known {
-		event("all hosts have the addresses", migration.Event{Kind: migration.AddressesKnown}, true)
+		event("all hosts have the addresses", migration.Event{Kind: migration.AddressesKnown})
 	}
+}
+
+// askedSteps are those by what somebody asks for.
+func (s *search) askedSteps(w *world, follow follows) {
 	if w.cancels > 0 {
 		follow("server: it is cancelled", func(w *world) {
 			w.cancels--
@@ -177,10 +198,10 @@ func (s *search) serverSteps(w *world, follow func(string, func(*world), bool)) 
 	if s.Lost {
 		s.lossSteps(w, follow)
 	}
-	for _, r := range w.said {
-		event(fmt.Sprintf("hears %s answers=%d gone=%v unrun=%v", r.kind, r.answers, r.gone, r.unrun),
-			migration.Event{Kind: r.kind, Answers: r.answers, Gone: r.gone, Unrun: r.unrun}, true)
-	}
+}
+
+// commitSteps are the question for the commit, and its answer.
+func (s *search) commitSteps(w *world, follow follows) {
 	if w.tgt.up && w.tgt.exists && w.tgt.role == arriving && w.tgt.qemu == loaded {
 		for _, lost := range []bool{false, true} {
 			follow(fmt.Sprintf("server: the target asks for the commit; answer lost: %v", lost), func(w *world) {
@@ -194,6 +215,10 @@ func (s *search) serverSteps(w *world, follow func(string, func(*world), bool)) 
 			}, true)
 		}
 	}
+}
+
+// commandSteps send what is pending, and what no longer is and may be on its way.
+func (s *search) commandSteps(w *world, follow follows) {
 	for _, e := range w.m.Pending {
 		if h := w.at(e.Host); h.up {
 			follow(fmt.Sprintf("%s: is told %d %s", e.Host, e.Sequence, e.Kind), func(w *world) { w.take(e) }, true)
@@ -208,7 +233,7 @@ func (s *search) serverSteps(w *world, follow func(string, func(*world), bool)) 
 
 // lossSteps gives what somebody may say of hosts: of those that have died that they
 // are off for good, and the same of one that has no part.
-func (s *search) lossSteps(w *world, follow func(string, func(*world), bool)) {
+func (s *search) lossSteps(w *world, follow follows) {
 	for _, name := range []fleet.HostName{w.m.Source, w.m.Target, "other"} {
 		if w.at(name).off || name == "other" && w.m.State != migration.Planned {
 			follow(fmt.Sprintf("server: %s is declared lost", name), func(w *world) {

@@ -57,6 +57,16 @@ type host struct {
 	killed   bool   // by a fault: its end is nobody's doing
 }
 
+// side is one of a migration's two hosts.
+type side struct {
+	name string // for a trace
+	host fleet.HostName
+}
+
+func (w *world) sides() []side {
+	return []side{{"source", w.m.Source}, {"target", w.m.Target}}
+}
+
 // report is what a host said once, and what may be heard at any time since.
 type report struct {
 	kind        migration.EventKind
