@@ -49,12 +49,12 @@ func survivable(lab size) (all []cell) {
 // run does harm until ctx ends. All is whole again when it returns.
 func (h *harm) run(ctx context.Context) error {
 	for h.rest(ctx, h.upTo(0, calmMax)) {
-		plane, err := lookAtPlane(h.fleet)
+		p, err := lookAtPlane(h.fleet)
 		if err != nil {
 			return err
 		}
-		all := survivable(plane.size)
-		if err := h.do(ctx, plane, all[h.random.IntN(len(all))]); err != nil {
+		all := survivable(p.size)
+		if err := h.do(ctx, p, all[h.random.IntN(len(all))]); err != nil {
 			return err
 		}
 	}
@@ -63,14 +63,14 @@ func (h *harm) run(ctx context.Context) error {
 
 // do does one fault and ends it. What is not there, or ends in that moment, is
 // not harmed.
-func (h *harm) do(ctx context.Context, plane plane, c cell) error {
+func (h *harm) do(ctx context.Context, p plane, c cell) error {
 	lasts, within := h.upTo(harmMin, harmMax), harmWithin
 	if c.Victim.isQEMU() {
 		within = harmQEMUWithin
 	}
 	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), within)
 	defer cancel()
-	begun, err := inject(bounded, h.fleet, plane, c, nil)
+	begun, err := inject(bounded, h.fleet, p, c, nil)
 	if begun.end != nil {
 		h.rest(ctx, lasts)
 		err = errors.Join(err, begun.end())

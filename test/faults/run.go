@@ -46,11 +46,11 @@ type trial struct {
 // tryCell runs a cell once. Missed says why the fault did not fall into its
 // state. An error says that the lab itself does not work any more.
 func tryCell(ctx context.Context, f *fleetlab.Fleet, c cell, number int) (r result, missed string, err error) {
-	plane, err := planeOf(f)
+	p, err := planeOf(f)
 	if err != nil {
 		return r, "", err
 	}
-	t := &trial{watched: watched{fleet: f}, cell: c, stage: stage{fleet: f, plane: plane, cell: c}}
+	t := &trial{watched: watched{fleet: f}, cell: c, stage: stage{fleet: f, plane: p, cell: c}}
 	before, err := inventories(ctx, f)
 	if err != nil {
 		return r, "", err
