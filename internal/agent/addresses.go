@@ -128,18 +128,8 @@ func (a *Agent) applyNetwork(one *godwitv1.NetworkMap) (missing, err error) {
 	if err := host.EnsureNetwork(network.Network{Name: name, VNI: one.GetVni(), MTU: int(one.GetMtu())}); err != nil {
 		return nil, err
 	}
-	devices := map[string]string{} // of endpoints that are attached, by name
-	var wanted []string
-	var absent, errs []error
-	for _, endpoint := range one.GetEndpoints() {
-		wanted = append(wanted, endpoint.GetDevice())
-		if err := host.AttachEndpoint(name, endpoint.GetDevice()); err != nil {
-			absent = append(absent, err)
-			continue
-		}
-		devices[endpoint.GetName()] = endpoint.GetDevice()
-	}
-	errs = append(errs, host.KeepEndpoints(name, wanted))
+	devices, missing, err := a.attachEndpoints(name, one.GetEndpoints())
+	errs := []error{err}
 	var list []network.Address
 	for _, entry := range one.GetEntries() {
 		address, err := a.address(entry, devices)
@@ -157,7 +147,24 @@ func (a *Agent) applyNetwork(one *godwitv1.NetworkMap) (missing, err error) {
 		errs = append(errs, err)
 		peers = append(peers, peer)
 	}
-	return errors.Join(absent...), errors.Join(append(errs, host.ApplyAddresses(name, list, peers...))...)
+	return missing, errors.Join(append(errs, host.ApplyAddresses(name, list, peers...))...)
+}
+
+// attachEndpoints has the host's endpoints in a network, and no others. It gives
+// the devices of those that are attached, by name; missing are the others.
+func (a *Agent) attachEndpoints(name fleet.NetworkName, endpoints []*godwitv1.Endpoint) (devices map[string]string, missing, err error) {
+	devices = map[string]string{}
+	var wanted []string
+	var absent []error
+	for _, endpoint := range endpoints {
+		wanted = append(wanted, endpoint.GetDevice())
+		if err := a.config.Network.AttachEndpoint(name, endpoint.GetDevice()); err != nil {
+			absent = append(absent, err)
+			continue
+		}
+		devices[endpoint.GetName()] = endpoint.GetDevice()
+	}
+	return devices, errors.Join(absent...), a.config.Network.KeepEndpoints(name, wanted)
 }
 
 // address says where frames for an entry go on this host: to its own device if

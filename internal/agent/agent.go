@@ -77,23 +77,28 @@ func New(ctx context.Context, config Config) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	features, err := qemu.Probe(ctx, config.QEMU, filepath.Join(config.Dir, "probe"))
-	if err != nil {
-		return nil, errors.Join(err, lock.Close())
-	}
 	a := &Agent{
-		config: config, lock: lock, features: features, servers: newServers(config.Servers, config.Dial),
+		config: config, lock: lock, servers: newServers(config.Servers, config.Dial),
 		log: config.Log, process: rand.Text(), machines: map[machineKey]*machine{}, marked: make(chan struct{}, 1),
 	}
-	mark, err := loadMark(config.Dir)
-	if err != nil {
-		return nil, errors.Join(err, lock.Close())
-	}
-	a.mark.Store(mark)
-	if a.spent, err = loadSpent(config.Dir); err != nil {
+	if err := a.load(ctx); err != nil {
 		return nil, errors.Join(err, lock.Close())
 	}
 	return a, a.adoptAll(ctx)
+}
+
+// load asks the host's QEMU, and reads what an earlier agent has kept for all VMs.
+func (a *Agent) load(ctx context.Context) (err error) {
+	if a.features, err = qemu.Probe(ctx, a.config.QEMU, filepath.Join(a.config.Dir, "probe")); err != nil {
+		return err
+	}
+	mark, err := loadMark(a.config.Dir)
+	if err != nil {
+		return err
+	}
+	a.mark.Store(mark)
+	a.spent, err = loadSpent(a.config.Dir)
+	return err
 }
 
 // lockDir keeps a second agent from the host's instances for as long as the

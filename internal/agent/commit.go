@@ -138,26 +138,33 @@ func (m *machine) askCommit(ctx context.Context, migration string, line *commitL
 			return // the server releases this target
 		}
 		others := m.agent.servers.count() - 1
-		switch {
-		case tries <= others: // the line was old, and may have broken long ago; and others may answer
-		case tries == others+1:
+		if tries == others+1 {
 			m.agent.log.Warn("no answer to the commit yet; it is asked for again", "migration", migration, "error", err)
-			fallthrough
-		default:
-			pause := time.NewTimer(min(commitRetryMin<<min(tries-1-others, 10), commitRetryMax))
-			select {
-			case <-pause.C:
-			case <-instance.Exited():
-				pause.Stop()
-				return
-			case <-ctx.Done():
-				pause.Stop()
-				return
-			}
+		}
+		if !awaitTurn(ctx, tries-1-others, instance.Exited()) {
+			return
 		}
 		line = m.openCommit(ctx, migration, tries+1)
 	}
 	line.close()
+}
+
+// awaitTurn waits until the commit is to be asked for again; false if it is not any
+// more. At first, when round is negative, that is at once: the line was old, and may
+// have broken long ago; and other servers may answer.
+func awaitTurn(ctx context.Context, round int, ended <-chan struct{}) bool {
+	if round < 0 {
+		return true
+	}
+	pause := time.NewTimer(min(commitRetryMin<<min(round, 10), commitRetryMax))
+	defer pause.Stop()
+	select {
+	case <-pause.C:
+		return true
+	case <-ended:
+	case <-ctx.Done():
+	}
+	return false
 }
 
 // granted runs the target as the command RunTarget would that the answer

@@ -36,35 +36,40 @@ func (m *machine) startAlone(ctx context.Context, want *godwitv1.Instance) *godw
 		return m.instanceReport(fleet.InstanceExited, err.Error())
 	case instance == nil:
 		if err := m.agent.spent.check(m.uid, m.key.epoch); err != nil { // and not all of it could be removed
-			return m.instanceReport("exited", err.Error())
+			return m.instanceReport(fleet.InstanceExited, err.Error())
 		}
 	case instance.Ended():
 		return m.instanceReport(fleet.InstanceExited, instance.ExitCause())
 	default:
 		return m.runningReport("")
 	}
-	bounded, cancel := context.WithTimeout(ctx, startWithin)
-	defer cancel()
-	err := m.launch(bounded, want, network.Gate{Mode: network.Pass, Epoch: m.key.epoch}, false)
-	if err == nil {
-		_, err = m.instance.Resume(bounded)
-	}
-	if ctx.Err() != nil { // the next agent is told again, and takes up what is left
+	err := m.launchAlone(ctx, want)
+	switch {
+	case ctx.Err() != nil: // the next agent is told again, and takes up what is left
 		return nil
+	case err == nil:
+		return m.runningReport("")
 	}
-	if err != nil {
-		m.agent.log.Warn("an instance did not start", "vm", m.key.vm, "error", err)
-		m.agent.startsNever(want, err)
-		report := m.endReport(err, m.discard(ctx))
-		if !m.hasEnded() {
-			m.mu.Lock()
-			m.ending = false // that it ends will be news
-			m.mu.Unlock()
-			go m.adoptLater(m.life)
-		}
-		return report
+	m.agent.log.Warn("an instance did not start", "vm", m.key.vm, "error", err)
+	m.agent.startsNever(want, err)
+	report := m.endReport(err, m.discard(ctx))
+	if !m.hasEnded() {
+		m.mu.Lock()
+		m.ending = false // that it ends will be news
+		m.mu.Unlock()
+		go m.adoptLater(m.life)
 	}
-	return m.runningReport("")
+	return report
+}
+
+func (m *machine) launchAlone(ctx context.Context, want *godwitv1.Instance) error {
+	ctx, cancel := context.WithTimeout(ctx, startWithin)
+	defer cancel()
+	if err := m.launch(ctx, want, network.Gate{Mode: network.Pass, Epoch: m.key.epoch}, false); err != nil {
+		return err
+	}
+	_, err := m.instance.Resume(ctx)
+	return err
 }
 
 // endReport, of the worker, says what became of an instance that was to end for a
@@ -397,9 +402,4 @@ func (m *machine) killProcess(ctx context.Context) error {
 
 func (a *Agent) instanceDir(key machineKey) string {
 	return filepath.Join(a.config.Dir, "instances", fmt.Sprintf("%s.%d", key.vm, key.epoch))
-}
-
-// qemuFeatures is what the host's record says of its QEMU.
-func (a *Agent) qemuFeatures() fleet.QEMUFeatures {
-	return a.features.Fleet()
 }

@@ -126,24 +126,12 @@ func (a *Agent) runSession(life context.Context, server *client.Client) error {
 		m.tellFacts()
 	}
 	var tasks sync.WaitGroup
-	watchdog := time.AfterFunc(missedBeats*beat, func() { end(errors.New("nothing was heard of the server")) })
-	defer watchdog.Stop()
 	tasks.Go(func() {
 		end(one.write(ctx, stream, beat))
 		_ = stream.CloseRequest() // see greetWithin
 	})
 	tasks.Go(func() { a.followAddresses(ctx, one) })
-	tasks.Go(func() {
-		for {
-			message, err := stream.Receive()
-			if err != nil {
-				end(err)
-				return
-			}
-			watchdog.Reset(missedBeats * beat)
-			a.hear(life, one, message)
-		}
-	})
+	tasks.Go(func() { end(a.read(life, one, stream, missedBeats*beat)) })
 	tasks.Wait()
 	return context.Cause(ctx)
 }
@@ -154,6 +142,22 @@ func (a *Agent) setSession(s *session) {
 	a.session = s
 }
 
+// read takes the server's messages until the stream ends, and ends the session
+// when none has come for too long.
+func (a *Agent) read(life context.Context, s *session, stream *stream, silenceMax time.Duration) error {
+	watchdog := time.AfterFunc(silenceMax, func() { s.end(errors.New("nothing was heard of the server")) })
+	defer watchdog.Stop()
+	for {
+		message, err := stream.Receive()
+		if err != nil {
+			return err
+		}
+		watchdog.Reset(silenceMax)
+		a.hear(life, s, message)
+	}
+}
+
+// write sends what is queued, and heartbeats, until ctx ends.
 func (s *session) write(ctx context.Context, stream *stream, beat time.Duration) error {
 	beats := time.NewTicker(beat)
 	defer beats.Stop()
@@ -216,7 +220,7 @@ func (a *Agent) hello(ctx context.Context) *godwitv1.Hello {
 	hello := &godwitv1.Hello{
 		Host: wire.EncodeHost(fleet.Host{
 			Name: a.config.Name, Address: a.config.Address, PeerPort: a.config.Peers.port(), CPUs: a.config.CPUs, Memory: a.config.Memory,
-			QEMU: a.qemuFeatures(), Version: a.config.Version,
+			QEMU: a.features.Fleet(), Version: a.config.Version,
 		}, wire.HostStatus{}),
 		BootId: a.config.BootID, Store: a.mark.Load(), Process: a.process, Machine: machineHash(),
 	}

@@ -43,26 +43,8 @@ func (m *machine) beginCopy(ctx context.Context, command *godwitv1.Command, want
 	if err != nil {
 		return fmt.Errorf("target's address: %w", err)
 	}
-	for _, port := range m.allPorts() {
-		if err := port.tap.Check(); err != nil {
-			return fmt.Errorf("port %s: %w", port.name, err)
-		}
-	}
-	if m.runsOn() {
-		return &fleet.Error{Code: fleet.Conflict, Op: "copy", Subject: "vm " + string(m.key.vm), Cause: "it runs on, by its target's refusal"}
-	}
-	next := m.record
-	next.Role, next.Migration = source, command.GetSubject()
-	next.Peer = peerRecord{
-		Host: fleet.HostName(want.GetTarget()), Address: peerAddress(want.GetTargetAddress(), want.GetTargetPeerPort()),
-		SwitchMax: time.Duration(want.GetSwitchMaxMs()) * time.Millisecond,
-	}
-	if err := m.note(next); err != nil {
+	if err := m.becomeSource(command.GetSubject(), want); err != nil {
 		return err
-	}
-	// Of an end before this nobody says that the copy has failed by it.
-	if m.instance == nil || m.instance.Ended() {
-		return &fleet.Error{Code: fleet.Failed, Op: "copy", Subject: "vm " + string(m.key.vm), Cause: "its instance has ended"}
 	}
 	if err := m.openTunnels(want.GetNetworks()); err != nil {
 		return err
@@ -91,6 +73,32 @@ func (m *machine) beginCopy(ctx context.Context, command *godwitv1.Command, want
 		defer cancel()
 		one.run(ctx)
 	}()
+	return nil
+}
+
+// becomeSource writes down that the instance is a source, if it can be one.
+func (m *machine) becomeSource(migration string, want *godwitv1.StartCopy) error {
+	for _, port := range m.allPorts() {
+		if err := port.tap.Check(); err != nil {
+			return fmt.Errorf("port %s: %w", port.name, err)
+		}
+	}
+	if m.runsOn() {
+		return &fleet.Error{Code: fleet.Conflict, Op: "copy", Subject: "vm " + string(m.key.vm), Cause: "it runs on, by its target's refusal"}
+	}
+	next := m.record
+	next.Role, next.Migration = source, migration
+	next.Peer = peerRecord{
+		Host: fleet.HostName(want.GetTarget()), Address: peerAddress(want.GetTargetAddress(), want.GetTargetPeerPort()),
+		SwitchMax: time.Duration(want.GetSwitchMaxMs()) * time.Millisecond,
+	}
+	if err := m.note(next); err != nil {
+		return err
+	}
+	// Of an end before this nobody says that the copy has failed by it.
+	if m.instance == nil || m.instance.Ended() {
+		return &fleet.Error{Code: fleet.Failed, Op: "copy", Subject: "vm " + string(m.key.vm), Cause: "its instance has ended"}
+	}
 	return nil
 }
 

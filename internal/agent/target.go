@@ -63,6 +63,12 @@ func (m *machine) prepare(ctx context.Context, migration string, want *godwitv1.
 			return 0, err
 		}
 	}
+	return m.listen(ctx, migration, want, adopted)
+}
+
+// listen has the instance wait for state, and arms the taps; adopted says that an
+// earlier agent has started it.
+func (m *machine) listen(ctx context.Context, migration string, want *godwitv1.PrepareTarget, adopted bool) (uint16, error) {
 	creds, err := m.credentials()
 	if err != nil {
 		return 0, err

@@ -46,29 +46,32 @@ func (m *machine) do(ctx context.Context, command *godwitv1.Command, task func()
 		return
 	}
 	select {
-	case m.work <- func() {
-		if m.isGone() {
-			if ctx.Err() == nil { // and not with the machine
-				m.agent.command(ctx, command)
-			}
-			return
-		}
-		if err := m.adoptAgain(); err != nil && !endsInstance(command) {
-			m.agent.log.Error("a command waits until its instance is adopted", "vm", m.key.vm, "epoch", m.key.epoch, "error", err)
-			m.untold(command)
-			return
-		}
-		if !m.isMeantBy(command) { // whose instance it is was not known before
-			m.untold(command) // when it comes again, nothing is found
-			return
-		}
-		if report := task(); report != nil {
-			m.answer(command, report)
-		}
-	}:
+	case m.work <- func() { m.takeTurn(ctx, command, task) }:
 	default:
 		m.untold(command)
 		m.agent.log.Error("too many commands wait", "vm", m.key.vm, "epoch", m.key.epoch)
+	}
+}
+
+// takeTurn carries out a command, if it is still for this machine.
+func (m *machine) takeTurn(ctx context.Context, command *godwitv1.Command, task func() *godwitv1.Report) {
+	if m.isGone() {
+		if ctx.Err() == nil { // and not with the machine
+			m.agent.command(ctx, command)
+		}
+		return
+	}
+	if err := m.adoptAgain(); err != nil && !endsInstance(command) {
+		m.agent.log.Error("a command waits until its instance is adopted", "vm", m.key.vm, "epoch", m.key.epoch, "error", err)
+		m.untold(command)
+		return
+	}
+	if !m.isMeantBy(command) { // whose instance it is was not known before
+		m.untold(command) // when it comes again, nothing is found
+		return
+	}
+	if report := task(); report != nil {
+		m.answer(command, report)
 	}
 }
 
