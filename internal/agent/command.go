@@ -182,13 +182,6 @@ func (a *Agent) machineFor(ctx context.Context, command *godwitv1.Command, insta
 	}
 }
 
-// unknownInstance reports of an instance that has no machine here.
-func unknownInstance(command *godwitv1.Command, vm string, state fleet.InstanceState, cause string) *godwitv1.Report {
-	return &godwitv1.Report{Event: &godwitv1.Report_Instance{Instance: &godwitv1.InstanceReport{
-		Vm: vm, Epoch: command.GetEpoch(), State: string(state), Cause: cause,
-	}}}
-}
-
 func errOtherVM(m *machine) error {
 	return &fleet.Error{
 		Code: fleet.Conflict, Op: "start", Subject: "vm " + string(m.key.vm),

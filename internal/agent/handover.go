@@ -290,9 +290,7 @@ func (h *handover) stoppedByQEMU(ctx context.Context) error {
 
 // redirect sends the frames for the guest to the target from now on.
 func (h *handover) redirect(mode network.Mode) error {
-	err := h.setGates(func(p *port) network.Gate {
-		return network.Gate{Mode: mode, Tunnel: p.tunnel, Remote: h.remote}
-	})
+	err := h.pointGates(mode, h.remote)
 	if h.marks.GateFlipped == nil {
 		h.marks.GateFlipped = timestamppb.Now()
 	}

@@ -5,8 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/fnv"
-	"net"
 	"os"
 	"path/filepath"
 	"time"
@@ -70,18 +68,6 @@ func (m *machine) launchAlone(ctx context.Context, want *godwitv1.Instance) erro
 	}
 	_, err := m.instance.Resume(ctx)
 	return err
-}
-
-// endReport, of the worker, says what became of an instance that was to end for a
-// cause, if there is one, and of which not all could be removed, if left says so.
-func (m *machine) endReport(cause, left error) *godwitv1.Report {
-	if left != nil {
-		m.agent.log.Error("an instance could not be removed", "vm", m.key.vm, "epoch", m.key.epoch, "ended", m.hasEnded(), "error", left)
-	}
-	if !m.hasEnded() {
-		return m.runningReport(textOf(errors.Join(cause, left)))
-	}
-	return m.instanceReport(fleet.InstanceExited, textOf(cause))
 }
 
 // hasEnded, of the worker or with mu held, tells whether the instance is known not
@@ -158,69 +144,6 @@ func checkFiles(spec fleet.VMSpec) error {
 		file.Close()
 	}
 	return nil
-}
-
-// makePorts makes a tap for each port of the spec, and writes the record.
-func (m *machine) makePorts(spec fleet.VMSpec, networks []*godwitv1.PortNetwork, gate network.Gate) error {
-	byPort := map[string]*godwitv1.PortNetwork{}
-	for _, one := range networks {
-		byPort[one.GetPort()] = one
-	}
-	var taps []portRecord
-	for _, want := range spec.Ports {
-		known := byPort[want.Name]
-		taps = append(taps, portRecord{
-			Name: want.Name, Network: want.Network, MAC: want.MAC, Queues: max(1, want.Queues),
-			Tap: tapName(m.key, want.Name), MTU: int(known.GetMtu()), Tunnel: fleet.TunnelID(known.GetTunnel()),
-		})
-	}
-	next := m.record
-	next.Ports = taps
-	if err := m.note(next); err != nil {
-		return err
-	}
-	for i, tap := range taps {
-		if err := m.makePort(tap, byPort[spec.Ports[i].Name], gate); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (m *machine) makePort(want portRecord, known *godwitv1.PortNetwork, gate network.Gate) error {
-	host := m.agent.config.Network
-	err := host.EnsureNetwork(network.Network{Name: want.Network, VNI: known.GetVni(), MTU: want.MTU})
-	if err != nil {
-		return err
-	}
-	config, err := want.tapConfig(gate)
-	if err != nil {
-		return err
-	}
-	tap, err := host.CreateTap(config)
-	if err != nil {
-		return err
-	}
-	m.mu.Lock()
-	m.ports = append(m.ports, &port{name: want.Name, network: want.Network, mac: want.MAC, tunnel: want.Tunnel, tap: tap})
-	m.mu.Unlock()
-	return m.agent.reapply(want.Network)
-}
-
-func (p portRecord) tapConfig(gate network.Gate) (network.TapConfig, error) {
-	mac, err := net.ParseMAC(p.MAC)
-	if err != nil {
-		return network.TapConfig{}, fmt.Errorf("port %s: %w", p.Name, err)
-	}
-	return network.TapConfig{Name: p.Tap, Network: p.Network, MAC: mac, Queues: p.Queues, MTU: p.MTU, Gate: gate}, nil
-}
-
-// tapName gives the name of a port's device: it depends on the epoch, so that
-// the taps of two epochs of a VM on one host are two.
-func tapName(key machineKey, port string) string {
-	hash := fnv.New64a()
-	fmt.Fprintf(hash, "%s/%d/%s", key.vm, key.epoch, port)
-	return fmt.Sprintf("%s%012x", network.TapPrefix, hash.Sum64()&(1<<48-1))
 }
 
 func (m *machine) qemuConfig(spec fleet.VMSpec, incoming bool) (qemu.Config, error) {
@@ -341,29 +264,6 @@ func (m *machine) spend() error {
 		return nil
 	}
 	return m.agent.spent.note(m.uid, m.key.epoch, "")
-}
-
-// removePorts removes the taps, and the tunnels to them.
-func (m *machine) removePorts() error {
-	m.mu.Lock()
-	ports := m.ports
-	m.ports = nil
-	m.mu.Unlock()
-	var errs []error
-	for _, port := range ports {
-		if port.tunnel != 0 {
-			errs = append(errs, m.agent.config.Network.CloseTunnel(port.tunnel))
-		}
-		errs = append(errs, port.tap.Remove())
-	}
-	return errors.Join(errs...)
-}
-
-func (m *machine) networks() (names []fleet.NetworkName) {
-	for _, port := range m.ports {
-		names = append(names, port.network)
-	}
-	return names
 }
 
 // killWithin bounds the wait for the end of a process that was killed.

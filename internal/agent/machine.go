@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"slices"
 	"sync"
 	"time"
 
@@ -12,7 +11,6 @@ import (
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
-	"godwit.dev/godwit/internal/network"
 	"godwit.dev/godwit/internal/pledge"
 	"godwit.dev/godwit/internal/qemu"
 	"godwit.dev/godwit/internal/qmp"
@@ -53,16 +51,7 @@ type machine struct {
 	decided   context.CancelFunc    // ends the wait for a decision on a switch; nil without one
 }
 
-// port is a VM's network interface on this host. Nothing but tunnel changes,
-// and that by the worker while no copy is under way.
-type port struct {
-	name    string
-	network fleet.NetworkName
-	mac     string
-	tunnel  fleet.TunnelID // zero outside a migration
-	tap     *network.Tap
-}
-
+// The roles, by short names.
 const (
 	alone    = pledge.Alone
 	source   = pledge.Source
@@ -71,28 +60,6 @@ const (
 	arrived  = pledge.Arrived
 	refused  = pledge.Refused
 )
-
-// record is what is written to the machine's folder, so that an agent that
-// starts again knows what it has there.
-type record struct {
-	VM        fleet.VMName      `json:"vm"`
-	UID       fleet.InstanceUID `json:"uid"`
-	Epoch     fleet.Epoch       `json:"epoch"`
-	Role      pledge.Role       `json:"role"`
-	Migration string            `json:"migration,omitempty"`
-	Peer      peerRecord        `json:"peer,omitzero"` // the migration's other host
-	Ports     []portRecord      `json:"ports"`
-}
-
-type portRecord struct {
-	Name    string            `json:"name"`
-	Network fleet.NetworkName `json:"network"`
-	MAC     string            `json:"mac"`
-	Tap     string            `json:"tap"`
-	Queues  int               `json:"queues"`
-	MTU     int               `json:"mtu"`
-	Tunnel  fleet.TunnelID    `json:"tunnel,omitempty"`
-}
 
 const machineQueue = 64
 
@@ -269,64 +236,6 @@ func (m *machine) held() *qemu.Instance {
 	return m.instance
 }
 
-func (m *machine) instanceReport(state fleet.InstanceState, cause string) *godwitv1.Report {
-	return &godwitv1.Report{Epoch: uint64(m.key.epoch), Event: &godwitv1.Report_Instance{Instance: &godwitv1.InstanceReport{
-		Vm: string(m.key.vm), Uid: string(m.uid), Epoch: uint64(m.key.epoch), State: string(state), Cause: cause,
-	}}}
-}
-
-// runningReport, of the worker, says that the instance runs, and by which QEMU.
-func (m *machine) runningReport(cause string) *godwitv1.Report {
-	report := m.instanceReport(fleet.InstanceRunning, cmp.Or(cause, m.halted))
-	tellQEMU(report.GetInstance(), m.instance)
-	return report
-}
-
-// tellQEMU says what QEMU an instance has: not always the one that is installed.
-func tellQEMU(said *godwitv1.InstanceReport, instance *qemu.Instance) {
-	if instance == nil || instance.Ended() {
-		return
-	}
-	can := instance.Abilities()
-	said.QemuVersion, said.MigrationCapabilities = can.Version, can.Capabilities
-}
-
-// sayStateWithin is how long a session waits for one QEMU that has to be asked.
-const sayStateWithin = 500 * time.Millisecond
-
-// inventory is what Hello says of the machine.
-func (m *machine) inventory(ctx context.Context) *godwitv1.InstanceReport {
-	state := m.state(ctx)
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	cause := m.endCause
-	if state == fleet.InstanceRunning && m.halted != "" {
-		state, cause = fleet.InstancePaused, m.halted
-	}
-	said := m.instanceReport(state, cause).GetInstance()
-	said.Migration = m.record.Migration
-	tellQEMU(said, m.instance)
-	return said
-}
-
-// state of the instance, as a session is told of it.
-func (m *machine) state(ctx context.Context) fleet.InstanceState {
-	ctx, cancel := context.WithTimeout(ctx, sayStateWithin)
-	defer cancel()
-	opened := m.mayHaveRun(ctx)
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	switch {
-	case m.unadopted != nil:
-		return fleet.InstanceRunning // nobody can tell: the server must not think it gone
-	case m.launching && m.record.Role == alone:
-		return fleet.InstanceStarting
-	case m.launching:
-		return m.record.Role.State(false, false)
-	}
-	return m.record.Role.State(m.instance == nil || m.instance.Ended(), opened)
-}
-
 // setRole changes the machine's part and writes it down first.
 func (m *machine) setRole(part pledge.Role, migration string) error {
 	next := m.record
@@ -362,13 +271,6 @@ func (m *machine) letGo() error {
 	return errors.Join(errs...)
 }
 
-// allPorts gives the ports as they are now, to any goroutine.
-func (m *machine) allPorts() []*port {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return slices.Clone(m.ports)
-}
-
 // kept is what a command is held against that may be for the machine.
 func (m *machine) kept() pledge.Kept {
 	m.mu.Lock()
@@ -377,20 +279,4 @@ func (m *machine) kept() pledge.Kept {
 		Role: m.record.Role, Migration: m.record.Migration,
 		Started: m.unadopted != nil || m.instance != nil, Ended: m.hasEnded(), Unread: m.unread,
 	}
-}
-
-// setGates sets the gate of every port; rule gives it.
-func (m *machine) setGates(rule func(*port) network.Gate) error {
-	var errs []error
-	for _, port := range m.allPorts() {
-		gate := rule(port)
-		gate.Epoch = m.key.epoch
-		errs = append(errs, port.tap.SetGate(gate))
-	}
-	return errors.Join(errs...)
-}
-
-// setMode sets the gate of every port to a mode without a remote.
-func (m *machine) setMode(mode network.Mode) error {
-	return m.setGates(func(*port) network.Gate { return network.Gate{Mode: mode} })
 }

@@ -155,15 +155,6 @@ func (s peerService) target(ctx context.Context, migration, vm string, epoch uin
 	return m, nil
 }
 
-// peerRecord is the other host of a migration.
-type peerRecord struct {
-	Host    fleet.HostName `json:"host"`
-	Address string         `json:"address,omitempty"` // and port, of its agent; of a target only
-	// SwitchMax: for so long the guest may stand still before the source asks
-	// the target to give up; zero is for ever.
-	SwitchMax time.Duration `json:"switchMax,omitempty"`
-}
-
 // peerAddress gives where the agent of a host listens; "" if it does not.
 func peerAddress(host string, port uint32) string {
 	if port == 0 {

@@ -5,12 +5,45 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"godwit.dev/godwit/internal/durable"
 	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/pledge"
 )
 
 const recordFile = "machine.json"
+
+// record is what is written to the machine's folder, so that an agent that
+// starts again knows what it has there.
+type record struct {
+	VM        fleet.VMName      `json:"vm"`
+	UID       fleet.InstanceUID `json:"uid"`
+	Epoch     fleet.Epoch       `json:"epoch"`
+	Role      pledge.Role       `json:"role"`
+	Migration string            `json:"migration,omitempty"`
+	Peer      peerRecord        `json:"peer,omitzero"` // the migration's other host
+	Ports     []portRecord      `json:"ports"`
+}
+
+type portRecord struct {
+	Name    string            `json:"name"`
+	Network fleet.NetworkName `json:"network"`
+	MAC     string            `json:"mac"`
+	Tap     string            `json:"tap"`
+	Queues  int               `json:"queues"`
+	MTU     int               `json:"mtu"`
+	Tunnel  fleet.TunnelID    `json:"tunnel,omitempty"`
+}
+
+// peerRecord is the other host of a migration.
+type peerRecord struct {
+	Host    fleet.HostName `json:"host"`
+	Address string         `json:"address,omitempty"` // and port, of its agent; of a target only
+	// SwitchMax: for so long the guest may stand still before the source asks
+	// the target to give up; zero is for ever.
+	SwitchMax time.Duration `json:"switchMax,omitempty"`
+}
 
 // writeRecord replaces the record. Once it has returned, what that promises
 // holds even if the host loses its power.

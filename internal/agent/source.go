@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
 
@@ -113,30 +112,6 @@ func limits(out *qemu.Outgoing, can qemu.Abilities) {
 	default:
 		out.DowntimeLimit, out.SwitchoverBandwidth = leastDowntime, leastSwitchover
 	}
-}
-
-// openTunnels lets frames that the target returns after an abort come to the
-// taps.
-func (m *machine) openTunnels(tunnels []*godwitv1.PortNetwork) error {
-	var errs []error
-	next := m.record
-	next.Ports = slices.Clone(next.Ports)
-	for _, tunnel := range tunnels {
-		for i, port := range m.ports {
-			if port.name != tunnel.GetPort() {
-				continue
-			}
-			id := fleet.TunnelID(tunnel.GetTunnel())
-			if port.tunnel != 0 && port.tunnel != id { // of a migration before
-				errs = append(errs, m.agent.config.Network.CloseTunnel(port.tunnel))
-			}
-			m.mu.Lock()
-			port.tunnel, next.Ports[i].Tunnel = id, id
-			m.mu.Unlock()
-			errs = append(errs, m.agent.config.Network.OpenTunnel(id, port.tap))
-		}
-	}
-	return errors.Join(append(errs, m.note(next))...)
 }
 
 // endCopy stops what beginCopy began and waits for its end.
@@ -274,32 +249,4 @@ func (m *machine) releaseSource(ctx context.Context) *godwitv1.Report {
 		return pledge.SourceFailed(err, false)
 	}
 	return pledge.SourceReleased()
-}
-
-// drainTo sends the frames that wait in the taps to another host.
-func (m *machine) drainTo(ctx context.Context, address string) (frames int, err error) {
-	remote, err := netip.ParseAddr(address)
-	if err != nil {
-		return 0, &fleet.Error{Code: fleet.Invalid, Op: "return frames", Subject: "vm " + string(m.key.vm), Cause: err.Error()}
-	}
-	err = m.setGates(func(p *port) network.Gate {
-		return network.Gate{Mode: network.Redirect, Tunnel: p.tunnel, Remote: remote}
-	})
-	if err != nil {
-		return 0, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, returnWithin)
-	defer cancel()
-	return m.drain(ctx)
-}
-
-// drain sends what waits in the taps through their gates.
-func (m *machine) drain(ctx context.Context) (frames int, err error) {
-	var errs []error
-	for _, port := range m.allPorts() {
-		sent, err := port.tap.Drain(ctx)
-		frames += sent
-		errs = append(errs, err)
-	}
-	return frames, errors.Join(errs...)
 }

@@ -1,0 +1,188 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"net"
+	"net/netip"
+	"slices"
+
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/network"
+)
+
+// port is a VM's network interface on this host. Nothing but tunnel changes,
+// and that by the worker while no copy is under way.
+type port struct {
+	name    string
+	network fleet.NetworkName
+	mac     string
+	tunnel  fleet.TunnelID // zero outside a migration
+	tap     *network.Tap
+}
+
+// makePorts makes a tap for each port of the spec, and writes the record.
+func (m *machine) makePorts(spec fleet.VMSpec, networks []*godwitv1.PortNetwork, gate network.Gate) error {
+	byPort := map[string]*godwitv1.PortNetwork{}
+	for _, one := range networks {
+		byPort[one.GetPort()] = one
+	}
+	var taps []portRecord
+	for _, want := range spec.Ports {
+		known := byPort[want.Name]
+		taps = append(taps, portRecord{
+			Name: want.Name, Network: want.Network, MAC: want.MAC, Queues: max(1, want.Queues),
+			Tap: tapName(m.key, want.Name), MTU: int(known.GetMtu()), Tunnel: fleet.TunnelID(known.GetTunnel()),
+		})
+	}
+	next := m.record
+	next.Ports = taps
+	if err := m.note(next); err != nil {
+		return err
+	}
+	for i, tap := range taps {
+		if err := m.makePort(tap, byPort[spec.Ports[i].Name], gate); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *machine) makePort(want portRecord, known *godwitv1.PortNetwork, gate network.Gate) error {
+	host := m.agent.config.Network
+	err := host.EnsureNetwork(network.Network{Name: want.Network, VNI: known.GetVni(), MTU: want.MTU})
+	if err != nil {
+		return err
+	}
+	config, err := want.tapConfig(gate)
+	if err != nil {
+		return err
+	}
+	tap, err := host.CreateTap(config)
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	m.ports = append(m.ports, &port{name: want.Name, network: want.Network, mac: want.MAC, tunnel: want.Tunnel, tap: tap})
+	m.mu.Unlock()
+	return m.agent.reapply(want.Network)
+}
+
+func (p portRecord) tapConfig(gate network.Gate) (network.TapConfig, error) {
+	mac, err := net.ParseMAC(p.MAC)
+	if err != nil {
+		return network.TapConfig{}, fmt.Errorf("port %s: %w", p.Name, err)
+	}
+	return network.TapConfig{Name: p.Tap, Network: p.Network, MAC: mac, Queues: p.Queues, MTU: p.MTU, Gate: gate}, nil
+}
+
+// tapName gives the name of a port's device: it depends on the epoch, so that
+// the taps of two epochs of a VM on one host are two.
+func tapName(key machineKey, port string) string {
+	hash := fnv.New64a()
+	fmt.Fprintf(hash, "%s/%d/%s", key.vm, key.epoch, port)
+	return fmt.Sprintf("%s%012x", network.TapPrefix, hash.Sum64()&(1<<48-1))
+}
+
+// removePorts removes the taps, and the tunnels to them.
+func (m *machine) removePorts() error {
+	m.mu.Lock()
+	ports := m.ports
+	m.ports = nil
+	m.mu.Unlock()
+	var errs []error
+	for _, port := range ports {
+		if port.tunnel != 0 {
+			errs = append(errs, m.agent.config.Network.CloseTunnel(port.tunnel))
+		}
+		errs = append(errs, port.tap.Remove())
+	}
+	return errors.Join(errs...)
+}
+
+func (m *machine) networks() (names []fleet.NetworkName) {
+	for _, port := range m.ports {
+		names = append(names, port.network)
+	}
+	return names
+}
+
+// allPorts gives the ports as they are now, to any goroutine.
+func (m *machine) allPorts() []*port {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.ports)
+}
+
+// setGates sets the gate of every port; rule gives it.
+func (m *machine) setGates(rule func(*port) network.Gate) error {
+	var errs []error
+	for _, port := range m.allPorts() {
+		gate := rule(port)
+		gate.Epoch = m.key.epoch
+		errs = append(errs, port.tap.SetGate(gate))
+	}
+	return errors.Join(errs...)
+}
+
+// setMode sets the gate of every port to a mode without a remote.
+func (m *machine) setMode(mode network.Mode) error {
+	return m.setGates(func(*port) network.Gate { return network.Gate{Mode: mode} })
+}
+
+// pointGates sets the gate of every port to a mode that sends frames to a remote.
+func (m *machine) pointGates(mode network.Mode, remote netip.Addr) error {
+	return m.setGates(func(p *port) network.Gate { return network.Gate{Mode: mode, Tunnel: p.tunnel, Remote: remote} })
+}
+
+// openTunnels lets frames that the target returns after an abort come to the
+// taps.
+func (m *machine) openTunnels(tunnels []*godwitv1.PortNetwork) error {
+	var errs []error
+	next := m.record
+	next.Ports = slices.Clone(next.Ports)
+	for _, tunnel := range tunnels {
+		for i, port := range m.ports {
+			if port.name != tunnel.GetPort() {
+				continue
+			}
+			id := fleet.TunnelID(tunnel.GetTunnel())
+			if port.tunnel != 0 && port.tunnel != id { // of a migration before
+				errs = append(errs, m.agent.config.Network.CloseTunnel(port.tunnel))
+			}
+			m.mu.Lock()
+			port.tunnel, next.Ports[i].Tunnel = id, id
+			m.mu.Unlock()
+			errs = append(errs, m.agent.config.Network.OpenTunnel(id, port.tap))
+		}
+	}
+	return errors.Join(append(errs, m.note(next))...)
+}
+
+// drainTo sends the frames that wait in the taps to another host.
+func (m *machine) drainTo(ctx context.Context, address string) (frames int, err error) {
+	remote, err := netip.ParseAddr(address)
+	if err != nil {
+		return 0, &fleet.Error{Code: fleet.Invalid, Op: "return frames", Subject: "vm " + string(m.key.vm), Cause: err.Error()}
+	}
+	if err := m.pointGates(network.Redirect, remote); err != nil {
+		return 0, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, returnWithin)
+	defer cancel()
+	return m.drain(ctx)
+}
+
+// drain sends what waits in the taps through their gates.
+func (m *machine) drain(ctx context.Context) (frames int, err error) {
+	var errs []error
+	for _, port := range m.allPorts() {
+		sent, err := port.tap.Drain(ctx)
+		frames += sent
+		errs = append(errs, err)
+	}
+	return frames, errors.Join(errs...)
+}
