@@ -87,6 +87,24 @@ func DialPeer(config Config) (*Peer, error) {
 // Close drops the connections that no call is using.
 func (p *Peer) Close() { p.doer.CloseIdleConnections() }
 
+// Console is a client of the serial consoles on a host.
+type Console struct {
+	godwitv1connect.ConsoleServiceClient
+	doer *http.Client
+}
+
+// DialConsole is Dial for the agent that config names as its server.
+func DialConsole(config Config) (*Console, error) {
+	doer, base, options, err := config.prepare()
+	if err != nil {
+		return nil, err
+	}
+	return &Console{godwitv1connect.NewConsoleServiceClient(doer, base, options), doer}, nil
+}
+
+// Close drops the connections that no call is using.
+func (c *Console) Close() { c.doer.CloseIdleConnections() }
+
 // prepare gives what every service's client is made of.
 func (c Config) prepare() (*http.Client, string, connect.ClientOption, error) {
 	doer, base, err := c.doer()

@@ -26,6 +26,7 @@ type machine struct {
 	leave context.CancelFunc
 	work  chan func()   // commands, one after the other
 	gone  chan struct{} // closed when the agent has forgotten it
+	keys  keyboard      // of its serial console
 
 	// The worker, which is carryOut's goroutine, changes what follows with mu
 	// held. It may read record, instance and ports without; so may what it has

@@ -61,6 +61,17 @@ func (p Peers) port() uint16 {
 // callerKey is the key of who calls, in a call's context.
 type callerKey struct{}
 
+// peerCaller is who calls; the zero identity is nobody known.
+type peerCaller struct {
+	pki.Identity
+	deadlines *http.ResponseController
+}
+
+func callerOf(ctx context.Context) peerCaller {
+	who, _ := ctx.Value(callerKey{}).(peerCaller)
+	return who
+}
+
 // servePeers answers the agents of other hosts until ctx ends.
 func (a *Agent) servePeers(ctx context.Context) {
 	listener := a.config.Peers.Listener
@@ -68,10 +79,11 @@ func (a *Agent) servePeers(ctx context.Context) {
 		return
 	}
 	mux := http.NewServeMux()
-	mux.Handle(godwitv1connect.NewPeerServiceHandler(peerService{a},
-		connect.WithInterceptors(wire.ServerInterceptor()), connect.WithReadMaxBytes(peerMessageMax)))
+	options := connect.WithHandlerOptions(connect.WithInterceptors(wire.ServerInterceptor()), connect.WithReadMaxBytes(peerMessageMax))
+	mux.Handle(godwitv1connect.NewPeerServiceHandler(peerService{a}, options))
+	mux.Handle(godwitv1connect.NewConsoleServiceHandler(consoleService{a}, options))
 	server := &http.Server{
-		Handler: fromHosts(mux), TLSConfig: a.config.Keeper.ServerConfig(),
+		Handler: byCertificate(mux), TLSConfig: a.config.Keeper.ServerConfig(),
 		ReadHeaderTimeout: peerHeaderWithin, ReadTimeout: peerReadWithin, WriteTimeout: peerAnswerWithin, IdleTimeout: peerIdleMax,
 		HTTP2:    &http.HTTP2Config{WriteByteTimeout: peerAnswerWithin}, // WriteTimeout ends the call only
 		ErrorLog: slog.NewLogLogger(a.log.Handler(), slog.LevelDebug),
@@ -83,15 +95,14 @@ func (a *Agent) servePeers(ctx context.Context) {
 	}
 }
 
-// fromHosts makes the host known whose certificate a caller shows.
-func fromHosts(next http.Handler) http.Handler {
+// byCertificate makes known who calls.
+func byCertificate(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		who := peerCaller{deadlines: http.NewResponseController(w)}
 		if r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
-			if caller, err := pki.FromConnectionState(*r.TLS); err == nil && caller.Kind == pki.Host {
-				r = r.WithContext(context.WithValue(r.Context(), callerKey{}, fleet.HostName(caller.Name)))
-			}
+			who.Identity, _ = pki.FromConnectionState(*r.TLS) // another one's is nobody's
 		}
-		next.ServeHTTP(w, r)
+		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), callerKey{}, who)))
 	})
 }
 
@@ -131,8 +142,8 @@ func (s peerService) ReturnFrames(ctx context.Context, request *godwitv1.ReturnF
 // here is no proof of anything: it may have run, and moved on since.
 func (s peerService) target(ctx context.Context, migration, vm string, epoch uint64) (*machine, error) {
 	refusal := &fleet.Error{Op: "give up", Subject: "migration " + migration}
-	caller, known := ctx.Value(callerKey{}).(fleet.HostName)
-	if !known {
+	caller := callerOf(ctx)
+	if caller.Kind != pki.Host {
 		refusal.Code, refusal.Cause = fleet.Denied, "only hosts may ask, and they show their certificates"
 		return nil, refusal
 	}
@@ -148,8 +159,8 @@ func (s peerService) target(ctx context.Context, migration, vm string, epoch uin
 		refusal.Code, refusal.Cause = fleet.Conflict, "the instance is of migration "+own.Migration
 		return nil, refusal
 	}
-	if own.Peer.Host != "" && caller != own.Peer.Host {
-		refusal.Code, refusal.Cause = fleet.Denied, fmt.Sprintf("%s is not its source", caller)
+	if own.Peer.Host != "" && fleet.HostName(caller.Name) != own.Peer.Host {
+		refusal.Code, refusal.Cause = fleet.Denied, fmt.Sprintf("%s is not its source", caller.Name)
 		return nil, refusal
 	}
 	return m, nil

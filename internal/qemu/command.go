@@ -65,7 +65,7 @@ func (c Config) command(listener int) (*line, error) {
 	l.add("-smp", strconv.Itoa(c.VCPUs), "-m", strconv.FormatUint(uint64(c.Memory/fleet.MiB), 10)+"M")
 	l.addMonitor(listener)
 	l.add("-chardev", fmt.Sprintf("socket,id=console,server=on,wait=off,path=%s,logfile=%s,logappend=on",
-		filepath.Join(c.Dir, consoleSocket), filepath.Join(c.Dir, consoleLog)), "-serial", "chardev:console")
+		ConsoleSocket(c.Dir), ConsoleLog(c.Dir)), "-serial", "chardev:console")
 	if c.Incoming {
 		l.add("-incoming", "defer")
 	}

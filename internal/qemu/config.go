@@ -71,6 +71,14 @@ const (
 	recordFile    = "instance.json"
 )
 
+// ConsoleLog is the file of everything that the instance of a run directory has
+// said on its serial console.
+func ConsoleLog(dir string) string { return filepath.Join(dir, consoleLog) }
+
+// ConsoleSocket is the Unix socket of that console. QEMU serves one connection at
+// a time, and the guest stands still on its console while that is not read.
+func ConsoleSocket(dir string) string { return filepath.Join(dir, consoleSocket) }
+
 // maxSocketPath is the room in a socket address (unix(7), sun_path).
 const maxSocketPath = 107
 

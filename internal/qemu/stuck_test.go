@@ -3,12 +3,12 @@ package qemu_test
 import (
 	"context"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"syscall"
 	"testing"
 	"time"
 
+	"godwit.dev/godwit/internal/lab/bootsector"
 	"godwit.dev/godwit/internal/qemu"
 )
 
@@ -17,8 +17,12 @@ import (
 // and the guest runs on.
 func TestCancelOfAStuckSource(t *testing.T) {
 	eachQEMU(t, func(t *testing.T, binary string) {
+		disk, err := bootsector.WriteDisk(t.TempDir(), bootsector.Filling())
+		if err != nil {
+			t.Fatal(err)
+		}
 		c := config(t, binary)
-		c.Disks = []qemu.Disk{{Name: "root", Path: fullGuest(t), Format: "raw"}}
+		c.Disks = []qemu.Disk{{Name: "root", Path: disk, Format: "raw"}}
 		source := start(t, c)
 		resume(t, source)
 		awaitHello(t, filepath.Join(c.Dir, "console.log"))
@@ -62,45 +66,4 @@ func TestCancelOfAStuckSource(t *testing.T) {
 		}
 		resume(t, source)
 	})
-}
-
-// fullGuest writes a boot sector that fills 32 MiB with what is no zero page, says
-// '!' on the serial console, and halts.
-func fullGuest(t *testing.T) (path string) {
-	t.Helper()
-	image := make([]byte, 1<<20)
-	copy(image, []byte{
-		0xfa,                   // cli
-		0x31, 0xc0, 0x8e, 0xd8, // xor ax, ax; mov ds, ax
-		0x0f, 0x01, 0x16, 0x60, 0x7c, // lgdt [0x7c60]
-		0x0f, 0x20, 0xc0, // mov eax, cr0
-		0x66, 0x83, 0xc8, 0x01, // or eax, 1
-		0x0f, 0x22, 0xc0, // mov cr0, eax
-		0xea, 0x20, 0x7c, 0x08, 0x00, // jmp 8:0x7c20
-	})
-	copy(image[0x20:], []byte{
-		0x66, 0xb8, 0x10, 0x00, // mov ax, 16
-		0x8e, 0xd8, 0x8e, 0xc0, // mov ds, ax; mov es, ax
-		0xbf, 0x00, 0x00, 0x10, 0x00, // mov edi, 1 MiB
-		0xb9, 0x00, 0x00, 0x80, 0x00, // mov ecx, 8 Mi of double words
-		0x89, 0xf8, // mov eax, edi
-		0xab,       // stosd
-		0xe2, 0xfb, // loop to the mov
-		0xba, 0xf8, 0x03, 0x00, 0x00, // mov edx, 0x3f8
-		0xb0, '!', // mov al, '!'
-		0xee,             // out dx, al
-		0xf4, 0xeb, 0xfd, // hlt, for ever
-	})
-	copy(image[0x60:], []byte{0x17, 0x00, 0x68, 0x7c, 0x00, 0x00}) // limit and place of the table
-	copy(image[0x68:], []byte{
-		0, 0, 0, 0, 0, 0, 0, 0,
-		0xff, 0xff, 0, 0, 0, 0x9a, 0xcf, 0, // code, all of memory
-		0xff, 0xff, 0, 0, 0, 0x92, 0xcf, 0, // data
-	})
-	image[510], image[511] = 0x55, 0xaa
-	path = filepath.Join(t.TempDir(), "disk.raw")
-	if err := os.WriteFile(path, image, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return path
 }

@@ -22,6 +22,250 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type ReadConsoleRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Vm    string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	Epoch uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Uid   string                 `protobuf:"bytes,3,opt,name=uid,proto3" json:"uid,omitempty"`
+	// The first byte that is wanted of all that it has said.
+	Offset uint64 `protobuf:"varint,4,opt,name=offset,proto3" json:"offset,omitempty"`
+	// In place of the offset: the last so many bytes, if there are as many.
+	Last *uint64 `protobuf:"varint,5,opt,name=last,proto3,oneof" json:"last,omitempty"`
+	// Go on with what it says from now on, until it has ended.
+	Follow        bool `protobuf:"varint,6,opt,name=follow,proto3" json:"follow,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadConsoleRequest) Reset() {
+	*x = ReadConsoleRequest{}
+	mi := &file_godwit_v1_agent_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadConsoleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadConsoleRequest) ProtoMessage() {}
+
+func (x *ReadConsoleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_agent_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadConsoleRequest.ProtoReflect.Descriptor instead.
+func (*ReadConsoleRequest) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *ReadConsoleRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *ReadConsoleRequest) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *ReadConsoleRequest) GetUid() string {
+	if x != nil {
+		return x.Uid
+	}
+	return ""
+}
+
+func (x *ReadConsoleRequest) GetOffset() uint64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *ReadConsoleRequest) GetLast() uint64 {
+	if x != nil && x.Last != nil {
+		return *x.Last
+	}
+	return 0
+}
+
+func (x *ReadConsoleRequest) GetFollow() bool {
+	if x != nil {
+		return x.Follow
+	}
+	return false
+}
+
+type ReadConsoleResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Output []byte                 `protobuf:"bytes,1,opt,name=output,proto3" json:"output,omitempty"`
+	// Of the first byte after the output.
+	Offset        uint64 `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadConsoleResponse) Reset() {
+	*x = ReadConsoleResponse{}
+	mi := &file_godwit_v1_agent_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadConsoleResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadConsoleResponse) ProtoMessage() {}
+
+func (x *ReadConsoleResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_agent_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadConsoleResponse.ProtoReflect.Descriptor instead.
+func (*ReadConsoleResponse) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *ReadConsoleResponse) GetOutput() []byte {
+	if x != nil {
+		return x.Output
+	}
+	return nil
+}
+
+func (x *ReadConsoleResponse) GetOffset() uint64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+type WriteConsoleRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Uid           string                 `protobuf:"bytes,3,opt,name=uid,proto3" json:"uid,omitempty"`
+	Input         []byte                 `protobuf:"bytes,4,opt,name=input,proto3" json:"input,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WriteConsoleRequest) Reset() {
+	*x = WriteConsoleRequest{}
+	mi := &file_godwit_v1_agent_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WriteConsoleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WriteConsoleRequest) ProtoMessage() {}
+
+func (x *WriteConsoleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_agent_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WriteConsoleRequest.ProtoReflect.Descriptor instead.
+func (*WriteConsoleRequest) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *WriteConsoleRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *WriteConsoleRequest) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *WriteConsoleRequest) GetUid() string {
+	if x != nil {
+		return x.Uid
+	}
+	return ""
+}
+
+func (x *WriteConsoleRequest) GetInput() []byte {
+	if x != nil {
+		return x.Input
+	}
+	return nil
+}
+
+type WriteConsoleResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WriteConsoleResponse) Reset() {
+	*x = WriteConsoleResponse{}
+	mi := &file_godwit_v1_agent_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WriteConsoleResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WriteConsoleResponse) ProtoMessage() {}
+
+func (x *WriteConsoleResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_agent_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WriteConsoleResponse.ProtoReflect.Descriptor instead.
+func (*WriteConsoleResponse) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{3}
+}
+
 type GiveUpRequest struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	Migration string                 `protobuf:"bytes,1,opt,name=migration,proto3" json:"migration,omitempty"`
@@ -34,7 +278,7 @@ type GiveUpRequest struct {
 
 func (x *GiveUpRequest) Reset() {
 	*x = GiveUpRequest{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[0]
+	mi := &file_godwit_v1_agent_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -46,7 +290,7 @@ func (x *GiveUpRequest) String() string {
 func (*GiveUpRequest) ProtoMessage() {}
 
 func (x *GiveUpRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[0]
+	mi := &file_godwit_v1_agent_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -59,7 +303,7 @@ func (x *GiveUpRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GiveUpRequest.ProtoReflect.Descriptor instead.
 func (*GiveUpRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{0}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *GiveUpRequest) GetMigration() string {
@@ -93,7 +337,7 @@ type GiveUpResponse struct {
 
 func (x *GiveUpResponse) Reset() {
 	*x = GiveUpResponse{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[1]
+	mi := &file_godwit_v1_agent_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -105,7 +349,7 @@ func (x *GiveUpResponse) String() string {
 func (*GiveUpResponse) ProtoMessage() {}
 
 func (x *GiveUpResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[1]
+	mi := &file_godwit_v1_agent_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -118,7 +362,7 @@ func (x *GiveUpResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GiveUpResponse.ProtoReflect.Descriptor instead.
 func (*GiveUpResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{1}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *GiveUpResponse) GetRefused() bool {
@@ -141,7 +385,7 @@ type ReturnFramesRequest struct {
 
 func (x *ReturnFramesRequest) Reset() {
 	*x = ReturnFramesRequest{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[2]
+	mi := &file_godwit_v1_agent_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -153,7 +397,7 @@ func (x *ReturnFramesRequest) String() string {
 func (*ReturnFramesRequest) ProtoMessage() {}
 
 func (x *ReturnFramesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[2]
+	mi := &file_godwit_v1_agent_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -166,7 +410,7 @@ func (x *ReturnFramesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReturnFramesRequest.ProtoReflect.Descriptor instead.
 func (*ReturnFramesRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{2}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ReturnFramesRequest) GetMigration() string {
@@ -206,7 +450,7 @@ type ReturnFramesResponse struct {
 
 func (x *ReturnFramesResponse) Reset() {
 	*x = ReturnFramesResponse{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[3]
+	mi := &file_godwit_v1_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -218,7 +462,7 @@ func (x *ReturnFramesResponse) String() string {
 func (*ReturnFramesResponse) ProtoMessage() {}
 
 func (x *ReturnFramesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[3]
+	mi := &file_godwit_v1_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -231,7 +475,7 @@ func (x *ReturnFramesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReturnFramesResponse.ProtoReflect.Descriptor instead.
 func (*ReturnFramesResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{3}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ReturnFramesResponse) GetFrames() int64 {
@@ -256,7 +500,7 @@ type SessionRequest struct {
 
 func (x *SessionRequest) Reset() {
 	*x = SessionRequest{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[4]
+	mi := &file_godwit_v1_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -268,7 +512,7 @@ func (x *SessionRequest) String() string {
 func (*SessionRequest) ProtoMessage() {}
 
 func (x *SessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[4]
+	mi := &file_godwit_v1_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -281,7 +525,7 @@ func (x *SessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionRequest.ProtoReflect.Descriptor instead.
 func (*SessionRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{4}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *SessionRequest) GetMessage() isSessionRequest_Message {
@@ -370,7 +614,7 @@ type SessionResponse struct {
 
 func (x *SessionResponse) Reset() {
 	*x = SessionResponse{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[5]
+	mi := &file_godwit_v1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -382,7 +626,7 @@ func (x *SessionResponse) String() string {
 func (*SessionResponse) ProtoMessage() {}
 
 func (x *SessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[5]
+	mi := &file_godwit_v1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -395,7 +639,7 @@ func (x *SessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionResponse.ProtoReflect.Descriptor instead.
 func (*SessionResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{5}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *SessionResponse) GetMessage() isSessionResponse_Message {
@@ -479,7 +723,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[6]
+	mi := &file_godwit_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -491,7 +735,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[6]
+	mi := &file_godwit_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -504,7 +748,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{6}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Heartbeat) GetStore() *StoreMark {
@@ -532,7 +776,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[7]
+	mi := &file_godwit_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -544,7 +788,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[7]
+	mi := &file_godwit_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -557,7 +801,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Hello) GetHost() *Host {
@@ -616,7 +860,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[8]
+	mi := &file_godwit_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -628,7 +872,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[8]
+	mi := &file_godwit_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -641,7 +885,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Welcome) GetHeartbeatMs() int64 {
@@ -680,7 +924,7 @@ type StoreMark struct {
 
 func (x *StoreMark) Reset() {
 	*x = StoreMark{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[9]
+	mi := &file_godwit_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -692,7 +936,7 @@ func (x *StoreMark) String() string {
 func (*StoreMark) ProtoMessage() {}
 
 func (x *StoreMark) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[9]
+	mi := &file_godwit_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -705,7 +949,7 @@ func (x *StoreMark) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreMark.ProtoReflect.Descriptor instead.
 func (*StoreMark) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *StoreMark) GetCluster() uint64 {
@@ -748,7 +992,7 @@ type InstanceReport struct {
 
 func (x *InstanceReport) Reset() {
 	*x = InstanceReport{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[10]
+	mi := &file_godwit_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -760,7 +1004,7 @@ func (x *InstanceReport) String() string {
 func (*InstanceReport) ProtoMessage() {}
 
 func (x *InstanceReport) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[10]
+	mi := &file_godwit_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -773,7 +1017,7 @@ func (x *InstanceReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstanceReport.ProtoReflect.Descriptor instead.
 func (*InstanceReport) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *InstanceReport) GetVm() string {
@@ -843,7 +1087,7 @@ type CommitRequest struct {
 
 func (x *CommitRequest) Reset() {
 	*x = CommitRequest{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[11]
+	mi := &file_godwit_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -855,7 +1099,7 @@ func (x *CommitRequest) String() string {
 func (*CommitRequest) ProtoMessage() {}
 
 func (x *CommitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[11]
+	mi := &file_godwit_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -868,7 +1112,7 @@ func (x *CommitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitRequest.ProtoReflect.Descriptor instead.
 func (*CommitRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *CommitRequest) GetMigration() string {
@@ -906,7 +1150,7 @@ type CommitResponse struct {
 
 func (x *CommitResponse) Reset() {
 	*x = CommitResponse{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[12]
+	mi := &file_godwit_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -918,7 +1162,7 @@ func (x *CommitResponse) String() string {
 func (*CommitResponse) ProtoMessage() {}
 
 func (x *CommitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[12]
+	mi := &file_godwit_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -931,7 +1175,7 @@ func (x *CommitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitResponse.ProtoReflect.Descriptor instead.
 func (*CommitResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *CommitResponse) GetSourceStopped() bool {
@@ -969,7 +1213,7 @@ type Instance struct {
 
 func (x *Instance) Reset() {
 	*x = Instance{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[13]
+	mi := &file_godwit_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -981,7 +1225,7 @@ func (x *Instance) String() string {
 func (*Instance) ProtoMessage() {}
 
 func (x *Instance) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[13]
+	mi := &file_godwit_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -994,7 +1238,7 @@ func (x *Instance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Instance.ProtoReflect.Descriptor instead.
 func (*Instance) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Instance) GetVm() string {
@@ -1045,7 +1289,7 @@ type PortNetwork struct {
 
 func (x *PortNetwork) Reset() {
 	*x = PortNetwork{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[14]
+	mi := &file_godwit_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1057,7 +1301,7 @@ func (x *PortNetwork) String() string {
 func (*PortNetwork) ProtoMessage() {}
 
 func (x *PortNetwork) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[14]
+	mi := &file_godwit_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1070,7 +1314,7 @@ func (x *PortNetwork) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortNetwork.ProtoReflect.Descriptor instead.
 func (*PortNetwork) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *PortNetwork) GetPort() string {
@@ -1132,7 +1376,7 @@ type Command struct {
 
 func (x *Command) Reset() {
 	*x = Command{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[15]
+	mi := &file_godwit_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1144,7 +1388,7 @@ func (x *Command) String() string {
 func (*Command) ProtoMessage() {}
 
 func (x *Command) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[15]
+	mi := &file_godwit_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1157,7 +1401,7 @@ func (x *Command) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Command.ProtoReflect.Descriptor instead.
 func (*Command) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Command) GetSubject() string {
@@ -1373,7 +1617,7 @@ type StartInstance struct {
 
 func (x *StartInstance) Reset() {
 	*x = StartInstance{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[16]
+	mi := &file_godwit_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1385,7 +1629,7 @@ func (x *StartInstance) String() string {
 func (*StartInstance) ProtoMessage() {}
 
 func (x *StartInstance) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[16]
+	mi := &file_godwit_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1398,7 +1642,7 @@ func (x *StartInstance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartInstance.ProtoReflect.Descriptor instead.
 func (*StartInstance) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *StartInstance) GetInstance() *Instance {
@@ -1418,7 +1662,7 @@ type StopInstance struct {
 
 func (x *StopInstance) Reset() {
 	*x = StopInstance{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[17]
+	mi := &file_godwit_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1430,7 +1674,7 @@ func (x *StopInstance) String() string {
 func (*StopInstance) ProtoMessage() {}
 
 func (x *StopInstance) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[17]
+	mi := &file_godwit_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1443,7 +1687,7 @@ func (x *StopInstance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopInstance.ProtoReflect.Descriptor instead.
 func (*StopInstance) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *StopInstance) GetVm() string {
@@ -1478,7 +1722,7 @@ type ForgetInstance struct {
 
 func (x *ForgetInstance) Reset() {
 	*x = ForgetInstance{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[18]
+	mi := &file_godwit_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1490,7 +1734,7 @@ func (x *ForgetInstance) String() string {
 func (*ForgetInstance) ProtoMessage() {}
 
 func (x *ForgetInstance) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[18]
+	mi := &file_godwit_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1503,7 +1747,7 @@ func (x *ForgetInstance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetInstance.ProtoReflect.Descriptor instead.
 func (*ForgetInstance) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ForgetInstance) GetVm() string {
@@ -1555,7 +1799,7 @@ type PrepareTarget struct {
 
 func (x *PrepareTarget) Reset() {
 	*x = PrepareTarget{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[19]
+	mi := &file_godwit_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1567,7 +1811,7 @@ func (x *PrepareTarget) String() string {
 func (*PrepareTarget) ProtoMessage() {}
 
 func (x *PrepareTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[19]
+	mi := &file_godwit_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1580,7 +1824,7 @@ func (x *PrepareTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareTarget.ProtoReflect.Descriptor instead.
 func (*PrepareTarget) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *PrepareTarget) GetInstance() *Instance {
@@ -1631,7 +1875,7 @@ type StartCopy struct {
 
 func (x *StartCopy) Reset() {
 	*x = StartCopy{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[20]
+	mi := &file_godwit_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1643,7 +1887,7 @@ func (x *StartCopy) String() string {
 func (*StartCopy) ProtoMessage() {}
 
 func (x *StartCopy) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[20]
+	mi := &file_godwit_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1656,7 +1900,7 @@ func (x *StartCopy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartCopy.ProtoReflect.Descriptor instead.
 func (*StartCopy) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *StartCopy) GetVm() string {
@@ -1740,7 +1984,7 @@ type ResumeSource struct {
 
 func (x *ResumeSource) Reset() {
 	*x = ResumeSource{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[21]
+	mi := &file_godwit_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1752,7 +1996,7 @@ func (x *ResumeSource) String() string {
 func (*ResumeSource) ProtoMessage() {}
 
 func (x *ResumeSource) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[21]
+	mi := &file_godwit_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1765,7 +2009,7 @@ func (x *ResumeSource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeSource.ProtoReflect.Descriptor instead.
 func (*ResumeSource) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ResumeSource) GetVm() string {
@@ -1797,7 +2041,7 @@ type ReleaseTarget struct {
 
 func (x *ReleaseTarget) Reset() {
 	*x = ReleaseTarget{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[22]
+	mi := &file_godwit_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1809,7 +2053,7 @@ func (x *ReleaseTarget) String() string {
 func (*ReleaseTarget) ProtoMessage() {}
 
 func (x *ReleaseTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[22]
+	mi := &file_godwit_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1822,7 +2066,7 @@ func (x *ReleaseTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseTarget.ProtoReflect.Descriptor instead.
 func (*ReleaseTarget) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ReleaseTarget) GetVm() string {
@@ -1862,7 +2106,7 @@ type RunTarget struct {
 
 func (x *RunTarget) Reset() {
 	*x = RunTarget{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[23]
+	mi := &file_godwit_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1874,7 +2118,7 @@ func (x *RunTarget) String() string {
 func (*RunTarget) ProtoMessage() {}
 
 func (x *RunTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[23]
+	mi := &file_godwit_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1887,7 +2131,7 @@ func (x *RunTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunTarget.ProtoReflect.Descriptor instead.
 func (*RunTarget) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RunTarget) GetVm() string {
@@ -1906,7 +2150,7 @@ type RetireSource struct {
 
 func (x *RetireSource) Reset() {
 	*x = RetireSource{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[24]
+	mi := &file_godwit_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1918,7 +2162,7 @@ func (x *RetireSource) String() string {
 func (*RetireSource) ProtoMessage() {}
 
 func (x *RetireSource) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[24]
+	mi := &file_godwit_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1931,7 +2175,7 @@ func (x *RetireSource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireSource.ProtoReflect.Descriptor instead.
 func (*RetireSource) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RetireSource) GetVm() string {
@@ -1950,7 +2194,7 @@ type ReleaseSource struct {
 
 func (x *ReleaseSource) Reset() {
 	*x = ReleaseSource{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[25]
+	mi := &file_godwit_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1962,7 +2206,7 @@ func (x *ReleaseSource) String() string {
 func (*ReleaseSource) ProtoMessage() {}
 
 func (x *ReleaseSource) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[25]
+	mi := &file_godwit_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1975,7 +2219,7 @@ func (x *ReleaseSource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseSource.ProtoReflect.Descriptor instead.
 func (*ReleaseSource) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ReleaseSource) GetVm() string {
@@ -1994,7 +2238,7 @@ type FinishTarget struct {
 
 func (x *FinishTarget) Reset() {
 	*x = FinishTarget{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[26]
+	mi := &file_godwit_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2006,7 +2250,7 @@ func (x *FinishTarget) String() string {
 func (*FinishTarget) ProtoMessage() {}
 
 func (x *FinishTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[26]
+	mi := &file_godwit_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2019,7 +2263,7 @@ func (x *FinishTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishTarget.ProtoReflect.Descriptor instead.
 func (*FinishTarget) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *FinishTarget) GetVm() string {
@@ -2061,7 +2305,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[27]
+	mi := &file_godwit_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2073,7 +2317,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[27]
+	mi := &file_godwit_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2086,7 +2330,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Report) GetSubject() string {
@@ -2365,7 +2609,7 @@ type TargetPrepared struct {
 
 func (x *TargetPrepared) Reset() {
 	*x = TargetPrepared{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[28]
+	mi := &file_godwit_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2377,7 +2621,7 @@ func (x *TargetPrepared) String() string {
 func (*TargetPrepared) ProtoMessage() {}
 
 func (x *TargetPrepared) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[28]
+	mi := &file_godwit_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2390,7 +2634,7 @@ func (x *TargetPrepared) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetPrepared.ProtoReflect.Descriptor instead.
 func (*TargetPrepared) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *TargetPrepared) GetPort() uint32 {
@@ -2430,7 +2674,7 @@ type CopyProgress struct {
 
 func (x *CopyProgress) Reset() {
 	*x = CopyProgress{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[29]
+	mi := &file_godwit_v1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2442,7 +2686,7 @@ func (x *CopyProgress) String() string {
 func (*CopyProgress) ProtoMessage() {}
 
 func (x *CopyProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[29]
+	mi := &file_godwit_v1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2455,7 +2699,7 @@ func (x *CopyProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyProgress.ProtoReflect.Descriptor instead.
 func (*CopyProgress) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *CopyProgress) GetPass() int32 {
@@ -2519,7 +2763,7 @@ type SourceStopped struct {
 
 func (x *SourceStopped) Reset() {
 	*x = SourceStopped{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[30]
+	mi := &file_godwit_v1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2531,7 +2775,7 @@ func (x *SourceStopped) String() string {
 func (*SourceStopped) ProtoMessage() {}
 
 func (x *SourceStopped) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[30]
+	mi := &file_godwit_v1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2544,7 +2788,7 @@ func (x *SourceStopped) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceStopped.ProtoReflect.Descriptor instead.
 func (*SourceStopped) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *SourceStopped) GetStoppedBy() string {
@@ -2583,7 +2827,7 @@ type StopReason struct {
 
 func (x *StopReason) Reset() {
 	*x = StopReason{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[31]
+	mi := &file_godwit_v1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2595,7 +2839,7 @@ func (x *StopReason) String() string {
 func (*StopReason) ProtoMessage() {}
 
 func (x *StopReason) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[31]
+	mi := &file_godwit_v1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2608,7 +2852,7 @@ func (x *StopReason) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopReason.ProtoReflect.Descriptor instead.
 func (*StopReason) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *StopReason) GetRemainingBytes() uint64 {
@@ -2656,7 +2900,7 @@ type SwitchMeasured struct {
 
 func (x *SwitchMeasured) Reset() {
 	*x = SwitchMeasured{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[32]
+	mi := &file_godwit_v1_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2668,7 +2912,7 @@ func (x *SwitchMeasured) String() string {
 func (*SwitchMeasured) ProtoMessage() {}
 
 func (x *SwitchMeasured) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[32]
+	mi := &file_godwit_v1_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2681,7 +2925,7 @@ func (x *SwitchMeasured) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SwitchMeasured.ProtoReflect.Descriptor instead.
 func (*SwitchMeasured) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{32}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *SwitchMeasured) GetMarks() *SourceMarks {
@@ -2742,7 +2986,7 @@ type SourceMarks struct {
 
 func (x *SourceMarks) Reset() {
 	*x = SourceMarks{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[33]
+	mi := &file_godwit_v1_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2754,7 +2998,7 @@ func (x *SourceMarks) String() string {
 func (*SourceMarks) ProtoMessage() {}
 
 func (x *SourceMarks) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[33]
+	mi := &file_godwit_v1_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2767,7 +3011,7 @@ func (x *SourceMarks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceMarks.ProtoReflect.Descriptor instead.
 func (*SourceMarks) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{33}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *SourceMarks) GetGateFlipped() *timestamppb.Timestamp {
@@ -2824,7 +3068,7 @@ type TargetMarks struct {
 
 func (x *TargetMarks) Reset() {
 	*x = TargetMarks{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[34]
+	mi := &file_godwit_v1_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2836,7 +3080,7 @@ func (x *TargetMarks) String() string {
 func (*TargetMarks) ProtoMessage() {}
 
 func (x *TargetMarks) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[34]
+	mi := &file_godwit_v1_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2849,7 +3093,7 @@ func (x *TargetMarks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetMarks.ProtoReflect.Descriptor instead.
 func (*TargetMarks) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{34}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *TargetMarks) GetLoaded() *timestamppb.Timestamp {
@@ -2888,7 +3132,7 @@ type SourceResumed struct {
 
 func (x *SourceResumed) Reset() {
 	*x = SourceResumed{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[35]
+	mi := &file_godwit_v1_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2900,7 +3144,7 @@ func (x *SourceResumed) String() string {
 func (*SourceResumed) ProtoMessage() {}
 
 func (x *SourceResumed) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[35]
+	mi := &file_godwit_v1_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2913,7 +3157,7 @@ func (x *SourceResumed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceResumed.ProtoReflect.Descriptor instead.
 func (*SourceResumed) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{35}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{39}
 }
 
 type TargetReleased struct {
@@ -2927,7 +3171,7 @@ type TargetReleased struct {
 
 func (x *TargetReleased) Reset() {
 	*x = TargetReleased{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[36]
+	mi := &file_godwit_v1_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2939,7 +3183,7 @@ func (x *TargetReleased) String() string {
 func (*TargetReleased) ProtoMessage() {}
 
 func (x *TargetReleased) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[36]
+	mi := &file_godwit_v1_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2952,7 +3196,7 @@ func (x *TargetReleased) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetReleased.ProtoReflect.Descriptor instead.
 func (*TargetReleased) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{36}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *TargetReleased) GetFramesReturned() int64 {
@@ -2978,7 +3222,7 @@ type TargetRunning struct {
 
 func (x *TargetRunning) Reset() {
 	*x = TargetRunning{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[37]
+	mi := &file_godwit_v1_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2990,7 +3234,7 @@ func (x *TargetRunning) String() string {
 func (*TargetRunning) ProtoMessage() {}
 
 func (x *TargetRunning) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[37]
+	mi := &file_godwit_v1_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3003,7 +3247,7 @@ func (x *TargetRunning) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetRunning.ProtoReflect.Descriptor instead.
 func (*TargetRunning) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{37}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *TargetRunning) GetMarks() *TargetMarks {
@@ -3021,7 +3265,7 @@ type SourceRetired struct {
 
 func (x *SourceRetired) Reset() {
 	*x = SourceRetired{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[38]
+	mi := &file_godwit_v1_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3033,7 +3277,7 @@ func (x *SourceRetired) String() string {
 func (*SourceRetired) ProtoMessage() {}
 
 func (x *SourceRetired) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[38]
+	mi := &file_godwit_v1_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3046,7 +3290,7 @@ func (x *SourceRetired) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceRetired.ProtoReflect.Descriptor instead.
 func (*SourceRetired) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{38}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{42}
 }
 
 type SourceReleased struct {
@@ -3057,7 +3301,7 @@ type SourceReleased struct {
 
 func (x *SourceReleased) Reset() {
 	*x = SourceReleased{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[39]
+	mi := &file_godwit_v1_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3069,7 +3313,7 @@ func (x *SourceReleased) String() string {
 func (*SourceReleased) ProtoMessage() {}
 
 func (x *SourceReleased) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[39]
+	mi := &file_godwit_v1_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3082,7 +3326,7 @@ func (x *SourceReleased) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceReleased.ProtoReflect.Descriptor instead.
 func (*SourceReleased) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{39}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{43}
 }
 
 type TargetFinished struct {
@@ -3093,7 +3337,7 @@ type TargetFinished struct {
 
 func (x *TargetFinished) Reset() {
 	*x = TargetFinished{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[40]
+	mi := &file_godwit_v1_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3105,7 +3349,7 @@ func (x *TargetFinished) String() string {
 func (*TargetFinished) ProtoMessage() {}
 
 func (x *TargetFinished) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[40]
+	mi := &file_godwit_v1_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3118,7 +3362,7 @@ func (x *TargetFinished) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetFinished.ProtoReflect.Descriptor instead.
 func (*TargetFinished) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{40}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{44}
 }
 
 type SourceFailed struct {
@@ -3134,7 +3378,7 @@ type SourceFailed struct {
 
 func (x *SourceFailed) Reset() {
 	*x = SourceFailed{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[41]
+	mi := &file_godwit_v1_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3146,7 +3390,7 @@ func (x *SourceFailed) String() string {
 func (*SourceFailed) ProtoMessage() {}
 
 func (x *SourceFailed) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[41]
+	mi := &file_godwit_v1_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3159,7 +3403,7 @@ func (x *SourceFailed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceFailed.ProtoReflect.Descriptor instead.
 func (*SourceFailed) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{41}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *SourceFailed) GetCode() string {
@@ -3204,7 +3448,7 @@ type TargetFailed struct {
 
 func (x *TargetFailed) Reset() {
 	*x = TargetFailed{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[42]
+	mi := &file_godwit_v1_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3216,7 +3460,7 @@ func (x *TargetFailed) String() string {
 func (*TargetFailed) ProtoMessage() {}
 
 func (x *TargetFailed) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[42]
+	mi := &file_godwit_v1_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3229,7 +3473,7 @@ func (x *TargetFailed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetFailed.ProtoReflect.Descriptor instead.
 func (*TargetFailed) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{42}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *TargetFailed) GetCode() string {
@@ -3278,7 +3522,7 @@ type TargetRefused struct {
 
 func (x *TargetRefused) Reset() {
 	*x = TargetRefused{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[43]
+	mi := &file_godwit_v1_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3290,7 +3534,7 @@ func (x *TargetRefused) String() string {
 func (*TargetRefused) ProtoMessage() {}
 
 func (x *TargetRefused) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[43]
+	mi := &file_godwit_v1_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3303,7 +3547,7 @@ func (x *TargetRefused) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetRefused.ProtoReflect.Descriptor instead.
 func (*TargetRefused) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{43}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *TargetRefused) GetCause() string {
@@ -3323,7 +3567,7 @@ type SourceRanOn struct {
 
 func (x *SourceRanOn) Reset() {
 	*x = SourceRanOn{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[44]
+	mi := &file_godwit_v1_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3335,7 +3579,7 @@ func (x *SourceRanOn) String() string {
 func (*SourceRanOn) ProtoMessage() {}
 
 func (x *SourceRanOn) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[44]
+	mi := &file_godwit_v1_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3348,7 +3592,7 @@ func (x *SourceRanOn) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceRanOn.ProtoReflect.Descriptor instead.
 func (*SourceRanOn) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{44}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *SourceRanOn) GetCause() string {
@@ -3370,7 +3614,7 @@ type AddressMap struct {
 
 func (x *AddressMap) Reset() {
 	*x = AddressMap{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[45]
+	mi := &file_godwit_v1_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3382,7 +3626,7 @@ func (x *AddressMap) String() string {
 func (*AddressMap) ProtoMessage() {}
 
 func (x *AddressMap) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[45]
+	mi := &file_godwit_v1_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3395,7 +3639,7 @@ func (x *AddressMap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressMap.ProtoReflect.Descriptor instead.
 func (*AddressMap) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{45}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *AddressMap) GetVersion() int64 {
@@ -3427,7 +3671,7 @@ type NetworkMap struct {
 
 func (x *NetworkMap) Reset() {
 	*x = NetworkMap{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[46]
+	mi := &file_godwit_v1_agent_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3439,7 +3683,7 @@ func (x *NetworkMap) String() string {
 func (*NetworkMap) ProtoMessage() {}
 
 func (x *NetworkMap) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[46]
+	mi := &file_godwit_v1_agent_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3452,7 +3696,7 @@ func (x *NetworkMap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkMap.ProtoReflect.Descriptor instead.
 func (*NetworkMap) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{46}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *NetworkMap) GetName() string {
@@ -3512,7 +3756,7 @@ type AddressEntry struct {
 
 func (x *AddressEntry) Reset() {
 	*x = AddressEntry{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[47]
+	mi := &file_godwit_v1_agent_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3524,7 +3768,7 @@ func (x *AddressEntry) String() string {
 func (*AddressEntry) ProtoMessage() {}
 
 func (x *AddressEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[47]
+	mi := &file_godwit_v1_agent_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3537,7 +3781,7 @@ func (x *AddressEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressEntry.ProtoReflect.Descriptor instead.
 func (*AddressEntry) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{47}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *AddressEntry) GetMac() string {
@@ -3591,7 +3835,7 @@ type AddressesApplied struct {
 
 func (x *AddressesApplied) Reset() {
 	*x = AddressesApplied{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[48]
+	mi := &file_godwit_v1_agent_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3603,7 +3847,7 @@ func (x *AddressesApplied) String() string {
 func (*AddressesApplied) ProtoMessage() {}
 
 func (x *AddressesApplied) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[48]
+	mi := &file_godwit_v1_agent_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3616,7 +3860,7 @@ func (x *AddressesApplied) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressesApplied.ProtoReflect.Descriptor instead.
 func (*AddressesApplied) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{48}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *AddressesApplied) GetVersion() int64 {
@@ -3630,7 +3874,24 @@ var File_godwit_v1_agent_proto protoreflect.FileDescriptor
 
 const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\n" +
-	"\x15godwit/v1/agent.proto\x12\tgodwit.v1\x1a\x15godwit/v1/fleet.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"S\n" +
+	"\x15godwit/v1/agent.proto\x12\tgodwit.v1\x1a\x15godwit/v1/fleet.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9e\x01\n" +
+	"\x12ReadConsoleRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x10\n" +
+	"\x03uid\x18\x03 \x01(\tR\x03uid\x12\x16\n" +
+	"\x06offset\x18\x04 \x01(\x04R\x06offset\x12\x17\n" +
+	"\x04last\x18\x05 \x01(\x04H\x00R\x04last\x88\x01\x01\x12\x16\n" +
+	"\x06follow\x18\x06 \x01(\bR\x06followB\a\n" +
+	"\x05_last\"E\n" +
+	"\x13ReadConsoleResponse\x12\x16\n" +
+	"\x06output\x18\x01 \x01(\fR\x06output\x12\x16\n" +
+	"\x06offset\x18\x02 \x01(\x04R\x06offset\"c\n" +
+	"\x13WriteConsoleRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x10\n" +
+	"\x03uid\x18\x03 \x01(\tR\x03uid\x12\x14\n" +
+	"\x05input\x18\x04 \x01(\fR\x05input\"\x16\n" +
+	"\x14WriteConsoleResponse\"S\n" +
 	"\rGiveUpRequest\x12\x1c\n" +
 	"\tmigration\x18\x01 \x01(\tR\tmigration\x12\x0e\n" +
 	"\x02vm\x18\x02 \x01(\tR\x02vm\x12\x14\n" +
@@ -3888,7 +4149,10 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\x06Commit\x12\x18.godwit.v1.CommitRequest\x1a\x19.godwit.v1.CommitResponse(\x010\x012\x9d\x01\n" +
 	"\vPeerService\x12=\n" +
 	"\x06GiveUp\x12\x18.godwit.v1.GiveUpRequest\x1a\x19.godwit.v1.GiveUpResponse\x12O\n" +
-	"\fReturnFrames\x12\x1e.godwit.v1.ReturnFramesRequest\x1a\x1f.godwit.v1.ReturnFramesResponseB*Z(godwit.dev/godwit/api/godwit/v1;godwitv1b\x06proto3"
+	"\fReturnFrames\x12\x1e.godwit.v1.ReturnFramesRequest\x1a\x1f.godwit.v1.ReturnFramesResponse2\xa3\x01\n" +
+	"\x0eConsoleService\x12G\n" +
+	"\x04Read\x12\x1d.godwit.v1.ReadConsoleRequest\x1a\x1e.godwit.v1.ReadConsoleResponse0\x01\x12H\n" +
+	"\x05Write\x12\x1e.godwit.v1.WriteConsoleRequest\x1a\x1f.godwit.v1.WriteConsoleResponseB*Z(godwit.dev/godwit/api/godwit/v1;godwitv1b\x06proto3"
 
 var (
 	file_godwit_v1_agent_proto_rawDescOnce sync.Once
@@ -3902,135 +4166,143 @@ func file_godwit_v1_agent_proto_rawDescGZIP() []byte {
 	return file_godwit_v1_agent_proto_rawDescData
 }
 
-var file_godwit_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
+var file_godwit_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
 var file_godwit_v1_agent_proto_goTypes = []any{
-	(*GiveUpRequest)(nil),         // 0: godwit.v1.GiveUpRequest
-	(*GiveUpResponse)(nil),        // 1: godwit.v1.GiveUpResponse
-	(*ReturnFramesRequest)(nil),   // 2: godwit.v1.ReturnFramesRequest
-	(*ReturnFramesResponse)(nil),  // 3: godwit.v1.ReturnFramesResponse
-	(*SessionRequest)(nil),        // 4: godwit.v1.SessionRequest
-	(*SessionResponse)(nil),       // 5: godwit.v1.SessionResponse
-	(*Heartbeat)(nil),             // 6: godwit.v1.Heartbeat
-	(*Hello)(nil),                 // 7: godwit.v1.Hello
-	(*Welcome)(nil),               // 8: godwit.v1.Welcome
-	(*StoreMark)(nil),             // 9: godwit.v1.StoreMark
-	(*InstanceReport)(nil),        // 10: godwit.v1.InstanceReport
-	(*CommitRequest)(nil),         // 11: godwit.v1.CommitRequest
-	(*CommitResponse)(nil),        // 12: godwit.v1.CommitResponse
-	(*Instance)(nil),              // 13: godwit.v1.Instance
-	(*PortNetwork)(nil),           // 14: godwit.v1.PortNetwork
-	(*Command)(nil),               // 15: godwit.v1.Command
-	(*StartInstance)(nil),         // 16: godwit.v1.StartInstance
-	(*StopInstance)(nil),          // 17: godwit.v1.StopInstance
-	(*ForgetInstance)(nil),        // 18: godwit.v1.ForgetInstance
-	(*PrepareTarget)(nil),         // 19: godwit.v1.PrepareTarget
-	(*StartCopy)(nil),             // 20: godwit.v1.StartCopy
-	(*ResumeSource)(nil),          // 21: godwit.v1.ResumeSource
-	(*ReleaseTarget)(nil),         // 22: godwit.v1.ReleaseTarget
-	(*RunTarget)(nil),             // 23: godwit.v1.RunTarget
-	(*RetireSource)(nil),          // 24: godwit.v1.RetireSource
-	(*ReleaseSource)(nil),         // 25: godwit.v1.ReleaseSource
-	(*FinishTarget)(nil),          // 26: godwit.v1.FinishTarget
-	(*Report)(nil),                // 27: godwit.v1.Report
-	(*TargetPrepared)(nil),        // 28: godwit.v1.TargetPrepared
-	(*CopyProgress)(nil),          // 29: godwit.v1.CopyProgress
-	(*SourceStopped)(nil),         // 30: godwit.v1.SourceStopped
-	(*StopReason)(nil),            // 31: godwit.v1.StopReason
-	(*SwitchMeasured)(nil),        // 32: godwit.v1.SwitchMeasured
-	(*SourceMarks)(nil),           // 33: godwit.v1.SourceMarks
-	(*TargetMarks)(nil),           // 34: godwit.v1.TargetMarks
-	(*SourceResumed)(nil),         // 35: godwit.v1.SourceResumed
-	(*TargetReleased)(nil),        // 36: godwit.v1.TargetReleased
-	(*TargetRunning)(nil),         // 37: godwit.v1.TargetRunning
-	(*SourceRetired)(nil),         // 38: godwit.v1.SourceRetired
-	(*SourceReleased)(nil),        // 39: godwit.v1.SourceReleased
-	(*TargetFinished)(nil),        // 40: godwit.v1.TargetFinished
-	(*SourceFailed)(nil),          // 41: godwit.v1.SourceFailed
-	(*TargetFailed)(nil),          // 42: godwit.v1.TargetFailed
-	(*TargetRefused)(nil),         // 43: godwit.v1.TargetRefused
-	(*SourceRanOn)(nil),           // 44: godwit.v1.SourceRanOn
-	(*AddressMap)(nil),            // 45: godwit.v1.AddressMap
-	(*NetworkMap)(nil),            // 46: godwit.v1.NetworkMap
-	(*AddressEntry)(nil),          // 47: godwit.v1.AddressEntry
-	(*AddressesApplied)(nil),      // 48: godwit.v1.AddressesApplied
-	(*Host)(nil),                  // 49: godwit.v1.Host
-	(*VMSpec)(nil),                // 50: godwit.v1.VMSpec
-	(*timestamppb.Timestamp)(nil), // 51: google.protobuf.Timestamp
-	(*Endpoint)(nil),              // 52: godwit.v1.Endpoint
+	(*ReadConsoleRequest)(nil),    // 0: godwit.v1.ReadConsoleRequest
+	(*ReadConsoleResponse)(nil),   // 1: godwit.v1.ReadConsoleResponse
+	(*WriteConsoleRequest)(nil),   // 2: godwit.v1.WriteConsoleRequest
+	(*WriteConsoleResponse)(nil),  // 3: godwit.v1.WriteConsoleResponse
+	(*GiveUpRequest)(nil),         // 4: godwit.v1.GiveUpRequest
+	(*GiveUpResponse)(nil),        // 5: godwit.v1.GiveUpResponse
+	(*ReturnFramesRequest)(nil),   // 6: godwit.v1.ReturnFramesRequest
+	(*ReturnFramesResponse)(nil),  // 7: godwit.v1.ReturnFramesResponse
+	(*SessionRequest)(nil),        // 8: godwit.v1.SessionRequest
+	(*SessionResponse)(nil),       // 9: godwit.v1.SessionResponse
+	(*Heartbeat)(nil),             // 10: godwit.v1.Heartbeat
+	(*Hello)(nil),                 // 11: godwit.v1.Hello
+	(*Welcome)(nil),               // 12: godwit.v1.Welcome
+	(*StoreMark)(nil),             // 13: godwit.v1.StoreMark
+	(*InstanceReport)(nil),        // 14: godwit.v1.InstanceReport
+	(*CommitRequest)(nil),         // 15: godwit.v1.CommitRequest
+	(*CommitResponse)(nil),        // 16: godwit.v1.CommitResponse
+	(*Instance)(nil),              // 17: godwit.v1.Instance
+	(*PortNetwork)(nil),           // 18: godwit.v1.PortNetwork
+	(*Command)(nil),               // 19: godwit.v1.Command
+	(*StartInstance)(nil),         // 20: godwit.v1.StartInstance
+	(*StopInstance)(nil),          // 21: godwit.v1.StopInstance
+	(*ForgetInstance)(nil),        // 22: godwit.v1.ForgetInstance
+	(*PrepareTarget)(nil),         // 23: godwit.v1.PrepareTarget
+	(*StartCopy)(nil),             // 24: godwit.v1.StartCopy
+	(*ResumeSource)(nil),          // 25: godwit.v1.ResumeSource
+	(*ReleaseTarget)(nil),         // 26: godwit.v1.ReleaseTarget
+	(*RunTarget)(nil),             // 27: godwit.v1.RunTarget
+	(*RetireSource)(nil),          // 28: godwit.v1.RetireSource
+	(*ReleaseSource)(nil),         // 29: godwit.v1.ReleaseSource
+	(*FinishTarget)(nil),          // 30: godwit.v1.FinishTarget
+	(*Report)(nil),                // 31: godwit.v1.Report
+	(*TargetPrepared)(nil),        // 32: godwit.v1.TargetPrepared
+	(*CopyProgress)(nil),          // 33: godwit.v1.CopyProgress
+	(*SourceStopped)(nil),         // 34: godwit.v1.SourceStopped
+	(*StopReason)(nil),            // 35: godwit.v1.StopReason
+	(*SwitchMeasured)(nil),        // 36: godwit.v1.SwitchMeasured
+	(*SourceMarks)(nil),           // 37: godwit.v1.SourceMarks
+	(*TargetMarks)(nil),           // 38: godwit.v1.TargetMarks
+	(*SourceResumed)(nil),         // 39: godwit.v1.SourceResumed
+	(*TargetReleased)(nil),        // 40: godwit.v1.TargetReleased
+	(*TargetRunning)(nil),         // 41: godwit.v1.TargetRunning
+	(*SourceRetired)(nil),         // 42: godwit.v1.SourceRetired
+	(*SourceReleased)(nil),        // 43: godwit.v1.SourceReleased
+	(*TargetFinished)(nil),        // 44: godwit.v1.TargetFinished
+	(*SourceFailed)(nil),          // 45: godwit.v1.SourceFailed
+	(*TargetFailed)(nil),          // 46: godwit.v1.TargetFailed
+	(*TargetRefused)(nil),         // 47: godwit.v1.TargetRefused
+	(*SourceRanOn)(nil),           // 48: godwit.v1.SourceRanOn
+	(*AddressMap)(nil),            // 49: godwit.v1.AddressMap
+	(*NetworkMap)(nil),            // 50: godwit.v1.NetworkMap
+	(*AddressEntry)(nil),          // 51: godwit.v1.AddressEntry
+	(*AddressesApplied)(nil),      // 52: godwit.v1.AddressesApplied
+	(*Host)(nil),                  // 53: godwit.v1.Host
+	(*VMSpec)(nil),                // 54: godwit.v1.VMSpec
+	(*timestamppb.Timestamp)(nil), // 55: google.protobuf.Timestamp
+	(*Endpoint)(nil),              // 56: godwit.v1.Endpoint
 }
 var file_godwit_v1_agent_proto_depIdxs = []int32{
-	7,  // 0: godwit.v1.SessionRequest.hello:type_name -> godwit.v1.Hello
-	27, // 1: godwit.v1.SessionRequest.report:type_name -> godwit.v1.Report
-	48, // 2: godwit.v1.SessionRequest.addresses_applied:type_name -> godwit.v1.AddressesApplied
-	6,  // 3: godwit.v1.SessionRequest.heartbeat:type_name -> godwit.v1.Heartbeat
-	8,  // 4: godwit.v1.SessionResponse.welcome:type_name -> godwit.v1.Welcome
-	15, // 5: godwit.v1.SessionResponse.command:type_name -> godwit.v1.Command
-	45, // 6: godwit.v1.SessionResponse.addresses:type_name -> godwit.v1.AddressMap
-	6,  // 7: godwit.v1.SessionResponse.heartbeat:type_name -> godwit.v1.Heartbeat
-	9,  // 8: godwit.v1.Heartbeat.store:type_name -> godwit.v1.StoreMark
-	49, // 9: godwit.v1.Hello.host:type_name -> godwit.v1.Host
-	10, // 10: godwit.v1.Hello.instances:type_name -> godwit.v1.InstanceReport
-	9,  // 11: godwit.v1.Hello.store:type_name -> godwit.v1.StoreMark
-	9,  // 12: godwit.v1.Welcome.store:type_name -> godwit.v1.StoreMark
-	50, // 13: godwit.v1.Instance.spec:type_name -> godwit.v1.VMSpec
-	14, // 14: godwit.v1.Instance.networks:type_name -> godwit.v1.PortNetwork
-	16, // 15: godwit.v1.Command.start_instance:type_name -> godwit.v1.StartInstance
-	17, // 16: godwit.v1.Command.stop_instance:type_name -> godwit.v1.StopInstance
-	19, // 17: godwit.v1.Command.prepare_target:type_name -> godwit.v1.PrepareTarget
-	20, // 18: godwit.v1.Command.start_copy:type_name -> godwit.v1.StartCopy
-	21, // 19: godwit.v1.Command.resume_source:type_name -> godwit.v1.ResumeSource
-	22, // 20: godwit.v1.Command.release_target:type_name -> godwit.v1.ReleaseTarget
-	23, // 21: godwit.v1.Command.run_target:type_name -> godwit.v1.RunTarget
-	24, // 22: godwit.v1.Command.retire_source:type_name -> godwit.v1.RetireSource
-	25, // 23: godwit.v1.Command.release_source:type_name -> godwit.v1.ReleaseSource
-	26, // 24: godwit.v1.Command.finish_target:type_name -> godwit.v1.FinishTarget
-	18, // 25: godwit.v1.Command.forget_instance:type_name -> godwit.v1.ForgetInstance
-	13, // 26: godwit.v1.StartInstance.instance:type_name -> godwit.v1.Instance
-	13, // 27: godwit.v1.PrepareTarget.instance:type_name -> godwit.v1.Instance
-	14, // 28: godwit.v1.StartCopy.networks:type_name -> godwit.v1.PortNetwork
-	51, // 29: godwit.v1.Report.at:type_name -> google.protobuf.Timestamp
-	10, // 30: godwit.v1.Report.instance:type_name -> godwit.v1.InstanceReport
-	28, // 31: godwit.v1.Report.target_prepared:type_name -> godwit.v1.TargetPrepared
-	29, // 32: godwit.v1.Report.copy_progress:type_name -> godwit.v1.CopyProgress
-	30, // 33: godwit.v1.Report.source_stopped:type_name -> godwit.v1.SourceStopped
-	35, // 34: godwit.v1.Report.source_resumed:type_name -> godwit.v1.SourceResumed
-	36, // 35: godwit.v1.Report.target_released:type_name -> godwit.v1.TargetReleased
-	37, // 36: godwit.v1.Report.target_running:type_name -> godwit.v1.TargetRunning
-	38, // 37: godwit.v1.Report.source_retired:type_name -> godwit.v1.SourceRetired
-	39, // 38: godwit.v1.Report.source_released:type_name -> godwit.v1.SourceReleased
-	40, // 39: godwit.v1.Report.target_finished:type_name -> godwit.v1.TargetFinished
-	41, // 40: godwit.v1.Report.source_failed:type_name -> godwit.v1.SourceFailed
-	42, // 41: godwit.v1.Report.target_failed:type_name -> godwit.v1.TargetFailed
-	32, // 42: godwit.v1.Report.switch_measured:type_name -> godwit.v1.SwitchMeasured
-	43, // 43: godwit.v1.Report.target_refused:type_name -> godwit.v1.TargetRefused
-	44, // 44: godwit.v1.Report.source_ran_on:type_name -> godwit.v1.SourceRanOn
-	51, // 45: godwit.v1.SourceStopped.stopped:type_name -> google.protobuf.Timestamp
-	31, // 46: godwit.v1.SourceStopped.why:type_name -> godwit.v1.StopReason
-	33, // 47: godwit.v1.SwitchMeasured.marks:type_name -> godwit.v1.SourceMarks
-	51, // 48: godwit.v1.SourceMarks.gate_flipped:type_name -> google.protobuf.Timestamp
-	51, // 49: godwit.v1.SourceMarks.stopped:type_name -> google.protobuf.Timestamp
-	51, // 50: godwit.v1.SourceMarks.pre_switchover:type_name -> google.protobuf.Timestamp
-	51, // 51: godwit.v1.SourceMarks.continued:type_name -> google.protobuf.Timestamp
-	51, // 52: godwit.v1.SourceMarks.drained:type_name -> google.protobuf.Timestamp
-	51, // 53: godwit.v1.SourceMarks.completed:type_name -> google.protobuf.Timestamp
-	51, // 54: godwit.v1.TargetMarks.loaded:type_name -> google.protobuf.Timestamp
-	51, // 55: godwit.v1.TargetMarks.asked:type_name -> google.protobuf.Timestamp
-	51, // 56: godwit.v1.TargetMarks.answered:type_name -> google.protobuf.Timestamp
-	51, // 57: godwit.v1.TargetMarks.resumed:type_name -> google.protobuf.Timestamp
-	34, // 58: godwit.v1.TargetRunning.marks:type_name -> godwit.v1.TargetMarks
-	46, // 59: godwit.v1.AddressMap.networks:type_name -> godwit.v1.NetworkMap
-	47, // 60: godwit.v1.NetworkMap.entries:type_name -> godwit.v1.AddressEntry
-	52, // 61: godwit.v1.NetworkMap.endpoints:type_name -> godwit.v1.Endpoint
-	4,  // 62: godwit.v1.AgentService.Session:input_type -> godwit.v1.SessionRequest
-	11, // 63: godwit.v1.AgentService.Commit:input_type -> godwit.v1.CommitRequest
-	0,  // 64: godwit.v1.PeerService.GiveUp:input_type -> godwit.v1.GiveUpRequest
-	2,  // 65: godwit.v1.PeerService.ReturnFrames:input_type -> godwit.v1.ReturnFramesRequest
-	5,  // 66: godwit.v1.AgentService.Session:output_type -> godwit.v1.SessionResponse
-	12, // 67: godwit.v1.AgentService.Commit:output_type -> godwit.v1.CommitResponse
-	1,  // 68: godwit.v1.PeerService.GiveUp:output_type -> godwit.v1.GiveUpResponse
-	3,  // 69: godwit.v1.PeerService.ReturnFrames:output_type -> godwit.v1.ReturnFramesResponse
-	66, // [66:70] is the sub-list for method output_type
-	62, // [62:66] is the sub-list for method input_type
+	11, // 0: godwit.v1.SessionRequest.hello:type_name -> godwit.v1.Hello
+	31, // 1: godwit.v1.SessionRequest.report:type_name -> godwit.v1.Report
+	52, // 2: godwit.v1.SessionRequest.addresses_applied:type_name -> godwit.v1.AddressesApplied
+	10, // 3: godwit.v1.SessionRequest.heartbeat:type_name -> godwit.v1.Heartbeat
+	12, // 4: godwit.v1.SessionResponse.welcome:type_name -> godwit.v1.Welcome
+	19, // 5: godwit.v1.SessionResponse.command:type_name -> godwit.v1.Command
+	49, // 6: godwit.v1.SessionResponse.addresses:type_name -> godwit.v1.AddressMap
+	10, // 7: godwit.v1.SessionResponse.heartbeat:type_name -> godwit.v1.Heartbeat
+	13, // 8: godwit.v1.Heartbeat.store:type_name -> godwit.v1.StoreMark
+	53, // 9: godwit.v1.Hello.host:type_name -> godwit.v1.Host
+	14, // 10: godwit.v1.Hello.instances:type_name -> godwit.v1.InstanceReport
+	13, // 11: godwit.v1.Hello.store:type_name -> godwit.v1.StoreMark
+	13, // 12: godwit.v1.Welcome.store:type_name -> godwit.v1.StoreMark
+	54, // 13: godwit.v1.Instance.spec:type_name -> godwit.v1.VMSpec
+	18, // 14: godwit.v1.Instance.networks:type_name -> godwit.v1.PortNetwork
+	20, // 15: godwit.v1.Command.start_instance:type_name -> godwit.v1.StartInstance
+	21, // 16: godwit.v1.Command.stop_instance:type_name -> godwit.v1.StopInstance
+	23, // 17: godwit.v1.Command.prepare_target:type_name -> godwit.v1.PrepareTarget
+	24, // 18: godwit.v1.Command.start_copy:type_name -> godwit.v1.StartCopy
+	25, // 19: godwit.v1.Command.resume_source:type_name -> godwit.v1.ResumeSource
+	26, // 20: godwit.v1.Command.release_target:type_name -> godwit.v1.ReleaseTarget
+	27, // 21: godwit.v1.Command.run_target:type_name -> godwit.v1.RunTarget
+	28, // 22: godwit.v1.Command.retire_source:type_name -> godwit.v1.RetireSource
+	29, // 23: godwit.v1.Command.release_source:type_name -> godwit.v1.ReleaseSource
+	30, // 24: godwit.v1.Command.finish_target:type_name -> godwit.v1.FinishTarget
+	22, // 25: godwit.v1.Command.forget_instance:type_name -> godwit.v1.ForgetInstance
+	17, // 26: godwit.v1.StartInstance.instance:type_name -> godwit.v1.Instance
+	17, // 27: godwit.v1.PrepareTarget.instance:type_name -> godwit.v1.Instance
+	18, // 28: godwit.v1.StartCopy.networks:type_name -> godwit.v1.PortNetwork
+	55, // 29: godwit.v1.Report.at:type_name -> google.protobuf.Timestamp
+	14, // 30: godwit.v1.Report.instance:type_name -> godwit.v1.InstanceReport
+	32, // 31: godwit.v1.Report.target_prepared:type_name -> godwit.v1.TargetPrepared
+	33, // 32: godwit.v1.Report.copy_progress:type_name -> godwit.v1.CopyProgress
+	34, // 33: godwit.v1.Report.source_stopped:type_name -> godwit.v1.SourceStopped
+	39, // 34: godwit.v1.Report.source_resumed:type_name -> godwit.v1.SourceResumed
+	40, // 35: godwit.v1.Report.target_released:type_name -> godwit.v1.TargetReleased
+	41, // 36: godwit.v1.Report.target_running:type_name -> godwit.v1.TargetRunning
+	42, // 37: godwit.v1.Report.source_retired:type_name -> godwit.v1.SourceRetired
+	43, // 38: godwit.v1.Report.source_released:type_name -> godwit.v1.SourceReleased
+	44, // 39: godwit.v1.Report.target_finished:type_name -> godwit.v1.TargetFinished
+	45, // 40: godwit.v1.Report.source_failed:type_name -> godwit.v1.SourceFailed
+	46, // 41: godwit.v1.Report.target_failed:type_name -> godwit.v1.TargetFailed
+	36, // 42: godwit.v1.Report.switch_measured:type_name -> godwit.v1.SwitchMeasured
+	47, // 43: godwit.v1.Report.target_refused:type_name -> godwit.v1.TargetRefused
+	48, // 44: godwit.v1.Report.source_ran_on:type_name -> godwit.v1.SourceRanOn
+	55, // 45: godwit.v1.SourceStopped.stopped:type_name -> google.protobuf.Timestamp
+	35, // 46: godwit.v1.SourceStopped.why:type_name -> godwit.v1.StopReason
+	37, // 47: godwit.v1.SwitchMeasured.marks:type_name -> godwit.v1.SourceMarks
+	55, // 48: godwit.v1.SourceMarks.gate_flipped:type_name -> google.protobuf.Timestamp
+	55, // 49: godwit.v1.SourceMarks.stopped:type_name -> google.protobuf.Timestamp
+	55, // 50: godwit.v1.SourceMarks.pre_switchover:type_name -> google.protobuf.Timestamp
+	55, // 51: godwit.v1.SourceMarks.continued:type_name -> google.protobuf.Timestamp
+	55, // 52: godwit.v1.SourceMarks.drained:type_name -> google.protobuf.Timestamp
+	55, // 53: godwit.v1.SourceMarks.completed:type_name -> google.protobuf.Timestamp
+	55, // 54: godwit.v1.TargetMarks.loaded:type_name -> google.protobuf.Timestamp
+	55, // 55: godwit.v1.TargetMarks.asked:type_name -> google.protobuf.Timestamp
+	55, // 56: godwit.v1.TargetMarks.answered:type_name -> google.protobuf.Timestamp
+	55, // 57: godwit.v1.TargetMarks.resumed:type_name -> google.protobuf.Timestamp
+	38, // 58: godwit.v1.TargetRunning.marks:type_name -> godwit.v1.TargetMarks
+	50, // 59: godwit.v1.AddressMap.networks:type_name -> godwit.v1.NetworkMap
+	51, // 60: godwit.v1.NetworkMap.entries:type_name -> godwit.v1.AddressEntry
+	56, // 61: godwit.v1.NetworkMap.endpoints:type_name -> godwit.v1.Endpoint
+	8,  // 62: godwit.v1.AgentService.Session:input_type -> godwit.v1.SessionRequest
+	15, // 63: godwit.v1.AgentService.Commit:input_type -> godwit.v1.CommitRequest
+	4,  // 64: godwit.v1.PeerService.GiveUp:input_type -> godwit.v1.GiveUpRequest
+	6,  // 65: godwit.v1.PeerService.ReturnFrames:input_type -> godwit.v1.ReturnFramesRequest
+	0,  // 66: godwit.v1.ConsoleService.Read:input_type -> godwit.v1.ReadConsoleRequest
+	2,  // 67: godwit.v1.ConsoleService.Write:input_type -> godwit.v1.WriteConsoleRequest
+	9,  // 68: godwit.v1.AgentService.Session:output_type -> godwit.v1.SessionResponse
+	16, // 69: godwit.v1.AgentService.Commit:output_type -> godwit.v1.CommitResponse
+	5,  // 70: godwit.v1.PeerService.GiveUp:output_type -> godwit.v1.GiveUpResponse
+	7,  // 71: godwit.v1.PeerService.ReturnFrames:output_type -> godwit.v1.ReturnFramesResponse
+	1,  // 72: godwit.v1.ConsoleService.Read:output_type -> godwit.v1.ReadConsoleResponse
+	3,  // 73: godwit.v1.ConsoleService.Write:output_type -> godwit.v1.WriteConsoleResponse
+	68, // [68:74] is the sub-list for method output_type
+	62, // [62:68] is the sub-list for method input_type
 	62, // [62:62] is the sub-list for extension type_name
 	62, // [62:62] is the sub-list for extension extendee
 	0,  // [0:62] is the sub-list for field type_name
@@ -4042,19 +4314,20 @@ func file_godwit_v1_agent_proto_init() {
 		return
 	}
 	file_godwit_v1_fleet_proto_init()
-	file_godwit_v1_agent_proto_msgTypes[4].OneofWrappers = []any{
+	file_godwit_v1_agent_proto_msgTypes[0].OneofWrappers = []any{}
+	file_godwit_v1_agent_proto_msgTypes[8].OneofWrappers = []any{
 		(*SessionRequest_Hello)(nil),
 		(*SessionRequest_Report)(nil),
 		(*SessionRequest_AddressesApplied)(nil),
 		(*SessionRequest_Heartbeat)(nil),
 	}
-	file_godwit_v1_agent_proto_msgTypes[5].OneofWrappers = []any{
+	file_godwit_v1_agent_proto_msgTypes[9].OneofWrappers = []any{
 		(*SessionResponse_Welcome)(nil),
 		(*SessionResponse_Command)(nil),
 		(*SessionResponse_Addresses)(nil),
 		(*SessionResponse_Heartbeat)(nil),
 	}
-	file_godwit_v1_agent_proto_msgTypes[15].OneofWrappers = []any{
+	file_godwit_v1_agent_proto_msgTypes[19].OneofWrappers = []any{
 		(*Command_StartInstance)(nil),
 		(*Command_StopInstance)(nil),
 		(*Command_PrepareTarget)(nil),
@@ -4067,7 +4340,7 @@ func file_godwit_v1_agent_proto_init() {
 		(*Command_FinishTarget)(nil),
 		(*Command_ForgetInstance)(nil),
 	}
-	file_godwit_v1_agent_proto_msgTypes[27].OneofWrappers = []any{
+	file_godwit_v1_agent_proto_msgTypes[31].OneofWrappers = []any{
 		(*Report_Instance)(nil),
 		(*Report_TargetPrepared)(nil),
 		(*Report_CopyProgress)(nil),
@@ -4090,9 +4363,9 @@ func file_godwit_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_godwit_v1_agent_proto_rawDesc), len(file_godwit_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   49,
+			NumMessages:   53,
 			NumExtensions: 0,
-			NumServices:   2,
+			NumServices:   3,
 		},
 		GoTypes:           file_godwit_v1_agent_proto_goTypes,
 		DependencyIndexes: file_godwit_v1_agent_proto_depIdxs,

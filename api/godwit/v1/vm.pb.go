@@ -746,6 +746,201 @@ func (x *WatchVMsResponse) GetDeleted() bool {
 	return false
 }
 
+type ConsoleRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// So much of what its present instance has said before comes first.
+	HistoryBytes  uint64 `protobuf:"varint,2,opt,name=history_bytes,json=historyBytes,proto3" json:"history_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConsoleRequest) Reset() {
+	*x = ConsoleRequest{}
+	mi := &file_godwit_v1_vm_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConsoleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConsoleRequest) ProtoMessage() {}
+
+func (x *ConsoleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_vm_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConsoleRequest.ProtoReflect.Descriptor instead.
+func (*ConsoleRequest) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_vm_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ConsoleRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ConsoleRequest) GetHistoryBytes() uint64 {
+	if x != nil {
+		return x.HistoryBytes
+	}
+	return 0
+}
+
+type ConsoleResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Output []byte                 `protobuf:"bytes,1,opt,name=output,proto3" json:"output,omitempty"`
+	// Where it comes from: set in the first message of each host.
+	Host          string `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConsoleResponse) Reset() {
+	*x = ConsoleResponse{}
+	mi := &file_godwit_v1_vm_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConsoleResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConsoleResponse) ProtoMessage() {}
+
+func (x *ConsoleResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_vm_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConsoleResponse.ProtoReflect.Descriptor instead.
+func (*ConsoleResponse) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_vm_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ConsoleResponse) GetOutput() []byte {
+	if x != nil {
+		return x.Output
+	}
+	return nil
+}
+
+func (x *ConsoleResponse) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+type TypeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// At most 4096 bytes.
+	Input         []byte `protobuf:"bytes,2,opt,name=input,proto3" json:"input,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TypeRequest) Reset() {
+	*x = TypeRequest{}
+	mi := &file_godwit_v1_vm_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TypeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TypeRequest) ProtoMessage() {}
+
+func (x *TypeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_vm_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TypeRequest.ProtoReflect.Descriptor instead.
+func (*TypeRequest) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_vm_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *TypeRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *TypeRequest) GetInput() []byte {
+	if x != nil {
+		return x.Input
+	}
+	return nil
+}
+
+type TypeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TypeResponse) Reset() {
+	*x = TypeResponse{}
+	mi := &file_godwit_v1_vm_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TypeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TypeResponse) ProtoMessage() {}
+
+func (x *TypeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_vm_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TypeResponse.ProtoReflect.Descriptor instead.
+func (*TypeResponse) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_vm_proto_rawDescGZIP(), []int{17}
+}
+
 var File_godwit_v1_vm_proto protoreflect.FileDescriptor
 
 const file_godwit_v1_vm_proto_rawDesc = "" +
@@ -792,7 +987,17 @@ const file_godwit_v1_vm_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"K\n" +
 	"\x10WatchVMsResponse\x12\x1d\n" +
 	"\x02vm\x18\x01 \x01(\v2\r.godwit.v1.VMR\x02vm\x12\x18\n" +
-	"\adeleted\x18\x02 \x01(\bR\adeleted2\xcb\x03\n" +
+	"\adeleted\x18\x02 \x01(\bR\adeleted\"I\n" +
+	"\x0eConsoleRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12#\n" +
+	"\rhistory_bytes\x18\x02 \x01(\x04R\fhistoryBytes\"=\n" +
+	"\x0fConsoleResponse\x12\x16\n" +
+	"\x06output\x18\x01 \x01(\fR\x06output\x12\x12\n" +
+	"\x04host\x18\x02 \x01(\tR\x04host\"7\n" +
+	"\vTypeRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05input\x18\x02 \x01(\fR\x05input\"\x0e\n" +
+	"\fTypeResponse2\xc8\x04\n" +
 	"\tVMService\x12A\n" +
 	"\x06Create\x12\x1a.godwit.v1.CreateVMRequest\x1a\x1b.godwit.v1.CreateVMResponse\x128\n" +
 	"\x03Get\x12\x17.godwit.v1.GetVMRequest\x1a\x18.godwit.v1.GetVMResponse\x12=\n" +
@@ -800,7 +1005,9 @@ const file_godwit_v1_vm_proto_rawDesc = "" +
 	"\x05Start\x12\x19.godwit.v1.StartVMRequest\x1a\x1a.godwit.v1.StartVMResponse\x12;\n" +
 	"\x04Stop\x12\x18.godwit.v1.StopVMRequest\x1a\x19.godwit.v1.StopVMResponse\x12A\n" +
 	"\x06Delete\x12\x1a.godwit.v1.DeleteVMRequest\x1a\x1b.godwit.v1.DeleteVMResponse\x12B\n" +
-	"\x05Watch\x12\x1a.godwit.v1.WatchVMsRequest\x1a\x1b.godwit.v1.WatchVMsResponse0\x01B*Z(godwit.dev/godwit/api/godwit/v1;godwitv1b\x06proto3"
+	"\x05Watch\x12\x1a.godwit.v1.WatchVMsRequest\x1a\x1b.godwit.v1.WatchVMsResponse0\x01\x12B\n" +
+	"\aConsole\x12\x19.godwit.v1.ConsoleRequest\x1a\x1a.godwit.v1.ConsoleResponse0\x01\x127\n" +
+	"\x04Type\x12\x16.godwit.v1.TypeRequest\x1a\x17.godwit.v1.TypeResponseB*Z(godwit.dev/godwit/api/godwit/v1;godwitv1b\x06proto3"
 
 var (
 	file_godwit_v1_vm_proto_rawDescOnce sync.Once
@@ -814,7 +1021,7 @@ func file_godwit_v1_vm_proto_rawDescGZIP() []byte {
 	return file_godwit_v1_vm_proto_rawDescData
 }
 
-var file_godwit_v1_vm_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_godwit_v1_vm_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_godwit_v1_vm_proto_goTypes = []any{
 	(*CreateVMRequest)(nil),  // 0: godwit.v1.CreateVMRequest
 	(*CreateVMResponse)(nil), // 1: godwit.v1.CreateVMResponse
@@ -830,19 +1037,23 @@ var file_godwit_v1_vm_proto_goTypes = []any{
 	(*DeleteVMResponse)(nil), // 11: godwit.v1.DeleteVMResponse
 	(*WatchVMsRequest)(nil),  // 12: godwit.v1.WatchVMsRequest
 	(*WatchVMsResponse)(nil), // 13: godwit.v1.WatchVMsResponse
-	(*VMSpec)(nil),           // 14: godwit.v1.VMSpec
-	(*VM)(nil),               // 15: godwit.v1.VM
-	(*PageRequest)(nil),      // 16: godwit.v1.PageRequest
+	(*ConsoleRequest)(nil),   // 14: godwit.v1.ConsoleRequest
+	(*ConsoleResponse)(nil),  // 15: godwit.v1.ConsoleResponse
+	(*TypeRequest)(nil),      // 16: godwit.v1.TypeRequest
+	(*TypeResponse)(nil),     // 17: godwit.v1.TypeResponse
+	(*VMSpec)(nil),           // 18: godwit.v1.VMSpec
+	(*VM)(nil),               // 19: godwit.v1.VM
+	(*PageRequest)(nil),      // 20: godwit.v1.PageRequest
 }
 var file_godwit_v1_vm_proto_depIdxs = []int32{
-	14, // 0: godwit.v1.CreateVMRequest.spec:type_name -> godwit.v1.VMSpec
-	15, // 1: godwit.v1.CreateVMResponse.vm:type_name -> godwit.v1.VM
-	15, // 2: godwit.v1.GetVMResponse.vm:type_name -> godwit.v1.VM
-	16, // 3: godwit.v1.ListVMsRequest.page:type_name -> godwit.v1.PageRequest
-	15, // 4: godwit.v1.ListVMsResponse.vms:type_name -> godwit.v1.VM
-	15, // 5: godwit.v1.StartVMResponse.vm:type_name -> godwit.v1.VM
-	15, // 6: godwit.v1.StopVMResponse.vm:type_name -> godwit.v1.VM
-	15, // 7: godwit.v1.WatchVMsResponse.vm:type_name -> godwit.v1.VM
+	18, // 0: godwit.v1.CreateVMRequest.spec:type_name -> godwit.v1.VMSpec
+	19, // 1: godwit.v1.CreateVMResponse.vm:type_name -> godwit.v1.VM
+	19, // 2: godwit.v1.GetVMResponse.vm:type_name -> godwit.v1.VM
+	20, // 3: godwit.v1.ListVMsRequest.page:type_name -> godwit.v1.PageRequest
+	19, // 4: godwit.v1.ListVMsResponse.vms:type_name -> godwit.v1.VM
+	19, // 5: godwit.v1.StartVMResponse.vm:type_name -> godwit.v1.VM
+	19, // 6: godwit.v1.StopVMResponse.vm:type_name -> godwit.v1.VM
+	19, // 7: godwit.v1.WatchVMsResponse.vm:type_name -> godwit.v1.VM
 	0,  // 8: godwit.v1.VMService.Create:input_type -> godwit.v1.CreateVMRequest
 	2,  // 9: godwit.v1.VMService.Get:input_type -> godwit.v1.GetVMRequest
 	4,  // 10: godwit.v1.VMService.List:input_type -> godwit.v1.ListVMsRequest
@@ -850,15 +1061,19 @@ var file_godwit_v1_vm_proto_depIdxs = []int32{
 	8,  // 12: godwit.v1.VMService.Stop:input_type -> godwit.v1.StopVMRequest
 	10, // 13: godwit.v1.VMService.Delete:input_type -> godwit.v1.DeleteVMRequest
 	12, // 14: godwit.v1.VMService.Watch:input_type -> godwit.v1.WatchVMsRequest
-	1,  // 15: godwit.v1.VMService.Create:output_type -> godwit.v1.CreateVMResponse
-	3,  // 16: godwit.v1.VMService.Get:output_type -> godwit.v1.GetVMResponse
-	5,  // 17: godwit.v1.VMService.List:output_type -> godwit.v1.ListVMsResponse
-	7,  // 18: godwit.v1.VMService.Start:output_type -> godwit.v1.StartVMResponse
-	9,  // 19: godwit.v1.VMService.Stop:output_type -> godwit.v1.StopVMResponse
-	11, // 20: godwit.v1.VMService.Delete:output_type -> godwit.v1.DeleteVMResponse
-	13, // 21: godwit.v1.VMService.Watch:output_type -> godwit.v1.WatchVMsResponse
-	15, // [15:22] is the sub-list for method output_type
-	8,  // [8:15] is the sub-list for method input_type
+	14, // 15: godwit.v1.VMService.Console:input_type -> godwit.v1.ConsoleRequest
+	16, // 16: godwit.v1.VMService.Type:input_type -> godwit.v1.TypeRequest
+	1,  // 17: godwit.v1.VMService.Create:output_type -> godwit.v1.CreateVMResponse
+	3,  // 18: godwit.v1.VMService.Get:output_type -> godwit.v1.GetVMResponse
+	5,  // 19: godwit.v1.VMService.List:output_type -> godwit.v1.ListVMsResponse
+	7,  // 20: godwit.v1.VMService.Start:output_type -> godwit.v1.StartVMResponse
+	9,  // 21: godwit.v1.VMService.Stop:output_type -> godwit.v1.StopVMResponse
+	11, // 22: godwit.v1.VMService.Delete:output_type -> godwit.v1.DeleteVMResponse
+	13, // 23: godwit.v1.VMService.Watch:output_type -> godwit.v1.WatchVMsResponse
+	15, // 24: godwit.v1.VMService.Console:output_type -> godwit.v1.ConsoleResponse
+	17, // 25: godwit.v1.VMService.Type:output_type -> godwit.v1.TypeResponse
+	17, // [17:26] is the sub-list for method output_type
+	8,  // [8:17] is the sub-list for method input_type
 	8,  // [8:8] is the sub-list for extension type_name
 	8,  // [8:8] is the sub-list for extension extendee
 	0,  // [0:8] is the sub-list for field type_name
@@ -876,7 +1091,7 @@ func file_godwit_v1_vm_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_godwit_v1_vm_proto_rawDesc), len(file_godwit_v1_vm_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   14,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

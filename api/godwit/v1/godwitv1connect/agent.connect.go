@@ -25,6 +25,8 @@ const (
 	AgentServiceName = "godwit.v1.AgentService"
 	// PeerServiceName is the fully-qualified name of the PeerService service.
 	PeerServiceName = "godwit.v1.PeerService"
+	// ConsoleServiceName is the fully-qualified name of the ConsoleService service.
+	ConsoleServiceName = "godwit.v1.ConsoleService"
 )
 
 // These constants are the fully-qualified names of the RPCs defined in this package. They're
@@ -44,6 +46,10 @@ const (
 	// PeerServiceReturnFramesProcedure is the fully-qualified name of the PeerService's ReturnFrames
 	// RPC.
 	PeerServiceReturnFramesProcedure = "/godwit.v1.PeerService/ReturnFrames"
+	// ConsoleServiceReadProcedure is the fully-qualified name of the ConsoleService's Read RPC.
+	ConsoleServiceReadProcedure = "/godwit.v1.ConsoleService/Read"
+	// ConsoleServiceWriteProcedure is the fully-qualified name of the ConsoleService's Write RPC.
+	ConsoleServiceWriteProcedure = "/godwit.v1.ConsoleService/Write"
 )
 
 // AgentServiceClient is a client for the godwit.v1.AgentService service.
@@ -270,4 +276,106 @@ func (UnimplementedPeerServiceHandler) GiveUp(context.Context, *v1.GiveUpRequest
 
 func (UnimplementedPeerServiceHandler) ReturnFrames(context.Context, *v1.ReturnFramesRequest) (*v1.ReturnFramesResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.PeerService.ReturnFrames is not implemented"))
+}
+
+// ConsoleServiceClient is a client for the godwit.v1.ConsoleService service.
+type ConsoleServiceClient interface {
+	// Read sends what an instance has said on its serial console.
+	Read(context.Context, *v1.ReadConsoleRequest) (*connect.ServerStreamForClient[v1.ReadConsoleResponse], error)
+	Write(context.Context, *v1.WriteConsoleRequest) (*v1.WriteConsoleResponse, error)
+}
+
+// NewConsoleServiceClient constructs a client for the godwit.v1.ConsoleService service. By default,
+// it uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses, and
+// sends uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the connect.WithGRPC()
+// or connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewConsoleServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) ConsoleServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	consoleServiceMethods := v1.File_godwit_v1_agent_proto.Services().ByName("ConsoleService").Methods()
+	return &consoleServiceClient{
+		read: connect.NewClient[v1.ReadConsoleRequest, v1.ReadConsoleResponse](
+			httpClient,
+			baseURL+ConsoleServiceReadProcedure,
+			connect.WithSchema(consoleServiceMethods.ByName("Read")),
+			connect.WithClientOptions(opts...),
+		),
+		write: connect.NewClient[v1.WriteConsoleRequest, v1.WriteConsoleResponse](
+			httpClient,
+			baseURL+ConsoleServiceWriteProcedure,
+			connect.WithSchema(consoleServiceMethods.ByName("Write")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// consoleServiceClient implements ConsoleServiceClient.
+type consoleServiceClient struct {
+	read  *connect.Client[v1.ReadConsoleRequest, v1.ReadConsoleResponse]
+	write *connect.Client[v1.WriteConsoleRequest, v1.WriteConsoleResponse]
+}
+
+// Read calls godwit.v1.ConsoleService.Read.
+func (c *consoleServiceClient) Read(ctx context.Context, req *v1.ReadConsoleRequest) (*connect.ServerStreamForClient[v1.ReadConsoleResponse], error) {
+	return c.read.CallServerStream(ctx, connect.NewRequest(req))
+}
+
+// Write calls godwit.v1.ConsoleService.Write.
+func (c *consoleServiceClient) Write(ctx context.Context, req *v1.WriteConsoleRequest) (*v1.WriteConsoleResponse, error) {
+	response, err := c.write.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ConsoleServiceHandler is an implementation of the godwit.v1.ConsoleService service.
+type ConsoleServiceHandler interface {
+	// Read sends what an instance has said on its serial console.
+	Read(context.Context, *v1.ReadConsoleRequest, *connect.ServerStream[v1.ReadConsoleResponse]) error
+	Write(context.Context, *v1.WriteConsoleRequest) (*v1.WriteConsoleResponse, error)
+}
+
+// NewConsoleServiceHandler builds an HTTP handler from the service implementation. It returns the
+// path on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewConsoleServiceHandler(svc ConsoleServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	consoleServiceMethods := v1.File_godwit_v1_agent_proto.Services().ByName("ConsoleService").Methods()
+	consoleServiceReadHandler := connect.NewServerStreamHandlerSimple(
+		ConsoleServiceReadProcedure,
+		svc.Read,
+		connect.WithSchema(consoleServiceMethods.ByName("Read")),
+		connect.WithHandlerOptions(opts...),
+	)
+	consoleServiceWriteHandler := connect.NewUnaryHandlerSimple(
+		ConsoleServiceWriteProcedure,
+		svc.Write,
+		connect.WithSchema(consoleServiceMethods.ByName("Write")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/godwit.v1.ConsoleService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case ConsoleServiceReadProcedure:
+			consoleServiceReadHandler.ServeHTTP(w, r)
+		case ConsoleServiceWriteProcedure:
+			consoleServiceWriteHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedConsoleServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedConsoleServiceHandler struct{}
+
+func (UnimplementedConsoleServiceHandler) Read(context.Context, *v1.ReadConsoleRequest, *connect.ServerStream[v1.ReadConsoleResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.ConsoleService.Read is not implemented"))
+}
+
+func (UnimplementedConsoleServiceHandler) Write(context.Context, *v1.WriteConsoleRequest) (*v1.WriteConsoleResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.ConsoleService.Write is not implemented"))
 }

@@ -47,6 +47,10 @@ const (
 	VMServiceDeleteProcedure = "/godwit.v1.VMService/Delete"
 	// VMServiceWatchProcedure is the fully-qualified name of the VMService's Watch RPC.
 	VMServiceWatchProcedure = "/godwit.v1.VMService/Watch"
+	// VMServiceConsoleProcedure is the fully-qualified name of the VMService's Console RPC.
+	VMServiceConsoleProcedure = "/godwit.v1.VMService/Console"
+	// VMServiceTypeProcedure is the fully-qualified name of the VMService's Type RPC.
+	VMServiceTypeProcedure = "/godwit.v1.VMService/Type"
 )
 
 // VMServiceClient is a client for the godwit.v1.VMService service.
@@ -66,6 +70,11 @@ type VMServiceClient interface {
 	Delete(context.Context, *v1.DeleteVMRequest) (*v1.DeleteVMResponse, error)
 	// Watch sends the present state and then every change.
 	Watch(context.Context, *v1.WatchVMsRequest) (*connect.ServerStreamForClient[v1.WatchVMsResponse], error)
+	// Console sends what the VM says on its serial console and goes on wherever the
+	// VM goes, until its instance has ended. Several may look at once.
+	Console(context.Context, *v1.ConsoleRequest) (*connect.ServerStreamForClient[v1.ConsoleResponse], error)
+	// Type gives the VM input on its serial console.
+	Type(context.Context, *v1.TypeRequest) (*v1.TypeResponse, error)
 }
 
 // NewVMServiceClient constructs a client for the godwit.v1.VMService service. By default, it uses
@@ -121,18 +130,32 @@ func NewVMServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...c
 			connect.WithSchema(vMServiceMethods.ByName("Watch")),
 			connect.WithClientOptions(opts...),
 		),
+		console: connect.NewClient[v1.ConsoleRequest, v1.ConsoleResponse](
+			httpClient,
+			baseURL+VMServiceConsoleProcedure,
+			connect.WithSchema(vMServiceMethods.ByName("Console")),
+			connect.WithClientOptions(opts...),
+		),
+		_type: connect.NewClient[v1.TypeRequest, v1.TypeResponse](
+			httpClient,
+			baseURL+VMServiceTypeProcedure,
+			connect.WithSchema(vMServiceMethods.ByName("Type")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // vMServiceClient implements VMServiceClient.
 type vMServiceClient struct {
-	create *connect.Client[v1.CreateVMRequest, v1.CreateVMResponse]
-	get    *connect.Client[v1.GetVMRequest, v1.GetVMResponse]
-	list   *connect.Client[v1.ListVMsRequest, v1.ListVMsResponse]
-	start  *connect.Client[v1.StartVMRequest, v1.StartVMResponse]
-	stop   *connect.Client[v1.StopVMRequest, v1.StopVMResponse]
-	delete *connect.Client[v1.DeleteVMRequest, v1.DeleteVMResponse]
-	watch  *connect.Client[v1.WatchVMsRequest, v1.WatchVMsResponse]
+	create  *connect.Client[v1.CreateVMRequest, v1.CreateVMResponse]
+	get     *connect.Client[v1.GetVMRequest, v1.GetVMResponse]
+	list    *connect.Client[v1.ListVMsRequest, v1.ListVMsResponse]
+	start   *connect.Client[v1.StartVMRequest, v1.StartVMResponse]
+	stop    *connect.Client[v1.StopVMRequest, v1.StopVMResponse]
+	delete  *connect.Client[v1.DeleteVMRequest, v1.DeleteVMResponse]
+	watch   *connect.Client[v1.WatchVMsRequest, v1.WatchVMsResponse]
+	console *connect.Client[v1.ConsoleRequest, v1.ConsoleResponse]
+	_type   *connect.Client[v1.TypeRequest, v1.TypeResponse]
 }
 
 // Create calls godwit.v1.VMService.Create.
@@ -194,6 +217,20 @@ func (c *vMServiceClient) Watch(ctx context.Context, req *v1.WatchVMsRequest) (*
 	return c.watch.CallServerStream(ctx, connect.NewRequest(req))
 }
 
+// Console calls godwit.v1.VMService.Console.
+func (c *vMServiceClient) Console(ctx context.Context, req *v1.ConsoleRequest) (*connect.ServerStreamForClient[v1.ConsoleResponse], error) {
+	return c.console.CallServerStream(ctx, connect.NewRequest(req))
+}
+
+// Type calls godwit.v1.VMService.Type.
+func (c *vMServiceClient) Type(ctx context.Context, req *v1.TypeRequest) (*v1.TypeResponse, error) {
+	response, err := c._type.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // VMServiceHandler is an implementation of the godwit.v1.VMService service.
 type VMServiceHandler interface {
 	// Create records a VM and, unless told otherwise, starts it. All errors of
@@ -211,6 +248,11 @@ type VMServiceHandler interface {
 	Delete(context.Context, *v1.DeleteVMRequest) (*v1.DeleteVMResponse, error)
 	// Watch sends the present state and then every change.
 	Watch(context.Context, *v1.WatchVMsRequest, *connect.ServerStream[v1.WatchVMsResponse]) error
+	// Console sends what the VM says on its serial console and goes on wherever the
+	// VM goes, until its instance has ended. Several may look at once.
+	Console(context.Context, *v1.ConsoleRequest, *connect.ServerStream[v1.ConsoleResponse]) error
+	// Type gives the VM input on its serial console.
+	Type(context.Context, *v1.TypeRequest) (*v1.TypeResponse, error)
 }
 
 // NewVMServiceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -262,6 +304,18 @@ func NewVMServiceHandler(svc VMServiceHandler, opts ...connect.HandlerOption) (s
 		connect.WithSchema(vMServiceMethods.ByName("Watch")),
 		connect.WithHandlerOptions(opts...),
 	)
+	vMServiceConsoleHandler := connect.NewServerStreamHandlerSimple(
+		VMServiceConsoleProcedure,
+		svc.Console,
+		connect.WithSchema(vMServiceMethods.ByName("Console")),
+		connect.WithHandlerOptions(opts...),
+	)
+	vMServiceTypeHandler := connect.NewUnaryHandlerSimple(
+		VMServiceTypeProcedure,
+		svc.Type,
+		connect.WithSchema(vMServiceMethods.ByName("Type")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/godwit.v1.VMService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case VMServiceCreateProcedure:
@@ -278,6 +332,10 @@ func NewVMServiceHandler(svc VMServiceHandler, opts ...connect.HandlerOption) (s
 			vMServiceDeleteHandler.ServeHTTP(w, r)
 		case VMServiceWatchProcedure:
 			vMServiceWatchHandler.ServeHTTP(w, r)
+		case VMServiceConsoleProcedure:
+			vMServiceConsoleHandler.ServeHTTP(w, r)
+		case VMServiceTypeProcedure:
+			vMServiceTypeHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -313,4 +371,12 @@ func (UnimplementedVMServiceHandler) Delete(context.Context, *v1.DeleteVMRequest
 
 func (UnimplementedVMServiceHandler) Watch(context.Context, *v1.WatchVMsRequest, *connect.ServerStream[v1.WatchVMsResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.VMService.Watch is not implemented"))
+}
+
+func (UnimplementedVMServiceHandler) Console(context.Context, *v1.ConsoleRequest, *connect.ServerStream[v1.ConsoleResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.VMService.Console is not implemented"))
+}
+
+func (UnimplementedVMServiceHandler) Type(context.Context, *v1.TypeRequest) (*v1.TypeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.VMService.Type is not implemented"))
 }
