@@ -41,6 +41,8 @@ var answeredHere = map[string]bool{
 	godwitv1connect.VMServiceGetProcedure:           true,
 	godwitv1connect.VMServiceListProcedure:          true,
 	godwitv1connect.VMServiceWatchProcedure:         true,
+	godwitv1connect.VMServiceConsoleProcedure:       true,
+	godwitv1connect.VMServiceTypeProcedure:          true,
 	godwitv1connect.NetworkServiceGetProcedure:      true,
 	godwitv1connect.NetworkServiceListProcedure:     true,
 	godwitv1connect.MigrationServiceListProcedure:   true,

@@ -164,6 +164,7 @@ func storeRestored(op, why string) error {
 // changes nothing, or it is what helps.
 var safeOnRestored = []string{
 	godwitv1connect.VMServiceGetProcedure, godwitv1connect.VMServiceListProcedure, godwitv1connect.VMServiceWatchProcedure,
+	godwitv1connect.VMServiceConsoleProcedure,
 	godwitv1connect.NetworkServiceGetProcedure, godwitv1connect.NetworkServiceListProcedure,
 	godwitv1connect.HostServiceGetProcedure, godwitv1connect.HostServiceListProcedure, godwitv1connect.HostServiceCreateTokenProcedure,
 	godwitv1connect.MigrationServiceGetProcedure, godwitv1connect.MigrationServiceListProcedure,

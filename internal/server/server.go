@@ -44,6 +44,9 @@ type Config struct {
 	KeepFor  time.Duration // how long records of migrations are kept after their end; 0 for DefaultKeepFor
 	KeepSize fleet.Bytes   // what all of them may take before the oldest go; 0 for DefaultKeepSize
 	Export   string        // path of a file that gets the final records as JSON lines; "" for none
+
+	// DialHost connects to a host's agent; nil is the usual way.
+	DialHost func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
 func (c Config) withDefaults() Config {
@@ -84,6 +87,7 @@ type Server struct {
 	addresses  *addressPusher
 	lifecycle  *lifecycle
 	migrations *reconciler
+	consoles   consoles
 
 	// admission orders what takes addresses and capacity, so that the calls
 	// to one server do not conflict with each other. Other servers are held
@@ -133,6 +137,7 @@ func New(ctx context.Context, config Config) (*Server, error) {
 	if err := s.listen(ctx); err != nil {
 		return nil, err
 	}
+	s.consoles = consoles{keeper: s.certificate, dial: config.DialHost, byHost: map[fleet.HostName]*consoleClient{}}
 	s.leader = newLeader(s.advertised())
 	s.mirror.leaderChanged = s.leader.noticed
 	return s, nil

@@ -803,7 +803,9 @@ type ConsoleResponse struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Output []byte                 `protobuf:"bytes,1,opt,name=output,proto3" json:"output,omitempty"`
 	// Where it comes from: set in the first message of each host.
-	Host          string `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"`
+	Host string `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"`
+	// The last message says why there is nothing more to come.
+	Ended         string `protobuf:"bytes,3,opt,name=ended,proto3" json:"ended,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -848,6 +850,13 @@ func (x *ConsoleResponse) GetOutput() []byte {
 func (x *ConsoleResponse) GetHost() string {
 	if x != nil {
 		return x.Host
+	}
+	return ""
+}
+
+func (x *ConsoleResponse) GetEnded() string {
+	if x != nil {
+		return x.Ended
 	}
 	return ""
 }
@@ -990,10 +999,11 @@ const file_godwit_v1_vm_proto_rawDesc = "" +
 	"\adeleted\x18\x02 \x01(\bR\adeleted\"I\n" +
 	"\x0eConsoleRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12#\n" +
-	"\rhistory_bytes\x18\x02 \x01(\x04R\fhistoryBytes\"=\n" +
+	"\rhistory_bytes\x18\x02 \x01(\x04R\fhistoryBytes\"S\n" +
 	"\x0fConsoleResponse\x12\x16\n" +
 	"\x06output\x18\x01 \x01(\fR\x06output\x12\x12\n" +
-	"\x04host\x18\x02 \x01(\tR\x04host\"7\n" +
+	"\x04host\x18\x02 \x01(\tR\x04host\x12\x14\n" +
+	"\x05ended\x18\x03 \x01(\tR\x05ended\"7\n" +
 	"\vTypeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05input\x18\x02 \x01(\fR\x05input\"\x0e\n" +

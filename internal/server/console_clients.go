@@ -1,0 +1,65 @@
+package server
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"sync"
+
+	"godwit.dev/godwit/api/client"
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/pki"
+)
+
+// consoles keeps connections to the agents of hosts whose consoles were asked for:
+// each key that is pressed is a call.
+type consoles struct {
+	keeper *pki.Keeper
+	dial   func(ctx context.Context, network, address string) (net.Conn, error)
+
+	mu     sync.Mutex
+	byHost map[fleet.HostName]*consoleClient
+}
+
+type consoleClient struct {
+	*client.Console
+	address netip.AddrPort
+}
+
+// of gives a client for the agent of a host, by its record.
+func (c *consoles) of(host fleet.Host) (*consoleClient, error) {
+	if host.PeerPort == 0 {
+		return nil, &fleet.Error{
+			Code: fleet.Unsupported, Op: "open console", Subject: "host " + string(host.Name), Cause: "its agent listens for nobody",
+			Hint: "see the agent's --peer-port, and that it has the server's version",
+		}
+	}
+	address := netip.AddrPortFrom(host.Address, host.PeerPort)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	known := c.byHost[host.Name]
+	if known != nil && known.address == address {
+		return known, nil
+	}
+	if known != nil {
+		known.Close()
+	}
+	fresh, err := client.DialConsole(client.Config{
+		Server: "https://" + address.String(), Dial: c.dial,
+		TLS: c.keeper.ClientConfig(pki.Expect{Kind: pki.Host, Name: string(host.Name)}),
+	})
+	if err != nil {
+		return nil, err
+	}
+	c.byHost[host.Name] = &consoleClient{fresh, address}
+	return c.byHost[host.Name], nil
+}
+
+// consoleOf gives a client for the consoles of a host.
+func (s *Server) consoleOf(ctx context.Context, host fleet.HostName) (*consoleClient, error) {
+	entry, err := s.tables.hosts.Get(ctx, string(host))
+	if err != nil {
+		return nil, err
+	}
+	return s.consoles.of(entry.Value)
+}
