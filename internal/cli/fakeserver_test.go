@@ -35,6 +35,7 @@ type fakeServer struct {
 	godwitv1connect.UnimplementedVMServiceHandler
 	asked   string
 	watches atomic.Int32 // of the migration "flaky" and the VM "cut"
+	typed   chan []byte  // on a console
 }
 
 // serveFake starts the server of one script and names it in the script's
@@ -63,7 +64,7 @@ func startFake(asked string) (address string, stop func(), err error) {
 		os.RemoveAll(folder)
 		return "", nil, err
 	}
-	fake := &fakeServer{asked: asked}
+	fake := &fakeServer{asked: asked, typed: make(chan []byte)}
 	coded := connect.WithInterceptors(wire.ServerInterceptor())
 	mux := http.NewServeMux()
 	mux.Handle(godwitv1connect.NewVMServiceHandler(fake, coded))

@@ -197,3 +197,56 @@ func TestInterruptEndsAWatchButNotTheMigration(t *testing.T) {
 		})
 	}
 }
+
+// Every key goes to the VM, Ctrl-C too, but for the one that leaves.
+func TestConsoleOnATerminal(t *testing.T) {
+	master, slave := openTerminal(t, 80)
+	cmd := command(t, "vm", "console", "web1")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	slave.Close()
+	sent := bufio.NewReader(master)
+	await := func(text string) {
+		t.Helper()
+		got := ""
+		for !strings.HasSuffix(got, text) {
+			one, err := sent.ReadByte()
+			if err != nil {
+				t.Fatalf("after %q, without %q: %v", got, text, err)
+			}
+			got += string(one)
+		}
+	}
+	await("console of web1; Ctrl-] leaves\r\n")
+	await("word? ")
+	if _, err := master.WriteString("\x03"); err != nil {
+		t.Fatal(err)
+	}
+	await("\x03")
+	await("[web1 is on host-b now]\r\n")
+	await("\r\nvm web1 is stopped\r\n")
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestLeavingAConsole(t *testing.T) {
+	master, slave := openTerminal(t, 80)
+	cmd := command(t, "vm", "console", "web1")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	slave.Close()
+	if _, err := bufio.NewReader(master).ReadString('?'); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := master.WriteString("\x1d"); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+}

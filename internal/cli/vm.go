@@ -19,7 +19,7 @@ func newVMCommand(app *App) *cobra.Command {
 phase. It keeps its name, its disks and its addresses through every move.`,
 		"  godwit vm list\n  godwit vm create -f web1.yaml",
 		newVMCreate(app), newVMList(app), newVMShow(app), newVMStart(app),
-		newVMStop(app), newVMDelete(app), newVMWatch(app))
+		newVMStop(app), newVMDelete(app), newVMWatch(app), newVMConsole(app))
 }
 
 func newVMList(app *App) *cobra.Command {

@@ -38,7 +38,10 @@ func (v vmService) Console(ctx context.Context, request *godwitv1.ConsoleRequest
 	if vm := entry.Value; vm.Owner.Host == "" {
 		return notRunning("open console", vm)
 	}
-	c := &consoleView{server: v.server, send: stream.Send, vm: entry.Value, history: request.GetHistoryBytes(), fresh: true}
+	c := &consoleView{server: v.server, send: stream.Send, vm: entry.Value, history: request.GetHistoryBytes(), fresh: request.GetEpoch() == 0}
+	if request.GetEpoch() == uint64(entry.Value.Owner.Epoch) {
+		c.offset = request.GetOffset()
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	changes := make(chan fleet.VM)
@@ -190,7 +193,7 @@ func (c *consoleView) read(ctx context.Context, follow bool) error {
 	for stream.Receive() {
 		said := stream.Msg()
 		c.fresh, c.offset = false, said.GetOffset()
-		message := &godwitv1.ConsoleResponse{Output: said.GetOutput()}
+		message := &godwitv1.ConsoleResponse{Output: said.GetOutput(), Epoch: uint64(c.vm.Owner.Epoch), Offset: c.offset}
 		if c.shown != c.vm.Owner {
 			c.shown, message.Host = c.vm.Owner, string(c.vm.Owner.Host)
 		}

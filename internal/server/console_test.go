@@ -113,7 +113,7 @@ func TestConsoleFollowsItsVM(t *testing.T) {
 	at["10.9.0.1:7444"], at["10.9.0.2:7444"] = address1, address2
 	f.running(h1, "web1")
 	first.say("long ago; one")
-	open := f.openConsole("web1", 3)
+	open := f.openConsole(&godwitv1.ConsoleRequest{Name: "web1", HistoryBytes: 3})
 	open.await("h1: one")
 	if _, err := f.vms.Type(t.Context(), &godwitv1.TypeRequest{Name: "web1", Input: []byte("x")}); err != nil || first.typed != "x" {
 		t.Errorf("typed %q at h1: %v", first.typed, err)
@@ -128,6 +128,11 @@ func TestConsoleFollowsItsVM(t *testing.T) {
 	if _, err := f.vms.Type(t.Context(), &godwitv1.TypeRequest{Name: "web1", Input: []byte("y")}); err != nil || second.typed != "y" || first.typed != "x" {
 		t.Errorf("typed %q at h2, %q at h1: %v", second.typed, first.typed, err)
 	}
+	last := open.stream.Msg()
+	again := f.openConsole(&godwitv1.ConsoleRequest{Name: "web1", Epoch: last.GetEpoch(), Offset: last.GetOffset() - 1})
+	again.await("h2: o")
+	older := f.openConsole(&godwitv1.ConsoleRequest{Name: "web1", Epoch: 1, Offset: 9})
+	older.await("h2: two")
 	second.say("; bye")
 	f.own("web1", fleet.Owner{Epoch: 3}, fleet.VMStopped)
 	open.await("; bye\nvm web1 is stopped")
@@ -139,7 +144,7 @@ func TestConsoleFollowsItsVM(t *testing.T) {
 			_, err := f.vms.Type(t.Context(), &godwitv1.TypeRequest{Name: "web1", Input: []byte("z")})
 			return err
 		},
-		func() error { _, err := f.tryConsole("web1", 0); return err },
+		func() error { _, err := f.tryConsole(&godwitv1.ConsoleRequest{Name: "web1"}); return err },
 	} {
 		if err := call(); fleet.CodeOf(err) != fleet.Conflict {
 			t.Errorf("of a VM that is stopped: %v", err)
@@ -171,9 +176,9 @@ type openedConsole struct {
 	said   string
 }
 
-func (f *testFleet) openConsole(name string, history uint64) *openedConsole {
+func (f *testFleet) openConsole(request *godwitv1.ConsoleRequest) *openedConsole {
 	f.t.Helper()
-	stream, err := f.tryConsole(name, history)
+	stream, err := f.tryConsole(request)
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -183,10 +188,10 @@ func (f *testFleet) openConsole(name string, history uint64) *openedConsole {
 }
 
 // tryConsole gives the stream with its first message taken, or why there is none.
-func (f *testFleet) tryConsole(name string, history uint64) (*connect.ServerStreamForClient[godwitv1.ConsoleResponse], error) {
+func (f *testFleet) tryConsole(request *godwitv1.ConsoleRequest) (*connect.ServerStreamForClient[godwitv1.ConsoleResponse], error) {
 	ctx, cancel := context.WithTimeout(f.t.Context(), patience)
 	f.t.Cleanup(cancel)
-	stream, err := f.vms.Console(ctx, &godwitv1.ConsoleRequest{Name: name, HistoryBytes: history})
+	stream, err := f.vms.Console(ctx, request)
 	if err == nil && !stream.Receive() {
 		err = stream.Err()
 	}

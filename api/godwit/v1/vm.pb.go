@@ -750,7 +750,11 @@ type ConsoleRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// So much of what its present instance has said before comes first.
-	HistoryBytes  uint64 `protobuf:"varint,2,opt,name=history_bytes,json=historyBytes,proto3" json:"history_bytes,omitempty"`
+	HistoryBytes uint64 `protobuf:"varint,2,opt,name=history_bytes,json=historyBytes,proto3" json:"history_bytes,omitempty"`
+	// In place of the history: go on after the last message of a stream that was
+	// cut off, which had these.
+	Epoch         uint64 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Offset        uint64 `protobuf:"varint,4,opt,name=offset,proto3" json:"offset,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -799,13 +803,30 @@ func (x *ConsoleRequest) GetHistoryBytes() uint64 {
 	return 0
 }
 
+func (x *ConsoleRequest) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *ConsoleRequest) GetOffset() uint64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
 type ConsoleResponse struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Output []byte                 `protobuf:"bytes,1,opt,name=output,proto3" json:"output,omitempty"`
 	// Where it comes from: set in the first message of each host.
 	Host string `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"`
 	// The last message says why there is nothing more to come.
-	Ended         string `protobuf:"bytes,3,opt,name=ended,proto3" json:"ended,omitempty"`
+	Ended string `protobuf:"bytes,3,opt,name=ended,proto3" json:"ended,omitempty"`
+	// With which another stream goes on after this message.
+	Epoch         uint64 `protobuf:"varint,4,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Offset        uint64 `protobuf:"varint,5,opt,name=offset,proto3" json:"offset,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -859,6 +880,20 @@ func (x *ConsoleResponse) GetEnded() string {
 		return x.Ended
 	}
 	return ""
+}
+
+func (x *ConsoleResponse) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *ConsoleResponse) GetOffset() uint64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
 }
 
 type TypeRequest struct {
@@ -996,14 +1031,18 @@ const file_godwit_v1_vm_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"K\n" +
 	"\x10WatchVMsResponse\x12\x1d\n" +
 	"\x02vm\x18\x01 \x01(\v2\r.godwit.v1.VMR\x02vm\x12\x18\n" +
-	"\adeleted\x18\x02 \x01(\bR\adeleted\"I\n" +
+	"\adeleted\x18\x02 \x01(\bR\adeleted\"w\n" +
 	"\x0eConsoleRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12#\n" +
-	"\rhistory_bytes\x18\x02 \x01(\x04R\fhistoryBytes\"S\n" +
+	"\rhistory_bytes\x18\x02 \x01(\x04R\fhistoryBytes\x12\x14\n" +
+	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12\x16\n" +
+	"\x06offset\x18\x04 \x01(\x04R\x06offset\"\x81\x01\n" +
 	"\x0fConsoleResponse\x12\x16\n" +
 	"\x06output\x18\x01 \x01(\fR\x06output\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12\x14\n" +
-	"\x05ended\x18\x03 \x01(\tR\x05ended\"7\n" +
+	"\x05ended\x18\x03 \x01(\tR\x05ended\x12\x14\n" +
+	"\x05epoch\x18\x04 \x01(\x04R\x05epoch\x12\x16\n" +
+	"\x06offset\x18\x05 \x01(\x04R\x06offset\"7\n" +
 	"\vTypeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05input\x18\x02 \x01(\fR\x05input\"\x0e\n" +
