@@ -32,6 +32,7 @@ func TestFleet(t *testing.T) {
 		}}
 	})
 	t.Run("migrate", func(t *testing.T) { testMigrate(t, f) })
+	t.Run("console", func(t *testing.T) { testConsole(t, f) })
 	t.Run("cancel", func(t *testing.T) { testCancel(t, f) })
 	t.Run("refuse", func(t *testing.T) { testRefuse(t, f) })
 	t.Run("fail", func(t *testing.T) { testFail(t, f, o) })
