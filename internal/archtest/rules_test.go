@@ -38,11 +38,14 @@ var imports = map[string][]string{
 	// What carries migrations on, for the server and for the simulator.
 	"internal/reconcile": {"api/godwit/v1", "internal/fleet", "internal/migration", "internal/store", "internal/wire"},
 
+	// What keeps the life of VMs, for the server and for the simulator.
+	"internal/lifecycle": {"api/godwit/v1", "internal/fleet", "internal/migration", "internal/store", "internal/wire", "internal/reconcile"},
+
 	// The long-running programs.
 	"internal/agent": {"api", "internal/durable", "internal/fleet", "internal/migration", "internal/wire",
 		"internal/qmp", "internal/qemu", "internal/network", "internal/volume", "internal/pledge", "internal/pki"},
 	"internal/server": {"api", "internal/durable", "internal/fleet", "internal/migration", "internal/predict", "internal/placement",
-		"internal/campaign", "internal/wire", "internal/store", "internal/reconcile", "internal/pki"},
+		"internal/campaign", "internal/wire", "internal/store", "internal/reconcile", "internal/lifecycle", "internal/pki"},
 
 	// Around them.
 	"internal/lab":          {"internal/durable", "internal/fleet", "internal/lab"},
@@ -87,8 +90,8 @@ var bannedCalls = map[string][]string{
 // bannedInSimulated names, except those of realTime. The ticker of the reconciler's
 // Run is allowed: the simulator calls Redispatch itself.
 var (
-	simulated         = []string{"internal/reconcile", "internal/sim", "internal/sim/check"}
-	realTime          = []string{"internal/reconcile/runtime.go", "internal/sim/many.go"}
+	simulated         = []string{"internal/reconcile", "internal/lifecycle", "internal/sim", "internal/sim/check"}
+	realTime          = []string{"internal/reconcile/runtime.go", "internal/lifecycle/runtime.go", "internal/sim/many.go"}
 	bannedInSimulated = map[string][]string{
 		"time":    {"Now", "Since", "Until", "Sleep", "After", "AfterFunc", "Tick", "NewTimer"},
 		"context": {"WithTimeout", "WithTimeoutCause", "WithDeadline", "WithDeadlineCause"},

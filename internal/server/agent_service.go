@@ -14,6 +14,7 @@ import (
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/lifecycle"
 	"godwit.dev/godwit/internal/store"
 	"godwit.dev/godwit/internal/wire"
 )
@@ -106,7 +107,7 @@ func (a agentService) Session(ctx context.Context, stream *connect.BidiStream[go
 	}
 	s.log.Info("host is up", "host", host, "address", hello.GetHost().GetAddress())
 	s.addresses.connected(host)
-	s.lifecycle.connected(ctx, host, at, hello)
+	s.lifecycle.Connected(ctx, host, at.Arrival, hello)
 	s.migrations.SessionOpened(host, one.agent)
 	err = one.serve(ctx, stream, deadlines, func(message *godwitv1.SessionRequest) {
 		// A report that has arrived is dealt with even if the session ends.
@@ -177,7 +178,7 @@ func (s *Server) hear(ctx context.Context, host fleet.HostName, message *godwitv
 	case isMigration(report):
 		return s.migrations.Report(ctx, host, report)
 	default:
-		return s.lifecycle.report(ctx, host, report)
+		return s.lifecycle.Report(ctx, host, report)
 	}
 }
 
@@ -189,9 +190,8 @@ func isMigration(report *godwitv1.Report) bool {
 
 // arrival is what follows from a host's record when a session begins.
 type arrival struct {
-	rebooted bool
-	ended    []fleet.Instance // by reboots, and no VM's record tells of it yet
-	revision int64            // what was stored before the session is from before that
+	lifecycle.Arrival
+	revision int64 // what was stored before the session is from before that
 }
 
 // noteHost writes what a host says of itself to its record. A server that leads
@@ -208,12 +208,11 @@ func (s *Server) noteHost(ctx context.Context, host fleet.Host, hello *godwitv1.
 		if err := sameMachine(before, host); err != nil {
 			return at, err
 		}
-		at.rebooted = rebooted(before, hello)
-		if at.ended, err = s.lifecycle.endedByReboots(ctx, before, hello); err != nil {
+		if at.Arrival, err = s.lifecycle.Arrival(ctx, before, hello); err != nil {
 			return at, err
 		}
 		host.Machine = cmp.Or(host.Machine, before.Machine)
-		host.Cordoned, host.Ended, host.Seen = before.Cordoned, at.ended, time.Now()
+		host.Cordoned, host.Ended, host.Seen = before.Cordoned, at.Ended, time.Now()
 		conditions := append(store.If(s.tables.hosts.At(name, entry.Version)), held...)
 		at.revision, err = s.tables.store.Commit(ctx, conditions, s.tables.hosts.Put(name, host))
 		if fleet.CodeOf(err) != fleet.Conflict {

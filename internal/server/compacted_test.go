@@ -49,7 +49,7 @@ func TestCompactedUnderTheWatch(t *testing.T) {
 	fl.answer(h1, "resume_source")
 	fl.answer(h2, "release_target")
 	fl.await(migration.Aborted)
-	if _, known := leader.server.mirror.vm("gone"); known {
+	if _, known := leader.server.mirror.VM("gone"); known {
 		t.Error("a VM that was deleted meanwhile is still known")
 	}
 }

@@ -1,6 +1,6 @@
 // Package server is the control plane: the API, the sessions with the agents,
-// the placement and life cycle of VMs, networks and the address map, and the
-// reconciler of migrations.
+// the placement of VMs, networks and the address map. What carries migrations on
+// (package reconcile) and what keeps the life of VMs (package lifecycle) run in it.
 //
 // # Truth and order
 //
@@ -49,20 +49,6 @@
 // sessionQueue of them, and are lost with it; whoever sent them sends them
 // again when the host connects, because an agent executes each once.
 //
-// # The life of an instance
-//
-// Commands of a VM's life cycle have the VM's name as subject, the owner's
-// epoch, and a fixed sequence each (sequenceStart and so on). Hosts answer and
-// report by InstanceReport; only what the owner's host says of the owner's
-// epoch counts. "exited" with no cause or with "guest-shutdown" is the guest's
-// own powering off; with any other cause it is a failure. "absent" is a host's
-// word that it has no such instance.
-//
-// An instance that may run is removed only when the store proves it stale: the
-// VM's record is read first, then all its migrations. What one that has ended
-// has left waits for the mirror to reach the VM's record, which whatever begins
-// a migration changes.
-//
 // # Addresses and forwarding
 //
 // The source of a migration forwards until every host that takes part in a
@@ -81,7 +67,7 @@
 //
 // # Locks
 //
-// hub.mu, mirror.mu, addressPusher.mu, lifecycle.mu, leader.mu and recovery.mu
+// hub.mu, mirror.mu, addressPusher.mu, leader.mu and recovery.mu
 // are never held while another lock of the package is taken, except that
 // addressPusher.mu is held while the mirror is read and the hub is written to.
 // None is held over a call to the store or to a host.

@@ -352,7 +352,7 @@ func (fl *flight) record() migration.Migration {
 // report of a session is dealt with after the other.
 func (f *testFleet) settled(agent *fakeAgent) {
 	f.t.Helper()
-	f.running(agent, fmt.Sprintf("barrier%d-%s", f.server.hub.number(fleet.HostName(agent.name)), agent.name))
+	f.running(agent, fmt.Sprintf("barrier%d-%s", f.server.hub.Session(fleet.HostName(agent.name)), agent.name))
 }
 
 // checkPlace holds the records of a VM against where it must be: its owner,

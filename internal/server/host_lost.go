@@ -95,7 +95,7 @@ func (s *Server) giveUpVMs(ctx context.Context, host fleet.HostName) (ended []st
 		if entry.Value.Owner.Host != host {
 			continue
 		}
-		if err := s.giveUpVM(ctx, host, entry.Name); err != nil {
+		if err := s.lifecycle.GiveUp(ctx, host, entry.Value.Name, fmt.Sprintf("host %s was %s", host, declaredLost)); err != nil {
 			return nil, err
 		}
 		now, err := s.tables.vms.Get(ctx, entry.Name)
@@ -108,26 +108,6 @@ func (s *Server) giveUpVMs(ctx context.Context, host fleet.HostName) (ended []st
 		ended = append(ended, now)
 	}
 	return ended, nil
-}
-
-// giveUpVM ends a VM if a lost host has it and no migration holds it.
-func (s *Server) giveUpVM(ctx context.Context, host fleet.HostName, name string) error {
-	for range store.MaxConflicts {
-		entry, err := s.tables.vms.Get(ctx, name)
-		switch {
-		case fleet.CodeOf(err) == fleet.NotFound:
-			return nil
-		case err != nil:
-			return err
-		case entry.Value.Owner.Host != host || entry.Value.Migration != "":
-			return nil
-		}
-		said := &godwitv1.InstanceReport{State: instanceExited, Cause: fmt.Sprintf("host %s was %s", host, declaredLost)}
-		if err := s.lifecycle.end(ctx, host, entry, said); fleet.CodeOf(err) != fleet.Conflict {
-			return err
-		}
-	}
-	return tooManyConflicts("give up", "vm "+name)
 }
 
 // hearAgain asks lost hosts again that are back before a migration was over which
@@ -145,7 +125,7 @@ func (s *Server) hearAgain(over migration.Migration) {
 // askAgain ends the session that a lost host has nevertheless. It says what it has
 // when it opens the next one.
 func (s *Server) askAgain(host fleet.HostName) {
-	s.hub.end(host, &fleet.Error{
+	s.hub.End(host, &fleet.Error{
 		Code: fleet.Unavailable, Op: "keep session", Subject: "host " + string(host),
 		Cause: "it was declared lost, and what it has is stale now", Hint: "it says in its next session what it has",
 	})

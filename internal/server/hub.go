@@ -79,8 +79,8 @@ func (h *hub) session(host fleet.HostName) *session {
 	return h.sessions[host]
 }
 
-// end makes the session of a host end, if it has one.
-func (h *hub) end(host fleet.HostName, cause error) {
+// End makes the session of a host end, if it has one.
+func (h *hub) End(host fleet.HostName, cause error) {
 	if s := h.session(host); s != nil {
 		s.end(cause)
 	}
@@ -92,8 +92,8 @@ func (h *hub) Send(host fleet.HostName, command *godwitv1.Command) error {
 	return send(h.session(host), host, command)
 }
 
-// sendIn is Send into one session only: Unavailable when the host has another.
-func (h *hub) sendIn(number uint64, host fleet.HostName, command *godwitv1.Command) error {
+// SendIn is Send into one session only: Unavailable when the host has another.
+func (h *hub) SendIn(number uint64, host fleet.HostName, command *godwitv1.Command) error {
 	s := h.session(host)
 	if s != nil && s.number != number {
 		s = nil
@@ -121,8 +121,8 @@ func (h *hub) sendAddresses(host fleet.HostName, addresses *godwitv1.AddressMap)
 // connected reports whether the host has a session here.
 func (h *hub) connected(host fleet.HostName) bool { return h.session(host) != nil }
 
-// number tells sessions apart; 0 means that the host has none.
-func (h *hub) number(host fleet.HostName) uint64 {
+// Session tells the sessions of a host apart; 0 means that it has none.
+func (h *hub) Session(host fleet.HostName) uint64 {
 	if s := h.session(host); s != nil {
 		return s.number
 	}

@@ -181,11 +181,9 @@ func (s *Server) serveTerm(ctx context.Context, t *term) error {
 		return err
 	}
 	s.addresses.begin()
-	s.lifecycle.begin(t.held)
+	s.lifecycle.Begin(t.held)
 	s.recovery.forget()
-	for _, name := range s.mirror.vmNames() {
-		s.lifecycle.changed(name)
-	}
+	s.lifecycle.Changed(s.mirror.vmNames()...)
 	s.leader.set(func() { s.leader.term = t })
 	if restored {
 		s.log.Error("the store was restored: nothing is done until godwit server accept-restore")
@@ -203,7 +201,7 @@ func (s *Server) serveTerm(ctx context.Context, t *term) error {
 func (s *Server) actFor(ctx context.Context) error {
 	group, within := errgroup.WithContext(ctx)
 	group.Go(func() error { s.addresses.run(within); return nil })
-	group.Go(func() error { s.lifecycle.run(within); return nil })
+	group.Go(func() error { s.lifecycle.Run(within); return nil })
 	group.Go(func() error { return s.migrations.Run(within) })
 	if err := group.Wait(); ctx.Err() == nil {
 		return err

@@ -1,14 +1,13 @@
 package server
 
 import (
-	"context"
 	"testing"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
-	"godwit.dev/godwit/internal/store"
+	"godwit.dev/godwit/internal/lifecycle"
 )
 
 // answer is report, as an agent says it that knows the VM's uid.
@@ -30,7 +29,7 @@ func TestStartedAfterAll(t *testing.T) {
 	start := h1.command()
 	h1.report(start, "web1", "exited", "the disk cannot be reached")
 	vm := f.awaitPhase("web1", fleet.VMFailed)
-	h1.answer(start, vm, instanceRunning)
+	h1.answer(start, vm, lifecycle.Running)
 	if forget := h1.command().GetForgetInstance(); forget.GetEpoch() != 1 || forget.GetUid() != vm.GetUid() || forget.GetEnded() {
 		t.Errorf("the command is %v, want to remove what runs", forget)
 	}
@@ -49,50 +48,16 @@ func TestStartIsNotSentAgainByAnOldMirror(t *testing.T) {
 	h1 := f.join("h1")
 	f.create(&godwitv1.CreateVMRequest{Name: "web1", Spec: smallSpec()})
 	start := h1.command()
-	late := f.behind()
+	late, _ := f.behind()
 	h1.report(start, "web1", "exited", "the disk cannot be reached")
 	f.awaitPhase("web1", fleet.VMFailed)
-	if err := late.look(t.Context(), "web1"); err != nil {
+	if err := late.Look(t.Context(), "web1"); err != nil {
 		t.Error(err)
 	}
 	f.create(&godwitv1.CreateVMRequest{Name: "web2", Spec: smallSpec()})
 	if next := h1.command(); next.GetSubject() != "web2" {
 		t.Errorf("the command is %v, want to start web2", next)
 	}
-}
-
-// A start is sent into the session in which it was found to be due, and not into
-// one that began meanwhile: the end of the first may be recorded by now.
-func TestStartIsOfOneSession(t *testing.T) {
-	h := newHub()
-	older, newer := newSession("h1", 0), newSession("h1", 0)
-	if err := h.open(t.Context(), older); err != nil {
-		t.Fatal(err)
-	}
-	l := newLifecycle(tables{vms: store.NewTable[fleet.VM](meanwhile{does: func() {
-		h.close(older)
-		if err := h.open(t.Context(), newer); err != nil {
-			t.Error(err)
-		}
-	}}, "vms")}, nil, h, nil)
-	if err := l.tell(t.Context(), "h1", "web1"); !store.Passes(err) {
-		t.Errorf("told: %v", err)
-	}
-	if len(older.queue)+len(newer.queue) > 0 {
-		t.Errorf("%d and %d commands were sent", len(older.queue), len(newer.queue))
-	}
-}
-
-// meanwhile is a store in which web1 is starting, and something happens while
-// that is read.
-type meanwhile struct {
-	store.Records
-	does func()
-}
-
-func (m meanwhile) Get(ctx context.Context, key string) (store.Record, error) {
-	m.does()
-	return always{value: fleet.VM{Name: "web1", Phase: fleet.VMStarting, Owner: fleet.Owner{Host: "h1", Epoch: 1}}}.Get(ctx, key)
 }
 
 // A server that leads no more, and does not know it, records nothing of what hosts
@@ -103,18 +68,22 @@ func TestAnswersToAnEarlierLeader(t *testing.T) {
 	h1 := one.join("h1")
 	one.create(&godwitv1.CreateVMRequest{Name: "web1", Spec: smallSpec()})
 	h1.command()
-	earlier := one.behind()
-	earlier.begin(one.server.lifecycle.leads)
-	if len(earlier.leads) == 0 {
+	earlier, _ := one.behind()
+	own, _, _ := one.server.leader.now()
+	if len(own.held) == 0 {
 		t.Fatal("a term has no conditions")
 	}
+	earlier.Begin(own.held)
 	next := one.succeeded()
 	h1 = next.join("h1")
 	start := h1.command()
-	said := &godwitv1.InstanceReport{Vm: "web1", Epoch: 1, State: instanceExited, Cause: "the disk cannot be reached"}
-	if err := earlier.observe(t.Context(), "h1", said, sequenceStart); err == nil {
-		t.Error("an earlier leader has recorded the end of what was started again")
+	ended := instanceReport("web1", lifecycle.Exited, "the disk cannot be reached", startSequence)
+	if err := earlier.Report(t.Context(), "h1", ended); err != nil {
+		t.Error(err)
 	}
-	h1.report(start, "web1", instanceRunning, "")
+	if vm := next.vm("web1"); vm.GetPhase() != string(fleet.VMStarting) {
+		t.Errorf("by an earlier leader, what was started again is %s", vm.GetPhase())
+	}
+	h1.report(start, "web1", lifecycle.Running, "")
 	next.awaitPhase("web1", fleet.VMRunning)
 }

@@ -1,23 +1,19 @@
 package server
 
 import (
-	"context"
-	"encoding/json"
-	"log/slog"
 	"path/filepath"
 	"strings"
 	"testing"
-	"testing/synctest"
-	"time"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/lifecycle"
 	"godwit.dev/godwit/internal/store"
 )
 
 // cutOff is the life cycle as it is while the store does not answer, with the
-// fleet's records and sessions. Giving it tables ends that.
-func (f *testFleet) cutOff() *lifecycle {
+// fleet's records and sessions. Giving it Tables ends that.
+func (f *testFleet) cutOff() *lifecycle.Lifecycle {
 	f.t.Helper()
 	gone, err := store.Open(f.t.Context(), store.Config{Dir: filepath.Join(f.dir, "gone")})
 	if err != nil {
@@ -54,17 +50,17 @@ func TestReportsWithoutTheStore(t *testing.T) {
 	f.create(&godwitv1.CreateVMRequest{Name: "web1", Spec: smallSpec()})
 	start := h1.command()
 	running := instanceReport("web1", "running", "", start.GetSequence())
-	lost.report(t.Context(), "h1", running)
+	lost.Report(t.Context(), "h1", running)
 	ended("after the answer to the start")
 	h1 = f.join("h1", saying(running.GetInstance()))
 	f.awaitPhase("web1", fleet.VMRunning)
 
-	off := instanceReport("web1", "exited", guestShutdown, 0)
-	lost.report(t.Context(), "h1", off)
+	off := instanceReport("web1", "exited", "guest-shutdown", 0)
+	lost.Report(t.Context(), "h1", off)
 	ended("after the guest's powering off")
 	// The store is away for the next Hello, too.
 	h1 = f.join("h1", saying(running.GetInstance()))
-	lost.connected(t.Context(), "h1", arrival{}, &godwitv1.Hello{Instances: []*godwitv1.InstanceReport{off.GetInstance()}})
+	lost.Connected(t.Context(), "h1", lifecycle.Arrival{}, &godwitv1.Hello{Instances: []*godwitv1.InstanceReport{off.GetInstance()}})
 	ended("after the Hello")
 	f.join("h1", saying(off.GetInstance()))
 	if vm := f.awaitPhase("web1", fleet.VMStopped); vm.GetCause() != "the guest powered itself off" {
@@ -90,47 +86,33 @@ func TestHeldEndsWithoutTheStore(t *testing.T) {
 	f.running(h1, "web2")
 	l := f.cutOff()
 	gone := fleet.Instance{VM: "web1", UID: fleet.InstanceUID(f.vm("web1").GetUid()), Epoch: 1}
-	l.connected(t.Context(), "h1", arrival{rebooted: true, ended: []fleet.Instance{gone}}, &godwitv1.Hello{
+	l.Connected(t.Context(), "h1", lifecycle.Arrival{Rebooted: true, Ended: []fleet.Instance{gone}}, &godwitv1.Hello{
 		BootId: "boot-1", Instances: []*godwitv1.InstanceReport{{Vm: "web2", Epoch: 1, State: "running"}},
 	})
 	for range 2 {
-		if err := l.look(t.Context(), "web1"); !store.Passes(err) {
+		if err := l.Look(t.Context(), "web1"); !store.Passes(err) {
 			t.Fatalf("looked at without the store: %v", err)
 		}
 	}
-	l.tables = f.server.tables
+	l.Tables = f.server.tables.lifecycle()
 
 	// A migration locks web1 before the end can be taken: it is held on.
 	f.lockBy("web1", "m-1")
-	if err := l.settleHeld(t.Context(), "web1"); err != nil {
+	if err := l.Look(t.Context(), "web1"); err != nil {
 		t.Fatal(err)
 	}
-	if vm := f.vm("web1"); vm.GetPhase() != "running" || l.held["web1"] == nil {
-		t.Fatalf("it is %s, and %v is held", vm.GetPhase(), l.held["web1"])
+	if vm := f.vm("web1"); vm.GetPhase() != "running" {
+		t.Fatalf("it is %s", vm.GetPhase())
 	}
 	f.lockBy("web1", "")
-	if err := l.settleHeld(t.Context(), "web1"); err != nil {
+	if err := l.Look(t.Context(), "web1"); err != nil {
 		t.Fatal(err)
 	}
 	if vm := f.awaitPhase("web1", fleet.VMFailed); vm.GetCause() != "host h1 was rebooted" {
 		t.Errorf("cause %q", vm.GetCause())
 	}
-	if vm := f.vm("web2"); vm.GetPhase() != "running" || len(l.held) != 0 {
-		t.Errorf("web2 is %s, %v are held", vm.GetPhase(), l.held)
-	}
-}
-
-// The end of an older instance, heard of late, does not replace a newer one's.
-func TestNewestEndIsHeld(t *testing.T) {
-	l := newLifecycle(tables{}, nil, nil, nil)
-	for _, test := range []struct {
-		host        fleet.HostName
-		epoch, want uint64
-	}{{"h1", 1, 1}, {"h2", 2, 2}, {"h1", 1, 2}, {"h1", 3, 3}} {
-		l.hold(test.host, &godwitv1.InstanceReport{Vm: "web1", Epoch: test.epoch})
-		if held := l.held["web1"].report.GetEpoch(); held != test.want {
-			t.Errorf("after the end of epoch %d that of %d is held, want %d", test.epoch, held, test.want)
-		}
+	if vm := f.vm("web2"); vm.GetPhase() != "running" {
+		t.Errorf("web2 is %s", vm.GetPhase())
 	}
 }
 
@@ -145,67 +127,14 @@ func TestStopWithoutTheStore(t *testing.T) {
 	h1.command()
 	f.awaitPhase("web1", fleet.VMStopping)
 	l := f.cutOff()
-	if err := l.look(t.Context(), "web1"); !store.Passes(err) {
+	if err := l.Look(t.Context(), "web1"); !store.Passes(err) {
 		t.Errorf("looked at without the store: %v", err)
 	}
-	l.tables = f.server.tables
-	if err := l.look(t.Context(), "web1"); err != nil {
+	l.Tables = f.server.tables.lifecycle()
+	if err := l.Look(t.Context(), "web1"); err != nil {
 		t.Error(err)
 	}
 	if command := h1.command(); command.GetStopInstance().GetGraceMs() != 700 {
 		t.Errorf("the command is %v", command)
 	}
-}
-
-// always is a store in which one record stays as it is.
-type always struct {
-	store.Records
-	value any
-}
-
-func (a always) Get(_ context.Context, key string) (store.Record, error) {
-	text, err := json.Marshal(a.value)
-	return store.Record{Key: key, Value: text, Version: 1}, err
-}
-
-// A command that could not be sent is sent when that is possible again, though
-// nothing changes; and once only.
-func TestCommandsThatHadToWait(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		log := slog.New(slog.DiscardHandler)
-		h, m := newHub(), newMirror(tables{}, log)
-		starting := fleet.VM{Name: "web1", Phase: fleet.VMStarting, Owner: fleet.Owner{Host: "h1", Epoch: 1}}
-		m.vms = map[fleet.VMName]store.Entry[fleet.VM]{"web1": {Name: "web1", Version: 1, Value: starting}}
-		s := newSession("h1", time.Second)
-		if err := h.open(t.Context(), s); err != nil {
-			t.Fatal(err)
-		}
-		for range sessionQueue {
-			if err := h.Send("h1", &godwitv1.Command{}); err != nil {
-				t.Fatal(err)
-			}
-		}
-		l := newLifecycle(tables{vms: store.NewTable[fleet.VM](always{value: starting}, "vms")}, m, h, log)
-		ctx, cancel := context.WithCancel(t.Context())
-		defer cancel()
-		go l.run(ctx)
-		l.changed("web1")
-		synctest.Wait()
-		for range sessionQueue {
-			<-s.queue
-		}
-		select {
-		case message := <-s.queue:
-			if message.GetCommand().GetStartInstance() == nil {
-				t.Errorf("got %v", message)
-			}
-		case <-time.After(lookAgainEvery + time.Millisecond): // of the bubble's clock
-			t.Fatal("the command was not sent again")
-		}
-		select {
-		case message := <-s.queue:
-			t.Errorf("another message: %v", message)
-		case <-time.After(3 * lookAgainEvery):
-		}
-	})
 }

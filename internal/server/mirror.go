@@ -304,8 +304,8 @@ func moveOf(entry store.Entry[migration.Migration], size fleet.Bytes) move {
 	}
 }
 
-// vm gives a VM's record.
-func (m *mirror) vm(name fleet.VMName) (store.Entry[fleet.VM], bool) {
+// VM gives a VM's record.
+func (m *mirror) VM(name fleet.VMName) (store.Entry[fleet.VM], bool) {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	entry, found := m.vms[name]
@@ -319,8 +319,8 @@ func (m *mirror) vmNames() []fleet.VMName {
 	return slices.Collect(maps.Keys(m.vms))
 }
 
-// vmsOf lists the VMs that a host owns, in no order.
-func (m *mirror) vmsOf(host fleet.HostName) (owned []store.Entry[fleet.VM]) {
+// VMsOf lists the VMs that a host owns, in no order.
+func (m *mirror) VMsOf(host fleet.HostName) (owned []store.Entry[fleet.VM]) {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	for _, entry := range m.vms {
@@ -331,9 +331,9 @@ func (m *mirror) vmsOf(host fleet.HostName) (owned []store.Entry[fleet.VM]) {
 	return owned
 }
 
-// moving reports whether a migration of the VM from or to the host still has
+// Moving reports whether a migration of the VM from or to the host still has
 // something to do.
-func (m *mirror) moving(vm fleet.VMName, host fleet.HostName) bool {
+func (m *mirror) Moving(vm fleet.VMName, host fleet.HostName) bool {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	for _, move := range m.migrations {

@@ -63,7 +63,15 @@ func (m *mirror) awaited(revision int64) (moved <-chan struct{}) {
 	return m.moved
 }
 
-// behind is why something that rests on a revision can't be done yet.
+// Knows is why something that rests on a revision can't be done yet, if the mirror
+// may not have all that was stored until then.
+func (m *mirror) Knows(revision int64) error {
+	if m.revision() < revision {
+		return m.behind(revision)
+	}
+	return nil
+}
+
 func (m *mirror) behind(revision int64) error {
 	return &fleet.Error{
 		Code: fleet.Unavailable, Op: "follow the store", Subject: "the fleet",

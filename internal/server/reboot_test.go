@@ -6,6 +6,7 @@ import (
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/lifecycle"
 	"godwit.dev/godwit/internal/store"
 )
 
@@ -43,7 +44,7 @@ func TestRebootOutlivesTheServer(t *testing.T) {
 	if _, err := f.vms.Start(t.Context(), &godwitv1.StartVMRequest{Name: "web2"}); err != nil {
 		t.Fatal(err)
 	}
-	h1.report(h1.command(), "web2", instanceRunning, "")
+	h1.report(h1.command(), "web2", lifecycle.Running, "")
 	f.awaitPhase("web2", fleet.VMRunning)
 	f.stop()
 	f.start()
@@ -74,27 +75,15 @@ func TestHostDoesNotKnowOfAVM(t *testing.T) {
 	if vm := f.awaitVM("web1", "unknown to its host", unknown); vm.GetPhase() != string(fleet.VMRunning) {
 		t.Errorf("it is %s", vm.GetPhase())
 	}
-	f.join("h1", saying(&godwitv1.InstanceReport{Vm: "web1", Uid: vm.GetUid(), Epoch: 1, State: instanceRunning}))
+	f.join("h1", saying(&godwitv1.InstanceReport{Vm: "web1", Uid: vm.GetUid(), Epoch: 1, State: lifecycle.Running}))
 	f.awaitVM("web1", "known again", func(vm *godwitv1.VM) bool { return vm.GetCause() == "" })
 	h1 := f.join("h1")
 	f.awaitVM("web1", "unknown to its host", unknown)
 	if _, err := f.vms.Stop(t.Context(), &godwitv1.StopVMRequest{Name: "web1"}); err != nil {
 		t.Fatal(err)
 	}
-	h1.report(h1.command(), "web1", instanceAbsent, "")
+	h1.report(h1.command(), "web1", lifecycle.Absent, "")
 	if vm := f.awaitPhase("web1", fleet.VMStopped); vm.GetCause() != "" {
 		t.Errorf("cause %q", vm.GetCause())
-	}
-}
-
-// A host that does not say of which boot it is proves nothing.
-func TestNoBootProvesNothing(t *testing.T) {
-	for _, test := range []struct {
-		before, now string
-		want        bool
-	}{{"", "b", false}, {"a", "", false}, {"a", "a", false}, {"a", "b", true}} {
-		if got := rebooted(fleet.Host{BootID: test.before}, &godwitv1.Hello{BootId: test.now}); got != test.want {
-			t.Errorf("from boot %q to %q: %t", test.before, test.now, got)
-		}
 	}
 }

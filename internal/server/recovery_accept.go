@@ -10,6 +10,7 @@ import (
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/lifecycle"
 	"godwit.dev/godwit/internal/migration"
 	"godwit.dev/godwit/internal/store"
 	"godwit.dev/godwit/internal/wire"
@@ -172,7 +173,7 @@ func goesOn(seen []sighting) (owner sighting, whyNone string) {
 	var live []sighting
 	for _, one := range seen {
 		switch one.instance.GetState() {
-		case instanceStarting, instanceRunning, instancePaused:
+		case lifecycle.Starting, lifecycle.Running, lifecycle.Paused:
 			live = append(live, one)
 		}
 	}
@@ -185,11 +186,11 @@ func goesOn(seen []sighting) (owner sighting, whyNone string) {
 	if len(live) > 1 && live[1].instance.GetEpoch() == epoch {
 		return sighting{}, fmt.Sprintf("%s and %s both had an instance of epoch %d", newest.host, live[1].host, epoch)
 	}
-	if newest.instance.GetState() != instancePaused {
+	if newest.instance.GetState() != lifecycle.Paused {
 		return newest, ""
 	}
 	newer := slices.DeleteFunc(slices.Clone(seen), func(s sighting) bool { return s.instance.GetEpoch() <= epoch })
-	mayHaveRun := func(s sighting) bool { return s.instance.GetState() != instanceIncoming }
+	mayHaveRun := func(s sighting) bool { return s.instance.GetState() != lifecycle.Incoming }
 	if newest.instance.GetMigration() != "" && len(newer) == 0 || slices.ContainsFunc(newer, mayHaveRun) {
 		return sighting{}, fmt.Sprintf("it stood still on %s and may have run elsewhere since", newest.host)
 	}

@@ -5,6 +5,7 @@ import (
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/lifecycle"
 	"godwit.dev/godwit/internal/store"
 )
 
@@ -15,31 +16,31 @@ func TestSettledVM(t *testing.T) {
 	at := func(host fleet.HostName, epoch uint64, state string) sighting {
 		return sighting{host, &godwitv1.InstanceReport{Vm: "web1", Uid: "u1", Epoch: epoch, State: state, Migration: "m1", QemuVersion: string(host)}}
 	}
-	other := sighting{"h9", &godwitv1.InstanceReport{Vm: "web1", Uid: "u0", Epoch: 99, State: instanceRunning}}
-	unread := sighting{"h1", &godwitv1.InstanceReport{Vm: "web1", Epoch: 5, State: instanceRunning}}
+	other := sighting{"h9", &godwitv1.InstanceReport{Vm: "web1", Uid: "u0", Epoch: 99, State: lifecycle.Running}}
+	unread := sighting{"h1", &godwitv1.InstanceReport{Vm: "web1", Epoch: 5, State: lifecycle.Running}}
 	for name, test := range map[string]struct {
 		seen []sighting
 		want fleet.Owner
 	}{
-		"stands still, but for no migration": {[]sighting{{"h1", &godwitv1.InstanceReport{Vm: "web1", Uid: "u1", Epoch: 5, State: instancePaused}}}, fleet.Owner{Host: "h1", Epoch: 5}},
-		"a stale one runs":                   {[]sighting{{"h2", &godwitv1.InstanceReport{Vm: "web1", Uid: "u1", Epoch: 4, State: instanceRunning}}}, fleet.Owner{Epoch: 5 + epochLift}},
-		"it ran on, by the backup's target":  {[]sighting{at("h2", 4, instanceRunning)}, fleet.Owner{Host: "h2", Epoch: 4}},
+		"stands still, but for no migration": {[]sighting{{"h1", &godwitv1.InstanceReport{Vm: "web1", Uid: "u1", Epoch: 5, State: lifecycle.Paused}}}, fleet.Owner{Host: "h1", Epoch: 5}},
+		"a stale one runs":                   {[]sighting{{"h2", &godwitv1.InstanceReport{Vm: "web1", Uid: "u1", Epoch: 4, State: lifecycle.Running}}}, fleet.Owner{Epoch: 5 + epochLift}},
+		"it ran on, by the backup's target":  {[]sighting{at("h2", 4, lifecycle.Running)}, fleet.Owner{Host: "h2", Epoch: 4}},
 		"none":                               {nil, fleet.Owner{Epoch: 5 + epochLift}},
 		"of another VM":                      {[]sighting{other}, fleet.Owner{Epoch: 5 + epochLift}},
-		"runs":                               {[]sighting{at("h1", 5, instanceRunning), other}, fleet.Owner{Host: "h1", Epoch: 5}},
-		"is being started":                   {[]sighting{{"h1", &godwitv1.InstanceReport{Vm: "web1", Uid: "u1", Epoch: 7, State: instanceStarting}}}, fleet.Owner{Host: "h1", Epoch: 7}},
-		"ended":                              {[]sighting{at("h1", 7, instanceExited)}, fleet.Owner{Epoch: 7 + epochLift}},
-		"the target waits":                   {[]sighting{at("h1", 5, instancePaused), at("h2", 6, instanceIncoming)}, fleet.Owner{Host: "h1", Epoch: 5}},
-		"the target runs":                    {[]sighting{at("h1", 5, instancePaused), at("h2", 6, instanceRunning)}, fleet.Owner{Host: "h2", Epoch: 6}},
-		"the target has ended":               {[]sighting{at("h1", 5, instancePaused), at("h2", 6, instanceExited)}, fleet.Owner{Epoch: 6 + epochLift}},
-		"the target is lost":                 {[]sighting{at("h1", 5, instancePaused)}, fleet.Owner{Epoch: 5 + epochLift}},
-		"the target waits, another ended":    {[]sighting{at("h1", 5, instancePaused), at("h2", 6, instanceIncoming), at("h3", 7, instanceExited)}, fleet.Owner{Epoch: 7 + epochLift}},
-		"it runs after its target gave up":   {[]sighting{at("h1", 5, instanceRunning), at("h2", 6, instanceExited)}, fleet.Owner{Host: "h1", Epoch: 5}},
-		"moved twice, the last one waits":    {[]sighting{at("h1", 5, instancePaused), at("h2", 6, instancePaused), at("h3", 7, instanceIncoming)}, fleet.Owner{Host: "h2", Epoch: 6}},
-		"moved twice, the last one is lost":  {[]sighting{at("h1", 5, instancePaused), at("h2", 6, instancePaused)}, fleet.Owner{Epoch: 6 + epochLift}},
-		"an older one runs":                  {[]sighting{at("h1", 5, instanceRunning), at("h2", 6, instanceRunning)}, fleet.Owner{Host: "h2", Epoch: 6}},
+		"runs":                               {[]sighting{at("h1", 5, lifecycle.Running), other}, fleet.Owner{Host: "h1", Epoch: 5}},
+		"is being started":                   {[]sighting{{"h1", &godwitv1.InstanceReport{Vm: "web1", Uid: "u1", Epoch: 7, State: lifecycle.Starting}}}, fleet.Owner{Host: "h1", Epoch: 7}},
+		"ended":                              {[]sighting{at("h1", 7, lifecycle.Exited)}, fleet.Owner{Epoch: 7 + epochLift}},
+		"the target waits":                   {[]sighting{at("h1", 5, lifecycle.Paused), at("h2", 6, lifecycle.Incoming)}, fleet.Owner{Host: "h1", Epoch: 5}},
+		"the target runs":                    {[]sighting{at("h1", 5, lifecycle.Paused), at("h2", 6, lifecycle.Running)}, fleet.Owner{Host: "h2", Epoch: 6}},
+		"the target has ended":               {[]sighting{at("h1", 5, lifecycle.Paused), at("h2", 6, lifecycle.Exited)}, fleet.Owner{Epoch: 6 + epochLift}},
+		"the target is lost":                 {[]sighting{at("h1", 5, lifecycle.Paused)}, fleet.Owner{Epoch: 5 + epochLift}},
+		"the target waits, another ended":    {[]sighting{at("h1", 5, lifecycle.Paused), at("h2", 6, lifecycle.Incoming), at("h3", 7, lifecycle.Exited)}, fleet.Owner{Epoch: 7 + epochLift}},
+		"it runs after its target gave up":   {[]sighting{at("h1", 5, lifecycle.Running), at("h2", 6, lifecycle.Exited)}, fleet.Owner{Host: "h1", Epoch: 5}},
+		"moved twice, the last one waits":    {[]sighting{at("h1", 5, lifecycle.Paused), at("h2", 6, lifecycle.Paused), at("h3", 7, lifecycle.Incoming)}, fleet.Owner{Host: "h2", Epoch: 6}},
+		"moved twice, the last one is lost":  {[]sighting{at("h1", 5, lifecycle.Paused), at("h2", 6, lifecycle.Paused)}, fleet.Owner{Epoch: 6 + epochLift}},
+		"an older one runs":                  {[]sighting{at("h1", 5, lifecycle.Running), at("h2", 6, lifecycle.Running)}, fleet.Owner{Host: "h2", Epoch: 6}},
 		"its agent can't tell whose it is":   {[]sighting{unread}, fleet.Owner{Host: "h1", Epoch: 5}},
-		"two of one epoch":                   {[]sighting{at("h1", 5, instanceRunning), at("h2", 5, instanceRunning)}, fleet.Owner{Epoch: 5 + epochLift}},
+		"two of one epoch":                   {[]sighting{at("h1", 5, lifecycle.Running), at("h2", 5, lifecycle.Running)}, fleet.Owner{Epoch: 5 + epochLift}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			vm := fleet.VM{Name: "web1", UID: "u1", Phase: fleet.VMRunning, Migration: "m1", Owner: fleet.Owner{Host: "h1", Epoch: 5}, QEMU: fleet.InstanceQEMU{Version: "of the backup"}}
@@ -78,16 +79,16 @@ func TestRestoreAfterCommit(t *testing.T) {
 				return has(nil, &godwitv1.InstanceReport{Vm: "web1", Uid: vm.GetUid(), Epoch: epoch, State: state, Migration: "m-younger"})
 			}
 			f.awaitStill()
-			f.refused("h1", has(1, instancePaused))
+			f.refused("h1", has(1, lifecycle.Paused))
 			lost := []string{"h2"}
 			if name == "the target has ended" {
-				f.refused("h2", has(2, instanceExited))
+				f.refused("h2", has(2, lifecycle.Exited))
 				lost = nil
 			}
 			if _, err := f.accept(lost...); err != nil {
 				t.Fatal(describe(err))
 			}
-			checkForgets(t, f.join("h1", has(1, instancePaused)).command(), "web1", 1)
+			checkForgets(t, f.join("h1", has(1, lifecycle.Paused)).command(), "web1", 1)
 			if vm := f.vm("web1"); vm.GetPhase() != string(fleet.VMFailed) || vm.GetOwner().GetEpoch() <= 2 {
 				t.Errorf("%v", vm)
 			}

@@ -13,6 +13,7 @@ import (
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/api/godwit/v1/godwitv1connect"
 	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/lifecycle"
 	"godwit.dev/godwit/internal/store"
 	"godwit.dev/godwit/internal/wire"
 )
@@ -121,8 +122,8 @@ func TestRestore(t *testing.T) {
 
 			f := before.restored(restore(backup))
 			atH2 := has(mark,
-				&godwitv1.InstanceReport{Vm: "moved", Uid: moved.GetUid(), Epoch: 2, State: instanceRunning},
-				&godwitv1.InstanceReport{Vm: "started", Uid: started.GetUid(), Epoch: 1, State: instanceRunning})
+				&godwitv1.InstanceReport{Vm: "moved", Uid: moved.GetUid(), Epoch: 2, State: lifecycle.Running},
+				&godwitv1.InstanceReport{Vm: "started", Uid: started.GetUid(), Epoch: 1, State: lifecycle.Running})
 			f.refused("h1", has(mark))
 			f.wantStill(t, "moved")
 			f.awaitStill()
@@ -177,12 +178,12 @@ func TestRestoreDuringMigration(t *testing.T) {
 				}
 			}
 			f.awaitStill()
-			f.refused("h1", at(1, instancePaused))
-			f.refused("h2", at(2, instanceIncoming))
+			f.refused("h1", at(1, lifecycle.Paused))
+			f.refused("h2", at(2, lifecycle.Incoming))
 			if _, err := f.accept(); err != nil {
 				t.Fatal(describe(err))
 			}
-			h1, h2 = f.join("h1", at(1, instancePaused)), f.join("h2", at(2, instanceIncoming))
+			h1, h2 = f.join("h1", at(1, lifecycle.Paused)), f.join("h2", at(2, lifecycle.Incoming))
 			resume := h1.command()
 			if opOf(resume) != "resume_source" || resume.GetSubject() != fl.id || resume.GetEpoch() != 1 {
 				t.Errorf("h1 was told %v, want that its VM goes on alone", resume)
@@ -265,7 +266,7 @@ func (f *testFleet) startVM(agent *fakeAgent, name string) {
 	if _, err := f.vms.Start(f.t.Context(), &godwitv1.StartVMRequest{Name: name, Host: agent.name}); err != nil {
 		f.t.Fatal(describe(err))
 	}
-	agent.report(agent.command(), name, instanceRunning, "")
+	agent.report(agent.command(), name, lifecycle.Running, "")
 	f.awaitPhase(name, fleet.VMRunning)
 }
 
@@ -274,7 +275,7 @@ func (f *testFleet) stopVM(agent *fakeAgent, name string) {
 	if _, err := f.vms.Stop(f.t.Context(), &godwitv1.StopVMRequest{Name: name}); err != nil {
 		f.t.Fatal(describe(err))
 	}
-	agent.report(agent.command(), name, instanceExited, "")
+	agent.report(agent.command(), name, lifecycle.Exited, "")
 	f.awaitPhase(name, fleet.VMStopped)
 }
 

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/lifecycle"
 	"godwit.dev/godwit/internal/migration"
 	"godwit.dev/godwit/internal/pki"
 	"godwit.dev/godwit/internal/store"
@@ -85,7 +86,7 @@ type Server struct {
 	hub        *hub
 	mirror     *mirror
 	addresses  *addressPusher
-	lifecycle  *lifecycle
+	lifecycle  *lifecycle.Lifecycle
 	migrations *reconciler
 	consoles   consoles
 
@@ -111,13 +112,13 @@ func New(ctx context.Context, config Config) (*Server, error) {
 	s.addresses = newAddressPusher(s.mirror, s.hub)
 	s.lifecycle = newLifecycle(s.tables, s.mirror, s.hub, s.log)
 	s.mirror.changed = s.addresses.Changed
-	s.mirror.vmChanged = s.lifecycle.changed
+	s.mirror.vmChanged = func(name fleet.VMName) { s.lifecycle.Changed(name) }
 	s.migrations = newReconciler(s.tables, s.hub, s.addresses, s.hub.connected, s.log)
 	s.migrations.Stand()
 	s.mirror.migrationChanged = func(entry store.Entry[migration.Migration], wasOver bool) {
 		s.migrations.Changed(entry)
 		if entry.Value.Over() {
-			s.lifecycle.changed(entry.Value.VM)
+			s.lifecycle.Changed(entry.Value.VM)
 		}
 		if entry.Value.Over() && !wasOver {
 			s.hearAgain(entry.Value)

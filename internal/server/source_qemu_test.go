@@ -5,6 +5,7 @@ import (
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/lifecycle"
 )
 
 var (
@@ -41,7 +42,7 @@ func (f *testFleet) startBy(agent *fakeAgent, vm string, qemu fleet.InstanceQEMU
 	f.create(&godwitv1.CreateVMRequest{Name: vm, Spec: smallSpec(), Host: agent.name})
 	agent.say(&godwitv1.SessionRequest{Message: &godwitv1.SessionRequest_Report{Report: &godwitv1.Report{
 		Subject: vm, Epoch: 1, Sequence: agent.command().GetSequence(),
-		Event: &godwitv1.Report_Instance{Instance: by(qemu, vm, instanceRunning)},
+		Event: &godwitv1.Report_Instance{Instance: by(qemu, vm, lifecycle.Running)},
 	}}})
 	f.awaitPhase(vm, fleet.VMRunning)
 	f.awaitQEMU(vm, qemu)
@@ -85,7 +86,7 @@ func TestQEMUOfAnAdoptedInstance(t *testing.T) {
 	fl := f.depart(h1, h2, "web1", testPolicy())
 	fl.to(inCopy)
 	f.leave(h1)
-	h1 = f.join("h1", upgraded(by(oldQEMU, "web1", instancePaused)))
+	h1 = f.join("h1", upgraded(by(oldQEMU, "web1", lifecycle.Paused)))
 	f.awaitQEMU("web1", oldQEMU)
 	fl.source = h1
 	fl.mustCancel()

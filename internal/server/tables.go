@@ -1,9 +1,8 @@
 package server
 
 import (
-	"time"
-
 	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/lifecycle"
 	"godwit.dev/godwit/internal/migration"
 	"godwit.dev/godwit/internal/pki"
 	"godwit.dev/godwit/internal/store"
@@ -14,7 +13,7 @@ type tables struct {
 	store *store.Store
 
 	vms        store.Table[fleet.VM]            // by name
-	stops      store.Table[stopOrder]           // by VM, while it is stopping
+	stops      store.Table[lifecycle.StopOrder] // by VM, while it is stopping
 	hosts      store.Table[fleet.Host]          // by name
 	ledgers    store.Table[fleet.Ledger]        // by host
 	networks   store.Table[fleet.Network]       // by name
@@ -32,7 +31,7 @@ func newTables(s *store.Store) tables {
 	return tables{
 		store:      s,
 		vms:        store.NewTable[fleet.VM](s, "vms"),
-		stops:      store.NewTable[stopOrder](s, "stops"),
+		stops:      store.NewTable[lifecycle.StopOrder](s, "stops"),
 		hosts:      store.NewTable[fleet.Host](s, "hosts"),
 		ledgers:    store.NewTable[fleet.Ledger](s, "ledgers"),
 		networks:   store.NewTable[fleet.Network](s, "networks"),
@@ -45,13 +44,6 @@ func newTables(s *store.Store) tables {
 		authority:  store.NewTable[authorityRecord](s, "authority"),
 		restores:   store.NewTable[restoreRecord](s, "restores"),
 	}
-}
-
-// stopOrder is how a VM that is stopping was asked to be stopped. It is kept
-// so that the host can be told again.
-type stopOrder struct {
-	Grace    time.Duration `json:"grace"`
-	Sequence uint64        `json:"sequence"` // of the command
 }
 
 // addressHolder is who has a MAC or IP address in a network. Its record exists

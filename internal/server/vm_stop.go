@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
@@ -45,32 +44,14 @@ func (v vmService) Stop(ctx context.Context, request *godwitv1.StopVMRequest) (*
 		if phase := entry.Value.Phase; phase == fleet.VMStopped || phase == fleet.VMFailed {
 			return &godwitv1.StopVMResponse{Vm: wire.EncodeVM(entry.Value, entry.Version)}, nil
 		}
-		response, err := s.orderStop(ctx, entry, grace)
+		ordered, err := s.lifecycle.Stop(ctx, entry, grace)
 		if fleet.CodeOf(err) == fleet.Conflict {
 			continue
 		}
-		return response, err
+		if err != nil {
+			return nil, err
+		}
+		return &godwitv1.StopVMResponse{Vm: wire.EncodeVM(ordered.Value, ordered.Version)}, nil
 	}
 	return nil, tooManyConflicts("stop", "vm "+request.GetName())
-}
-
-// orderStop records the order. Asked again, with another grace time, it is a
-// new order to the host.
-func (s *Server) orderStop(ctx context.Context, entry store.Entry[fleet.VM], grace time.Duration) (*godwitv1.StopVMResponse, error) {
-	before, err := s.tables.stops.Get(ctx, entry.Name)
-	if err != nil && fleet.CodeOf(err) != fleet.NotFound {
-		return nil, err
-	}
-	order := stopOrder{Grace: grace, Sequence: max(sequenceFirstStop, before.Value.Sequence+1)}
-	vm := entry.Value
-	vm.Phase, vm.Cause = fleet.VMStopping, ""
-	if !s.hub.connected(vm.Owner.Host) {
-		vm.Cause = fmt.Sprintf("host %s had no session when it was to be stopped; it is told when it returns", vm.Owner.Host)
-	}
-	revision, err := s.tables.store.Commit(ctx, store.If(s.tables.vms.At(entry.Name, entry.Version)),
-		s.tables.vms.Put(entry.Name, vm), s.tables.stops.Put(entry.Name, order))
-	if err != nil {
-		return nil, err
-	}
-	return &godwitv1.StopVMResponse{Vm: wire.EncodeVM(vm, revision)}, nil
 }

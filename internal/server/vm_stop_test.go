@@ -1,16 +1,11 @@
 package server
 
 import (
-	"context"
-	"log/slog"
 	"strings"
 	"testing"
-	"testing/synctest"
-	"time"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
-	"godwit.dev/godwit/internal/store"
 )
 
 // Whoever waits for a VM to stop sees in its record what keeps it from that.
@@ -61,42 +56,4 @@ func TestStopSaysWhatKeepsIt(t *testing.T) {
 	})
 	h1.report(h1.command(), "web2", "exited", "")
 	f.awaitPhase("web2", fleet.VMStopped)
-}
-
-// A stop is sent again for as long as the VM is stopping: its host may not have been
-// able to carry it out, and have kept silent. A start is not.
-func TestStopIsSentAgain(t *testing.T) {
-	for phase, again := range map[fleet.VMPhase]bool{fleet.VMStarting: false, fleet.VMStopping: true} {
-		synctest.Test(t, func(t *testing.T) {
-			log := slog.New(slog.DiscardHandler)
-			h, m := newHub(), newMirror(tables{}, log)
-			vm := fleet.VM{Name: "web1", Phase: phase, Owner: fleet.Owner{Host: "h1", Epoch: 1}}
-			m.vms = map[fleet.VMName]store.Entry[fleet.VM]{"web1": {Name: "web1", Version: 1, Value: vm}}
-			s := newSession("h1", time.Second)
-			if err := h.open(t.Context(), s); err != nil {
-				t.Fatal(err)
-			}
-			l := newLifecycle(tables{
-				vms:   store.NewTable[fleet.VM](always{value: vm}, "vms"),
-				stops: store.NewTable[stopOrder](always{value: stopOrder{Sequence: 7}}, "stops"),
-			}, m, h, log)
-			ctx, cancel := context.WithCancel(t.Context())
-			defer cancel()
-			go l.run(ctx)
-			l.changed("web1")
-			first := (<-s.queue).GetCommand()
-			for range 2 {
-				select {
-				case message := <-s.queue:
-					if command := message.GetCommand(); !again || command.GetSequence() != first.GetSequence() {
-						t.Errorf("%s: got %v after %v", phase, command, first)
-					}
-				case <-time.After(stopAgainEvery + lookAgainEvery):
-					if again {
-						t.Fatal("it was not sent again")
-					}
-				}
-			}
-		})
-	}
 }

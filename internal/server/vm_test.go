@@ -9,6 +9,9 @@ import (
 	"godwit.dev/godwit/internal/fleet"
 )
 
+// startSequence is that of every command to start an instance.
+const startSequence = 1
+
 func TestVMLife(t *testing.T) {
 	f := newFleet(t)
 	h1 := f.join("h1")
@@ -22,7 +25,7 @@ func TestVMLife(t *testing.T) {
 	}
 	start := h1.command()
 	instance := start.GetStartInstance().GetInstance()
-	if start.GetSubject() != "web1" || start.GetEpoch() != 1 || start.GetSequence() != sequenceStart || instance.GetUid() != vm.GetUid() {
+	if start.GetSubject() != "web1" || start.GetEpoch() != 1 || start.GetSequence() != startSequence || instance.GetUid() != vm.GetUid() {
 		t.Errorf("start command %v", start)
 	}
 	if n := instance.GetNetworks(); len(n) != 1 || n[0].GetVni() != network.GetVni() || n[0].GetMtu() != 1500 || n[0].GetPort() != "net0" {
@@ -63,11 +66,11 @@ func TestVMLife(t *testing.T) {
 	if _, err := f.vms.Start(t.Context(), &godwitv1.StartVMRequest{Name: "web1"}); err != nil {
 		t.Fatal(err)
 	}
-	if again := h1.command(); again.GetEpoch() != 3 || again.GetSequence() != sequenceStart {
+	if again := h1.command(); again.GetEpoch() != 3 || again.GetSequence() != startSequence {
 		t.Errorf("second start command %v", again)
 	}
 	h1.report(&godwitv1.Command{Epoch: 1}, "web1", "exited", "late news of the first instance")
-	h1.report(&godwitv1.Command{Epoch: 3, Sequence: sequenceStart}, "web1", "exited", "no such kernel")
+	h1.report(&godwitv1.Command{Epoch: 3, Sequence: startSequence}, "web1", "exited", "no such kernel")
 	vm = f.awaitPhase("web1", fleet.VMFailed)
 	if vm.GetCause() != "no such kernel" {
 		t.Errorf("cause %q", vm.GetCause())
@@ -77,30 +80,6 @@ func TestVMLife(t *testing.T) {
 	}
 	if _, err := f.networks.Delete(t.Context(), &godwitv1.DeleteNetworkRequest{Name: "blue"}); err != nil {
 		t.Errorf("the network is still used: %v", err)
-	}
-}
-
-func TestEndOfInstances(t *testing.T) {
-	cases := []struct {
-		name         string
-		phase        fleet.VMPhase
-		state, cause string
-		want         fleet.VMPhase
-		wantCause    string
-	}{
-		{"stopped as asked", fleet.VMStopping, "exited", "killed", fleet.VMStopped, ""},
-		{"gone when it was to be stopped", fleet.VMStopping, "absent", "", fleet.VMStopped, ""},
-		{"guest powered off", fleet.VMRunning, "exited", "guest-shutdown", fleet.VMStopped, "the guest powered itself off"},
-		{"ended in order", fleet.VMRunning, "exited", "", fleet.VMStopped, "the guest powered itself off"},
-		{"crashed", fleet.VMRunning, "exited", "signal: killed", fleet.VMFailed, "signal: killed"},
-		{"vanished", fleet.VMRunning, "absent", "", fleet.VMFailed, "host h1 has no instance of it any more"},
-		{"never ran", fleet.VMStarting, "exited", "", fleet.VMFailed, "its instance ended on host h1 before it ran"},
-	}
-	for _, test := range cases {
-		phase, cause := afterEnd(test.phase, "h1", &godwitv1.InstanceReport{State: test.state, Cause: test.cause})
-		if phase != test.want || cause != test.wantCause {
-			t.Errorf("%s: %s, %q; want %s, %q", test.name, phase, cause, test.want, test.wantCause)
-		}
 	}
 }
 

@@ -1,4 +1,4 @@
-package server
+package lifecycle
 
 import (
 	"context"
@@ -20,36 +20,36 @@ type leftover struct {
 
 // leave has a host remove what an ended instance has left there, as soon as no
 // migration has anything left to do for it.
-func (l *lifecycle) leave(host fleet.HostName, said *godwitv1.InstanceReport) {
+func (l *Lifecycle) leave(host fleet.HostName, said *godwitv1.InstanceReport) {
 	name, one := fleet.VMName(said.GetVm()), leftover{host, said.GetUid(), said.GetEpoch()}
 	l.mu.Lock()
 	if !slices.Contains(l.left[name], one) {
 		l.left[name] = append(l.left[name], one)
 	}
 	l.mu.Unlock()
-	l.changed(name)
+	l.Changed(name)
 }
 
 // tidy sends what leave has noted. A host without a session says of the
 // instance again when it connects, so it is not kept for that. After an error
 // that passes it must be called again.
-func (l *lifecycle) tidy(ctx context.Context, name fleet.VMName) error {
+func (l *Lifecycle) tidy(ctx context.Context, name fleet.VMName) error {
 	l.mu.Lock()
 	left := slices.Clone(l.left[name])
 	l.mu.Unlock()
 	if len(left) == 0 {
 		return nil
 	}
-	entry, err := l.tables.vms.Get(ctx, string(name))
+	entry, err := l.Tables.VMs.Get(ctx, string(name))
 	if err != nil && fleet.CodeOf(err) != fleet.NotFound {
 		return err
 	}
 	// What begins a migration of the VM changes its record.
-	if l.mirror.revision() < entry.Version {
-		return l.mirror.behind(entry.Version)
+	if err := l.Records.Knows(entry.Version); err != nil {
+		return err
 	}
 	for _, one := range left {
-		if l.mirror.moving(name, one.host) || one.owns(entry.Value) {
+		if l.Records.Moving(name, one.host) || one.owns(entry.Value) {
 			continue // looked at again when that has changed
 		}
 		l.tidied(name, one)
@@ -58,7 +58,7 @@ func (l *lifecycle) tidy(ctx context.Context, name fleet.VMName) error {
 	return nil
 }
 
-func (l *lifecycle) tidied(name fleet.VMName, one leftover) {
+func (l *Lifecycle) tidied(name fleet.VMName, one leftover) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.left[name] = slices.DeleteFunc(l.left[name], func(other leftover) bool { return other == one })
@@ -78,8 +78,8 @@ func (one leftover) owns(vm fleet.VM) bool {
 // still has something to do there. Whoever asks whether an instance is stale must
 // have read the VM before: what makes an old instance the owner's again is a
 // migration that began when it was the owner's, so it is among these, or over.
-func (l *lifecycle) moving(ctx context.Context, vm fleet.VMName, host fleet.HostName) (bool, error) {
-	entries, _, err := l.tables.migrations.All(ctx)
+func (l *Lifecycle) moving(ctx context.Context, vm fleet.VMName, host fleet.HostName) (bool, error) {
+	entries, _, err := l.Tables.Migrations.All(ctx)
 	if err != nil {
 		return false, err
 	}
@@ -90,12 +90,12 @@ func (l *lifecycle) moving(ctx context.Context, vm fleet.VMName, host fleet.Host
 
 // forget has a host remove an instance, or what it has left. Whatever was read to know that it may
 // be removed, it is held against what the host has when it is told.
-func (l *lifecycle) forget(host fleet.HostName, what *godwitv1.ForgetInstance) {
-	err := l.hub.Send(host, &godwitv1.Command{
+func (l *Lifecycle) forget(host fleet.HostName, what *godwitv1.ForgetInstance) {
+	err := l.Hosts.Send(host, &godwitv1.Command{
 		Subject: what.GetVm(), Epoch: what.GetEpoch(), Sequence: sequenceForget, Uid: what.GetUid(),
 		Op: &godwitv1.Command_ForgetInstance{ForgetInstance: what},
 	})
 	if err != nil {
-		l.log.Warn("an instance could not be removed", "host", host, "vm", what.GetVm(), "epoch", what.GetEpoch(), "error", err)
+		l.Log.Warn("an instance could not be removed", "host", host, "vm", what.GetVm(), "epoch", what.GetEpoch(), "error", err)
 	}
 }

@@ -1,4 +1,4 @@
-package server
+package lifecycle
 
 import (
 	"context"
@@ -16,8 +16,8 @@ import (
 
 // endStray ends a host's part in such a migration. It is looked for whenever a
 // host connects, until the host says that it has none.
-func (l *lifecycle) endStray(ctx context.Context, host fleet.HostName, said *godwitv1.InstanceReport) error {
-	ctx, cancel := context.WithTimeout(ctx, reportWithin)
+func (l *Lifecycle) endStray(ctx context.Context, host fleet.HostName, said *godwitv1.InstanceReport) error {
+	ctx, cancel := l.Runtime.Within(ctx, reportWithin)
 	defer cancel()
 	if said.GetMigration() == "" {
 		return nil
@@ -26,7 +26,7 @@ func (l *lifecycle) endStray(ctx context.Context, host fleet.HostName, said *god
 	if err != nil || known && !over {
 		return err
 	}
-	entry, err := l.tables.vms.Get(ctx, said.GetVm())
+	entry, err := l.Tables.VMs.Get(ctx, said.GetVm())
 	vm := entry.Value
 	if fleet.CodeOf(err) == fleet.NotFound || vm.Migration != "" || string(vm.UID) != said.GetUid() {
 		return nil
@@ -36,21 +36,21 @@ func (l *lifecycle) endStray(ctx context.Context, host fleet.HostName, said *god
 	}
 	owner := vm.Owner == fleet.Owner{Host: host, Epoch: fleet.Epoch(said.GetEpoch())}
 	switch state := said.GetState(); {
-	case owner && (state == instancePaused || state == instanceRunning && !known):
-		l.log.Info("a VM goes on alone after a migration that is over, or not known any more", "host", host, "vm", vm.Name, "migration", said.GetMigration())
-		err := l.hub.Send(host, &godwitv1.Command{
+	case owner && (state == Paused || state == Running && !known):
+		l.Log.Info("a VM goes on alone after a migration that is over, or not known any more", "host", host, "vm", vm.Name, "migration", said.GetMigration())
+		err := l.Hosts.Send(host, &godwitv1.Command{
 			Subject: said.GetMigration(), Epoch: said.GetEpoch(), Sequence: sequenceForget, Uid: said.GetUid(),
 			Op: &godwitv1.Command_ResumeSource{ResumeSource: &godwitv1.ResumeSource{Vm: said.GetVm()}},
 		})
 		if err != nil { // it has no session any more, and says the same in its next one
-			l.log.Warn("a VM was not told to go on alone", "host", host, "vm", vm.Name, "error", err)
+			l.Log.Warn("a VM was not told to go on alone", "host", host, "vm", vm.Name, "error", err)
 		}
-	case !owner && state == instanceIncoming:
+	case !owner && state == Incoming:
 		moving, err := l.moving(ctx, vm.Name, host)
 		if err != nil || moving {
 			return err
 		}
-		l.log.Info("the target of a migration that is over, or not known any more, is removed", "host", host, "vm", vm.Name, "migration", said.GetMigration())
+		l.Log.Info("the target of a migration that is over, or not known any more, is removed", "host", host, "vm", vm.Name, "migration", said.GetMigration())
 		l.forget(host, &godwitv1.ForgetInstance{Vm: said.GetVm(), Epoch: said.GetEpoch(), Uid: said.GetUid(), Migration: said.GetMigration()})
 	}
 	return nil
@@ -58,8 +58,8 @@ func (l *lifecycle) endStray(ctx context.Context, host fleet.HostName, said *god
 
 // knowsMigration: it is among the records, and was not given up with a backup; and
 // whether nobody has anything left to do for it.
-func (l *lifecycle) knowsMigration(ctx context.Context, id string) (known, over bool, err error) {
-	entry, err := l.tables.migrations.Get(ctx, id)
+func (l *Lifecycle) knowsMigration(ctx context.Context, id string) (known, over bool, err error) {
+	entry, err := l.Tables.Migrations.Get(ctx, id)
 	if fleet.CodeOf(err) == fleet.NotFound {
 		return false, false, nil
 	}

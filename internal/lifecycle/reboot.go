@@ -1,4 +1,4 @@
-package server
+package lifecycle
 
 import (
 	"context"
@@ -22,20 +22,27 @@ func rebooted(before fleet.Host, hello *godwitv1.Hello) bool {
 
 func rebootCause(host fleet.HostName) string { return "host " + string(host) + " was rebooted" }
 
-// endedByReboots gives the instances of a host that reboots have ended and of which
-// no record tells yet. before is the host's record from before hello.
-func (l *lifecycle) endedByReboots(ctx context.Context, before fleet.Host, hello *godwitv1.Hello) (ended []fleet.Instance, err error) {
+// Arrival is what follows from a host's record when a session begins.
+type Arrival struct {
+	Rebooted bool
+	Ended    []fleet.Instance // by reboots, and no VM's record tells of it yet
+}
+
+// Arrival gives it. before is the host's record from before hello; what has ended
+// is to be stored in the commit that stores the new boot id.
+func (l *Lifecycle) Arrival(ctx context.Context, before fleet.Host, hello *godwitv1.Hello) (at Arrival, err error) {
+	at.Rebooted = rebooted(before, hello)
 	suspects := l.named
-	if rebooted(before, hello) {
+	if at.Rebooted {
 		suspects = l.all
 	}
 	vms, err := suspects(ctx, before.Ended)
 	for _, vm := range vms {
 		if vm.Owner.Host == before.Name && vm.Phase == fleet.VMRunning && !hasInstance(hello, vm) {
-			ended = append(ended, instanceOf(vm))
+			at.Ended = append(at.Ended, instanceOf(vm))
 		}
 	}
-	return ended, err
+	return at, err
 }
 
 func instanceOf(vm fleet.VM) fleet.Instance {
@@ -43,9 +50,9 @@ func instanceOf(vm fleet.VM) fleet.Instance {
 }
 
 // named reads the VMs of instances that are still their newest.
-func (l *lifecycle) named(ctx context.Context, instances []fleet.Instance) (vms []fleet.VM, err error) {
+func (l *Lifecycle) named(ctx context.Context, instances []fleet.Instance) (vms []fleet.VM, err error) {
 	for _, one := range instances {
-		entry, err := l.tables.vms.Get(ctx, string(one.VM))
+		entry, err := l.Tables.VMs.Get(ctx, string(one.VM))
 		switch {
 		case fleet.CodeOf(err) == fleet.NotFound:
 		case err != nil:
@@ -58,12 +65,12 @@ func (l *lifecycle) named(ctx context.Context, instances []fleet.Instance) (vms 
 }
 
 // all reads the VMs of all instances.
-func (l *lifecycle) all(ctx context.Context, _ []fleet.Instance) (vms []fleet.VM, err error) {
-	records, _, err := l.tables.store.All(ctx, l.tables.vms.Prefix())
+func (l *Lifecycle) all(ctx context.Context, _ []fleet.Instance) (vms []fleet.VM, err error) {
+	records, _, err := l.Tables.Store.All(ctx, l.Tables.VMs.Prefix())
 	for _, record := range records {
-		entry, err := l.tables.vms.Decode(record)
+		entry, err := l.Tables.VMs.Decode(record)
 		if err != nil { // it must not keep the host from coming back
-			l.log.Error("a VM's record cannot be read", "key", record.Key, "error", err)
+			l.Log.Error("a VM's record cannot be read", "key", record.Key, "error", err)
 			continue
 		}
 		vms = append(vms, entry.Value)
@@ -79,10 +86,10 @@ func unknownTo(host fleet.HostName, vm fleet.VMName) string {
 
 // unknown says in a VM's record that its host does not know it. What a migration
 // holds is the migration's. The cause goes as soon as the host knows the VM.
-func (l *lifecycle) unknown(ctx context.Context, is fleet.VM) error {
+func (l *Lifecycle) unknown(ctx context.Context, is fleet.VM) error {
 	host, cause := is.Owner.Host, unknownTo(is.Owner.Host, is.Name)
 	for range store.MaxConflicts {
-		entry, err := l.tables.vms.Get(ctx, string(is.Name))
+		entry, err := l.Tables.VMs.Get(ctx, string(is.Name))
 		if err != nil {
 			return err
 		}
@@ -91,13 +98,13 @@ func (l *lifecycle) unknown(ctx context.Context, is fleet.VM) error {
 			return nil
 		}
 		vm.Cause = cause
-		err = l.commit(ctx, store.If(l.tables.vms.At(entry.Name, entry.Version)), l.tables.vms.Put(entry.Name, vm))
+		err = l.commit(ctx, store.If(l.Tables.VMs.At(entry.Name, entry.Version)), l.Tables.VMs.Put(entry.Name, vm))
 		if err == nil {
-			l.log.Warn("a host does not know of a VM that should run there", "host", host, "vm", vm.Name)
+			l.Log.Warn("a host does not know of a VM that should run there", "host", host, "vm", vm.Name)
 		}
 		if fleet.CodeOf(err) != fleet.Conflict {
 			return err
 		}
 	}
-	return tooManyConflicts("take what a host has", "vm "+string(is.Name))
+	return tooManyConflicts("take what a host has", is.Name)
 }
