@@ -17,12 +17,12 @@ import (
 	"godwit.dev/godwit/internal/sim"
 )
 
-const simHelp = `Sim runs whole fleets in virtual time: the real core and the real reconciler of
-three servers, the agents' rules, and models of hosts, QEMUs, the network and
-the store. VMs are moved at random while processes crash and hang, clocks jump,
-networks are cut one way or both, disks fill up, the store has no leader,
-answers are lost or come twice, and hosts are declared lost. It touches nothing
-outside and needs no root.
+const simHelp = `Sim runs whole fleets in virtual time: the real core, the real reconciler and
+life cycle of VMs of three servers, the agents' rules, and models of hosts,
+QEMUs, the network and the store. VMs are moved, stopped and started at random
+while processes crash and hang, clocks jump, networks are cut one way or both,
+disks fill up, the store has no leader, answers are lost or come twice, and
+hosts are declared lost. It touches nothing outside and needs no root.
 
 For every seed it checks that no two instances have effect and none of an older
 epoch after a newer one, that no agent ends the last instance of a VM, that no

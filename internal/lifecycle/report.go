@@ -13,12 +13,12 @@ import (
 
 // States of an instance, as in InstanceReport.
 const (
-	Starting = "starting" // QEMU is being started, and not for a migration
-	Running  = "running"
-	Paused   = "paused"
-	Incoming = "incoming"
-	Exited   = "exited"
-	Absent   = "absent"
+	Starting = string(fleet.InstanceStarting)
+	Running  = string(fleet.InstanceRunning)
+	Paused   = string(fleet.InstancePaused)
+	Incoming = string(fleet.InstanceIncoming)
+	Exited   = string(fleet.InstanceExited)
+	Absent   = string(fleet.InstanceAbsent)
 )
 
 // guestShutdown is the cause of an exit that the guest itself asked for, as

@@ -26,17 +26,21 @@ type agent struct {
 // keeper is what an agent holds of one machine: gone with the agent.
 type keeper struct {
 	*agent
-	m        *machine
-	told     pledge.Log
-	facts    []*godwitv1.Report
-	work     mailbox[func()]
-	gone     bool
-	ending   bool
-	receives bool
-	leaving  bool
-	copying  *task
-	copied   func(any) // called when the copy ends
-	asking   *task
+	m         *machine
+	told      pledge.Log
+	facts     []*godwitv1.Report
+	work      mailbox[func()]
+	gone      bool
+	ending    bool
+	receives  bool
+	leaving   bool
+	endCause  string    // of an instance that has ended
+	launching bool      // the instance is being started
+	hurry     bool      // a stop must not wait for the guest
+	hurried   func(any) // called when that is so
+	copying   *task
+	copied    func(any) // called when the copy ends
+	asking    *task
 }
 
 func newAgent(h *host) *agent { return &agent{host: h, proc: newProc("agent of " + string(h.name))} }
@@ -124,6 +128,10 @@ func (k *keeper) do(command *godwitv1.Command, task func() *godwitv1.Report) {
 		return
 	}
 	k.work.put(func() {
+		if k.gone { // what has waited is for what is there now
+			k.agent.command(command)
+			return
+		}
 		k.tell("%s carries out %d %T of %s", k.proc.name, command.GetSequence(), command.GetOp(), command.GetSubject())
 		if report := task(); report != nil {
 			k.answer(command, report)
@@ -133,7 +141,7 @@ func (k *keeper) do(command *godwitv1.Command, task func() *godwitv1.Report) {
 
 func (k *keeper) answer(command *godwitv1.Command, report *godwitv1.Report) {
 	pledge.Answering(command, report)
-	if pledge.Failed(report) {
+	if pledge.Failed(report) || command.GetStopInstance() != nil {
 		k.told.Forget(command)
 	} else {
 		k.told.End(command, report)
@@ -214,6 +222,7 @@ func (k *keeper) died(n news) {
 		return
 	}
 	own := k.role()
+	k.endCause = "signal: killed"
 	k.tell("%s: the instance of %s at epoch %d ended", k.proc.name, k.m.vm.name, k.m.epoch)
 	err := gone("run")
 	switch own.role {
@@ -222,6 +231,9 @@ func (k *keeper) died(n news) {
 		k.fact(own.migration, pledge.SourceFailed(err, true))
 	case pledge.Arriving, pledge.Arrived:
 		k.fact(own.migration, pledge.TargetGone(err, own.role.MayHaveRun(k.opened())))
+	}
+	if own.role != pledge.Arriving {
+		k.fact(string(k.m.vm.name), k.said(fleet.InstanceExited, k.endCause))
 	}
 }
 
@@ -268,6 +280,7 @@ func (k *keeper) kill() {
 func (k *keeper) discard() {
 	k.kill()
 	k.endCopy()
+	k.spend()
 	k.unclaim()
 	k.sleep(k.between(time.Millisecond, 5*time.Millisecond))
 	k.m.untap(k.m.killed || k.m.vm.down())
@@ -284,8 +297,17 @@ func (k *keeper) unclaim() {
 func (a *agent) command(command *godwitv1.Command) {
 	switch op := command.GetOp().(type) {
 	case *godwitv1.Command_StartInstance:
-		k := a.keeperFor(op.StartInstance.GetInstance())
-		k.do(command, k.startAlone)
+		k, err := a.keeperFor(op.StartInstance.GetInstance())
+		if err != nil {
+			a.host.startsNever(op.StartInstance.GetInstance())
+			a.say(pledge.Answering(command, &godwitv1.Report{Event: &godwitv1.Report_Instance{Instance: &godwitv1.InstanceReport{
+				Vm: command.GetSubject(), Epoch: command.GetEpoch(), State: string(fleet.InstanceExited), Cause: err.Error(),
+			}}}))
+			return
+		}
+		k.do(command, func() *godwitv1.Report { return k.startAlone(op.StartInstance.GetInstance()) })
+	case *godwitv1.Command_StopInstance:
+		a.stopHere(command, op.StopInstance)
 	case *godwitv1.Command_ForgetInstance:
 		if m := a.find(fleet.VMName(op.ForgetInstance.GetVm()), fleet.Epoch(op.ForgetInstance.GetEpoch())); m != nil {
 			k := a.keeper(m)
@@ -299,7 +321,11 @@ func (a *agent) command(command *godwitv1.Command) {
 			})
 		}
 	case *godwitv1.Command_PrepareTarget:
-		k := a.keeperFor(op.PrepareTarget.GetInstance())
+		k, err := a.keeperFor(op.PrepareTarget.GetInstance())
+		if err != nil {
+			a.say(pledge.Answering(command, pledge.TargetFailed(err, true)))
+			return
+		}
 		k.do(command, func() *godwitv1.Report {
 			if !k.kept().TargetOf(command.GetSubject()) {
 				return pledge.TargetFailed(gone("prepare"), false)
@@ -313,22 +339,24 @@ func (a *agent) command(command *godwitv1.Command) {
 
 // forgets tells whether what the servers hold to be stale, or to have ended, is.
 func (k *keeper) forgets(want *godwitv1.ForgetInstance) bool {
-	kept := k.kept()
-	state := kept.Role.State(kept.Ended, k.opened())
-	return kept.Spared(state, want.GetEnded(), want.GetMigration()) == ""
+	return k.kept().Spared(k.state(), want.GetEnded(), want.GetMigration()) == ""
 }
 
-func (a *agent) keeperFor(instance *godwitv1.Instance) *keeper {
+// keeperFor gives the keeper of an instance, a new one if there is none and may be.
+func (a *agent) keeperFor(instance *godwitv1.Instance) (*keeper, error) {
 	name, epoch := fleet.VMName(instance.GetVm()), fleet.Epoch(instance.GetEpoch())
 	m := a.find(name, epoch)
 	if m == nil {
+		if err := a.checkNew(instance); err != nil {
+			return nil, err
+		}
 		m = &machine{host: a.host, vm: a.vmNamed(name), epoch: epoch, gate: closed}
 		a.machines = append(a.machines, m)
 	}
 	if k := a.keeper(m); k != nil {
-		return k
+		return k, nil
 	}
-	return a.keep(m)
+	return a.keep(m), nil
 }
 
 func (a *agent) migrationCommand(command *godwitv1.Command) {

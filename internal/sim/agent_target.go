@@ -15,42 +15,6 @@ const (
 	commitRetryMax = time.Second
 )
 
-// startAlone starts a VM that runs nowhere.
-func (k *keeper) startAlone() *godwitv1.Report {
-	said := func(state string) *godwitv1.Report {
-		return &godwitv1.Report{Event: &godwitv1.Report_Instance{Instance: &godwitv1.InstanceReport{
-			Vm: string(k.m.vm.name), Uid: string(k.m.vm.uid), Epoch: uint64(k.m.epoch), State: state,
-		}}}
-	}
-	switch {
-	case !k.kept().TakesStart(k.opened()):
-		return said("exited")
-	case k.m.q == nil:
-	case k.m.q.ended():
-		return said("exited")
-	default:
-		return said("running")
-	}
-	if err := k.note(record{role: pledge.Alone}); err != nil {
-		k.discard()
-		return said("exited")
-	}
-	k.launch(pass, false)
-	if err := k.m.q.resume(); err != nil {
-		k.discard()
-		return said("exited")
-	}
-	return said("running")
-}
-
-// launch makes the tap and the process.
-func (k *keeper) launch(gate mode, incoming bool) {
-	k.m.tapped, k.m.gate = true, gate
-	k.reapply(k.m.vm)
-	k.sleep(k.between(100*time.Millisecond, time.Second))
-	k.startEmulator(k.m, incoming).listen = k.died
-}
-
 func (k *keeper) prepareTarget(migration string, want *godwitv1.PrepareTarget) *godwitv1.Report {
 	if k.role().role == pledge.Arrived {
 		return nil // an old command to a new agent

@@ -19,6 +19,8 @@ const (
 	Killjoy       Bug = "end-what-is-found"
 	Untold        Bug = "lost-host-awaited"
 	Unwaiting     Bug = "commit-unheld-at-once"
+	Unsparing     Bug = "leftover-removed-unasked"
+	Tidying       Bug = "leftover-removed-early"
 )
 
 // BugNote is a bug with what it is.
@@ -42,6 +44,8 @@ func Bugs() []BugNote {
 		{Careless, "what the guest writes in the last pass is not sent"},
 		{Killjoy, "an agent that starts ends the instances that it finds"},
 		{Untold, "migrations are not told that a host of theirs is lost"},
+		{Unsparing, "what was once said to have ended is removed as a leftover, whatever it is by then"},
+		{Tidying, "what an instance has left is removed while its migration still needs it"},
 		{Unwaiting, "the commit does not wait for a source whose QEMU may yet run the guest on by itself"},
 	}
 }

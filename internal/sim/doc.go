@@ -3,8 +3,8 @@
 //
 // # What is real
 //
-// The core, and the reconciler of each of three servers (package reconcile) with
-// its records as JSON in a simulated store. What agents may do, and for whom a
+// The core, and of each of three servers the reconciler (package reconcile) and the
+// life cycle of VMs (package lifecycle), with records as JSON in a simulated store. What agents may do, and for whom a
 // command is, is decided by package pledge, and what they were told is kept by its
 // Log, as in the real agent.
 //
@@ -15,8 +15,11 @@
 // whoever leads, watches. Sessions with their heartbeats. The order in which an
 // agent acts (agent*.go follows the real one step by step), hosts with taps, gates
 // and tunnels, QEMUs with their copies, guests that number the blocks they write,
-// clients that number their packets. The life cycle of VMs outside of migrations,
-// and the address map, are models of what the server does, and simpler.
+// clients that number their packets. The address map, what a client's request to start
+// a VM does, and a server's view of the records are models of what the server does, and
+// simpler.
+//
+// Clients stop VMs now and then, and start them again on any host.
 //
 // In every other fleet nobody can hold QEMU at the end of a copy: it may stop the guest
 // by itself, and then runs it on if the copy fails. In half of the fleets an operator
@@ -24,9 +27,7 @@
 // back later.
 //
 // Clocks are harsher than real ones: a jump changes how much time a server finds
-// between two readings, where the real one has a monotonic clock. What is left behind is found by looking at every host,
-// which no server can: so "nothing left on any host" is a claim on what migrations
-// leave, and not on the life cycle of VMs.
+// between two readings, where the real one has a monotonic clock.
 //
 // Not simulated are the agent's own line to the commit, the queue by which a client
 // follows a migration, and the bounds of a session's queues.

@@ -254,7 +254,8 @@ func (q *emulator) kill() {
 	q.sleep(q.between(time.Millisecond, 5*time.Millisecond))
 	could := q.m.mayRun()
 	q.die()
-	if v := q.m.vm; could && v.down() && !v.hurt() {
+	wanted := q.m.vm.stored.Phase == fleet.VMStopping
+	if v := q.m.vm; could && !wanted && v.down() && !v.hurt() {
 		q.guests.Ended(q.identity())
 	}
 }

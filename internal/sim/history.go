@@ -34,8 +34,9 @@ func owner(host fleet.HostName, epoch fleet.Epoch) check.Owner {
 func ownerOf(vm fleet.VM) check.Owner { return owner(vm.Owner.Host, vm.Owner.Epoch) }
 
 func (l *ownerLog) saw(record store.Record) {
-	if strings.HasPrefix(record.Key, vmPrefix) {
-		l.seen[version{record.Key, record.Version}] = decoded[fleet.VM](record.Value)
+	at := version{record.Key, record.Version}
+	if _, known := l.seen[at]; !known && strings.HasPrefix(record.Key, vmPrefix) {
+		l.seen[at] = decoded[fleet.VM](record.Value)
 	}
 }
 

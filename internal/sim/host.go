@@ -24,6 +24,8 @@ type host struct {
 	local    []*machine    // by VM: the tap on this host that has them
 	routed   time.Duration // when the routes were last set
 	ports    uint16        // of incoming QEMUs, so far
+	boots    int
+	spent    map[fleet.VMName]fleet.Epoch // at which VMs have run here and left
 
 	full time.Duration // its disk has no room until then
 	slow time.Duration // what a write takes, beside the usual
@@ -94,6 +96,7 @@ func (h *host) crash() {
 // boot starts it again.
 func (h *host) boot() {
 	h.up, h.booted = true, h.now
+	h.boots++
 	h.agent.start()
 }
 

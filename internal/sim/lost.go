@@ -103,28 +103,12 @@ func (s *server) declareLost(h *host) error {
 		return err
 	}
 	for _, entry := range vms {
-		if err := s.giveUp(ctx, h, entry); err != nil {
+		if err := s.lifecycle.GiveUp(ctx, h.name, entry.Value.Name, "host "+string(h.name)+" was declared lost"); err != nil {
 			return err
 		}
 	}
+	s.askAgain(h.name)
 	return nil
-}
-
-// giveUp ends a VM that a lost host has, unless it is a migration's to end.
-func (s *server) giveUp(ctx context.Context, h *host, entry store.Entry[fleet.VM]) error {
-	vm := entry.Value
-	if vm.Owner.Host != h.name || vm.Migration != "" {
-		return nil
-	}
-	ledger, err := s.tables.Ledgers.Get(ctx, string(h.name))
-	if err != nil {
-		return err
-	}
-	delete(ledger.Value.Claims, vm.UID)
-	vm.Owner, vm.Phase = fleet.Owner{Epoch: vm.Owner.Epoch + 1}, fleet.VMFailed
-	conditions := store.If(s.tables.VMs.At(entry.Name, entry.Version), s.tables.Ledgers.At(ledger.Name, ledger.Version))
-	_, err = s.client.Commit(ctx, conditions, s.tables.VMs.Put(entry.Name, vm), s.tables.Ledgers.Put(ledger.Name, ledger.Value))
-	return err
 }
 
 // cordon keeps VMs from a host, or lets them on it again.

@@ -123,7 +123,7 @@ func Run(seed uint64, options Options, trace io.Writer) Result {
 	w.look(options.Harm)
 	for _, v := range w.vms {
 		v.chat(options.Harm + 30*time.Second)
-		w.mourn(v, 0)
+		w.tend(v, 0)
 	}
 	w.run(options.Harm)
 	w.mend()

@@ -168,7 +168,7 @@ func TestLostHost(t *testing.T) {
 	h.crash()
 	w.lost = h
 	for _, one := range w.vms {
-		w.mourn(one, 0)
+		w.tend(one, 0)
 	}
 	w.run(w.now + 10*time.Second) // its session has ended
 	w.declareLost(h)
@@ -185,5 +185,60 @@ func TestLostHost(t *testing.T) {
 	w.run(w.now + time.Minute)
 	if still := w.unrest(); still != "" || len(h.machines) > 0 || len(w.guests.Faults()) > 0 {
 		t.Errorf("%s; %d machines; %v", still, len(h.machines), w.guests.Faults())
+	}
+}
+
+// A VM that is stopped leaves nothing, and runs elsewhere when it is started again.
+func TestStoppedAndStartedElsewhere(t *testing.T) {
+	t.Parallel()
+	for _, grace := range []time.Duration{0, 2 * time.Second} {
+		w, s := calm(t, 7)
+		v := w.vms[0]
+		h, _ := v.placed()
+		target := v.elsewhere()
+		s.spawn(s.proc, func() { s.stopVM(v, grace) })
+		w.run(w.now + 5*time.Second)
+		if v.stored.Phase != fleet.VMStopped || v.stored.Owner != (fleet.Owner{Epoch: 2}) || h.find(v.name, 1) != nil {
+			t.Fatalf("it is %s, of %v; on its host is %v", v.stored.Phase, v.stored.Owner, h.find(v.name, 1))
+		}
+		s.spawn(s.proc, func() { s.startVM(v, target) })
+		w.run(w.now + 5*time.Second)
+		if v.stored.Phase != fleet.VMRunning || v.stored.Owner != (fleet.Owner{Host: target.name, Epoch: 3}) {
+			t.Errorf("it is %s, of %v", v.stored.Phase, v.stored.Owner)
+		}
+		if still := w.unrest(); still != "" || len(w.guests.Faults()) > 0 {
+			t.Errorf("%s; %v", still, w.guests.Faults())
+		}
+	}
+}
+
+// What a host says when it is back tells how its VMs have ended, and has it remove
+// what is left of them.
+func TestEndsThatAreToldOfLater(t *testing.T) {
+	t.Parallel()
+	for cause, harm := range map[string]func(*world, *host, *machine){
+		"signal: killed": func(_ *world, _ *host, m *machine) { m.q.die() },
+		"was rebooted": func(w *world, h *host, _ *machine) {
+			h.crash()
+			w.run(w.now + 10*time.Second)
+			h.boot()
+		},
+		"it ended while host": func(w *world, h *host, m *machine) {
+			w.crashAgent(h, time.Second)
+			m.q.die()
+		},
+	} {
+		w, _ := calm(t, 8)
+		v := w.vms[0]
+		h, m := v.placed()
+		m.killed = true
+		harm(w, h, m)
+		w.run(w.now + 10*time.Second)
+		if v.stored.Phase != fleet.VMFailed || !strings.Contains(v.stored.Cause, cause) {
+			t.Errorf("it is %s: %s; want %q", v.stored.Phase, v.stored.Cause, cause)
+		}
+		if left := h.find(v.name, 1); left != nil {
+			t.Errorf("%s: %v is left", cause, left)
+		}
 	}
 }

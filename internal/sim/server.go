@@ -10,6 +10,7 @@ import (
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/lifecycle"
 	"godwit.dev/godwit/internal/migration"
 	"godwit.dev/godwit/internal/reconcile"
 	"godwit.dev/godwit/internal/store"
@@ -18,8 +19,8 @@ import (
 // goneAfter is how long the forwarding waits for a host without a session.
 const goneAfter = time.Minute
 
-// server is one server: the real reconciler, on a process that can die and hang
-// and whose clock may be wrong.
+// server is one server: the real reconciler and life cycle, on a process that can die
+// and hang and whose clock may be wrong.
 type server struct {
 	*world
 	node   *node
@@ -31,11 +32,20 @@ type server struct {
 
 	life      context.Context // of its term; nil while it does not lead
 	end       context.CancelFunc
+	held      []store.Condition // holds as long as the term does
 	sessions  map[fleet.HostName]*session
+	opened    uint64 // sessions so far
 	addresses *addressBook
-	seen      int // changes of the store
-	news      map[string]*change
-	newsBell  bell
+
+	lifecycle  *lifecycle.Lifecycle
+	lifeBell   *keptBell
+	living     bool                                      // it runs
+	unfinished map[fleet.MigrationID]migration.Migration // by the view
+	endings    []ending
+
+	seen     int // changes of the store
+	news     map[string]*change
+	newsBell bell
 }
 
 func newServer(w *world, n *node) *server {
@@ -78,6 +88,8 @@ func (s *server) start() {
 		Tables: s.tables, Hosts: s, Addresses: s.addresses, GoneAfter: goneAfter, Up: s.connected, Runtime: s, Log: slog.New(slog.DiscardHandler),
 	})
 	s.moves.Stand()
+	s.lifecycle, s.living = s.newLifecycle(), false
+	s.unfinished, s.endings = map[fleet.MigrationID]migration.Migration{}, nil
 	s.spawn(s.proc, s.follow)
 	s.spawn(s.proc, s.lead)
 	s.watch()
@@ -125,10 +137,23 @@ func (s *server) follow() {
 		for _, key := range keys {
 			s.addresses.heed(news[key])
 		}
+		for _, key := range keys {
+			s.heedLife(news[key])
+		}
 		s.addresses.Changed()
 		for _, key := range keys {
 			s.heed(news[key])
 		}
+	}
+}
+
+// heedLife tells the life cycle of a change, once the view has all of them.
+func (s *server) heedLife(change *change) {
+	switch {
+	case change.vm != nil:
+		s.lifecycle.Changed(change.vm.Name)
+	case change.migration != nil:
+		s.heedMigration(*change.migration)
 	}
 }
 
@@ -157,8 +182,14 @@ func (s *server) serveTerm(term int64, until time.Duration) {
 	s.life, s.end = context.WithCancel(context.Background())
 	s.tell("%s leads", s.proc.name)
 	s.addresses.begin()
+	s.held = store.If(store.At(leaderKey, term))
+	s.lifecycle.Begin(s.held)
+	for _, v := range s.vms {
+		s.lifecycle.Changed(v.name)
+	}
 	life := s.life
 	s.spawn(s.proc, func() { s.carryOn(life) })
+	s.spawn(s.proc, func() { s.keepLives(life) })
 	for {
 		s.sleep(leaderTTL / 3)
 		sent := s.now
@@ -172,6 +203,9 @@ func (s *server) serveTerm(term int64, until time.Duration) {
 	}
 	s.tell("%s leads no more", s.proc.name)
 	s.stand()
+	for s.living {
+		s.sleep(50 * time.Millisecond)
+	}
 }
 
 func (s *server) stand() {
@@ -180,6 +214,7 @@ func (s *server) stand() {
 	}
 	s.end()
 	s.life = nil
+	s.lifeBell.Ring()
 	s.moves.Stand()
 	for _, name := range s.hostNames() {
 		if one := s.sessions[name]; one != nil {
@@ -198,51 +233,8 @@ func (s *server) carryOn(life context.Context) {
 		s.sleep(reconcile.RedispatchEvery)
 		if life.Err() == nil {
 			s.moves.Redispatch()
-			s.startVMs()
-			s.forget()
 		}
 	}
-}
-
-// startVMs tells hosts to start what the records say is starting.
-func (s *server) startVMs() {
-	for _, v := range s.vms {
-		record := s.addresses.vms[v.index].Value
-		if record.Phase != fleet.VMStarting {
-			continue
-		}
-		_ = s.Send(record.Owner.Host, &godwitv1.Command{ // it is sent again
-			Subject: string(v.name), Epoch: uint64(record.Owner.Epoch), Sequence: 1, Uid: string(v.uid),
-			Op: &godwitv1.Command_StartInstance{StartInstance: &godwitv1.StartInstance{Instance: &godwitv1.Instance{
-				Vm: string(v.name), Uid: string(v.uid), Epoch: uint64(record.Owner.Epoch),
-			}}},
-		})
-	}
-}
-
-// forget has hosts remove what is left of instances that have ended by
-// themselves.
-func (s *server) forget() {
-	for _, h := range s.hosts {
-		for _, m := range h.machines {
-			record := s.addresses.vms[m.vm.index].Value
-			over := record.Owner.Epoch > m.epoch || record.Owner.Host != h.name || record.Phase != fleet.VMStarting && record.Phase != fleet.VMRunning
-			if m.remains() && over && record.Migration == "" && !s.moving(m.vm, h) {
-				_ = s.Send(h.name, &godwitv1.Command{ // it is sent again
-					Subject: string(m.vm.name), Epoch: uint64(m.epoch), Sequence: 1 << 32, Uid: string(m.vm.uid),
-					Op: &godwitv1.Command_ForgetInstance{ForgetInstance: &godwitv1.ForgetInstance{Vm: string(m.vm.name), Epoch: uint64(m.epoch), Ended: true}},
-				})
-			}
-		}
-	}
-}
-
-// moving: a migration of the VM from or to the host has something left to do.
-func (w *world) moving(v *vm, h *host) (moving bool) {
-	w.eachMigration(func(m migration.Migration) {
-		moving = moving || m.VM == v.name && m.Involves(h.name) && !m.Over()
-	})
-	return moving
 }
 
 // hostNames is the order in which sessions are looked at.
@@ -273,21 +265,11 @@ func (s *server) commit(host fleet.HostName, request *godwitv1.CommitRequest) (*
 // hear takes what a host reports.
 func (s *server) hear(host fleet.HostName, report *godwitv1.Report) {
 	if instance := report.GetInstance(); instance != nil {
-		s.observe(host, instance)
+		s.tell("%s hears from %s that %s at epoch %d is %s, answering %d: %s", s.proc.name, host, instance.GetVm(), instance.GetEpoch(), instance.GetState(), report.GetSequence(), instance.GetCause())
+		_ = s.lifecycle.Report(context.Background(), host, report) // of an instance it is
+		s.noteEnding(host, instance)
 		return
 	}
 	s.tell("%s hears %T of %s from %s, answering %d", s.proc.name, report.GetEvent(), report.GetSubject(), host, report.GetSequence())
 	s.moves.Report(context.Background(), host, report)
-}
-
-// observe notes that a VM runs that was to start.
-func (s *server) observe(host fleet.HostName, said *godwitv1.InstanceReport) {
-	entry, err := s.tables.VMs.Get(context.Background(), said.GetVm())
-	own := fleet.Owner{Host: host, Epoch: fleet.Epoch(said.GetEpoch())}
-	if err != nil || entry.Value.Owner != own || entry.Value.Phase != fleet.VMStarting || said.GetState() != "running" {
-		return
-	}
-	entry.Value.Phase = fleet.VMRunning
-	// One that is not taken is said again: the command is sent until it is.
-	_, _ = s.client.Commit(context.Background(), store.If(s.tables.VMs.At(entry.Name, entry.Version)), s.tables.VMs.Put(entry.Name, entry.Value))
 }

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/lifecycle"
 )
 
 const (
@@ -20,8 +21,9 @@ type session struct {
 	*world
 	host              *host
 	server            *server
-	served            bool // at the server
-	met               bool // by the agent, which has heard the answer to its hello
+	number            uint64 // of the server's
+	served            bool   // at the server
+	met               bool   // by the agent, which has heard the answer to its hello
 	toAgent, toServer *pipe
 	inbox             mailbox[any]
 	finished          bool
@@ -42,7 +44,8 @@ type addressMap struct {
 type applied struct{ version int64 }
 
 func newSession(h *host, s *server) *session {
-	one := &session{world: h.world, host: h, server: s, served: true, heardAgent: h.now, heardServer: h.now}
+	s.opened++
+	one := &session{world: h.world, host: h, server: s, number: s.opened, served: true, heardAgent: h.now, heardServer: h.now}
 	one.toAgent = &pipe{wires: h.wires, from: s.node, to: h.node, at: h.agent.proc,
 		ready: func() bool { return one.met }, open: one.openAtAgent, take: one.agentHears}
 	one.toServer = &pipe{wires: h.wires, from: h.node, to: s.node, at: s.proc,
@@ -60,7 +63,7 @@ func (one *session) openAtAgent() bool {
 }
 
 // greet opens a session at the server that leads. It runs at the server.
-func (s *server) greet(h *host) (any, error) {
+func (s *server) greet(h *host, hello *godwitv1.Hello) (any, error) {
 	if s.life == nil {
 		return s.serverNamed(s.etcd.leads()), nil
 	}
@@ -74,21 +77,28 @@ func (s *server) greet(h *host) (any, error) {
 			s.await(func(done func(any)) { older.whenFinished = append(older.whenFinished, done) })
 		}
 	}
-	if _, err := s.tables.Hosts.Get(context.Background(), string(h.name)); err != nil || !one.served {
+	at, err := s.arrive(h, hello)
+	if err != nil || !one.served {
 		one.endAtServer()
 		one.finish()
 		return nil, silent("open session")
 	}
-	s.addresses.connected(one)
-	s.spawn(s.proc, one.serve)
-	s.moves.HostConnected(h.name)
-	s.forget()
-	one.beatServer()
+	s.spawn(s.proc, func() { one.serve(at, hello) })
 	return one, nil
 }
 
-// serve handles reports, one after the other, until the session ends.
-func (one *session) serve() {
+// serve takes what the host has, and then its reports, one after the other, until
+// the session ends.
+func (one *session) serve(at lifecycle.Arrival, hello *godwitv1.Hello) {
+	s, host := one.server, one.host.name
+	s.addresses.connected(one)
+	s.lifecycle.Connected(context.Background(), host, at, hello)
+	for _, instance := range hello.GetInstances() {
+		s.noteEnding(host, instance)
+	}
+	s.moves.HostConnected(host)
+	one.heardAgent = one.now
+	one.beatServer()
 	for {
 		message, some := one.inbox.next(one.loop, func() bool { return !one.served })
 		if !some {
@@ -199,8 +209,8 @@ func (one *session) agentHears(message any) {
 func (a *agent) keepSession() {
 	wait := sessionPause
 	for tries := 1; ; tries++ {
-		s := a.servers[a.server%len(a.servers)]
-		answer, err := a.call(a.node, s.node, s.proc, helloWithin, "hello", func() (any, error) { return s.greet(a.host) })
+		s, hello := a.servers[a.server%len(a.servers)], a.hello()
+		answer, err := a.call(a.node, s.node, s.proc, helloWithin, "hello", func() (any, error) { return s.greet(a.host, hello) })
 		switch got := answer.(type) {
 		case *session:
 			a.serveSession(got)

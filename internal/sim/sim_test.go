@@ -76,6 +76,8 @@ var shownBy = map[Bug]string{
 	Killjoy:       "was the last of its VM, and its agent ended it",
 	Untold:        "after the last fault",
 	Unwaiting:     "only the lock on the image",
+	Unsparing:     "was the last of its VM, and its agent ended it",
+	Tidying:       "no tap on",
 }
 
 // Every bug that is put in is found soon, and for what it does.
@@ -87,7 +89,7 @@ func TestBugsAreFound(t *testing.T) {
 			if !known {
 				t.Fatal("nothing says what has to show it")
 			}
-			for seed := range uint64(100) {
+			for seed := range uint64(300) {
 				got := Run(seed, Options{Bug: bug.Bug}, nil)
 				if slices.ContainsFunc(got.Violations, func(one string) bool { return strings.Contains(one, want) }) {
 					t.Logf("seed %d", seed)

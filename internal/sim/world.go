@@ -81,7 +81,7 @@ func (w *world) newVM(i int) *vm {
 func (w *world) newHost(i, vms int) *host {
 	h := &host{
 		world: w, node: &node{1 + serversPerFleet + i, fmt.Sprintf("h%d", i+1)}, index: i, name: fleet.HostName(fmt.Sprintf("h%d", i+1)),
-		routes: make([]*host, vms), local: make([]*machine, vms),
+		routes: make([]*host, vms), local: make([]*machine, vms), spent: map[fleet.VMName]fleet.Epoch{},
 	}
 	h.agent = newAgent(h)
 	return h
@@ -279,64 +279,4 @@ func (w *world) look(until time.Duration) {
 		}
 		w.look(until)
 	})
-}
-
-// mournFor is how long a VM without an instance is left alone: what its host
-// says comes before.
-const mournFor = 8 * time.Second
-
-// mourn has an operator start VMs again whose instances have ended, as hosts
-// report that to the life cycle of VMs. Nobody is in a hurry.
-func (w *world) mourn(v *vm, since time.Duration) {
-	w.at(nil, 3*time.Second, func() {
-		record := v.stored
-		gone := v.down() && record.Migration == "" && record.Phase != fleet.VMStarting
-		switch {
-		case !gone:
-			since = 0
-		case since == 0:
-			since = w.now
-		case w.now-since > mournFor:
-			if s := w.leader(); s != nil {
-				h := w.hosts[w.chance.IntN(len(w.hosts))]
-				s.spawn(s.proc, func() { s.startAnew(v, h) })
-			}
-		}
-		w.mourn(v, since)
-	})
-}
-
-// startAnew places a VM whose instance has ended.
-func (s *server) startAnew(v *vm, on *host) {
-	ctx := context.Background()
-	entry, err := s.tables.VMs.Get(ctx, string(v.name))
-	vm := entry.Value
-	if err != nil || vm.Migration != "" || vm.Phase == fleet.VMStarting || !v.down() {
-		return
-	}
-	stands, may := s.mayTake(ctx, on)
-	if !may {
-		return
-	}
-	conditions := store.If(stands, s.tables.VMs.At(entry.Name, entry.Version))
-	var ops []store.Op
-	if before := vm.Owner.Host; before != "" && before != on.name {
-		old, err := s.tables.Ledgers.Get(ctx, string(before))
-		if err != nil {
-			return
-		}
-		delete(old.Value.Claims, vm.UID)
-		conditions = append(conditions, s.tables.Ledgers.At(old.Name, old.Version))
-		ops = append(ops, s.tables.Ledgers.Put(old.Name, old.Value))
-	}
-	ledger, err := s.tables.Ledgers.Get(ctx, string(on.name))
-	if err != nil {
-		return
-	}
-	ledger.Value.Claims[vm.UID] = vm.Spec.Claim()
-	vm.Owner, vm.Phase = fleet.Owner{Host: on.name, Epoch: vm.Owner.Epoch + 1}, fleet.VMStarting
-	conditions = append(conditions, s.tables.Ledgers.At(ledger.Name, ledger.Version))
-	ops = append(ops, s.tables.Ledgers.Put(ledger.Name, ledger.Value), s.tables.VMs.Put(entry.Name, vm))
-	_, err = s.client.Commit(ctx, conditions, ops...)
-	s.tell("%s is started anew on %s at epoch %d: %v", v.name, on.name, vm.Owner.Epoch, err)
 }
