@@ -87,7 +87,7 @@ func (f *testFleet) tryJoin(name string, edit ...func(*agentOptions)) (*fakeAgen
 	if options.hello != nil {
 		options.hello(hello)
 	}
-	a.say(&godwitv1.SessionRequest{Message: &godwitv1.SessionRequest_Hello{Hello: hello}})
+	go a.say(&godwitv1.SessionRequest{Message: &godwitv1.SessionRequest_Hello{Hello: hello}}) // who refuses at once may never read it
 	first, err := stream.Receive()
 	if err != nil {
 		return nil, err

@@ -17,6 +17,7 @@ import (
 var classed = map[protoreflect.FullName]migration.Request{
 	"godwit.v1.VMService.Create": "", // there is no VM that could be locked
 	"godwit.v1.VMService.Get":    migration.Read, "godwit.v1.VMService.List": migration.Read, "godwit.v1.VMService.Watch": migration.Read,
+	"godwit.v1.VMService.Console": migration.Read, "godwit.v1.VMService.Type": "",
 	"godwit.v1.VMService.Start":  migration.StartVM,
 	"godwit.v1.VMService.Stop":   migration.StopVM,
 	"godwit.v1.VMService.Delete": migration.DeleteVM,
@@ -48,6 +49,7 @@ var creating = map[protoreflect.FullName]bool{
 
 // unversioned are the calls that change records of which nobody can mean a version.
 var unversioned = map[protoreflect.FullName]string{
+	"godwit.v1.VMService.Type":              "it is for the guest, and changes no record",
 	"godwit.v1.ServerService.AcceptRestore": "the records are what is not believed; it goes by what the hosts say then, and is a conflict when it was done",
 }
 
