@@ -69,10 +69,11 @@ func Dial(config Config) (*Client, error) {
 // Close drops the connections that no call is using.
 func (c *Client) Close() { c.doer.CloseIdleConnections() }
 
-// Peer is a client of another host's agent.
+// Peer is a client of a host's agent, for those of other hosts and for servers.
 type Peer struct {
 	godwitv1connect.PeerServiceClient
-	doer *http.Client
+	Console godwitv1connect.ConsoleServiceClient
+	doer    *http.Client
 }
 
 // DialPeer is Dial for the agent that config names as its server.
@@ -81,29 +82,15 @@ func DialPeer(config Config) (*Peer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Peer{godwitv1connect.NewPeerServiceClient(doer, base, options), doer}, nil
+	return &Peer{
+		PeerServiceClient: godwitv1connect.NewPeerServiceClient(doer, base, options),
+		Console:           godwitv1connect.NewConsoleServiceClient(doer, base, options),
+		doer:              doer,
+	}, nil
 }
 
 // Close drops the connections that no call is using.
 func (p *Peer) Close() { p.doer.CloseIdleConnections() }
-
-// Console is a client of the serial consoles on a host.
-type Console struct {
-	godwitv1connect.ConsoleServiceClient
-	doer *http.Client
-}
-
-// DialConsole is Dial for the agent that config names as its server.
-func DialConsole(config Config) (*Console, error) {
-	doer, base, options, err := config.prepare()
-	if err != nil {
-		return nil, err
-	}
-	return &Console{godwitv1connect.NewConsoleServiceClient(doer, base, options), doer}, nil
-}
-
-// Close drops the connections that no call is using.
-func (c *Console) Close() { c.doer.CloseIdleConnections() }
 
 // prepare gives what every service's client is made of.
 func (c Config) prepare() (*http.Client, string, connect.ClientOption, error) {

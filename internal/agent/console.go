@@ -136,7 +136,7 @@ func (s consoleService) machine(ctx context.Context, vm string, epoch uint64, ui
 		return nil, &fleet.Error{Code: fleet.Denied, Op: "use console", Subject: "vm " + vm, Cause: "only servers may"}
 	}
 	m := s.agent.find(machineKey{fleet.VMName(vm), fleet.Epoch(epoch)})
-	if m == nil || !m.isOf(fleet.InstanceUID(uid)) {
+	if m == nil || !m.mayBeOf(vm, uid) {
 		return nil, s.absent("use console", vm, epoch)
 	}
 	return m, nil
@@ -147,13 +147,6 @@ func (s consoleService) absent(op, vm string, epoch uint64) error {
 		Code: fleet.NotFound, Op: op, Subject: "vm " + vm,
 		Cause: fmt.Sprintf("%s has no instance of it at epoch %d", s.agent.config.Name, epoch),
 	}
-}
-
-// isOf tells whether the instance is, or may be, that of a VM.
-func (m *machine) isOf(uid fleet.InstanceUID) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.uid == uid || m.uid == ""
 }
 
 // keyboard holds the connection to a console while something is typed.

@@ -9,15 +9,16 @@ import (
 
 	"godwit.dev/godwit/api/client"
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/api/godwit/v1/godwitv1connect"
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/lab/bootsector"
 	"godwit.dev/godwit/internal/pki"
 )
 
 // console gives a client of a host's consoles.
-func (h *testHost) console(caller pki.Identity) *client.Console {
+func (h *testHost) console(caller pki.Identity) godwitv1connect.ConsoleServiceClient {
 	h.t.Helper()
-	c, err := client.DialConsole(client.Config{
+	c, err := client.DialPeer(client.Config{
 		Server: "https://" + netip.AddrPortFrom(h.space.Addr, testPeerPort).String(),
 		TLS:    h.fleet.keeper(caller).ClientConfig(pki.Expect{Kind: pki.Host, Name: h.name}),
 		Dial: func(ctx context.Context, network, address string) (conn net.Conn, err error) {
@@ -32,7 +33,7 @@ func (h *testHost) console(caller pki.Identity) *client.Console {
 		h.t.Fatal(err)
 	}
 	h.t.Cleanup(c.Close)
-	return c
+	return c.Console
 }
 
 // listener gathers what a console says.
@@ -47,7 +48,7 @@ type listener struct {
 	offset uint64
 }
 
-func listen(t *testing.T, c *client.Console, request *godwitv1.ReadConsoleRequest) *listener {
+func listen(t *testing.T, c godwitv1connect.ConsoleServiceClient, request *godwitv1.ReadConsoleRequest) *listener {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	t.Cleanup(cancel)
@@ -83,7 +84,7 @@ func (l *listener) await(text string) {
 	}
 }
 
-func typing(t *testing.T, c *client.Console, text string) {
+func typing(t *testing.T, c godwitv1connect.ConsoleServiceClient, text string) {
 	t.Helper()
 	_, err := c.Write(t.Context(), &godwitv1.WriteConsoleRequest{Vm: testVM, Epoch: 1, Uid: testUID, Input: []byte(text)})
 	if err != nil {

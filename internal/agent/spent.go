@@ -116,7 +116,7 @@ func (a *Agent) checkNew(instance *godwitv1.Instance) error {
 	newest := a.spent.of(uid).Epoch
 	a.spent.mu.Unlock()
 	for _, m := range a.all() {
-		if m.key.epoch > epoch && m.mayBeOf(instance) {
+		if m.key.epoch > epoch && m.mayBeOf(instance.GetVm(), instance.GetUid()) {
 			newest = max(newest, m.key.epoch)
 		}
 	}
@@ -139,9 +139,9 @@ func (a *Agent) startsNever(instance *godwitv1.Instance, cause error) {
 	}
 }
 
-// mayBeOf tells whether the machine is, or may be, of the instance's VM.
-func (m *machine) mayBeOf(instance *godwitv1.Instance) bool {
+// mayBeOf tells whether the machine is, or may be, of a VM.
+func (m *machine) mayBeOf(vm, uid string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return string(m.uid) == instance.GetUid() || m.uid == "" && string(m.key.vm) == instance.GetVm()
+	return string(m.uid) == uid || m.uid == "" && string(m.key.vm) == vm
 }

@@ -198,15 +198,22 @@ func TestInterruptEndsAWatchButNotTheMigration(t *testing.T) {
 	}
 }
 
-// Every key goes to the VM, Ctrl-C too, but for the one that leaves.
-func TestConsoleOnATerminal(t *testing.T) {
+// consoleOnTerminal opens the console of web1 on a terminal.
+func consoleOnTerminal(t *testing.T) (cmd *exec.Cmd, master *os.File) {
+	t.Helper()
 	master, slave := openTerminal(t, 80)
-	cmd := command(t, "vm", "console", "web1")
+	cmd = command(t, "vm", "console", "web1")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	slave.Close()
+	return cmd, master
+}
+
+// Every key goes to the VM, Ctrl-C too, but for the one that leaves.
+func TestConsoleOnATerminal(t *testing.T) {
+	cmd, master := consoleOnTerminal(t)
 	sent := bufio.NewReader(master)
 	await := func(text string) {
 		t.Helper()
@@ -233,13 +240,7 @@ func TestConsoleOnATerminal(t *testing.T) {
 }
 
 func TestLeavingAConsole(t *testing.T) {
-	master, slave := openTerminal(t, 80)
-	cmd := command(t, "vm", "console", "web1")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	slave.Close()
+	cmd, master := consoleOnTerminal(t)
 	if _, err := bufio.NewReader(master).ReadString('?'); err != nil {
 		t.Fatal(err)
 	}

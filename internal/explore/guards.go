@@ -184,10 +184,15 @@ func endsRolling(before, after migration.Migration) bool {
 }
 
 // hasty: settle does not ask whether the forwarding was told to end.
-var hasty = guard{
-	kinds: []migration.EventKind{migration.SourceRetired, migration.AddressesKnown}, states: settling,
-	hide: func(m *migration.Migration, _ *migration.Event) { m.Released = true },
-	put:  func(before migration.Migration, after *migration.Migration) { after.Released = before.Released },
+var hasty = released(migration.SourceRetired, migration.AddressesKnown)
+
+// released makes Step believe that the forwarding was told to end.
+func released(kinds ...migration.EventKind) guard {
+	return guard{
+		kinds: kinds, states: settling,
+		hide: func(m *migration.Migration, _ *migration.Event) { m.Released = true },
+		put:  func(before migration.Migration, after *migration.Migration) { after.Released = before.Released },
+	}
 }
 
 // imagines makes Step see a command pending that is not.
@@ -267,11 +272,7 @@ var resumesGone = guard{
 }
 
 // hurried: settleTimer does not ask whether the forwarding was told to end.
-var hurried = guard{
-	kinds: []migration.EventKind{migration.TimerFired}, states: settling,
-	hide: func(m *migration.Migration, _ *migration.Event) { m.Released = true },
-	put:  func(before migration.Migration, after *migration.Migration) { after.Released = before.Released },
-}
+var hurried = released(migration.TimerFired)
 
 // believesRun: settleTimer does not ask whether the target runs.
 var believesRun = guard{

@@ -19,24 +19,9 @@ func TestOnePass(t *testing.T) {
 }
 
 func testOnePass(t *testing.T, binary string) {
-	disk, err := bootsector.WriteDisk(t.TempDir(), bootsector.Busy())
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := config(t, binary)
-	c.Disks = []qemu.Disk{{Name: "root", Path: disk, Format: "raw"}}
-	source := start(t, c)
-	resume(t, source)
-	awaitHello(t, filepath.Join(c.Dir, "console.log"))
-	incoming := config(t, binary)
-	incoming.Disks, incoming.Incoming = c.Disks, true
-	target := start(t, incoming)
-	port, err := target.Listen(within(t), qemu.Incoming{Listen: loopback})
-	if err != nil {
-		t.Fatal(err)
-	}
+	source, _, address := guestPair(t, binary, bootsector.Busy())
 	events := subscribe(t, source)
-	send(t, source, qemu.Outgoing{Address: netip.AddrPortFrom(loopback, port), DowntimeLimit: qemu.OnePass})
+	send(t, source, qemu.Outgoing{Address: address, DowntimeLimit: qemu.OnePass})
 	timeout := time.After(patience)
 	for {
 		select {
@@ -51,6 +36,29 @@ func testOnePass(t *testing.T, binary string) {
 			t.Fatal("QEMU neither begins a second pass nor stops the guest")
 		}
 	}
+}
+
+// guestPair gives a source whose guest has said hello, and a target that listens at
+// the address.
+func guestPair(t *testing.T, binary string, code []byte) (source, target *qemu.Instance, address netip.AddrPort) {
+	t.Helper()
+	disk, err := bootsector.WriteDisk(t.TempDir(), code)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := config(t, binary)
+	c.Disks = []qemu.Disk{{Name: "root", Path: disk, Format: "raw"}}
+	source = start(t, c)
+	resume(t, source)
+	awaitHello(t, filepath.Join(c.Dir, "console.log"))
+	incoming := config(t, binary)
+	incoming.Disks, incoming.Incoming = c.Disks, true
+	target = start(t, incoming)
+	port, err := target.Listen(within(t), qemu.Incoming{Listen: loopback})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return source, target, netip.AddrPortFrom(loopback, port)
 }
 
 // awaitHello waits for it in QEMU's log of the console, a file, which tells

@@ -2,8 +2,6 @@ package qemu_test
 
 import (
 	"context"
-	"net/netip"
-	"path/filepath"
 	"syscall"
 	"testing"
 	"time"
@@ -17,25 +15,10 @@ import (
 // and the guest runs on.
 func TestCancelOfAStuckSource(t *testing.T) {
 	eachQEMU(t, func(t *testing.T, binary string) {
-		disk, err := bootsector.WriteDisk(t.TempDir(), bootsector.Filling())
-		if err != nil {
-			t.Fatal(err)
-		}
-		c := config(t, binary)
-		c.Disks = []qemu.Disk{{Name: "root", Path: disk, Format: "raw"}}
-		source := start(t, c)
-		resume(t, source)
-		awaitHello(t, filepath.Join(c.Dir, "console.log"))
-		incoming := config(t, binary)
-		incoming.Disks, incoming.Incoming = c.Disks, true
-		target := start(t, incoming)
-		port, err := target.Listen(within(t), qemu.Incoming{Listen: loopback})
-		if err != nil {
-			t.Fatal(err)
-		}
+		source, target, address := guestPair(t, binary, bootsector.Filling())
 		// The switch comes with all of the memory still to be sent.
 		events := subscribe(t, source)
-		send(t, source, qemu.Outgoing{Address: netip.AddrPortFrom(loopback, port), DowntimeLimit: 30 * time.Minute, BandwidthMax: 1 << 20})
+		send(t, source, qemu.Outgoing{Address: address, DowntimeLimit: 30 * time.Minute, BandwidthMax: 1 << 20})
 		if err := source.Stop(within(t)); err != nil {
 			t.Fatal(err)
 		}

@@ -153,13 +153,21 @@ func (c *consoleView) follow(ctx context.Context) error {
 		default:
 			return err
 		}
-		pause := time.NewTimer(consoleAgain)
-		select {
-		case <-pause.C:
-		case <-ctx.Done():
-			pause.Stop()
+		if !pause(ctx, consoleAgain) {
 			return ctx.Err()
 		}
+	}
+}
+
+// pause is false if ctx ends before.
+func pause(ctx context.Context, length time.Duration) bool {
+	timer := time.NewTimer(length)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
 	}
 }
 
@@ -185,7 +193,7 @@ func (c *consoleView) read(ctx context.Context, follow bool) error {
 	if c.fresh {
 		request.Last = &c.history
 	}
-	stream, err := host.Read(ctx, request)
+	stream, err := host.Console.Read(ctx, request)
 	if err != nil {
 		return err
 	}
@@ -220,11 +228,7 @@ func (v vmService) Type(ctx context.Context, request *godwitv1.TypeRequest) (*go
 		if code != fleet.NotFound && code != fleet.Unavailable {
 			return &godwitv1.TypeResponse{}, err
 		}
-		pause := time.NewTimer(typeAgain)
-		select {
-		case <-pause.C:
-		case <-ctx.Done():
-			pause.Stop()
+		if !pause(ctx, typeAgain) {
 			return nil, err
 		}
 	}
@@ -253,7 +257,7 @@ func (v vmService) typeNow(ctx context.Context, request *godwitv1.TypeRequest) e
 	if err != nil {
 		return err
 	}
-	_, err = host.Write(ctx, &godwitv1.WriteConsoleRequest{
+	_, err = host.Console.Write(ctx, &godwitv1.WriteConsoleRequest{
 		Vm: string(vm.Name), Epoch: uint64(vm.Owner.Epoch), Uid: string(vm.UID), Input: request.GetInput(),
 	})
 	return err

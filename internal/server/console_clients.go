@@ -22,7 +22,7 @@ type consoles struct {
 }
 
 type consoleClient struct {
-	*client.Console
+	*client.Peer
 	address netip.AddrPort
 }
 
@@ -44,7 +44,7 @@ func (c *consoles) of(host fleet.Host) (*consoleClient, error) {
 	if known != nil {
 		known.Close()
 	}
-	fresh, err := client.DialConsole(client.Config{
+	fresh, err := client.DialPeer(client.Config{
 		Server: "https://" + address.String(), Dial: c.dial,
 		TLS: c.keeper.ClientConfig(pki.Expect{Kind: pki.Host, Name: string(host.Name)}),
 	})
