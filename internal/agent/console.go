@@ -17,6 +17,7 @@ import (
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/pki"
 	"godwit.dev/godwit/internal/qemu"
+	"godwit.dev/godwit/internal/wire"
 )
 
 const (
@@ -29,8 +30,6 @@ const (
 	consoleWithin = 10 * time.Second
 	// typeWithin is for a guest to take what is typed.
 	typeWithin = 5 * time.Second
-	// typeMax is what is typed at once.
-	typeMax = 4096
 	// keysIdle is how long the socket of a console is held after the last input.
 	keysIdle = time.Minute
 )
@@ -124,8 +123,8 @@ func (s consoleService) Write(ctx context.Context, request *godwitv1.WriteConsol
 	if err != nil {
 		return nil, err
 	}
-	if n := len(request.GetInput()); n > typeMax {
-		return nil, &fleet.Error{Code: fleet.Invalid, Op: "type", Subject: "vm " + request.GetVm(), Cause: fmt.Sprintf("%d bytes at once, at most %d", n, typeMax)}
+	if n := len(request.GetInput()); n > wire.TypeMax {
+		return nil, &fleet.Error{Code: fleet.Invalid, Op: "type", Subject: "vm " + request.GetVm(), Cause: fmt.Sprintf("%d bytes at once, at most %d", n, wire.TypeMax)}
 	}
 	return &godwitv1.WriteConsoleResponse{}, m.keys.write(ctx, m.life, qemu.ConsoleSocket(m.dir), request.GetInput())
 }

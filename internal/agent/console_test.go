@@ -13,6 +13,7 @@ import (
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/lab/bootsector"
 	"godwit.dev/godwit/internal/pki"
+	"godwit.dev/godwit/internal/wire"
 )
 
 // console gives a client of a host's consoles.
@@ -157,7 +158,7 @@ func TestConsoleRefusals(t *testing.T) {
 			t.Errorf("%s: %v, want %q", test.name, err, test.want)
 		}
 	}
-	tooMuch := &godwitv1.WriteConsoleRequest{Vm: testVM, Epoch: 1, Uid: testUID, Input: make([]byte, typeMax+1)}
+	tooMuch := &godwitv1.WriteConsoleRequest{Vm: testVM, Epoch: 1, Uid: testUID, Input: make([]byte, wire.TypeMax+1)}
 	if _, err := h.console(server).Write(t.Context(), tooMuch); fleet.CodeOf(err) != fleet.Invalid {
 		t.Errorf("too much at once: %v", err)
 	}

@@ -10,6 +10,7 @@ import (
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/pki"
+	"godwit.dev/godwit/internal/wire"
 )
 
 // FuzzPeer reads what another host may ask of a target: only its own source gets
@@ -56,7 +57,7 @@ func calledBy(t *testing.T, who pki.Identity) context.Context {
 func FuzzConsole(f *testing.F) {
 	for _, seed := range []*godwitv1.WriteConsoleRequest{
 		{Vm: "web1", Epoch: 2, Uid: "u1", Input: []byte("x")}, {Vm: "web1", Epoch: 2, Uid: "u2"},
-		{Vm: "web1", Epoch: 1, Uid: "u1"}, {Vm: "web1", Epoch: 2, Uid: "u1", Input: make([]byte, typeMax+1)},
+		{Vm: "web1", Epoch: 1, Uid: "u1"}, {Vm: "web1", Epoch: 2, Uid: "u1", Input: make([]byte, wire.TypeMax+1)},
 	} {
 		text, err := proto.Marshal(seed)
 		if err != nil {
@@ -79,7 +80,7 @@ func FuzzConsole(f *testing.F) {
 			want = fleet.Denied
 		case request.GetVm() != "web1" || request.GetEpoch() != 2 || request.GetUid() != "u1":
 			want = fleet.NotFound
-		case len(request.GetInput()) > typeMax:
+		case len(request.GetInput()) > wire.TypeMax:
 			want = fleet.Invalid
 		}
 		_, err := s.Write(calledBy(t, pki.Identity{Kind: pki.Kind(kind), Name: "n1"}), request)

@@ -14,13 +14,12 @@ import (
 	"godwit.dev/godwit/api/client"
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/wire"
 )
 
 const (
 	// leaveKey is Ctrl-], as of telnet and virsh.
 	leaveKey = 0x1d
-	// typeMost is what one call types, as the server's limit is.
-	typeMost = 4096
 	// defaultHistory is about a screen.
 	defaultHistory = 4 * fleet.KiB
 	historyMax     = fleet.TiB
@@ -143,7 +142,7 @@ type keys struct {
 
 // typeAll types what it reads, to its end; context.Canceled if the user leaves.
 func (k *keys) typeAll(ctx context.Context, in io.Reader) error {
-	piece := make([]byte, typeMost)
+	piece := make([]byte, wire.TypeMax)
 	for {
 		n, err := in.Read(piece)
 		input, left := piece[:n], false

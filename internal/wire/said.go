@@ -20,6 +20,9 @@ func Bounded(text string) string {
 	return text
 }
 
+// TypeMax bounds what is typed at once on a console, in bytes.
+const TypeMax = 4096
+
 // capabilitiesMax is more than any QEMU has.
 const capabilitiesMax = 100
 
