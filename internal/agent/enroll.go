@@ -6,18 +6,18 @@ import (
 
 	"godwit.dev/godwit/api/client"
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
-	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/pki"
 )
 
-// Enroll spends a token for this host's first certificate and saves it in dir.
-// The server proves by the token's fingerprint that it is of the right fleet.
-func Enroll(ctx context.Context, server string, name fleet.HostName, tokenText, dir string) error {
+// Enroll spends a token for the first certificate of a member, a host or a
+// volume server, and saves it in dir. The server proves by the token's
+// fingerprint that it is of the right fleet.
+func Enroll(ctx context.Context, server string, member pki.Identity, tokenText, dir string) error {
 	token, err := pki.ParseToken(tokenText)
 	if err != nil {
 		return err
 	}
-	key, request, err := pki.NewKeyAndRequest(string(name))
+	key, request, err := pki.NewKeyAndRequest(member.Name)
 	if err != nil {
 		return err
 	}
@@ -27,7 +27,7 @@ func Enroll(ctx context.Context, server string, name fleet.HostName, tokenText, 
 	}
 	defer c.Close()
 	answer, err := c.Enroll.Enroll(ctx, &godwitv1.EnrollRequest{
-		Host: string(name), Token: token.Text(), CertificateRequest: derOf(request),
+		Kind: string(member.Kind), Host: member.Name, Token: token.Text(), CertificateRequest: derOf(request),
 	})
 	if err != nil {
 		return err
@@ -39,7 +39,7 @@ func Enroll(ctx context.Context, server string, name fleet.HostName, tokenText, 
 	return pki.Credentials{Certificate: certificatePEM(answer.GetCertificate()), Key: key, Authority: authority}.Save(dir)
 }
 
-// Renewal gives what a Keeper calls to renew the host's certificate. dial
+// Renewal gives what a Keeper calls to renew its certificate. dial
 // gives the client of the server; it is called for every renewal, because the
 // client needs the Keeper first.
 func Renewal(dial func() *client.Client) pki.Renew {

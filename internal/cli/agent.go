@@ -280,7 +280,7 @@ func (a *App) agentIdentity(ctx context.Context, config agent.Config, flags agen
 	var c *client.Client // of any of the servers
 	keeper, err := pki.OpenKeeper(dir, agent.Renewal(func() *client.Client { return c }), config.Log)
 	if code := fleet.CodeOf(err); (code == fleet.NotFound || code == fleet.Denied) && flags.token != "" {
-		if err := agent.Enroll(ctx, a.server.Server, config.Name, flags.token, dir); err != nil {
+		if err := agent.Enroll(ctx, a.server.Server, pki.Identity{Kind: pki.Host, Name: flags.name}, flags.token, dir); err != nil {
 			return nil, err
 		}
 		keeper, err = pki.OpenKeeper(dir, agent.Renewal(func() *client.Client { return c }), config.Log)

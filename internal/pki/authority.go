@@ -31,6 +31,11 @@ const (
 	ServerName = "server.godwit.internal"
 )
 
+// VolumeServerName is the DNS name in a volume server's certificate. QEMU asks
+// for it (tls-hostname), whatever address it dials. It is no possible name of a
+// host, so that a volume server named like one is not taken for it.
+func VolumeServerName(name string) string { return name + ".volume.godwit.internal" }
+
 // Fingerprint is the SHA-256 of a certificate's DER form.
 type Fingerprint [sha256.Size]byte
 
@@ -104,7 +109,8 @@ func (a *Authority) KeyPEM() ([]byte, error) { return encodeKey(a.key) }
 func (a *Authority) Fingerprint() Fingerprint { return sha256.Sum256(a.cert.Raw) }
 
 // Names are what a leaf is valid for besides its identity. Hosts always have
-// their name, and servers ServerName, as DNS names.
+// their name, servers ServerName, and volume servers their VolumeServerName, as
+// DNS names.
 type Names struct {
 	DNS []string
 	IPs []net.IP
@@ -154,8 +160,10 @@ func (a *Authority) template(id Identity, names Names, validity time.Duration, n
 		template.DNSNames = append(template.DNSNames, id.Name)
 	case Server:
 		template.DNSNames = append(template.DNSNames, ServerName)
+	case Volume:
+		template.DNSNames = append(template.DNSNames, VolumeServerName(id.Name))
 	}
-	if id.Kind == Host || id.Kind == Server {
+	if id.Kind == Host || id.Kind == Server || id.Kind == Volume {
 		template.ExtKeyUsage = append(template.ExtKeyUsage, x509.ExtKeyUsageServerAuth)
 	}
 	if template.NotAfter.After(a.cert.NotAfter) {

@@ -59,6 +59,7 @@ func TestLeafOfEachKind(t *testing.T) {
 	}{
 		{Identity{Host, "h1"}, "spiffe://godwit/host/h1", "O=godwit,CN=h1", []string{"h1"}, []x509.ExtKeyUsage{client, server}},
 		{Identity{Server, "s1"}, "spiffe://godwit/server/s1", "O=godwit-server,CN=s1", []string{ServerName}, []x509.ExtKeyUsage{client, server}},
+		{Identity{Volume, "h1"}, "spiffe://godwit/volume/h1", "O=godwit-volume,CN=h1", []string{"h1.volume.godwit.internal"}, []x509.ExtKeyUsage{client, server}},
 		{Identity{Admin, "root"}, "spiffe://godwit/admin/root", "O=godwit-admin,CN=root", nil, []x509.ExtKeyUsage{client}},
 		{Identity{User, "h1"}, "spiffe://godwit/user/h1", "O=godwit-user,CN=h1", nil, []x509.ExtKeyUsage{client}},
 	} {

@@ -18,6 +18,7 @@ type Kind string
 const (
 	Host   Kind = "host"   // an agent, and the QEMU processes it runs
 	Server Kind = "server" // the control plane
+	Volume Kind = "volume" // a volume server
 	Admin  Kind = "admin"  // may do everything
 	User   Kind = "user"   // a client of the API
 )
@@ -43,7 +44,7 @@ func (i Identity) URI() *url.URL {
 
 func (i Identity) check() error {
 	switch i.Kind {
-	case Host, Server, Admin, User:
+	case Host, Server, Volume, Admin, User:
 		return fleet.CheckName(i.Name)
 	}
 	return fmt.Errorf("%q is no kind of identity", string(i.Kind))

@@ -170,12 +170,15 @@ func (k *Keeper) ServerConfig() *tls.Config {
 }
 
 // ClientConfig is for dialling a member that must be as expected, whatever
-// its address is. A host is expected by name, since its certificate has no
-// other DNS name.
+// its address is. A host and a volume server are expected by name, since their
+// certificates have no other DNS name.
 func (k *Keeper) ClientConfig(expect Expect) *tls.Config {
 	name := expect.Name
-	if expect.Kind == Server {
+	switch expect.Kind {
+	case Server:
 		name = ServerName
+	case Volume:
+		name = VolumeServerName(expect.Name)
 	}
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13,

@@ -59,6 +59,7 @@ func TestHandshakes(t *testing.T) {
 	server := keeperOf(t, enrolled(t, a, Identity{Server, "s1"}, 0), nil)
 	host := keeperOf(t, enrolled(t, a, Identity{Host, "h1"}, 0), nil)
 	user := keeperOf(t, enrolled(t, a, Identity{User, "u1"}, 0), nil)
+	volume := keeperOf(t, enrolled(t, a, Identity{Volume, "h1"}, 0), nil)
 	alien := keeperOf(t, enrolled(t, stranger, Identity{Host, "h1"}, 0), nil)
 	alienServer := keeperOf(t, enrolled(t, stranger, Identity{Server, "s1"}, 0), nil)
 	anonymous := &tls.Config{RootCAs: server.current.Load().roots, ServerName: ServerName}
@@ -78,6 +79,8 @@ func TestHandshakes(t *testing.T) {
 		{"host to server", server.ServerConfig(), host.ClientConfig(toServer), Identity{Host, "h1"}, "", ""},
 		{"user to server", server.ServerConfig(), user.ClientConfig(toServer), Identity{User, "u1"}, "", ""},
 		{"host to host", host.ServerConfig(), host.ClientConfig(Expect{Host, "h1"}), Identity{Host, "h1"}, "", ""},
+		{"host to volume server", volume.ServerConfig(), host.ClientConfig(Expect{Volume, "h1"}), Identity{Host, "h1"}, "", ""},
+		{"volume server as host", volume.ServerConfig(), host.ClientConfig(Expect{Host, "h1"}), Identity{}, "bad certificate", "not h1"},
 		{"anonymous", server.ServerConfig(), anonymous, Identity{}, "no certificate", ""},
 		{"TLS 1.2", server.ServerConfig(), old, Identity{}, "unsupported versions", "protocol version"},
 		{"alien client", server.ServerConfig(), trusting, Identity{}, "unknown authority", "unknown certificate authority"},

@@ -1,6 +1,7 @@
 package pki
 
 import (
+	"cmp"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
@@ -23,7 +24,7 @@ const (
 	tokenSize   = secretSize + sha256.Size + crc32.Size
 )
 
-// Token lets one host enrol once. It is a secret; only Text reveals it.
+// Token lets one host, or volume server, enrol once. It is a secret; only Text reveals it.
 type Token struct {
 	secret    [secretSize]byte
 	authority Fingerprint
@@ -79,26 +80,27 @@ func (t Token) Hash() string {
 // TokenRecord is a token as the server keeps it, under its Hash.
 type TokenRecord struct {
 	Hash      string         `json:"hash"`
-	Host      fleet.HostName `json:"host"`
+	Kind      Kind           `json:"kind,omitempty"` // "" for a host
+	Host      fleet.HostName `json:"host"`           // the name, of whatever kind
 	ExpiresAt time.Time      `json:"expiresAt"`
 	UsedAt    time.Time      `json:"usedAt,omitzero"`
 }
 
-// Verify accepts the token of this record for host, once, and before it
+// Verify accepts the token of this record for one member, once, and before it
 // expires; else Denied. The caller stores UsedAt in the same commit as what
 // the token allows, so that it works once only.
-func (r TokenRecord) Verify(t Token, host fleet.HostName, now time.Time) error {
+func (r TokenRecord) Verify(t Token, id Identity, now time.Time) error {
 	refuse := func(cause string) *fleet.Error {
 		return &fleet.Error{
-			Code: fleet.Denied, Op: "enrol", Subject: "host " + string(host),
-			Cause: cause, Hint: "make a new token for this host",
+			Code: fleet.Denied, Op: "enrol", Subject: id.String(),
+			Cause: cause, Hint: "make a new token for it: godwit " + string(id.Kind) + " token " + id.Name,
 		}
 	}
 	switch {
 	case subtle.ConstantTimeCompare([]byte(r.Hash), []byte(t.Hash())) != 1:
 		return refuse("the token is not known")
-	case r.Host != host:
-		return refuse("the token is for another host")
+	case cmp.Or(r.Kind, Host) != id.Kind || string(r.Host) != id.Name:
+		return refuse("the token is for another " + string(cmp.Or(r.Kind, Host)))
 	case !r.UsedAt.IsZero():
 		return refuse("the token was used already")
 	case !now.Before(r.ExpiresAt):

@@ -52,24 +52,28 @@ func TestTokenRecord(t *testing.T) {
 	now := time.Now()
 	authority := newAuthority(t).Fingerprint()
 	token := NewToken(authority)
+	h1 := Identity{Host, "h1"}
 	good := TokenRecord{Hash: token.Hash(), Host: "h1", ExpiresAt: now.Add(time.Minute)}
 	for name, test := range map[string]struct {
 		change func(*TokenRecord)
 		token  Token
-		host   fleet.HostName
+		id     Identity
 		want   string // "" accepts
 	}{
-		"good":       {func(*TokenRecord) {}, token, "h1", ""},
-		"other":      {func(*TokenRecord) {}, NewToken(authority), "h1", "not known"},
-		"other host": {func(*TokenRecord) {}, token, "h2", "another host"},
-		"used":       {func(r *TokenRecord) { r.UsedAt = now }, token, "h1", "used already"},
-		"expired":    {func(r *TokenRecord) { r.ExpiresAt = now }, token, "h1", "expired at"},
-		"no hash":    {func(r *TokenRecord) { r.Hash = "" }, token, "h1", "not known"},
+		"good":       {func(*TokenRecord) {}, token, h1, ""},
+		"other":      {func(*TokenRecord) {}, NewToken(authority), h1, "not known"},
+		"other host": {func(*TokenRecord) {}, token, Identity{Host, "h2"}, "another host"},
+		"other kind": {func(*TokenRecord) {}, token, Identity{Volume, "h1"}, "another host"},
+		"volume":     {func(r *TokenRecord) { r.Kind = Volume }, token, Identity{Volume, "h1"}, ""},
+		"not a host": {func(r *TokenRecord) { r.Kind = Volume }, token, h1, "another volume"},
+		"used":       {func(r *TokenRecord) { r.UsedAt = now }, token, h1, "used already"},
+		"expired":    {func(r *TokenRecord) { r.ExpiresAt = now }, token, h1, "expired at"},
+		"no hash":    {func(r *TokenRecord) { r.Hash = "" }, token, h1, "not known"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			record := good
 			test.change(&record)
-			err := record.Verify(test.token, test.host, now)
+			err := record.Verify(test.token, test.id, now)
 			if test.want == "" {
 				if err != nil {
 					t.Fatal(err)

@@ -102,6 +102,7 @@ func TestWhoMayCallWhat(t *testing.T) {
 		{"host", member(pki.Host, "h1"), f.url(), "commit, session, enrol, renew"},
 		{"user", member(pki.User, "alice"), f.url(), "enrol, renew"},
 		{"server", member(pki.Server, "other"), f.url(), "enrol, renew"},
+		{"volume server", member(pki.Volume, "v1"), f.url(), "enrol, renew"},
 		{"nobody", f.client(nil), f.url(), "enrol"},
 		{"socket", f.socketClient(), "http://godwit", api + ", enrol"},
 	}
@@ -283,5 +284,42 @@ func TestAuthorityOutlivesTheServer(t *testing.T) {
 		if err != nil || info.Mode().Perm() != 0o600 {
 			t.Errorf("%s: %v, %v", name, info, err)
 		}
+	}
+}
+
+// A token is for what it was made for: a volume server's gives no host's
+// certificate, and a host's no volume server's.
+func TestTokensOfKinds(t *testing.T) {
+	f := newFleet(t)
+	volume := pki.Identity{Kind: pki.Volume, Name: "v1"}
+	token := func(id pki.Identity) string {
+		response, err := f.hosts.CreateToken(t.Context(), &godwitv1.CreateTokenRequest{Kind: string(id.Kind), Host: id.Name})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return response.GetToken()
+	}
+	made := token(volume)
+	for name, spend := range map[string]func() (pki.Credentials, error){
+		"as a host":     func() (pki.Credentials, error) { return f.enrol("v1", made) },
+		"a host's":      func() (pki.Credentials, error) { return f.enrolAs(volume, f.token("v1")) },
+		"another's":     func() (pki.Credentials, error) { return f.enrolAs(pki.Identity{Kind: pki.Volume, Name: "v2"}, made) },
+		"as the server": func() (pki.Credentials, error) { return f.enrolAs(pki.Identity{Kind: pki.Server, Name: "v1"}, made) },
+	} {
+		if _, err := spend(); err == nil {
+			t.Errorf("%s it was accepted", name)
+		}
+	}
+	credentials, err := f.enrolAs(volume, made)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if err := credentials.Save(dir); err != nil {
+		t.Fatal(err)
+	}
+	keeper, err := pki.OpenKeeper(dir, nil, nil)
+	if err != nil || keeper.Identity() != volume {
+		t.Errorf("%v is what came of it, %v", keeper.Identity(), err)
 	}
 }

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"time"
 
@@ -17,9 +18,9 @@ type enrollService struct{ server *Server }
 // answer is lost on the way: a new one is cheap, a token that works twice is
 // not.
 func (e enrollService) Enroll(ctx context.Context, request *godwitv1.EnrollRequest) (*godwitv1.EnrollResponse, error) {
-	host := fleet.HostName(request.GetHost())
-	if err := fleet.CheckName(request.GetHost()); err != nil {
-		return nil, invalidField("enrol", "host "+request.GetHost(), "host", err.Error())
+	id, err := memberOf("enrol", request.GetKind(), request.GetHost())
+	if err != nil {
+		return nil, err
 	}
 	if err := checkRequest(request.GetCertificateRequest()); err != nil {
 		return nil, err
@@ -28,37 +29,50 @@ func (e enrollService) Enroll(ctx context.Context, request *godwitv1.EnrollReque
 	if err != nil {
 		return nil, err
 	}
-	if err := e.spend(ctx, token, host); err != nil {
+	if err := e.spend(ctx, token, id); err != nil {
 		return nil, err
 	}
-	id := pki.Identity{Kind: pki.Host, Name: string(host)}
 	cert, authority, err := e.server.signRequest(request.GetCertificateRequest(), id, pki.Names{}, pki.DefaultValidity)
 	if err != nil {
 		return nil, err
 	}
-	if err := e.server.forgetMachine(ctx, host); err != nil {
-		return nil, err
+	if id.Kind == pki.Host {
+		if err := e.server.forgetMachine(ctx, fleet.HostName(id.Name)); err != nil {
+			return nil, err
+		}
 	}
-	e.server.log.Info("host enrolled", "host", host)
+	e.server.log.Info("enrolled", "member", id.String())
 	return &godwitv1.EnrollResponse{Certificate: cert, Authority: authority}, nil
 }
 
-func (e enrollService) spend(ctx context.Context, token pki.Token, host fleet.HostName) error {
+// memberOf reads what is to be enrolled from a request.
+func memberOf(op, kind, name string) (pki.Identity, error) {
+	id := pki.Identity{Kind: cmp.Or(pki.Kind(kind), pki.Host), Name: name}
+	if err := fleet.CheckName(name); err != nil {
+		return id, invalidField(op, id.String(), "host", err.Error())
+	}
+	if id.Kind != pki.Host && id.Kind != pki.Volume {
+		return id, invalidField(op, id.String(), "kind", `must be "host" or "volume"`)
+	}
+	return id, nil
+}
+
+func (e enrollService) spend(ctx context.Context, token pki.Token, id pki.Identity) error {
 	tokens, now := e.server.tables.tokens, time.Now()
 	entry, err := tokens.Get(ctx, token.Hash())
 	if err != nil && fleet.CodeOf(err) != fleet.NotFound {
 		return err
 	}
 	// The zero record of an unknown token is refused by Verify, too.
-	if err := entry.Value.Verify(token, host, now); err != nil {
+	if err := entry.Value.Verify(token, id, now); err != nil {
 		return err
 	}
 	entry.Value.UsedAt = now
 	_, err = e.server.tables.store.Commit(ctx, store.If(tokens.At(entry.Name, entry.Version)), tokens.Put(entry.Name, entry.Value))
 	if fleet.CodeOf(err) == fleet.Conflict {
 		return &fleet.Error{
-			Code: fleet.Denied, Op: "enrol", Subject: "host " + string(host),
-			Cause: "the token was used already", Hint: "make a new token for this host",
+			Code: fleet.Denied, Op: "enrol", Subject: id.String(),
+			Cause: "the token was used already", Hint: "make a new token for this " + string(id.Kind),
 		}
 	}
 	return err

@@ -141,17 +141,22 @@ func (f *testFleet) keeper(id pki.Identity, validity time.Duration) *pki.Keeper 
 // enrol spends a token for a host, as an agent does.
 func (f *testFleet) enrol(host, token string) (pki.Credentials, error) {
 	f.t.Helper()
+	return f.enrolAs(pki.Identity{Kind: pki.Host, Name: host}, token)
+}
+
+func (f *testFleet) enrolAs(id pki.Identity, token string) (pki.Credentials, error) {
+	f.t.Helper()
 	parsed, err := pki.ParseToken(token)
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	key, request, err := pki.NewKeyAndRequest(host)
+	key, request, err := pki.NewKeyAndRequest(id.Name)
 	if err != nil {
 		f.t.Fatal(err)
 	}
 	client := godwitv1connect.NewEnrollServiceClient(f.client(parsed.ClientConfig()), f.url(),
 		connect.WithInterceptors(wire.ClientInterceptor(f.url())))
-	response, err := client.Enroll(f.t.Context(), &godwitv1.EnrollRequest{Host: host, Token: token, CertificateRequest: derOf(request)})
+	response, err := client.Enroll(f.t.Context(), &godwitv1.EnrollRequest{Kind: string(id.Kind), Host: id.Name, Token: token, CertificateRequest: derOf(request)})
 	if err != nil {
 		return pki.Credentials{}, err
 	}

@@ -110,10 +110,11 @@ func (h hostService) CreateToken(ctx context.Context, request *godwitv1.CreateTo
 }
 
 func (h hostService) createToken(ctx context.Context, request *godwitv1.CreateTokenRequest, r receipt) (*godwitv1.CreateTokenResponse, int64, error) {
-	if err := fleet.CheckName(request.GetHost()); err != nil {
-		return nil, 0, invalidField("make token", "host "+request.GetHost(), "host", err.Error())
+	id, err := memberOf("make token", request.GetKind(), request.GetHost())
+	if err != nil {
+		return nil, 0, err
 	}
-	if h.server.hub.connected(fleet.HostName(request.GetHost())) {
+	if id.Kind == pki.Host && h.server.hub.connected(fleet.HostName(request.GetHost())) {
 		return nil, 0, &fleet.Error{
 			Code: fleet.Conflict, Op: "make token", Subject: "host " + request.GetHost(),
 			Cause: "it is up: another machine with a token of that name would take its place",
@@ -123,12 +124,12 @@ func (h hostService) createToken(ctx context.Context, request *godwitv1.CreateTo
 	life := defaultTokenLife
 	if seconds := request.GetValidSeconds(); seconds != 0 {
 		if seconds < 0 || seconds > int64(maxTokenLife/time.Second) {
-			return nil, 0, invalidField("make token", "host "+request.GetHost(), "valid_seconds", "must be between 1 and 2592000, which is 30 days")
+			return nil, 0, invalidField("make token", id.String(), "valid_seconds", "must be between 1 and 2592000, which is 30 days")
 		}
 		life = time.Duration(seconds) * time.Second
 	}
 	token := pki.NewToken(h.server.authority.Fingerprint())
-	record := pki.TokenRecord{Hash: token.Hash(), Host: fleet.HostName(request.GetHost()), ExpiresAt: time.Now().Add(life)}
+	record := pki.TokenRecord{Hash: token.Hash(), Kind: id.Kind, Host: fleet.HostName(request.GetHost()), ExpiresAt: time.Now().Add(life)}
 	response := &godwitv1.CreateTokenResponse{Token: token.Text(), Expires: timestamppb.New(record.ExpiresAt)}
 	free, kept, err := r.keep(response)
 	if err != nil {

@@ -64,7 +64,8 @@ type HostServiceClient interface {
 	// agent has a session, or may only not have found a new leader yet.
 	// When it was cut off, the next one finishes it.
 	DeclareLost(context.Context, *v1.DeclareHostLostRequest) (*v1.DeclareHostLostResponse, error)
-	// CreateToken makes a one-time token that enrols one agent under a name.
+	// CreateToken makes a one-time token that enrols one agent, or volume server,
+	// under a name.
 	CreateToken(context.Context, *v1.CreateTokenRequest) (*v1.CreateTokenResponse, error)
 }
 
@@ -179,7 +180,8 @@ type HostServiceHandler interface {
 	// agent has a session, or may only not have found a new leader yet.
 	// When it was cut off, the next one finishes it.
 	DeclareLost(context.Context, *v1.DeclareHostLostRequest) (*v1.DeclareHostLostResponse, error)
-	// CreateToken makes a one-time token that enrols one agent under a name.
+	// CreateToken makes a one-time token that enrols one agent, or volume server,
+	// under a name.
 	CreateToken(context.Context, *v1.CreateTokenRequest) (*v1.CreateTokenResponse, error)
 }
 
