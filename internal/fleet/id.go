@@ -16,6 +16,9 @@ type HostName string
 // NetworkName names an overlay network: a DNS label, unique in the fleet.
 type NetworkName string
 
+// VolumeName names a volume: a DNS label, unique on its volume server.
+type VolumeName string
+
 // MigrationID names one migration, unique for ever.
 type MigrationID string
 
@@ -36,7 +39,7 @@ const MaxTunnelID TunnelID = 1<<24 - 1
 
 var label = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?$`)
 
-// CheckName reports why name cannot name a VM, host, network, disk or port:
+// CheckName reports why name cannot name a VM, host, network, volume, disk or port:
 // names are DNS labels of at most 40 characters.
 func CheckName(name string) error {
 	if label.MatchString(name) {
