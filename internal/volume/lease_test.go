@@ -172,7 +172,7 @@ func checkLease(t *rapid.T, lease, before Lease, over map[fleet.Epoch]bool, host
 
 // A save that is torn at any byte leaves the old lease or the new one.
 func TestTornSave(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "lease")
+	path := filepath.Join(t.TempDir(), leaseName)
 	if err := createLeaseFile(path); err != nil {
 		t.Fatal(err)
 	}
@@ -222,7 +222,7 @@ func TestTornSave(t *testing.T) {
 
 // Who may write is not guessed.
 func TestLeaseFileWithoutALease(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "lease")
+	path := filepath.Join(t.TempDir(), leaseName)
 	for _, content := range [][]byte{nil, make([]byte, slotSize), make([]byte, 2*slotSize)} {
 		if err := os.WriteFile(path, content, 0o600); err != nil {
 			t.Fatal(err)

@@ -1,0 +1,128 @@
+package volume
+
+import (
+	"crypto/tls"
+	"math/bits"
+	"net"
+	"sync"
+)
+
+// replies sends the replies of one connection. Whoever flushes sends all that
+// wait, also those that others add meanwhile, so that many replies take few
+// system calls.
+type replies struct {
+	conn net.Conn
+
+	mu      sync.Mutex
+	waiting []reply
+	spare   []reply // the list that is not in use
+	sending bool
+	failed  error
+	joined  []byte // for TLS, which makes a record of each write
+	vector  net.Buffers
+}
+
+type reply struct {
+	bytes []byte
+	sent  func() // may be nil; also called when it could not be sent
+}
+
+// add queues a reply; a flush sends it.
+func (r *replies) add(bytes []byte, sent func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.waiting = append(r.waiting, reply{bytes, sent})
+}
+
+// flush sends what waits, or leaves it to another goroutine that is at it.
+func (r *replies) flush() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.sending {
+		return nil
+	}
+	r.sending = true
+	for len(r.waiting) > 0 {
+		batch := r.waiting
+		r.waiting = r.spare[:0]
+		failed := r.failed
+		r.mu.Unlock()
+		if failed == nil {
+			failed = r.send(batch)
+		}
+		for i := range batch {
+			if batch[i].sent != nil {
+				batch[i].sent()
+			}
+			batch[i] = reply{}
+		}
+		r.mu.Lock()
+		r.spare, r.failed = batch, failed
+	}
+	r.sending = false
+	return r.failed
+}
+
+// joinMax is up to what size replies are copied together for TLS.
+const joinMax = 64 << 10
+
+func (r *replies) send(batch []reply) error {
+	if _, secure := r.conn.(*tls.Conn); secure {
+		return r.sendJoined(batch)
+	}
+	r.vector = r.vector[:0]
+	for _, one := range batch {
+		r.vector = append(r.vector, one.bytes)
+	}
+	all := r.vector // WriteTo takes it apart
+	_, err := all.WriteTo(r.conn)
+	return err
+}
+
+func (r *replies) sendJoined(batch []reply) error {
+	for _, one := range batch {
+		if len(r.joined)+len(one.bytes) > joinMax {
+			if err := r.writeJoined(); err != nil {
+				return err
+			}
+		}
+		if len(one.bytes) <= joinMax {
+			r.joined = append(r.joined, one.bytes...)
+			continue
+		}
+		if _, err := r.conn.Write(one.bytes); err != nil {
+			return err
+		}
+	}
+	return r.writeJoined()
+}
+
+func (r *replies) writeJoined() error {
+	if len(r.joined) == 0 {
+		return nil
+	}
+	_, err := r.conn.Write(r.joined)
+	r.joined = r.joined[:0]
+	return err
+}
+
+// Buffers are kept by the power of two that their data's size is within.
+const leastClass = 12 // 4 KiB
+
+var buffers [25 - leastClass + 1]sync.Pool // up to maxPayload
+
+func class(size int) int { return max(bits.Len(uint(max(size, 1)-1)), leastClass) - leastClass }
+
+// takeBuffer gives a buffer with any content: replyRoom, and so many bytes.
+func takeBuffer(size int) []byte {
+	c := class(size)
+	if kept, _ := buffers[c].Get().(*[]byte); kept != nil {
+		return (*kept)[:replyRoom+size]
+	}
+	return make([]byte, replyRoom+size, replyRoom+1<<(c+leastClass))
+}
+
+func giveBuffer(b []byte) {
+	b = b[:cap(b)]
+	buffers[class(len(b)-replyRoom)].Put(&b)
+}

@@ -1,0 +1,277 @@
+package volume
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+
+	"golang.org/x/sync/semaphore"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// inFlightMax bounds the memory of one connection's requests. Each counts
+	// at least requestCost, which bounds their number to 128.
+	inFlightMax = 64 << 20 // bytes
+	requestCost = 512 << 10
+	// readBuffer holds what a client sends at once: 32 writes of 4 KiB.
+	readBuffer = 160 << 10
+	// inlineMax is the longest READ that the reader does itself when the
+	// kernel has the bytes already: copying more would delay the next request.
+	inlineMax = 64 << 10
+)
+
+// errGone is the end of a connection by DISC.
+var errGone = errors.New("the client has disconnected")
+
+// session is the transmission part of a connection.
+//
+// One goroutine at a time reads. Having read a request, it starts the next
+// reader and becomes the worker of its request: so a request alone is done by
+// the goroutine that has read it, without a change of thread, and several are
+// done at the same time.
+type session struct {
+	conn       net.Conn
+	raw        net.Conn // below TLS
+	reader     *bufio.Reader
+	attachment *attachment
+	dialect    dialect
+	budget     *semaphore.Weighted
+	replies    replies
+
+	life    context.Context
+	end     context.CancelCauseFunc
+	workers sync.WaitGroup
+}
+
+func newSession(conn, raw net.Conn, a *attachment, d dialect) *session {
+	s := &session{
+		conn: conn, raw: raw, reader: bufio.NewReaderSize(conn, readBuffer), attachment: a, dialect: d,
+		budget: semaphore.NewWeighted(inFlightMax),
+	}
+	s.replies = replies{conn: conn}
+	s.life, s.end = context.WithCancelCause(context.Background())
+	return s
+}
+
+// run serves until the connection ends; then all requests are over.
+func (s *session) run() error {
+	s.workers.Go(s.read)
+	<-s.life.Done()
+	cause := context.Cause(s.life)
+	if !errors.Is(cause, errGone) {
+		_ = s.raw.Close() // whoever still reads or writes notices
+	}
+	s.workers.Wait()
+	_ = s.conn.Close()
+	return cause
+}
+
+// job is a request with what it takes.
+type job struct {
+	request
+	cost    int64
+	buffer  []byte // replyRoom bytes, and the data of READ or WRITE
+	problem unix.Errno
+}
+
+func (j *job) data() []byte { return j.buffer[replyRoom:] }
+
+// read reads requests until it has one that another goroutine may not wait for.
+func (s *session) read() {
+	for {
+		j, err := s.next()
+		if err != nil {
+			s.end(err)
+			return
+		}
+		if s.doAtOnce(j) {
+			continue
+		}
+		s.workers.Go(s.read)
+		s.do(j)
+		return
+	}
+}
+
+// next reads a request and the data of a WRITE, once there is memory for it.
+func (s *session) next() (*job, error) {
+	if s.reader.Buffered() < requestHeaderSize {
+		if err := s.replies.flush(); err != nil {
+			return nil, err
+		}
+	}
+	var header [requestHeaderSize]byte
+	if _, err := io.ReadFull(s.reader, header[:]); err != nil {
+		return nil, err
+	}
+	r, err := decodeRequest(header[:])
+	if err != nil {
+		return nil, err
+	}
+	if r.command == cmdDisconnect {
+		return nil, errGone
+	}
+	j := &job{request: r, cost: requestCost, problem: s.dialect.check(r, s.attachment.volume.size.Load())}
+	if r.command == cmdWrite && j.problem != 0 {
+		if err := s.discard(r.length); err != nil {
+			return nil, err
+		}
+	}
+	if j.problem == 0 && (r.command == cmdRead || r.command == cmdWrite) {
+		j.cost = max(requestCost, int64(r.length))
+	}
+	return j, s.prepare(j)
+}
+
+// discard reads the data of a WRITE that is refused whatever they are.
+func (s *session) discard(length uint32) error {
+	if err := s.replies.flush(); err != nil {
+		return err
+	}
+	_, err := io.CopyN(io.Discard, s.reader, int64(length))
+	return err
+}
+
+// prepare takes memory for a job, and the data of a WRITE.
+func (s *session) prepare(j *job) error {
+	if !s.budget.TryAcquire(j.cost) {
+		// The requests before have to be answered first, and their replies may
+		// be waiting for more.
+		if err := s.replies.flush(); err != nil {
+			return err
+		}
+		if err := s.budget.Acquire(s.life, j.cost); err != nil {
+			return err
+		}
+	}
+	if j.problem != 0 || j.command != cmdRead && j.command != cmdWrite {
+		return nil
+	}
+	j.buffer = takeBuffer(int(j.length))
+	if j.command == cmdRead {
+		return nil
+	}
+	if s.reader.Buffered() < len(j.data()) {
+		if err := s.replies.flush(); err != nil {
+			return err
+		}
+	}
+	_, err := io.ReadFull(s.reader, j.data())
+	return err
+}
+
+// doAtOnce does what takes no waiting. Its reply is sent together with others,
+// at the latest when no further request is there.
+func (s *session) doAtOnce(j *job) bool {
+	if j.problem != 0 {
+		s.replies.add(s.dialect.done(nil, j.cookie, j.problem), nil)
+		s.budget.Release(j.cost)
+		return true
+	}
+	if j.command != cmdRead || j.length == 0 || j.length > inlineMax {
+		return false
+	}
+	if !s.attachment.volume.data.readCached(j.data(), int64(j.offset)) {
+		return false
+	}
+	s.replyData(j)
+	return true
+}
+
+func (s *session) replyData(j *job) {
+	begin := s.dialect.readHeader(j.buffer, j.request)
+	s.replies.add(j.buffer[begin:], func() {
+		giveBuffer(j.buffer)
+		s.budget.Release(j.cost)
+	})
+}
+
+// do does a job and sends its reply.
+func (s *session) do(j *job) {
+	s.perform(j)
+	if err := s.replies.flush(); err != nil {
+		s.end(err)
+	}
+}
+
+func (s *session) perform(j *job) {
+	switch j.command {
+	case cmdRead:
+		if j.length == 0 {
+			break
+		}
+		if err := s.attachment.volume.data.readAt(j.data(), int64(j.offset)); err != nil {
+			s.finish(j, nil, err)
+			return
+		}
+		s.replyData(j)
+		return
+	case cmdBlockStatus:
+		reply, err := s.blockStatus(j.request)
+		s.finish(j, reply, err)
+		return
+	}
+	s.finish(j, nil, s.attachment.perform(j.request, j.buffer))
+}
+
+// finish queues the reply to a job whose data are not wanted any more.
+func (s *session) finish(j *job, reply []byte, err error) {
+	if j.buffer != nil {
+		giveBuffer(j.buffer)
+	}
+	switch {
+	case err != nil:
+		reply = s.dialect.done(nil, j.cookie, errnoOf(err))
+	case reply == nil:
+		reply = s.dialect.done(nil, j.cookie, 0)
+	}
+	s.replies.add(reply, nil)
+	s.budget.Release(j.cost)
+}
+
+// maxExtents is how many extents one reply has at most; the client asks on.
+const maxExtents = 4096
+
+func (s *session) blockStatus(r request) ([]byte, error) {
+	limit := maxExtents
+	if r.flags&flagReqOne != 0 {
+		limit = 1
+	}
+	extents, err := s.attachment.volume.data.extents(int64(r.offset), int64(r.length), limit)
+	if err != nil {
+		return nil, err
+	}
+	return blockStatus(nil, r.cookie, extents), nil
+}
+
+// perform does a command that has no data to reply with. buffer has replyRoom
+// bytes before the data of a WRITE.
+func (a *attachment) perform(r request, buffer []byte) error {
+	data, offset, length := a.volume.data, int64(r.offset), int64(r.length)
+	var err error
+	switch r.command {
+	case cmdRead: // of no bytes
+	case cmdFlush:
+		return a.flush()
+	case cmdCache:
+		return data.readAhead(offset, length)
+	case cmdWrite:
+		err = a.write(func() error { return data.writeAt(buffer[replyRoom:], offset) })
+	case cmdTrim:
+		err = a.inSteps(offset, length, data.trim)
+	case cmdWriteZeroes:
+		hole, fast := r.flags&flagNoHole == 0, r.flags&flagFastZero != 0
+		err = a.inSteps(offset, length, func(offset, length int64) error { return data.zero(offset, length, hole, fast) })
+	default:
+		err = fmt.Errorf("command %d: %w", r.command, unix.EINVAL)
+	}
+	if err == nil && r.flags&flagFUA != 0 {
+		err = data.flush()
+	}
+	return err
+}
