@@ -92,6 +92,25 @@ func DialPeer(config Config) (*Peer, error) {
 // Close drops the connections that no call is using.
 func (p *Peer) Close() { p.doer.CloseIdleConnections() }
 
+// VolumeServer is a client of a volume server.
+type VolumeServer struct {
+	godwitv1connect.VolumeServiceClient
+	doer *http.Client
+}
+
+// DialVolumeServer is Dial for the volume server that config names as its
+// server.
+func DialVolumeServer(config Config) (*VolumeServer, error) {
+	doer, base, options, err := config.prepare()
+	if err != nil {
+		return nil, err
+	}
+	return &VolumeServer{godwitv1connect.NewVolumeServiceClient(doer, base, options), doer}, nil
+}
+
+// Close drops the connections that no call is using.
+func (v *VolumeServer) Close() { v.doer.CloseIdleConnections() }
+
 // prepare gives what every service's client is made of.
 func (c Config) prepare() (*http.Client, string, connect.ClientOption, error) {
 	doer, base, err := c.doer()

@@ -46,6 +46,7 @@ var imports = map[string][]string{
 		"internal/qmp", "internal/qemu", "internal/network", "internal/volume", "internal/pledge", "internal/pki"},
 	"internal/server": {"api", "internal/durable", "internal/fleet", "internal/migration", "internal/predict", "internal/placement",
 		"internal/campaign", "internal/wire", "internal/store", "internal/reconcile", "internal/lifecycle", "internal/pki"},
+	"internal/volumeserver": {"api", "internal/fleet", "internal/wire", "internal/volume", "internal/pki"},
 
 	// Around them.
 	"internal/lab":          {"internal/durable", "internal/fleet", "internal/lab"},
@@ -106,7 +107,7 @@ var owners = map[string][]string{
 	"github.com/vishvananda/":    {"internal/network", "internal/lab"},
 	"github.com/spf13/cobra":     {"internal/cli"},
 	"github.com/goccy/go-yaml":   {"internal/cli"},
-	"connectrpc.com/connect":     {"api", "internal/wire", "internal/agent", "internal/server", "internal/cli", "test"},
+	"connectrpc.com/connect":     {"api", "internal/wire", "internal/agent", "internal/server", "internal/volumeserver", "internal/cli", "test"},
 	"google.golang.org/protobuf": {"api", "internal/wire", "internal/agent", "internal/server", "internal/reconcile", "internal/explain", "internal/cli", "test"},
 	"google.golang.org/grpc":     {"internal/store"}, // etcd's errors
 	"github.com/anishathalye/":   {"internal/sim/check"},
