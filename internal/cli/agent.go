@@ -156,11 +156,8 @@ func (a *App) agentConfig(ctx context.Context, flags agentFlags) (config agent.C
 	if err := fleet.CheckName(flags.name); err != nil {
 		return config, invalidFlag("name", err.Error())
 	}
-	if strings.Contains(a.server.Server, "unix:") {
-		return config, &fleet.Error{
-			Code: fleet.Invalid, Op: "use server", Subject: a.server.Server, Cause: "the socket is for operators, not for agents",
-			Hint: "give the address for agents, also on the server's own machine: --server https://HOST:" + client.DefaultPort,
-		}
+	if err := a.checkServerForMembers("agents"); err != nil {
+		return config, err
 	}
 	if config.Address, err = hostAddress(flags.address); err != nil {
 		return config, err
@@ -171,7 +168,8 @@ func (a *App) agentConfig(ctx context.Context, flags agentFlags) (config agent.C
 	if config.Memory, err = hostMemory(flags.memory); err != nil {
 		return config, err
 	}
-	if config.Keeper, err = a.agentIdentity(ctx, config, flags); err != nil {
+	host := pki.Identity{Kind: pki.Host, Name: flags.name}
+	if config.Keeper, err = a.memberIdentity(ctx, host, filepath.Join(flags.dir, "certificate"), flags.token, config.Log); err != nil {
 		return config, err
 	}
 	if err := a.agentServers(&config); err != nil {
@@ -272,34 +270,6 @@ func (a *App) agentServers(config *agent.Config) error {
 
 // agentDial bounds an agent's connecting to a server: there may be another one.
 const agentDial = 2 * time.Second
-
-// agentIdentity gives the host's certificate, after enrolling if there is none
-// yet.
-func (a *App) agentIdentity(ctx context.Context, config agent.Config, flags agentFlags) (*pki.Keeper, error) {
-	dir := filepath.Join(config.Dir, "certificate")
-	var c *client.Client // of any of the servers
-	keeper, err := pki.OpenKeeper(dir, agent.Renewal(func() *client.Client { return c }), config.Log)
-	if code := fleet.CodeOf(err); (code == fleet.NotFound || code == fleet.Denied) && flags.token != "" {
-		if err := agent.Enroll(ctx, a.server.Server, pki.Identity{Kind: pki.Host, Name: flags.name}, flags.token, dir); err != nil {
-			return nil, err
-		}
-		keeper, err = pki.OpenKeeper(dir, agent.Renewal(func() *client.Client { return c }), config.Log)
-	}
-	if fleet.CodeOf(err) == fleet.NotFound {
-		return nil, &fleet.Error{
-			Code: fleet.Denied, Op: "start agent", Subject: "host " + flags.name, Cause: "it has no certificate yet",
-			Hint: fmt.Sprintf("on the server run: godwit host token %s; then start the agent with --token", flags.name),
-		}
-	}
-	if err != nil {
-		return nil, err
-	}
-	if have := keeper.Identity().Name; have != flags.name {
-		return nil, invalidFlag("name", fmt.Sprintf("the certificate in %s is for %s", dir, have))
-	}
-	c, err = client.Dial(client.Config{Server: a.server.Server, TLS: keeper.ClientConfig(pki.Expect{Kind: pki.Server})})
-	return keeper, err
-}
 
 // hostMemory reads the flag, or takes nine tenths of what the host has.
 func hostMemory(flag fleet.Bytes) (fleet.Bytes, error) {

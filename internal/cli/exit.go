@@ -33,7 +33,7 @@ var exitMeanings = [...]struct {
 	{exitOK, "it was done"},
 	{exitFailed, "it failed: an outside program, a limit, what this machine lacks, or a fault in Godwit itself"},
 	{exitInvalid, "the command line or the spec is invalid: it can never succeed as it is"},
-	{exitNotFound, "the named VM, host, network, migration or lab does not exist"},
+	{exitNotFound, "the named VM, host, network, volume, migration or lab does not exist"},
 	{exitRefused, "refused: the present state forbids it, it exists already, no host fits, or the caller may not do it"},
 	{exitUnavailable, "the server cannot be reached or did not answer in time, or the VM did not get there in time: try again"},
 	{exitAborted, "the migration ended aborted; the VM is at its source (godwit migrate --watch or --wait, godwit migration watch)"},

@@ -14,6 +14,7 @@ import (
 
 	"godwit.dev/godwit/api/client"
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/pki"
 )
 
 func newHostCommand(app *App) *cobra.Command {
@@ -88,29 +89,13 @@ there runs on.`
 }
 
 func newHostToken(app *App) *cobra.Command {
-	valid := time.Hour
-	var request string
-	cmd := app.callCommand("token HOST", "Make a token that enrols one agent",
-		`Token prints a secret with which the agent of one new host, of that name, gets
+	return newTokenCommand(app, tokenCommand{
+		kind: pki.Host, use: "token HOST", short: "Make a token that enrols one agent",
+		long: `Token prints a secret with which the agent of one new host, of that name, gets
 its certificate. It can be used once and until it expires.`,
-		"  godwit host token host-c\n  godwit host token host-c --valid 10m --json | jq -r .token", hostNames,
-		func(ctx context.Context, c *client.Client, name string) error {
-			response, err := c.Host.CreateToken(ctx, &godwitv1.CreateTokenRequest{
-				Host: name, ValidSeconds: int64(valid / time.Second), RequestId: request,
-			})
-			if err != nil {
-				return named("make token for", "host "+name, err)
-			}
-			if err := app.printOne(response, func(w io.Writer) { fmt.Fprintln(w, response.GetToken()) }); err != nil {
-				return err
-			}
-			_, err = fmt.Fprintf(app.Err, "good once, for host %s, until %s\n", name,
-				response.GetExpires().AsTime().Local().Format("2006-01-02 15:04:05 MST"))
-			return err
-		})
-	durationFlag(cmd, &valid, "valid", time.Second, 720*time.Hour, "how long it can be used")
-	requestFlag(cmd, &request)
-	return cmd
+		example: "  godwit host token host-c\n  godwit host token host-c --valid 10m --json | jq -r .token",
+		known:   hostNames,
+	})
 }
 
 func (a *App) hostTable(hosts []*godwitv1.Host) table {

@@ -26,6 +26,7 @@ func constructors() []constructor {
 		newVMCommand,
 		newHostCommand,
 		newNetworkCommand,
+		newVolumeCommand,
 		newMigrationCommand,
 		newVersionCommand,
 		newCompletionCommand,
