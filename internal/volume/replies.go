@@ -2,7 +2,6 @@ package volume
 
 import (
 	"crypto/tls"
-	"math/bits"
 	"net"
 	"sync"
 )
@@ -104,25 +103,4 @@ func (r *replies) writeJoined() error {
 	_, err := r.conn.Write(r.joined)
 	r.joined = r.joined[:0]
 	return err
-}
-
-// Buffers are kept by the power of two that their data's size is within.
-const leastClass = 12 // 4 KiB
-
-var buffers [25 - leastClass + 1]sync.Pool // up to maxPayload
-
-func class(size int) int { return max(bits.Len(uint(max(size, 1)-1)), leastClass) - leastClass }
-
-// takeBuffer gives a buffer with any content: replyRoom, and so many bytes.
-func takeBuffer(size int) []byte {
-	c := class(size)
-	if kept, _ := buffers[c].Get().(*[]byte); kept != nil {
-		return (*kept)[:replyRoom+size]
-	}
-	return make([]byte, replyRoom+size, replyRoom+1<<(c+leastClass))
-}
-
-func giveBuffer(b []byte) {
-	b = b[:cap(b)]
-	buffers[class(len(b)-replyRoom)].Put(&b)
 }

@@ -31,8 +31,9 @@ type Config struct {
 
 // Server serves the volumes of a store by NBD.
 type Server struct {
-	config Config
-	slots  chan struct{} // one for each connection
+	config  Config
+	slots   chan struct{} // one for each connection
+	buffers buffers
 }
 
 // NewServer starts nothing: see Serve.
@@ -104,6 +105,6 @@ func (s *Server) handle(ctx context.Context, conn net.Conn, h handshake) {
 	_ = conn.SetDeadline(time.Time{})
 	log = log.With("volume", string(a.volume.name), "epoch", uint64(a.epoch), "peer", h.peer.String())
 	log.Info("connected")
-	err = newSession(h.conn, conn, a, h.dialect).run()
+	err = newSession(h.conn, conn, a, h.dialect, &s.buffers).run()
 	log.Info("disconnected", "cause", err)
 }

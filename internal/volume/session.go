@@ -18,8 +18,9 @@ const (
 	// at least requestCost, which bounds their number to 128.
 	inFlightMax = 64 << 20 // bytes
 	requestCost = 512 << 10
-	// readBuffer holds what a client sends at once: 32 writes of 4 KiB.
-	readBuffer = 160 << 10
+	// readBuffer holds some small requests that a client sends at once. What of a
+	// long WRITE gets into it is copied once more.
+	readBuffer = 32 << 10
 	// inlineMax is the longest READ that the reader does itself when the
 	// kernel has the bytes already: copying more would delay the next request.
 	inlineMax = 64 << 10
@@ -41,6 +42,7 @@ type session struct {
 	attachment *attachment
 	dialect    dialect
 	budget     *semaphore.Weighted
+	buffers    *buffers // of the server
 	replies    replies
 
 	life    context.Context
@@ -48,10 +50,10 @@ type session struct {
 	workers sync.WaitGroup
 }
 
-func newSession(conn, raw net.Conn, a *attachment, d dialect) *session {
+func newSession(conn, raw net.Conn, a *attachment, d dialect, b *buffers) *session {
 	s := &session{
 		conn: conn, raw: raw, reader: bufio.NewReaderSize(conn, readBuffer), attachment: a, dialect: d,
-		budget: semaphore.NewWeighted(inFlightMax),
+		budget: semaphore.NewWeighted(inFlightMax), buffers: b,
 	}
 	s.replies = replies{conn: conn}
 	s.life, s.end = context.WithCancelCause(context.Background())
@@ -152,7 +154,7 @@ func (s *session) prepare(j *job) error {
 	if j.problem != 0 || j.command != cmdRead && j.command != cmdWrite {
 		return nil
 	}
-	j.buffer = takeBuffer(int(j.length))
+	j.buffer = s.buffers.take(int(j.length))
 	if j.command == cmdRead {
 		return nil
 	}
@@ -186,7 +188,7 @@ func (s *session) doAtOnce(j *job) bool {
 func (s *session) replyData(j *job) {
 	begin := s.dialect.readHeader(j.buffer, j.request)
 	s.replies.add(j.buffer[begin:], func() {
-		giveBuffer(j.buffer)
+		s.buffers.give(j.buffer)
 		s.budget.Release(j.cost)
 	})
 }
@@ -222,7 +224,7 @@ func (s *session) perform(j *job) {
 // finish queues the reply to a job whose data are not wanted any more.
 func (s *session) finish(j *job, reply []byte, err error) {
 	if j.buffer != nil {
-		giveBuffer(j.buffer)
+		s.buffers.give(j.buffer)
 	}
 	switch {
 	case err != nil:
