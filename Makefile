@@ -21,10 +21,10 @@ FAULTSFLAGS =
 FUZZTIME = 10s
 
 .DEFAULT_GOAL = help
-.PHONY: help setup build demo test bench explore sim faults soak fuzz lint generate qemu72 clean distclean
+.PHONY: help setup build demo test bench bench-volume explore sim faults soak fuzz lint generate qemu72 clean distclean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 setup: ## make this machine ready for demo and test (Debian, as root)
 	@MAKE_GOAL=$(or $(firstword $(MAKECMDGOALS)),setup) scripts/setup
@@ -46,6 +46,9 @@ test: setup ## vet and run all tests, on real kernels and QEMUs
 
 bench: setup build ## measure; prints tables and writes out/*.json
 	go run ./test/bench $(BENCHFLAGS)
+
+bench-volume: setup build ## the volume server against others; writes out/bench-volume.json
+	go run ./test/bench $(BENCHFLAGS) volume
 
 explore: ## walk through all states of a migration with two faults; writes out/explore.json
 	go run ./test/explore

@@ -4,7 +4,11 @@
 //	handover  Godwit against plain QEMU, in pairs
 //	client    what a client sees under different traffic, and of cancels
 //
-// and without an argument both. Each prints a line for every migration, a
+// and without an argument both. A third one, which has no lab, is
+//
+//	volume    godwit volume against qemu-storage-daemon and nbdkit
+//
+// Each prints a line for every migration, a
 // table, and the targets with what was found, and writes everything to
 // out/bench-NAME.json. The program fails if Godwit lost or doubled anything;
 // how fast something was never makes it fail.
@@ -33,4 +37,14 @@
 // has to catch up. The cancelled hand-overs are cancelled by turns when the
 // source has stopped and when the target lacks only the commit; the target's
 // agent is paused meanwhile, so that no commit can be faster.
+//
+// # volume
+//
+// The three servers serve one file at the same time, which is in the page cache
+// as a whole, and fio's NBD engine uses them by turns: each case, in three
+// rounds, of which the one with the median throughput counts. All have their
+// default settings and are reached by a Unix socket, without TLS. Depth is that of
+// each connection. Then epochs follow each other on the volume while QEMU's
+// programs write to it over TLS by the lease of each, 32 requests in flight:
+// measured is the call that activates the next one, over mutual TLS.
 package main

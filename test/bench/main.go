@@ -45,7 +45,10 @@ type benchmark struct {
 	run  func(context.Context, options) error
 }
 
-var benchmarks = [...]benchmark{{"handover", runHandover}, {"client", runClient}}
+var benchmarks = [...]benchmark{{"handover", runHandover}, {"client", runClient}, {"volume", runVolume}}
+
+// usual is how many of the benchmarks run unless some are named.
+const usual = 2
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -91,10 +94,10 @@ func execute(ctx context.Context, args []string) error {
 func (o *options) parse(args []string) (chosen []benchmark, err error) {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.Usage = func() {
-		fmt.Fprint(flags.Output(), "usage: bench [flags] [handover] [client]\n")
+		fmt.Fprint(flags.Output(), "usage: bench [flags] [handover] [client] [volume]\n")
 		flags.PrintDefaults()
 	}
-	flags.IntVar(&o.runs, "runs", 0, "how many pairs, and migrations of each case; 0 is 10 pairs and 20 migrations")
+	flags.IntVar(&o.runs, "runs", 0, "how many pairs, migrations of each case, or rounds of it; 0 is 10, 20 and 3")
 	flags.StringVar(&o.godwit, "godwit", "bin/godwit", "the godwit program")
 	flags.StringVar(&o.out, "out", "out", "folder for the figures")
 	flags.TextVar(&o.memory, "memory", o.memory, "a VM's memory")
@@ -116,7 +119,7 @@ func (o *options) parse(args []string) (chosen []benchmark, err error) {
 		return nil, err
 	}
 	if len(names) == 0 {
-		return benchmarks[:], nil
+		return benchmarks[:usual], nil
 	}
 	for _, name := range names {
 		b, err := find(name)
@@ -136,7 +139,7 @@ func find(name string) (benchmark, error) {
 		}
 		names = append(names, b.name)
 	}
-	return benchmark{}, fmt.Errorf("there is no benchmark %q, only %s", name, strings.Join(names, " and "))
+	return benchmark{}, fmt.Errorf("there is no benchmark %q, only %s", name, strings.Join(names, ", "))
 }
 
 // dirty is what guests do to their memory. What they write to is in use, and

@@ -1,0 +1,242 @@
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"time"
+
+	"godwit.dev/godwit/api/client"
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/demo"
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/pki"
+	"godwit.dev/godwit/internal/volume"
+)
+
+const (
+	benchVolume  = 512 * fleet.MiB
+	usualRounds  = 3
+	roundSeconds = 1
+	leaseChanges = 20
+	leaseDepth   = 32
+	leaseSettle  = time.Second // until they write
+)
+
+// volumeCase is one way to use a server.
+type volumeCase struct {
+	Pattern     string `json:"pattern"`
+	Depth       int    `json:"depth"` // of each connection
+	Connections int    `json:"connections"`
+}
+
+func (c volumeCase) String() string {
+	return fmt.Sprintf("%s, depth %d, %d connections", c.Pattern, c.Depth, c.Connections)
+}
+
+// volumeRun is what one server did in one case.
+type volumeRun struct {
+	Server string `json:"server"`
+	volumeCase
+	MBs   float64 `json:"mb_s"`
+	IOPS  float64 `json:"iops"`
+	P99us float64 `json:"p99_us"`
+	CPUus float64 `json:"cpu_us"` // of the server's processor time for one request
+}
+
+// patterns are fio's names for ours.
+var patterns = map[string][]string{
+	"seq-read": {"--rw=read", "--bs=256k"}, "seq-write": {"--rw=write", "--bs=256k"},
+	"rand-read": {"--rw=randread", "--bs=4k"}, "rand-write": {"--rw=randwrite", "--bs=4k"},
+}
+
+func volumeCases() (cases []volumeCase) {
+	for _, pattern := range []string{"seq-read", "seq-write", "rand-read", "rand-write"} {
+		for _, depth := range []int{1, 32} {
+			for _, connections := range []int{1, 4} {
+				cases = append(cases, volumeCase{pattern, depth, connections})
+			}
+		}
+	}
+	return cases
+}
+
+func runVolume(ctx context.Context, o options) (err error) {
+	for _, program := range []string{"qemu-storage-daemon", "nbdkit", "fio"} {
+		if _, err := exec.LookPath(program); err != nil {
+			return fmt.Errorf("needs %s, which make setup installs: %w", program, err)
+		}
+	}
+	b, err := startBlocks(ctx, o.godwit, benchVolume)
+	if err != nil {
+		return err
+	}
+	defer b.stop()
+	// Written once, so that none of the cases is the first to have to find blocks.
+	fill := volumeCase{Pattern: "seq-write", Depth: 8, Connections: 1}
+	if err := o.step("filling the volume", func() error { _, err := fio(ctx, b.servers[0], fill, 0); return err }); err != nil {
+		return err
+	}
+	var report volumeReport
+	for _, c := range volumeCases() {
+		if err := o.during(c.String(), func() (string, error) { return report.measure(ctx, b, c, cmp.Or(o.runs, usualRounds)) }); err != nil {
+			return err
+		}
+	}
+	if err := o.during(fmt.Sprintf("%d lease changes with %d writes in flight", leaseChanges, leaseDepth), func() (string, error) {
+		report.LeaseChangeMs, err = measureLeases(ctx, b)
+		return spread(report.LeaseChangeMs) + " ms", err
+	}); err != nil {
+		return err
+	}
+	report.judge(b.servers)
+	o.volumeTables(report)
+	return writeJSON(o.path("volume"), report)
+}
+
+// measure runs one case by turns on all servers and keeps the median of each.
+func (r *volumeReport) measure(ctx context.Context, b *blocks, c volumeCase, rounds int) (text string, err error) {
+	found := make([][]volumeRun, len(b.servers))
+	for range rounds {
+		for i, server := range b.servers {
+			run, err := fio(ctx, server, c, roundSeconds)
+			if err != nil {
+				return "", err
+			}
+			found[i] = append(found[i], run)
+		}
+	}
+	for i := range found {
+		slices.SortFunc(found[i], func(a, b volumeRun) int { return cmp.Compare(a.MBs, b.MBs) })
+		median := found[i][len(found[i])/2]
+		r.Runs = append(r.Runs, median)
+		text += fmt.Sprintf("%s %.0f MB/s, p99 %.0f µs, CPU %.1f µs  ", median.Server, median.MBs, median.P99us, median.CPUus)
+	}
+	return text, nil
+}
+
+// fio runs fio's NBD engine: for so many seconds, or over the whole once.
+func fio(ctx context.Context, server block, c volumeCase, seconds int) (volumeRun, error) {
+	run := volumeRun{Server: server.name, volumeCase: c}
+	args := append([]string{"--name=bench", "--ioengine=nbd", "--uri=" + server.uri, "--output-format=json", "--group_reporting",
+		"--size=" + strconv.FormatUint(uint64(benchVolume), 10), "--iodepth=" + strconv.Itoa(c.Depth),
+		"--numjobs=" + strconv.Itoa(c.Connections)}, patterns[c.Pattern]...)
+	if seconds > 0 {
+		args = append(args, "--time_based", "--runtime="+strconv.Itoa(seconds))
+	}
+	cmd := exec.CommandContext(ctx, "fio", args...)
+	cmd.Stderr = os.Stderr
+	before, err := server.cpu()
+	if err != nil {
+		return run, err
+	}
+	output, err := cmd.Output()
+	if err != nil {
+		return run, fmt.Errorf("fio on %s: %w", server.name, err)
+	}
+	after, err := server.cpu()
+	if err != nil {
+		return run, err
+	}
+	return run, run.read(output, after-before)
+}
+
+// fioSide is what fio says of reads or writes.
+type fioSide struct {
+	Requests float64 `json:"total_ios"`
+	Bytes    float64 `json:"bw_bytes"`
+	IOPS     float64 `json:"iops"`
+	Latency  struct {
+		Percentile map[string]float64 `json:"percentile"`
+	} `json:"clat_ns"`
+}
+
+func (r *volumeRun) read(output []byte, cpu time.Duration) error {
+	var result struct {
+		Jobs []struct{ Read, Write fioSide } `json:"jobs"`
+	}
+	// The engine's own messages come before.
+	if err := json.Unmarshal(output[max(bytes.IndexByte(output, '{'), 0):], &result); err != nil {
+		return fmt.Errorf("fio says %.100q: %w", output, err)
+	}
+	for _, job := range result.Jobs {
+		for _, side := range []fioSide{job.Read, job.Write} {
+			if side.IOPS > 0 {
+				r.CPUus = float64(cpu.Microseconds()) / side.Requests
+				r.MBs, r.IOPS, r.P99us = side.Bytes/1e6, side.IOPS, side.Latency.Percentile["99.000000"]/1e3
+			}
+		}
+	}
+	if r.IOPS == 0 {
+		return fmt.Errorf("fio did nothing on %s in %v", r.Server, r.volumeCase)
+	}
+	return nil
+}
+
+// measureLeases activates one epoch after the other while the one before
+// writes, and gives how long each call took.
+func measureLeases(ctx context.Context, b *blocks) (demo.Spread, error) {
+	keeper, err := pki.OpenKeeper(b.in("host"), nil, nil)
+	if err != nil {
+		return demo.Spread{}, err
+	}
+	host, err := client.DialVolumeServer(client.Config{
+		Server: "https://" + b.address, TLS: keeper.ClientConfig(pki.Expect{Kind: pki.Volume, Name: volumeServer}),
+	})
+	if err != nil {
+		return demo.Spread{}, err
+	}
+	defer host.Close()
+	var took []float64
+	secret := []byte("of these changes of the lease")
+	for epoch := uint64(1); epoch <= leaseChanges+1; epoch++ {
+		grant := &godwitv1.GrantLeaseRequest{Volume: volumeName, Epoch: epoch, Host: "h1", KeyHash: string(volume.HashKey(secret))}
+		if _, err := b.control.Grant(ctx, grant); err != nil {
+			return demo.Spread{}, err
+		}
+		begun := time.Now()
+		request := &godwitv1.ActivateLeasesRequest{Volumes: []string{volumeName}, Epoch: epoch, Key: secret}
+		if _, err := host.Activate(ctx, request); err != nil {
+			return demo.Spread{}, err
+		}
+		if epoch > 1 { // the first has nobody before it
+			took = append(took, float64(time.Since(begun))/float64(time.Millisecond))
+		}
+		if err := b.writeBy(ctx, epoch); err != nil {
+			return demo.Spread{}, err
+		}
+	}
+	return demo.SpreadOf(took), nil
+}
+
+// writeBy starts programs of QEMU that write by the lease of an epoch, over TLS,
+// and waits until they do. The next epoch's activation ends them. QEMU has 16
+// requests in flight on a connection, whatever it is told.
+func (b *blocks) writeBy(ctx context.Context, epoch uint64) error {
+	host, port, err := net.SplitHostPort(b.nbd)
+	if err != nil {
+		return err
+	}
+	image := fmt.Sprintf("driver=nbd,host=%s,port=%s,export=%s@%d,tls-creds=tls,tls-hostname=%s",
+		host, port, volumeName, epoch, pki.VolumeServerName(volumeServer))
+	for range leaseDepth / 16 {
+		err := b.start(exec.CommandContext(ctx, "qemu-img", "bench", "-w", "-c", "100000000", "-d", "16", "-s", "4096", "-t", "none",
+			"--object", "tls-creds-x509,id=tls,endpoint=client,dir="+b.in("host"), "--image-opts", image))
+		if err != nil {
+			return err
+		}
+	}
+	select {
+	case <-time.After(leaseSettle): // they do not say when they begin
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
