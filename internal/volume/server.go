@@ -10,11 +10,16 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"godwit.dev/godwit/internal/fleet"
 )
 
 // DefaultMaxConnections is how many clients a server has at once.
 const DefaultMaxConnections = 1024
+
+// acceptAgain is how long a server without descriptors or memory waits.
+const acceptAgain = 200 * time.Millisecond
 
 // Config says what is served, and to whom.
 type Config struct {
@@ -67,9 +72,16 @@ func (s *Server) serve(ctx context.Context, listener net.Listener, first handsha
 		if ctx.Err() != nil {
 			return nil
 		}
+		if passes(err) {
+			s.config.Log.Error("a client could not be accepted", "error", err)
+			select {
+			case <-time.After(acceptAgain): // when a descriptor is free nobody says
+			case <-ctx.Done():
+			}
+			continue
+		}
 		if err != nil {
-			return &fleet.Error{Code: fleet.Failed, Op: "accept", Subject: listener.Addr().String(), Err: err,
-				Hint: "if these are too many open files, raise the limit (ulimit -n), and restart"}
+			return &fleet.Error{Code: fleet.Failed, Op: "accept", Subject: listener.Addr().String(), Err: err}
 		}
 		select {
 		case s.slots <- struct{}{}:
@@ -82,6 +94,16 @@ func (s *Server) serve(ctx context.Context, listener net.Listener, first handsha
 			_ = conn.Close()
 		}
 	}
+}
+
+// passes tells that only this client can't be accepted, or none at present.
+func passes(err error) bool {
+	for _, one := range []error{unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM, unix.ECONNABORTED} {
+		if errors.Is(err, one) {
+			return true
+		}
+	}
+	return false
 }
 
 // handle serves one connection to its end.

@@ -260,6 +260,9 @@ func (s *Store) Grant(name fleet.VolumeName, next Standby) (Lease, error) {
 // closed, and all that is durable. After an error some may be active; it can be
 // repeated.
 func (s *Store) Activate(names []fleet.VolumeName, epoch fleet.Epoch, host fleet.HostName, key []byte) error {
+	if len(names) == 0 {
+		return &fleet.Error{Code: fleet.Invalid, Op: "activate leases", Cause: "no volume is named"}
+	}
 	var group errgroup.Group
 	for _, name := range names {
 		v, err := s.find(name)

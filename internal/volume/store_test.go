@@ -2,6 +2,7 @@ package volume
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -58,6 +59,8 @@ func TestRefusedChanges(t *testing.T) {
 		"huge":            {create("w", MaxSize+1, ""), fleet.Invalid},
 		"no device":       {create("w", 0, "/dev/is-not-there"), fleet.Invalid},
 		"device and size": {create("w", 1, "/dev/null"), fleet.Invalid},
+		"a file":          {create("w", 0, filepath.Join(store.dir, lockName)), fleet.Invalid},
+		"no volumes":      {store.Activate(nil, 1, "h1", key(1, "h1")), fleet.Invalid},
 		"char device":     {create("w", 0, "/dev/null"), fleet.Invalid},
 		"relative device": {create("w", 0, "dev/sda"), fleet.Invalid},
 		"grow nothing":    {grow("w", 1), fleet.NotFound},
@@ -219,4 +222,51 @@ func TestDamagedVolumes(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A block device is a volume while nobody else uses it, of the size that it
+// has.
+func TestBlockDevice(t *testing.T) {
+	if _, err := exec.LookPath("losetup"); err != nil || os.Geteuid() != 0 {
+		t.Skip("needs losetup and root")
+	}
+	image := filepath.Join(t.TempDir(), "image")
+	if err := os.WriteFile(image, make([]byte, volumeSize), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	made, err := exec.Command("losetup", "--find", "--show", image).Output()
+	if err != nil {
+		t.Skipf("this machine has no loop devices: %v", err)
+	}
+	device := strings.TrimSpace(string(made))
+	t.Cleanup(func() { _ = exec.Command("losetup", "--detach", device).Run() })
+	store := openStore(t)
+	info, err := store.Create("d", 0, device)
+	if err != nil || info.Size != volumeSize {
+		t.Fatalf("%+v, %v", info, err)
+	}
+	if _, err := store.Create("e", 0, device); fleet.CodeOf(err) != fleet.Conflict {
+		t.Errorf("a second volume of it: %v", err)
+	}
+	c := dial(t, serveLocal(t, store)).enter("d", true)
+	c.write(1000, 7, 10_000, flagFUA)
+	for _, command := range []command{cmdWriteZeroes, cmdTrim} { // of no whole blocks
+		if got := c.do(request{command: command, offset: 2001, length: 3}, nil).errno; got != 0 {
+			t.Errorf("command %d: %v", command, got)
+		}
+	}
+	c.wantBytes(1000, 7, 1001)
+	c.wantBytes(2001, 0, 3)
+	c.wantBytes(2004, 7, 8996)
+	if got := c.do(request{command: cmdWriteZeroes, flags: flagNoHole, length: volumeSize}, nil).errno; got != 0 {
+		t.Error(got)
+	}
+	c.wantBytes(0, 0, volumeSize)
+	if got := c.do(request{command: cmdBlockStatus, length: volumeSize}, nil); len(got.extents) == 0 {
+		t.Errorf("%+v", got)
+	}
+	if _, err := store.Grow("d", 2*volumeSize); fleet.CodeOf(err) != fleet.Invalid {
+		t.Errorf("grown beyond the device: %v", err)
+	}
+	_ = c.conn.Close()
 }

@@ -54,7 +54,11 @@ func (v *volume) openRest() (err error) {
 		return err
 	}
 	size := v.config.Size
-	if v.data.device {
+	switch {
+	case v.config.Device != "" && !v.data.device:
+		return &fleet.Error{Code: fleet.Invalid, Op: "open", Subject: v.config.Device, Cause: "it is no block device",
+			Hint: "to take over a file, create a volume of its size and copy it there"}
+	case v.data.device:
 		size = there
 	}
 	if there < size {

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"godwit.dev/godwit/internal/demo"
 )
@@ -155,6 +156,45 @@ func TestCommandLine(t *testing.T) {
 	for _, line := range []string{"hand-over", "--runs -1", "--dirty -8"} {
 		if _, err := new(options).parse(strings.Fields(line)); err == nil {
 			t.Errorf("%q is taken", line)
+		}
+	}
+}
+
+// Of the others the better one counts, in throughput or latency by the depth.
+func TestVolumeTargets(t *testing.T) {
+	servers := []block{{name: "own"}, {name: "a"}, {name: "b"}}
+	var r volumeReport
+	for _, c := range volumeCases() {
+		r.Runs = append(r.Runs, volumeRun{"own", c, 100, 1, 109, 1}, volumeRun{"a", c, 99, 1, 100, 1}, volumeRun{"b", c, 10, 1, 900, 1})
+	}
+	r.judge(servers)
+	if got := missed(r.Targets); len(got) != 0 || len(r.Targets) != len(volumeCases())+1 {
+		t.Errorf("missed %v of %d", got, len(r.Targets))
+	}
+	r.Runs[1].MBs, r.Runs[1].P99us, r.LeaseChangeMs.Max, r.Targets = 101, 90, 3.1, nil // depth 1: only the latency counts
+	r.judge(servers)
+	if got := missed(r.Targets); len(got) != 2 || !strings.Contains(got[0], "depth 1") {
+		t.Errorf("missed %v", got)
+	}
+	read := readBack(t, r)[0]
+	for _, key := range []string{"server", "pattern", "depth", "connections", "mb_s", "iops", "p99_us"} {
+		if read[key] == nil {
+			t.Errorf("the file has no %s: %v", key, read)
+		}
+	}
+}
+
+func TestReadsFio(t *testing.T) {
+	var run volumeRun
+	err := run.read([]byte(`fio: connected to NBD server
+{"jobs": [{"read": {"iops": 0}, "write": {"bw_bytes": 2e6, "iops": 500, "total_ios": 1000, "clat_ns": {"percentile": {"99.000000": 7000}}}}]}`), time.Second)
+	if err != nil || run.MBs != 2 || run.IOPS != 500 || run.P99us != 7 || run.CPUus != 1000 {
+		t.Errorf("%+v, %v", run, err)
+	}
+	for _, bad := range []string{"", "fio: no", `{"jobs": [{}]}`} {
+		var none volumeRun
+		if err := none.read([]byte(bad), 0); err == nil {
+			t.Errorf("%q was read", bad)
 		}
 	}
 }
