@@ -279,3 +279,79 @@ func TestHalfAWrite(t *testing.T) {
 	c.wantClosed()
 	next.wantBytes(0, 0x33, 1<<20)
 }
+
+// A request that was read already when its connection is cut is refused all the
+// same: nothing rests on how soon a connection is gone.
+func TestWriteReadBeforeTheCut(t *testing.T) {
+	store := openStore(t)
+	hand(t, store, 1, "h1")
+	v, err := store.find("v")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cut := 0
+	old, err := v.attach(Peer{Host: "h1"}, 1, func() { cut++ })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer old.detach()
+	buffer := make([]byte, replyRoom+512)
+	buffer[replyRoom] = 0x11
+	requests := []request{{command: cmdWrite, length: 512}, {command: cmdTrim, length: 512}, {command: cmdWriteZeroes, length: 512}, {command: cmdFlush}}
+	for _, r := range requests {
+		if err := old.perform(r, buffer); err != nil {
+			t.Errorf("command %d while its epoch is active: %v", r.command, err)
+		}
+	}
+	hand(t, store, 2, "h2")
+	if err := v.data.writeAt([]byte{0x33}, 0); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range requests {
+		if err := old.perform(r, buffer); errnoOf(err) != unix.EPERM || err == nil {
+			t.Errorf("command %d of an older epoch: %v", r.command, err)
+		}
+	}
+	got := make([]byte, 1)
+	if err := v.data.readAt(got, 0); err != nil || got[0] != 0x33 || cut != 1 {
+		t.Errorf("%#x, %v; cut %d times", got, err, cut)
+	}
+}
+
+// A change of the lease waits for a write that runs.
+func TestChangeWaitsForWrites(t *testing.T) {
+	store := openStore(t)
+	hand(t, store, 1, "h1")
+	v, err := store.find("v")
+	if err != nil {
+		t.Fatal(err)
+	}
+	old, err := v.attach(Peer{Host: "h1"}, 1, func() {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer old.detach()
+	var written atomic.Bool
+	if _, err := store.Grant("v", standbyOf(2, "h2")); err != nil {
+		t.Fatal(err)
+	}
+	changed := make(chan bool)
+	err = old.write(func() error {
+		go func() {
+			err := store.Activate([]fleet.VolumeName{"v"}, 2, "h2", key(2, "h2"))
+			changed <- err == nil && written.Load()
+		}()
+		if v.gate.TryLock() {
+			t.Error("a change could be made while a write runs")
+			v.gate.Unlock()
+		}
+		written.Store(true)
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	if !<-changed {
+		t.Error("the lease has not changed, or before the write was over")
+	}
+}
