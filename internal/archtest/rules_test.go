@@ -20,7 +20,7 @@ var imports = map[string][]string{
 	"internal/qmp":     {"internal/fleet", "internal/qmp"},
 	"internal/qemu":    {"internal/durable", "internal/fleet", "internal/qmp"},
 	"internal/network": {"internal/fleet"},
-	"internal/volume":  {"internal/fleet"},
+	"internal/volume":  {"internal/durable", "internal/fleet"},
 	"internal/store":   {"internal/fleet", "internal/migration"},
 	"internal/pki":     {"internal/durable", "internal/fleet"},
 

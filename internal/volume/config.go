@@ -2,10 +2,12 @@ package volume
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 
+	"godwit.dev/godwit/internal/durable"
 	"godwit.dev/godwit/internal/fleet"
 )
 
@@ -15,6 +17,9 @@ const (
 	leaseName  = "lease"
 	dataName   = "data"
 )
+
+// fileMode is that of them all.
+const fileMode = 0o600
 
 // MaxSize bounds a volume: offsets are signed 64-bit numbers to the kernel,
 // and ext4 with blocks of 4 KiB ends at 16 TiB, XFS at 8 EiB.
@@ -70,7 +75,7 @@ func (c config) text() []byte {
 }
 
 func (c config) replace(dir string) error {
-	return replaceFile(filepath.Join(dir, configName), c.text())
+	return durable.WriteFile(filepath.Join(dir, configName), c.text(), fileMode)
 }
 
 // createVolume makes the folder of a volume: under another name first, so that
@@ -84,10 +89,7 @@ func createVolume(dir string, c config) error {
 		_ = os.RemoveAll(fresh) // what is left, the next start removes
 		return err
 	}
-	if err := os.Rename(fresh, dir); err != nil {
-		return err
-	}
-	return syncFolder(filepath.Dir(dir))
+	return durable.Rename(fresh, dir)
 }
 
 func fillVolume(dir string, c config) error {
@@ -99,24 +101,22 @@ func fillVolume(dir string, c config) error {
 			return err
 		}
 	}
-	if err := writeNewFile(filepath.Join(dir, configName), c.text()); err != nil {
+	if err := durable.WriteFile(filepath.Join(dir, configName), c.text(), fileMode); err != nil {
 		return err
 	}
-	if err := createLeaseFile(filepath.Join(dir, leaseName)); err != nil {
-		return err
-	}
-	return syncFolder(dir)
+	return createLeaseFile(filepath.Join(dir, leaseName))
 }
 
 // createData makes a file that is all hole.
 func createData(path string, size fleet.Bytes) error {
-	if err := writeNewFile(path, nil); err != nil {
+	file, err := durable.Create(path, fileMode)
+	if err != nil {
 		return err
 	}
-	if err := os.Truncate(path, int64(size)); err != nil {
-		return err
+	if err := file.Truncate(int64(size)); err != nil {
+		return errors.Join(err, file.Discard())
 	}
-	return syncFolder(path) // which syncs a file as well
+	return file.Commit()
 }
 
 // deleteVolume removes the folder of a volume, in one step for everybody who
@@ -127,10 +127,7 @@ func deleteVolume(dir string) error {
 	if err := os.RemoveAll(gone); err != nil {
 		return err
 	}
-	if err := os.Rename(dir, gone); err != nil {
-		return err
-	}
-	if err := syncFolder(parent); err != nil {
+	if err := durable.Rename(dir, gone); err != nil {
 		return err
 	}
 	return os.RemoveAll(gone)

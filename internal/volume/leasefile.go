@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"godwit.dev/godwit/internal/durable"
 	"godwit.dev/godwit/internal/fleet"
 )
 
@@ -73,14 +74,13 @@ type leaseFile struct {
 	sequence uint64 // of the lease that was saved last
 }
 
-// createLeaseFile makes the file of a volume that nobody has used. The caller
-// syncs the folder.
+// createLeaseFile makes the file of a volume that nobody has used.
 func createLeaseFile(path string) error {
 	slot, err := encodeSlot(1, Lease{})
 	if err != nil {
 		return err
 	}
-	return writeNewFile(path, append(make([]byte, slotSize), slot...))
+	return durable.WriteFile(path, append(make([]byte, slotSize), slot...), fileMode)
 }
 
 // openLeaseFile reads the newer of the two slots. Without a valid one the file
