@@ -22,7 +22,10 @@ const (
 	// long WRITE gets into it is copied once more.
 	readBuffer = 32 << 10
 	// inlineMax is the longest READ that the reader does itself when the
-	// kernel has the bytes already: copying more would delay the next request.
+	// kernel has the bytes already, and the longest WRITE into the kernel's
+	// cache: copying more would delay the next request. File systems let one
+	// write at a time into a file, so that two goroutines would only wait for
+	// each other.
 	inlineMax = 64 << 10
 )
 
@@ -167,7 +170,7 @@ func (s *session) prepare(j *job) error {
 	return err
 }
 
-// doAtOnce does what takes no waiting. Its reply is sent together with others,
+// doAtOnce does what rarely takes any waiting. Its reply is sent together with others,
 // at the latest when no further request is there.
 func (s *session) doAtOnce(j *job) bool {
 	if j.problem != 0 {
@@ -175,10 +178,14 @@ func (s *session) doAtOnce(j *job) bool {
 		s.budget.Release(j.cost)
 		return true
 	}
-	if j.command != cmdRead || j.length == 0 || j.length > inlineMax {
+	if j.length == 0 || j.length > inlineMax {
 		return false
 	}
-	if !s.attachment.volume.data.readCached(j.data(), int64(j.offset)) {
+	if j.command == cmdWrite && j.flags&flagFUA == 0 {
+		s.finish(j, nil, s.attachment.perform(j.request, j.buffer))
+		return true
+	}
+	if j.command != cmdRead || !s.attachment.volume.data.readCached(j.data(), int64(j.offset)) {
 		return false
 	}
 	s.replyData(j)
