@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -26,9 +27,14 @@ type backing struct {
 	file   *os.File
 	fd     int
 	device bool
+
+	sync     func() error // fdatasync
+	asked    atomic.Int64 // how many flushes have been asked for
+	flushing sync.Mutex
+	covered  int64 // by the last flush, of those that were asked for
 	// failed is set when a flush has failed. The kernel then drops what it
 	// could not write and reports it once, so that no later flush may succeed.
-	failed atomic.Bool
+	failed bool
 }
 
 // openBacking opens and locks a file or block device.
@@ -54,7 +60,8 @@ func openBacking(path string) (*backing, error) {
 	if err := lockWhole(file); err != nil {
 		return nil, errors.Join(err, file.Close())
 	}
-	return &backing{file: file, fd: int(file.Fd()), device: device}, nil
+	fd := int(file.Fd())
+	return &backing{file: file, fd: fd, device: device, sync: func() error { return unix.Fdatasync(fd) }}, nil
 }
 
 // lockWhole takes a lock on every byte. QEMU's programs lock single bytes of
@@ -122,16 +129,25 @@ func (b *backing) writeAt(p []byte, offset int64) error {
 	return err
 }
 
-// flush returns when all that was written before is on the disk.
+// flush returns when all that was written before is on the disk. One fdatasync
+// runs at a time: of two the kernel would tell only one that it has failed. All
+// who ask meanwhile share the next one.
 func (b *backing) flush() error {
-	err := unix.EIO
-	if b.failed.Load() {
+	asked := b.asked.Add(1)
+	b.flushing.Lock()
+	defer b.flushing.Unlock()
+	switch {
+	case b.failed:
+		return unix.EIO
+	case b.covered >= asked:
+		return nil
+	}
+	covered := b.asked.Load()
+	if err := again(b.sync); err != nil {
+		b.failed = true
 		return err
 	}
-	if err := again(func() error { return unix.Fdatasync(b.fd) }); err != nil {
-		b.failed.Store(true)
-		return err
-	}
+	b.covered = covered
 	return nil
 }
 

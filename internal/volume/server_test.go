@@ -346,14 +346,12 @@ func TestConnectionsShareOneCache(t *testing.T) {
 // A flush that has failed is not followed by one that succeeds: the kernel has
 // dropped what it could not write.
 func TestFailedFlushStays(t *testing.T) {
-	store := openStore(t)
+	store, failure := openStore(t), error(unix.EIO)
+	withSync(t, store, func() error {
+		defer func() { failure = nil }()
+		return failure
+	})
 	c := dial(t, serveLocal(t, store)).enter("v", true)
-	v, err := store.find("v")
-	if err != nil {
-		t.Fatal(err)
-	}
-	v.data.failed.Store(true)
-	t.Cleanup(func() { v.data.failed.Store(false) })
 	if got := c.do(request{command: cmdFlush}, nil).errno; got != unix.EIO {
 		t.Error(got)
 	}
