@@ -109,7 +109,7 @@ func (b *backing) grow(size fleet.Bytes) error {
 	if err := b.file.Truncate(int64(size)); err != nil {
 		return err
 	}
-	return b.file.Sync()
+	return b.flush()
 }
 
 func (b *backing) readAt(p []byte, offset int64) error {

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"godwit.dev/godwit/internal/fleet"
 )
 
 // withSync has the volume "v" of a store flushed by a call of the test's.
@@ -82,5 +84,27 @@ func TestFlushesAreShared(t *testing.T) {
 	flushes.Wait()
 	if syncs != 2 {
 		t.Errorf("%d, want 2", syncs)
+	}
+}
+
+// While a volume that grows waits for the disk, it is written to and its lease
+// changes. What it is told of the writes before counts as it does in a flush.
+func TestGrowWaitsForTheDiskAlone(t *testing.T) {
+	store, syncs := openStore(t), 0
+	var v *volume
+	v = withSync(t, store, func() error {
+		syncs++
+		if !v.gate.TryLock() {
+			t.Error("the gate is shut")
+			return nil
+		}
+		v.gate.Unlock()
+		return unix.EIO
+	})
+	if _, err := store.Grow("v", 2*volumeSize); fleet.CodeOf(err) != fleet.Failed || syncs != 1 {
+		t.Errorf("%v, after %d", err, syncs)
+	}
+	if err := v.data.flush(); err == nil {
+		t.Error("a flush after one that failed is told to have succeeded")
 	}
 }

@@ -32,7 +32,7 @@ type Store struct {
 	dir  string
 	lock *os.File
 
-	// making orders what makes and removes volumes; mu guards the maps.
+	// making orders what makes, grows and removes volumes; mu guards the maps.
 	making  sync.Mutex
 	mu      sync.Mutex
 	volumes map[fleet.VolumeName]*volume
@@ -194,6 +194,8 @@ func (s *Store) Grow(name fleet.VolumeName, size fleet.Bytes) (Info, error) {
 			Code: fleet.Invalid, Op: "grow", Subject: "volume " + string(name), Cause: fmt.Sprintf("the size is not within 1B..%v", MaxSize),
 		}
 	}
+	s.making.Lock()
+	defer s.making.Unlock()
 	v, err := s.find(name)
 	if err != nil {
 		return Info{}, err

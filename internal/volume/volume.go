@@ -21,7 +21,7 @@ import (
 type volume struct {
 	name   fleet.VolumeName
 	dir    string
-	config config
+	config config // as it was opened
 	data   *backing
 	leases *leaseFile
 	size   atomic.Uint64
@@ -225,12 +225,8 @@ func (v *volume) withoutRight() (cut []*attachment) {
 
 // grow makes the volume larger. Connections that are open see it only when
 // they are made anew: the protocol has no word for it.
+// One call at a time, and none while the volume is deleted.
 func (v *volume) grow(size fleet.Bytes) error {
-	v.gate.Lock() // so that of two only one changes the file
-	defer v.gate.Unlock()
-	if v.closed {
-		return v.notServed()
-	}
 	refuse := func(cause string) error {
 		return &fleet.Error{Code: fleet.Invalid, Op: "grow", Subject: "volume " + string(v.name), Cause: cause}
 	}
@@ -248,7 +244,6 @@ func (v *volume) grow(size fleet.Bytes) error {
 	if err := next.replace(v.dir); err != nil {
 		return err
 	}
-	v.config = next
 	v.size.Store(uint64(size))
 	return nil
 }
