@@ -8,6 +8,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"godwit.dev/godwit/internal/durable/durabletest"
 	"godwit.dev/godwit/internal/fleet"
 )
 
@@ -218,6 +219,44 @@ func TestTornSave(t *testing.T) {
 	if news == 0 {
 		t.Error("the new lease was never found")
 	}
+}
+
+// A lease that was read is one that the disk has, also if the process that wrote
+// it was killed before it had made sure.
+func TestLeaseReadIsDurable(t *testing.T) {
+	disk := durabletest.NewDisk(t)
+	path := filepath.Join(disk.Dir, leaseName)
+	if err := createLeaseFile(path); err != nil {
+		t.Fatal(err)
+	}
+	open := func() (*leaseFile, Lease) {
+		t.Helper()
+		file, lease, err := openLeaseFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return file, lease
+	}
+	file, _ := open()
+	want := held(t, 5, "h1")
+	slot, err := encodeSlot(file.sequence+1, want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := file.file.WriteAt(slot, int64((file.sequence+1)%2)*slotSize); err != nil {
+		t.Fatal(err)
+	}
+	for _, when := range []string{"killed before the sync", "and started again, before the power was cut"} {
+		_ = file.file.Close()
+		if when != "killed before the sync" {
+			disk.CutPower()
+		}
+		var got Lease
+		if file, got = open(); !got.equal(want) {
+			t.Errorf("%s: %+v", when, got)
+		}
+	}
+	_ = file.file.Close()
 }
 
 // Who may write is not guessed.

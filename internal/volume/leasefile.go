@@ -84,7 +84,9 @@ func createLeaseFile(path string) error {
 }
 
 // openLeaseFile reads the newer of the two slots. Without a valid one the file
-// is refused: who may write must not be guessed.
+// is refused: who may write must not be guessed. What was read is saved again,
+// since the process before may have ended between the write and the sync of it,
+// and what repeats the same change is answered without another save.
 func openLeaseFile(path string) (*leaseFile, Lease, error) {
 	file, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
@@ -107,7 +109,11 @@ func openLeaseFile(path string) (*leaseFile, Lease, error) {
 			Hint: "bring the file back from a backup that is not older than the volume's last migration",
 		}, file.Close())
 	}
-	return &leaseFile{file: file, sequence: newest}, lease, nil
+	f := &leaseFile{file: file, sequence: newest}
+	if err := f.save(lease); err != nil {
+		return nil, Lease{}, errors.Join(err, file.Close())
+	}
+	return f, lease, nil
 }
 
 // save makes a lease durable. After an error the old one is still what counts
