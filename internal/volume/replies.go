@@ -11,6 +11,7 @@ import (
 // system calls.
 type replies struct {
 	conn net.Conn
+	sent func(*job) // also called for a reply that could not be sent
 
 	mu      sync.Mutex
 	waiting []reply
@@ -23,14 +24,14 @@ type replies struct {
 
 type reply struct {
 	bytes []byte
-	sent  func() // may be nil; also called when it could not be sent
+	job   *job
 }
 
 // add queues a reply; a flush sends it.
-func (r *replies) add(bytes []byte, sent func()) {
+func (r *replies) add(bytes []byte, j *job) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.waiting = append(r.waiting, reply{bytes, sent})
+	r.waiting = append(r.waiting, reply{bytes, j})
 }
 
 // flush sends what waits, or leaves it to another goroutine that is at it.
@@ -50,9 +51,7 @@ func (r *replies) flush() error {
 			failed = r.send(batch)
 		}
 		for i := range batch {
-			if batch[i].sent != nil {
-				batch[i].sent()
-			}
+			r.sent(batch[i].job)
 			batch[i] = reply{}
 		}
 		r.mu.Lock()

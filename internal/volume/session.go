@@ -58,7 +58,7 @@ func newSession(conn, raw net.Conn, a *attachment, d dialect, b *buffers) *sessi
 		conn: conn, raw: raw, reader: bufio.NewReaderSize(conn, readBuffer), attachment: a, dialect: d,
 		budget: semaphore.NewWeighted(inFlightMax), buffers: b,
 	}
-	s.replies = replies{conn: conn}
+	s.replies = replies{conn: conn, sent: s.release}
 	s.life, s.end = context.WithCancelCause(context.Background())
 	return s
 }
@@ -170,12 +170,11 @@ func (s *session) prepare(j *job) error {
 	return err
 }
 
-// doAtOnce does what rarely takes any waiting. Its reply is sent together with others,
-// at the latest when no further request is there.
+// doAtOnce does what rarely takes any waiting. Its reply is sent together with
+// others, at the latest when no further request is there.
 func (s *session) doAtOnce(j *job) bool {
 	if j.problem != 0 {
-		s.replies.add(s.dialect.done(nil, j.cookie, j.problem), nil)
-		s.budget.Release(j.cost)
+		s.finish(j, nil, j.problem)
 		return true
 	}
 	if j.length == 0 || j.length > inlineMax {
@@ -194,10 +193,7 @@ func (s *session) doAtOnce(j *job) bool {
 
 func (s *session) replyData(j *job) {
 	begin := s.dialect.readHeader(j.buffer, j.request)
-	s.replies.add(j.buffer[begin:], func() {
-		s.buffers.give(j.buffer)
-		s.budget.Release(j.cost)
-	})
+	s.replies.add(j.buffer[begin:], j)
 }
 
 // do does a job and sends its reply.
@@ -230,17 +226,28 @@ func (s *session) perform(j *job) {
 
 // finish queues the reply to a job whose data are not wanted any more.
 func (s *session) finish(j *job, reply []byte, err error) {
-	if j.buffer != nil {
-		s.buffers.give(j.buffer)
-	}
+	s.giveBuffer(j)
 	switch {
 	case err != nil:
 		reply = s.dialect.done(nil, j.cookie, errnoOf(err))
 	case reply == nil:
 		reply = s.dialect.done(nil, j.cookie, 0)
 	}
-	s.replies.add(reply, nil)
+	s.replies.add(reply, j)
+}
+
+// release gives back what a job takes, once its reply is sent: so replies that
+// a client does not take count as its requests.
+func (s *session) release(j *job) {
+	s.giveBuffer(j)
 	s.budget.Release(j.cost)
+}
+
+func (s *session) giveBuffer(j *job) {
+	if j.buffer != nil {
+		s.buffers.give(j.buffer)
+		j.buffer = nil
+	}
 }
 
 // maxExtents is how many extents one reply has at most; the client asks on.
