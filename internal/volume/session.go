@@ -72,6 +72,7 @@ func (s *session) run() error {
 		_ = s.raw.Close() // whoever still reads or writes notices
 	}
 	s.workers.Wait()
+	_ = s.replies.flush() // what was asked before DISC is answered
 	_ = s.conn.Close()
 	return cause
 }

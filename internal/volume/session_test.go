@@ -9,6 +9,18 @@ import (
 	"testing/synctest"
 )
 
+// What a client has asked before it disconnects is answered.
+func TestAnswersBeforeTheEnd(t *testing.T) {
+	bothDialects(t, func(t *testing.T, c *testClient) {
+		asked := append(requestBytes(request{command: cmdWrite, cookie: 7, length: 512}), make([]byte, 512)...)
+		c.send(append(asked, requestBytes(request{command: cmdDisconnect})...))
+		if a, err := c.answer(0); err != nil || a.cookie != 7 || a.errno != 0 {
+			t.Errorf("%+v, %v", a, err)
+		}
+		c.wantClosed()
+	})
+}
+
 // From a client that asks and asks, and takes no answer, nothing more is read
 // after a while: what waits for it is bounded.
 func TestClientThatTakesNoAnswers(t *testing.T) {
