@@ -259,18 +259,22 @@ func (s *Store) Grant(name fleet.VolumeName, next Standby) (Lease, error) {
 // Activate makes the standby leases of an epoch of all named volumes active, at
 // the same time: see Lease.Activate. When it returns without an error, no write
 // of an older epoch is running or will ever be done, their connections are
-// closed, and all that is durable. After an error some may be active; it can be
-// repeated.
+// closed, and all that is durable. After an error some may be active, unless it is
+// that there is no such volume; it can be repeated.
 func (s *Store) Activate(names []fleet.VolumeName, epoch fleet.Epoch, host fleet.HostName, key []byte) error {
 	if len(names) == 0 {
 		return &fleet.Error{Code: fleet.Invalid, Op: "activate leases", Cause: "no volume is named"}
 	}
-	var group errgroup.Group
+	var volumes []*volume
 	for _, name := range names {
 		v, err := s.find(name)
 		if err != nil {
 			return err
 		}
+		volumes = append(volumes, v)
+	}
+	var group errgroup.Group
+	for _, v := range volumes {
 		group.Go(func() error {
 			_, err := v.change(func(l Lease) (Lease, error) { return l.Activate(epoch, host, key) })
 			return err

@@ -139,6 +139,21 @@ func TestOpenAgain(t *testing.T) {
 	}
 }
 
+// Where one of the named volumes is missing, no lease changes.
+func TestActivateWithoutAVolume(t *testing.T) {
+	store := openStore(t)
+	want, err := store.Grant("v", standbyOf(1, "h1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := store.Activate([]fleet.VolumeName{"v", "w"}, 1, "h1", key(1, "h1")); fleet.CodeOf(err) != fleet.NotFound {
+		t.Error(err)
+	}
+	if got := store.List(); !got[0].Lease.equal(want) {
+		t.Errorf("%+v", got[0].Lease)
+	}
+}
+
 func TestLocks(t *testing.T) {
 	store := openStore(t)
 	_, err := Open(store.dir)
