@@ -31,9 +31,8 @@ func (p Peer) String() string {
 	return "an operator"
 }
 
-// KeyHash is what the volume server knows of the secret that activates a
-// lease: its SHA-256, in
-// lower-case hexadecimal.
+// KeyHash is what the volume server knows of the secret that activates a lease:
+// its SHA-256, in lower-case hexadecimal.
 type KeyHash string
 
 // HashKey gives the hash of a secret. The secret is random and long, so that a

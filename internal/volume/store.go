@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"godwit.dev/godwit/internal/durable"
 	"godwit.dev/godwit/internal/fleet"
 )
 
@@ -34,6 +35,7 @@ type Store struct {
 
 	// making orders what makes, grows and removes volumes; mu guards the maps.
 	making  sync.Mutex
+	closed  bool // by making
 	mu      sync.Mutex
 	volumes map[fleet.VolumeName]*volume
 	broken  map[fleet.VolumeName]error
@@ -45,7 +47,7 @@ type Store struct {
 // List says why.
 func Open(dir string) (_ *Store, err error) {
 	s := &Store{dir: dir, volumes: make(map[fleet.VolumeName]*volume), broken: make(map[fleet.VolumeName]error)}
-	if err := os.MkdirAll(filepath.Join(dir, volumesDir), 0o700); err != nil {
+	if err := durable.MakeFolder(filepath.Join(dir, volumesDir), 0o700); err != nil {
 		return nil, err
 	}
 	if s.lock, err = lockFolder(dir); err != nil {
@@ -108,6 +110,7 @@ func (s *Store) openAll() error {
 func (s *Store) Close() error {
 	s.making.Lock()
 	defer s.making.Unlock()
+	s.closed = true
 	var errs []error
 	for _, v := range s.all() {
 		errs = append(errs, v.shut(true), v.data.flush(), v.leases.file.Close(), v.data.close())
@@ -148,6 +151,9 @@ func (s *Store) Create(name fleet.VolumeName, size fleet.Bytes, device string) (
 	defer s.making.Unlock()
 	refuse := func(code fleet.Code, cause string, err error) (Info, error) {
 		return Info{}, &fleet.Error{Code: code, Op: "create", Subject: "volume " + string(name), Cause: cause, Err: err}
+	}
+	if s.closed {
+		return refuse(fleet.Unavailable, "the volume server ends", nil)
 	}
 	if err := fleet.CheckName(string(name)); err != nil {
 		return refuse(fleet.Invalid, "", err)

@@ -154,6 +154,23 @@ func TestActivateWithoutAVolume(t *testing.T) {
 	}
 }
 
+// A store that is closed, and so not locked any more, changes nothing.
+func TestClosed(t *testing.T) {
+	store, err := Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := store.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := store.Create("v", volumeSize, ""); fleet.CodeOf(err) != fleet.Unavailable {
+		t.Error(err)
+	}
+	if entries, err := os.ReadDir(filepath.Join(store.dir, volumesDir)); err != nil || len(entries) > 0 {
+		t.Errorf("made: %v, %v", entries, err)
+	}
+}
+
 func TestLocks(t *testing.T) {
 	store := openStore(t)
 	_, err := Open(store.dir)
