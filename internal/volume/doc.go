@@ -33,8 +33,10 @@
 //
 // What was written is in the kernel's page cache, which all connections share;
 // FLUSH and FUA are fdatasync of the volume. So the death of this process loses
-// nothing, and the machine's only what was not flushed. After an fdatasync that
-// failed every later one fails, until the volume is opened anew.
+// nothing, and the machine's only what was not flushed. One fdatasync of a volume
+// runs at a time, and after one that failed every later one fails, until the
+// volume is opened anew. A lease that is read at the start is saved again before
+// it counts.
 //
 // # Files
 //
@@ -48,5 +50,7 @@
 //
 // # Locks
 //
-// Store.making before Store.mu before volume.gate before volume.users.
+// Store.making before Store.mu before volume.gate before volume.users. Nothing
+// is locked within backing.flushing, nor it within volume.gate: it waits for the
+// disk.
 package volume
