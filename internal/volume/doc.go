@@ -14,7 +14,7 @@
 //
 //	Grant     e+1 stands by for a host, with the hash of a key
 //	Activate  with the key: e ends, e+1 is active
-//	Release   an epoch's lease ends, of either kind
+//	Release   an epoch's lease ends, of either kind; or only that of one key
 //
 // A connection keeps its place when its lease becomes active: nothing has to
 // be opened in a migration's blackout. What it was refused before it may do

@@ -85,7 +85,7 @@ func TestRightsOfConnections(t *testing.T) {
 	if last := dial(t, socket1).last(optGo, infoData("v@1")); last != repErrPolicy {
 		t.Errorf("the older epoch: %#x", last)
 	}
-	if _, err := store.Release("v", 2); err != nil {
+	if _, err := store.Release("v", 2, ""); err != nil {
 		t.Fatal(err)
 	}
 	target.wantClosed()
@@ -111,7 +111,7 @@ func TestListNamesWhatCanBeHad(t *testing.T) {
 		{func() {}, "[v] []"},
 		{func() { hand(t, store, 1, "h1") }, "[] [v@1]"},
 		{func() { _, _ = store.Grant("v", standbyOf(2, "h1")) }, "[] [v@1 v@2]"},
-		{func() { _, _ = store.Release("v", 1) }, "[v] [v@2]"},
+		{func() { _, _ = store.Release("v", 1, "") }, "[v] [v@2]"},
 	} {
 		step.do()
 		if got := fmt.Sprint(listed(local), listed(socket)); got != step.want {
@@ -144,7 +144,7 @@ func TestOlderEpochsNeverWrite(t *testing.T) {
 		<-flood.flowing
 		wantEpochs(t, v, epoch)
 	}
-	if _, err := store.Release("v", 5); err != nil {
+	if _, err := store.Release("v", 5, ""); err != nil {
 		t.Fatal(err)
 	}
 }

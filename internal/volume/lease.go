@@ -102,6 +102,7 @@ func (l Lease) rightOf(peer Peer, epoch fleet.Epoch) right {
 // Grant gives a host the standby lease of an epoch that has not begun. A grant
 // of the same epoch to another host, or with another key, takes the place of
 // the earlier one: the target of a migration that was aborted has no use for it.
+// A repetition gives the same Lease, also when it has become the active one.
 func (l Lease) Grant(next Standby) (Lease, error) {
 	refuse := func(code fleet.Code, cause string) (Lease, error) {
 		return l, &fleet.Error{Code: code, Op: "grant standby lease", Cause: cause}
@@ -113,6 +114,8 @@ func (l Lease) Grant(next Standby) (Lease, error) {
 		return refuse(fleet.Invalid, fmt.Sprintf("%q names no host", next.Host))
 	case !next.Key.valid():
 		return refuse(fleet.Invalid, "the key's hash is not a SHA-256 in lower-case hexadecimal")
+	case next == (Standby{Epoch: l.Epoch, Host: l.Holder, Key: l.Key}):
+		return l, nil
 	case next.Epoch <= l.Epoch:
 		return refuse(fleet.Conflict, fmt.Sprintf("epoch %d is over or has begun: the volume is at epoch %d", next.Epoch, l.Epoch))
 	}
@@ -151,13 +154,25 @@ func (l Lease) Activate(epoch fleet.Epoch, host fleet.HostName, key []byte) (Lea
 }
 
 // Release ends the lease of an epoch, standby or active. Of an epoch that has
-// none it changes nothing, so that it can be repeated.
-func (l Lease) Release(epoch fleet.Epoch) Lease {
+// none, or one of another grant than only names if that is not "", it changes
+// nothing, so that it can be repeated, and come late.
+func (l Lease) Release(epoch fleet.Epoch, only KeyHash) Lease {
+	if only != "" && !l.has(Standby{Epoch: epoch, Key: only}) {
+		return l
+	}
 	if epoch == l.Epoch {
 		l.Holder, l.Key = "", ""
 	}
 	l.Standbys = l.without(epoch)
 	return l
+}
+
+// has tells whether an epoch's lease, of either kind, was granted with that key.
+func (l Lease) has(one Standby) bool {
+	if one.Epoch == l.Epoch {
+		return l.Key == one.Key
+	}
+	return slices.ContainsFunc(l.Standbys, func(s Standby) bool { return s.Epoch == one.Epoch && s.Key == one.Key })
 }
 
 func (l Lease) without(epoch fleet.Epoch) []Standby {

@@ -46,7 +46,10 @@ func TestLeaseChanges(t *testing.T) {
 		change func(Lease) (Lease, error)
 		want   fleet.Code
 	}{
-		"grant of the present epoch":  {at5, grant(standbyOf(5, "h1")), fleet.Conflict},
+		"grant that is repeated late": {at5, grant(standbyOf(5, "h1")), ""},
+		"grant of the present epoch":  {at5, grant(standbyOf(5, "h2")), fleet.Conflict},
+		"the same with another key":   {at5, grant(Standby{Epoch: 5, Host: "h1", Key: HashKey(key(5, "h2"))}), fleet.Conflict},
+		"grant of a released epoch":   {at5.Release(5, ""), grant(standbyOf(5, "h1")), fleet.Conflict},
 		"grant of an older epoch":     {at5, grant(standbyOf(4, "h1")), fleet.Conflict},
 		"grant of epoch 0":            {Lease{}, grant(standbyOf(0, "h1")), fleet.Invalid},
 		"grant to no host":            {at5, grant(standbyOf(6, "")), fleet.Invalid},
@@ -61,7 +64,7 @@ func TestLeaseChanges(t *testing.T) {
 		"without standby":             {at5, activate(6, "h2", key(6, "h2")), fleet.Conflict},
 		"of another's present epoch":  {at5, activate(5, "h2", key(5, "h2")), fleet.Conflict},
 		"of an older epoch":           {at5, activate(4, "h1", key(4, "h1")), fleet.Conflict},
-		"of a released epoch":         {at5.Release(5), activate(5, "h1", key(5, "h1")), fleet.Conflict},
+		"of a released epoch":         {at5.Release(5, ""), activate(5, "h1", key(5, "h1")), fleet.Conflict},
 	} {
 		got, err := test.change(test.from)
 		if code := fleet.CodeOf(err); code != test.want {
@@ -96,6 +99,27 @@ func TestGrantReplaces(t *testing.T) {
 	}
 	if _, err := lease.Activate(6, "h2", key(6, "h2")); fleet.CodeOf(err) != fleet.Denied {
 		t.Errorf("the first one is still good: %v", err)
+	}
+}
+
+// A release that names the grant it means ends no other, however late it comes.
+func TestReleaseOfOneGrant(t *testing.T) {
+	first, second := standbyOf(6, "h2"), standbyOf(6, "h3")
+	lease, err := held(t, 5, "h1").Grant(second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	active, err := lease.Activate(6, "h3", key(6, "h3"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range []Lease{lease, active} {
+		if got := l.Release(6, first.Key); !got.equal(l) {
+			t.Errorf("the release of an earlier grant left %+v of %+v", got, l)
+		}
+		if got := l.Release(6, second.Key); got.rightOf(Peer{Host: "h3"}, 6) != none {
+			t.Errorf("its own left %+v of %+v", got, l)
+		}
 	}
 }
 
@@ -136,7 +160,7 @@ func TestLeaseProperties(t *testing.T) {
 			case 1:
 				lease, _ = lease.Activate(epoch, host, key(epoch, rapid.SampledFrom(hosts).Draw(t, "key")))
 			case 2:
-				lease = lease.Release(epoch)
+				lease = lease.Release(epoch, "")
 			}
 			if before.Holder != "" && (lease.Holder != before.Holder || lease.Epoch != before.Epoch) {
 				over[before.Epoch] = true

@@ -266,11 +266,8 @@ func (s *Store) Grant(name fleet.VolumeName, next Standby) (Lease, error) {
 // the same time: see Lease.Activate. When it returns without an error, no write
 // of an older epoch is running or will ever be done, their connections are
 // closed, and all that is durable. After an error some may be active, unless it is
-// that there is no such volume; it can be repeated.
+// that there is no such volume; it can be repeated. With no volume it does nothing.
 func (s *Store) Activate(names []fleet.VolumeName, epoch fleet.Epoch, host fleet.HostName, key []byte) error {
-	if len(names) == 0 {
-		return &fleet.Error{Code: fleet.Invalid, Op: "activate leases", Cause: "no volume is named"}
-	}
 	var volumes []*volume
 	for _, name := range names {
 		v, err := s.find(name)
@@ -290,10 +287,10 @@ func (s *Store) Activate(names []fleet.VolumeName, epoch fleet.Epoch, host fleet
 }
 
 // Release ends the lease of an epoch: see Lease.Release.
-func (s *Store) Release(name fleet.VolumeName, epoch fleet.Epoch) (Lease, error) {
+func (s *Store) Release(name fleet.VolumeName, epoch fleet.Epoch, only KeyHash) (Lease, error) {
 	v, err := s.find(name)
 	if err != nil {
 		return Lease{}, err
 	}
-	return v.change(func(l Lease) (Lease, error) { return l.Release(epoch), nil })
+	return v.change(func(l Lease) (Lease, error) { return l.Release(epoch, only), nil })
 }

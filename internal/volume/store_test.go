@@ -60,7 +60,7 @@ func TestRefusedChanges(t *testing.T) {
 		"no device":       {create("w", 0, "/dev/is-not-there"), fleet.Invalid},
 		"device and size": {create("w", 1, "/dev/null"), fleet.Invalid},
 		"a file":          {create("w", 0, filepath.Join(store.dir, lockName)), fleet.Invalid},
-		"no volumes":      {store.Activate(nil, 1, "h1", key(1, "h1")), fleet.Invalid},
+		"no volumes":      {store.Activate(nil, 1, "h1", key(1, "h1")), ""},
 		"char device":     {create("w", 0, "/dev/null"), fleet.Invalid},
 		"relative device": {create("w", 0, "dev/sda"), fleet.Invalid},
 		"grow nothing":    {grow("w", 1), fleet.NotFound},
@@ -96,7 +96,7 @@ func TestDeleteWhileUsed(t *testing.T) {
 	if err := store.Delete("v"); fleet.CodeOf(err) != fleet.Conflict {
 		t.Errorf("active: %v", err)
 	}
-	if _, err := store.Release("v", 1); err != nil {
+	if _, err := store.Release("v", 1, ""); err != nil {
 		t.Fatal(err)
 	}
 	if err := store.Delete("v"); err != nil {

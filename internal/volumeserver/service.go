@@ -119,7 +119,7 @@ func (s service) Release(ctx context.Context, request *godwitv1.ReleaseLeaseRequ
 	if err := rule(ctx); err != nil {
 		return nil, err
 	}
-	_, err := s.store.Release(fleet.VolumeName(request.GetVolume()), fleet.Epoch(request.GetEpoch()))
+	_, err := s.store.Release(fleet.VolumeName(request.GetVolume()), fleet.Epoch(request.GetEpoch()), volume.KeyHash(request.GetKeyHash()))
 	return &godwitv1.ReleaseLeaseResponse{}, err
 }
 

@@ -760,9 +760,12 @@ func (*ActivateLeasesResponse) Descriptor() ([]byte, []int) {
 }
 
 type ReleaseLeaseRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
-	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Volume string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Epoch  uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// If not empty, only the lease that was granted with it is ended: an epoch
+	// that never began may have been granted anew.
+	KeyHash       string `protobuf:"bytes,3,opt,name=key_hash,json=keyHash,proto3" json:"key_hash,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -809,6 +812,13 @@ func (x *ReleaseLeaseRequest) GetEpoch() uint64 {
 		return x.Epoch
 	}
 	return 0
+}
+
+func (x *ReleaseLeaseRequest) GetKeyHash() string {
+	if x != nil {
+		return x.KeyHash
+	}
+	return ""
 }
 
 type ReleaseLeaseResponse struct {
@@ -896,10 +906,11 @@ const file_godwit_v1_volume_proto_rawDesc = "" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x12\n" +
 	"\x04host\x18\x03 \x01(\tR\x04host\x12\x10\n" +
 	"\x03key\x18\x04 \x01(\fR\x03key\"\x18\n" +
-	"\x16ActivateLeasesResponse\"C\n" +
+	"\x16ActivateLeasesResponse\"^\n" +
 	"\x13ReleaseLeaseRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x14\n" +
-	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\"\x16\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x19\n" +
+	"\bkey_hash\x18\x03 \x01(\tR\akeyHash\"\x16\n" +
 	"\x14ReleaseLeaseResponse2\x94\x04\n" +
 	"\rVolumeService\x12I\n" +
 	"\x06Create\x12\x1e.godwit.v1.CreateVolumeRequest\x1a\x1f.godwit.v1.CreateVolumeResponse\x12C\n" +

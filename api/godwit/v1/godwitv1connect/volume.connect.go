@@ -60,11 +60,13 @@ type VolumeServiceClient interface {
 	List(context.Context, *v1.ListVolumesRequest) (*v1.ListVolumesResponse, error)
 	// Grant gives a host the standby lease of an epoch: its QEMU may connect to
 	// the export VOLUME@EPOCH and read. A grant of the same epoch to another host
-	// replaces the earlier one.
+	// replaces the earlier one. It can be repeated, also when the lease has become
+	// active.
 	Grant(context.Context, *v1.GrantLeaseRequest) (*v1.GrantLeaseResponse, error)
 	// Activate makes the standby leases of an epoch active, of all volumes named,
 	// with the key of their grants. When it is answered, no write of an older
-	// epoch is running or will ever be done. It can be repeated.
+	// epoch is running or will ever be done. It can be repeated. With no volume
+	// named it changes nothing: so a host has its connection ready.
 	Activate(context.Context, *v1.ActivateLeasesRequest) (*v1.ActivateLeasesResponse, error)
 	// Release ends the lease of an epoch and cuts its connections. It can be
 	// repeated.
@@ -212,11 +214,13 @@ type VolumeServiceHandler interface {
 	List(context.Context, *v1.ListVolumesRequest) (*v1.ListVolumesResponse, error)
 	// Grant gives a host the standby lease of an epoch: its QEMU may connect to
 	// the export VOLUME@EPOCH and read. A grant of the same epoch to another host
-	// replaces the earlier one.
+	// replaces the earlier one. It can be repeated, also when the lease has become
+	// active.
 	Grant(context.Context, *v1.GrantLeaseRequest) (*v1.GrantLeaseResponse, error)
 	// Activate makes the standby leases of an epoch active, of all volumes named,
 	// with the key of their grants. When it is answered, no write of an older
-	// epoch is running or will ever be done. It can be repeated.
+	// epoch is running or will ever be done. It can be repeated. With no volume
+	// named it changes nothing: so a host has its connection ready.
 	Activate(context.Context, *v1.ActivateLeasesRequest) (*v1.ActivateLeasesResponse, error)
 	// Release ends the lease of an epoch and cuts its connections. It can be
 	// repeated.
