@@ -42,6 +42,8 @@ type Client struct {
 	Enroll    godwitv1connect.EnrollServiceClient
 	Agent     godwitv1connect.AgentServiceClient
 	Server    godwitv1connect.ServerServiceClient
+	// VolumeServers is what the fleet's server knows of them; see VolumeServer.
+	VolumeServers godwitv1connect.VolumeServerServiceClient
 
 	doer *http.Client
 }
@@ -63,6 +65,8 @@ func Dial(config Config) (*Client, error) {
 		Agent:     godwitv1connect.NewAgentServiceClient(doer, base, options),
 		Server:    godwitv1connect.NewServerServiceClient(doer, base, options),
 		doer:      doer,
+
+		VolumeServers: godwitv1connect.NewVolumeServerServiceClient(doer, base, options),
 	}, nil
 }
 

@@ -246,3 +246,14 @@ func (m fakeMigrations) Watch(ctx context.Context, request *godwitv1.WatchMigrat
 	}
 	return ctx.Err()
 }
+
+type fakeVolumeServers struct {
+	godwitv1connect.UnimplementedVolumeServerServiceHandler
+}
+
+func (fakeVolumeServers) List(context.Context, *godwitv1.ListVolumeServersRequest) (*godwitv1.ListVolumeServersResponse, error) {
+	return &godwitv1.ListVolumeServersResponse{Servers: []*godwitv1.VolumeServer{
+		{Name: "v1", Address: "192.0.2.31", NbdPort: 10809, ControlPort: 7445, SoftwareVersion: "v0.1.0"},
+		{Name: "v2", Address: "2001:db8::32", NbdPort: 10810, ControlPort: 7446},
+	}}, nil
+}

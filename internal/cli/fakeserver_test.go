@@ -71,6 +71,7 @@ func startFake(asked string) (address string, stop func(), err error) {
 	mux.Handle(godwitv1connect.NewHostServiceHandler(fakeHosts{fakeServer: fake}, coded))
 	mux.Handle(godwitv1connect.NewNetworkServiceHandler(fakeNetworks{fakeServer: fake}, coded))
 	mux.Handle(godwitv1connect.NewMigrationServiceHandler(fakeMigrations{fakeServer: fake}, coded))
+	mux.Handle(godwitv1connect.NewVolumeServerServiceHandler(fakeVolumeServers{}, coded))
 	server := &http.Server{Handler: mux, Protocols: new(http.Protocols)}
 	server.Protocols.SetUnencryptedHTTP2(true)
 	done := make(chan error, 1)

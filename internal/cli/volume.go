@@ -30,7 +30,7 @@ type volumeCall func(ctx context.Context, c *client.VolumeServer, name string) e
 func newVolumeCommand(app *App) *cobra.Command {
 	cmd := group("volume", "Serve network volumes and manage them", volumeHelp,
 		"  godwit volume create web1 --size 20GiB",
-		newVolumeServe(app), newVolumeToken(app), newVolumeCreate(app), newVolumeGrow(app), newVolumeDelete(app), newVolumeList(app))
+		newVolumeServe(app), newVolumeToken(app), newVolumeCreate(app), newVolumeGrow(app), newVolumeDelete(app), newVolumeList(app), newVolumeServers(app))
 	return cmd
 }
 

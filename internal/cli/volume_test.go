@@ -148,11 +148,16 @@ func TestVolumeServerJoinsAFleet(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	data, socket := filepath.Join(dir, "server"), "unix://"+filepath.Join(dir, "s")
-	address := "https://" + during(t, "server", "--data="+data, "--socket="+filepath.Join(dir, "s"), "--listen=127.0.0.1:0").find(t, `msg=serving listen=(\S+)`)
+	server := during(t, "server", "--data="+data, "--socket="+filepath.Join(dir, "s"), "--listen=127.0.0.1:0")
+	address := "https://" + server.find(t, `msg=serving listen=(\S+)`)
 	token := succeed(t, "--server="+socket, "volume", "token", "v1")
 	serve := []string{"--server=" + address, "volume", "serve", "--name=v1", "--dir=" + filepath.Join(dir, "volumes"),
 		"--run=" + filepath.Join(dir, "run"), "--listen=127.0.0.1:0", "--control=127.0.0.1:0", "--token=" + token}
 	nbd := during(t, serve...).find(t, `msg="serving volumes" .*nbd=(\S+)`)
+	server.find(t, `msg="volume server" name=v1 nbd=(\S+)`)
+	if list := succeed(t, "--server="+socket, "volume", "server", "list"); !strings.Contains(list, nbd) {
+		t.Errorf("the fleet's server knows:\n%s\nwithout %s", list, nbd)
+	}
 	succeed(t, "volume", "create", "web1", "--size=1MiB", "--volume-server=unix://"+filepath.Join(dir, "run", "volume.sock"))
 
 	if _, err := exec.LookPath("qemu-img"); err != nil {

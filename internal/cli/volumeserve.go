@@ -1,13 +1,18 @@
 package cli
 
 import (
+	"cmp"
 	"context"
+	"net"
+	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"godwit.dev/godwit/api/client"
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/pki"
 	"godwit.dev/godwit/internal/volume"
@@ -23,7 +28,10 @@ a VM has moved, what the older instance may still send is refused, whatever
 became of it. Administrators use volumes that no host holds.
 
 The first start needs a token, which "godwit volume token NAME" makes. With it
-the volume server gets a certificate, which it renews by itself from then on.`
+the volume server gets a certificate, which it renews by itself from then on.
+
+It tells the fleet's server the address at which hosts reach it, and at which
+ports; "godwit volume server list" shows what the fleet knows.`
 
 // volumeServeFlags are the flags of godwit volume serve.
 type volumeServeFlags struct {
@@ -33,6 +41,7 @@ type volumeServeFlags struct {
 	listen      string
 	control     string
 	run         string
+	address     string
 	connections int
 	level       string
 }
@@ -56,6 +65,7 @@ func newVolumeServe(app *App) *cobra.Command {
 	f.StringVar(&flags.listen, "listen", volumeserver.DefaultListen, "`address` for NBD")
 	f.StringVar(&flags.control, "control", volumeserver.DefaultControl, "`address` for the fleet's server and agents")
 	f.StringVar(&flags.run, "run", volumeserver.DefaultRun, "`folder` of the sockets for this machine")
+	f.StringVar(&flags.address, "address", "", "IP `address` at which hosts reach it (default: that from which it reaches the fleet's server)")
 	intFlag(cmd, &flags.connections, "max-connections", 1, 1<<16, "how many NBD clients there may be at once")
 	addLogLevel(cmd, &flags.level)
 	return cmd
@@ -95,7 +105,46 @@ func (a *App) volumeServerConfig(ctx context.Context, flags volumeServeFlags) (c
 	if err := os.MkdirAll(flags.dir, 0o700); err != nil {
 		return config, badFolder("dir", flags.dir, err)
 	}
+	config.Version, _ = build()
+	if config.Address, err = a.volumeAddress(ctx, flags); err != nil {
+		return config, err
+	}
 	member := pki.Identity{Kind: pki.Volume, Name: flags.name}
 	config.Keeper, err = a.memberIdentity(ctx, member, filepath.Join(flags.dir, "certificate"), flags.token, config.Log)
+	if err != nil {
+		return config, err
+	}
+	c, err := client.Dial(client.Config{Server: a.server.Server, TLS: config.Keeper.ClientConfig(pki.Expect{Kind: pki.Server})})
+	if err == nil {
+		config.Fleet = c.VolumeServers
+	}
 	return config, err
+}
+
+// volumeAddress gives where hosts reach a volume server: what a flag says, or from
+// where this machine reaches the fleet's server.
+func (a *App) volumeAddress(ctx context.Context, flags volumeServeFlags) (netip.Addr, error) {
+	if flags.address != "" {
+		return hostAddress(flags.address)
+	}
+	if listen, err := netip.ParseAddrPort(flags.listen); err == nil && !listen.Addr().IsUnspecified() {
+		return listen.Addr(), nil
+	}
+	for _, server := range client.Servers(a.server.Server) {
+		to, err := url.Parse(server)
+		if err != nil {
+			continue // whoever calls it says what is wrong
+		}
+		// UDP: nothing is sent, only the way is looked up.
+		conn, err := new(net.Dialer).DialContext(ctx, "udp", net.JoinHostPort(to.Hostname(), cmp.Or(to.Port(), client.DefaultPort)))
+		if err != nil {
+			continue
+		}
+		own := conn.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap()
+		return own, conn.Close()
+	}
+	return netip.Addr{}, &fleet.Error{
+		Code: fleet.Invalid, Op: "find own address", Cause: "there is no way from here to the fleet's server now",
+		Hint: "give the IP address at which hosts reach this volume server, such as --address 10.0.0.31",
+	}
 }

@@ -75,17 +75,25 @@ type Boot struct {
 // DiskKind says where a disk's data are and what guards them.
 type DiskKind string
 
-// DiskFile is an image on a path that all its hosts share; QEMU's image lock
-// and the owner's epoch guard it.
-const DiskFile DiskKind = "file"
+// The kinds of disks.
+const (
+	// DiskFile is an image on a path that all its hosts share; QEMU's image lock
+	// and the owner's epoch guard it.
+	DiskFile DiskKind = "file"
+	// DiskVolume is a volume of a volume server, which the lease of the owner's
+	// epoch guards.
+	DiskVolume DiskKind = "volume"
+)
 
 // Disk is one virtual disk.
 type Disk struct {
-	Name     string   `json:"name"`
-	Kind     DiskKind `json:"kind"`
-	Path     string   `json:"path"`
-	Format   string   `json:"format"` // "raw" or "qcow2"
-	ReadOnly bool     `json:"readOnly,omitempty"`
+	Name     string           `json:"name"`
+	Kind     DiskKind         `json:"kind"`
+	Path     string           `json:"path,omitempty"` // of a DiskFile
+	Format   string           `json:"format"`         // "raw" or "qcow2"; a DiskVolume is "raw"
+	ReadOnly bool             `json:"readOnly,omitempty"`
+	Server   VolumeServerName `json:"server,omitempty"` // of a DiskVolume
+	Volume   VolumeName       `json:"volume,omitempty"` // on Server
 }
 
 // Port is one network interface. Its MAC and addresses stay the same for the

@@ -76,6 +76,14 @@ var calls = []struct {
 		_, err = stream.Receive()
 		return err
 	}},
+	{"volume servers", func(ctx context.Context, c *http.Client, url string, o connect.ClientOption) error {
+		_, err := godwitv1connect.NewVolumeServerServiceClient(c, url, o).List(ctx, &godwitv1.ListVolumeServersRequest{})
+		return err
+	}},
+	{"announce", func(ctx context.Context, c *http.Client, url string, o connect.ClientOption) error {
+		_, err := godwitv1connect.NewVolumeServerServiceClient(c, url, o).Announce(ctx, &godwitv1.AnnounceVolumeServerRequest{})
+		return err
+	}},
 	{"enrol", func(ctx context.Context, c *http.Client, url string, o connect.ClientOption) error {
 		_, err := godwitv1connect.NewEnrollServiceClient(c, url, o).Enroll(ctx, &godwitv1.EnrollRequest{})
 		return err
@@ -91,7 +99,7 @@ func TestWhoMayCallWhat(t *testing.T) {
 	member := func(kind pki.Kind, name string) *http.Client {
 		return f.client(f.clientConfig(f.keeper(pki.Identity{Kind: kind, Name: name}, 0)))
 	}
-	api := "vm, vm watch, host, token, network, migration"
+	api := "vm, vm watch, host, token, network, migration, volume servers"
 	callers := []struct {
 		who     string
 		client  *http.Client
@@ -102,7 +110,7 @@ func TestWhoMayCallWhat(t *testing.T) {
 		{"host", member(pki.Host, "h1"), f.url(), "commit, session, enrol, renew"},
 		{"user", member(pki.User, "alice"), f.url(), "enrol, renew"},
 		{"server", member(pki.Server, "other"), f.url(), "enrol, renew"},
-		{"volume server", member(pki.Volume, "v1"), f.url(), "enrol, renew"},
+		{"volume server", member(pki.Volume, "v1"), f.url(), "announce, enrol, renew"},
 		{"nobody", f.client(nil), f.url(), "enrol"},
 		{"socket", f.socketClient(), "http://godwit", api + ", enrol"},
 	}

@@ -38,21 +38,22 @@ const (
 // what is decided by one transaction, first of all the commit of a migration
 // and its abort. Sessions find the leader in their own way.
 var answeredHere = map[string]bool{
-	godwitv1connect.VMServiceGetProcedure:           true,
-	godwitv1connect.VMServiceListProcedure:          true,
-	godwitv1connect.VMServiceWatchProcedure:         true,
-	godwitv1connect.VMServiceConsoleProcedure:       true,
-	godwitv1connect.VMServiceTypeProcedure:          true,
-	godwitv1connect.NetworkServiceGetProcedure:      true,
-	godwitv1connect.NetworkServiceListProcedure:     true,
-	godwitv1connect.MigrationServiceListProcedure:   true,
-	godwitv1connect.MigrationServiceCancelProcedure: true,
-	godwitv1connect.ServerServiceStatusProcedure:    true,
-	godwitv1connect.ServerServiceBackupProcedure:    true,
-	godwitv1connect.AgentServiceSessionProcedure:    true,
-	godwitv1connect.AgentServiceCommitProcedure:     true,
-	godwitv1connect.EnrollServiceEnrollProcedure:    true,
-	godwitv1connect.EnrollServiceRenewProcedure:     true,
+	godwitv1connect.VMServiceGetProcedure:            true,
+	godwitv1connect.VMServiceListProcedure:           true,
+	godwitv1connect.VMServiceWatchProcedure:          true,
+	godwitv1connect.VMServiceConsoleProcedure:        true,
+	godwitv1connect.VMServiceTypeProcedure:           true,
+	godwitv1connect.NetworkServiceGetProcedure:       true,
+	godwitv1connect.NetworkServiceListProcedure:      true,
+	godwitv1connect.MigrationServiceListProcedure:    true,
+	godwitv1connect.MigrationServiceCancelProcedure:  true,
+	godwitv1connect.ServerServiceStatusProcedure:     true,
+	godwitv1connect.ServerServiceBackupProcedure:     true,
+	godwitv1connect.AgentServiceSessionProcedure:     true,
+	godwitv1connect.AgentServiceCommitProcedure:      true,
+	godwitv1connect.EnrollServiceEnrollProcedure:     true,
+	godwitv1connect.EnrollServiceRenewProcedure:      true,
+	godwitv1connect.VolumeServerServiceListProcedure: true,
 }
 
 // readAtLeader is what changes nothing, but that only the leader knows: which

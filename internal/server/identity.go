@@ -138,6 +138,8 @@ func authorize(ctx context.Context, procedure string) error {
 		allowed = who.identity.Kind == pki.Admin
 	case godwitv1connect.AgentServiceName:
 		allowed = who.identity.Kind == pki.Host
+	case godwitv1connect.VolumeServerServiceName:
+		allowed = mayAskOfVolumeServers(who.identity, procedure == godwitv1connect.VolumeServerServiceAnnounceProcedure)
 	case godwitv1connect.EnrollServiceName:
 		allowed = !who.local // there must be a certificate to renew
 	}

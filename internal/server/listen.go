@@ -101,6 +101,7 @@ func (s *Server) routes() http.Handler {
 	mux.Handle(godwitv1connect.NewAgentServiceHandler(agentService{s}, append(options, connect.WithReadMaxBytes(maxHelloBytes))...))
 	mux.Handle(godwitv1connect.NewEnrollServiceHandler(enrollService{s}, options...))
 	mux.Handle(godwitv1connect.NewServerServiceHandler(serverService{s}, options...))
+	mux.Handle(godwitv1connect.NewVolumeServerServiceHandler(volumeServerService{s}, options...))
 	return mux
 }
 

@@ -25,6 +25,8 @@ type tables struct {
 	counters   store.Table[uint32]              // the newest of ids that are given in turn
 	authority  store.Table[authorityRecord]     // authorityKey is the only one
 	restores   store.Table[restoreRecord]       // restoreKey is the only one
+
+	volumeServers store.Table[fleet.VolumeServer] // by name
 }
 
 func newTables(s *store.Store) tables {
@@ -43,6 +45,8 @@ func newTables(s *store.Store) tables {
 		counters:   store.NewTable[uint32](s, "counters"),
 		authority:  store.NewTable[authorityRecord](s, "authority"),
 		restores:   store.NewTable[restoreRecord](s, "restores"),
+
+		volumeServers: store.NewTable[fleet.VolumeServer](s, "volumeservers"),
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -46,6 +47,11 @@ type Config struct {
 	Run            string      // folder of the sockets
 	MaxConnections int         // 0 for the default
 	Log            *slog.Logger
+
+	// Fleet is told that hosts reach this server at Address; nil tells nobody.
+	Fleet   godwitv1connect.VolumeServerServiceClient
+	Address netip.Addr
+	Version string
 }
 
 // Server is a volume server.
@@ -152,6 +158,7 @@ func (s *Server) Run(ctx context.Context) error {
 	group.Go(func() error { return s.nbd.ServeLocal(ctx, s.sockets.nbd) })
 	group.Go(func() error { return s.serveControl(ctx, s.secure.control, byCertificate) })
 	group.Go(func() error { return s.serveControl(ctx, s.sockets.control, bySocket) })
+	group.Go(func() error { s.announce(ctx); return nil })
 	err := group.Wait()
 	return errors.Join(err, s.store.Close())
 }

@@ -1143,7 +1143,9 @@ type CommitResponse struct {
 	// The epoch that the target now owns.
 	Epoch uint64 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	// The sequence of the RunTarget that this answer stands for.
-	Sequence      uint64 `protobuf:"varint,3,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	Sequence uint64 `protobuf:"varint,3,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	// As of that RunTarget.
+	VolumeKey     []byte `protobuf:"bytes,4,opt,name=volume_key,json=volumeKey,proto3" json:"volume_key,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1199,14 +1201,23 @@ func (x *CommitResponse) GetSequence() uint64 {
 	return 0
 }
 
+func (x *CommitResponse) GetVolumeKey() []byte {
+	if x != nil {
+		return x.VolumeKey
+	}
+	return nil
+}
+
 // Instance is everything a host needs to start one instance of a VM.
 type Instance struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
-	Uid           string                 `protobuf:"bytes,2,opt,name=uid,proto3" json:"uid,omitempty"`
-	Epoch         uint64                 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	Spec          *VMSpec                `protobuf:"bytes,4,opt,name=spec,proto3" json:"spec,omitempty"`
-	Networks      []*PortNetwork         `protobuf:"bytes,5,rep,name=networks,proto3" json:"networks,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Vm       string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	Uid      string                 `protobuf:"bytes,2,opt,name=uid,proto3" json:"uid,omitempty"`
+	Epoch    uint64                 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Spec     *VMSpec                `protobuf:"bytes,4,opt,name=spec,proto3" json:"spec,omitempty"`
+	Networks []*PortNetwork         `protobuf:"bytes,5,rep,name=networks,proto3" json:"networks,omitempty"`
+	// Those that the spec's disks are on.
+	VolumeServers []*VolumeServer `protobuf:"bytes,6,rep,name=volume_servers,json=volumeServers,proto3" json:"volume_servers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1272,6 +1283,13 @@ func (x *Instance) GetSpec() *VMSpec {
 func (x *Instance) GetNetworks() []*PortNetwork {
 	if x != nil {
 		return x.Networks
+	}
+	return nil
+}
+
+func (x *Instance) GetVolumeServers() []*VolumeServer {
+	if x != nil {
+		return x.VolumeServers
 	}
 	return nil
 }
@@ -1609,8 +1627,10 @@ func (*Command_FinishTarget) isCommand_Op() {}
 func (*Command_ForgetInstance) isCommand_Op() {}
 
 type StartInstance struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Instance      *Instance              `protobuf:"bytes,1,opt,name=instance,proto3" json:"instance,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Instance *Instance              `protobuf:"bytes,1,opt,name=instance,proto3" json:"instance,omitempty"`
+	// Activates the leases of the instance's epoch, on all volumes of its VM.
+	VolumeKey     []byte `protobuf:"bytes,2,opt,name=volume_key,json=volumeKey,proto3" json:"volume_key,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1648,6 +1668,13 @@ func (*StartInstance) Descriptor() ([]byte, []int) {
 func (x *StartInstance) GetInstance() *Instance {
 	if x != nil {
 		return x.Instance
+	}
+	return nil
+}
+
+func (x *StartInstance) GetVolumeKey() []byte {
+	if x != nil {
+		return x.VolumeKey
 	}
 	return nil
 }
@@ -1977,7 +2004,11 @@ type ResumeSource struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Vm    string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
 	// The epoch at which the instance goes on; 0: its own.
-	NewEpoch      uint64 `protobuf:"varint,2,opt,name=new_epoch,json=newEpoch,proto3" json:"new_epoch,omitempty"`
+	NewEpoch uint64 `protobuf:"varint,2,opt,name=new_epoch,json=newEpoch,proto3" json:"new_epoch,omitempty"`
+	// With a new epoch: what its leases are activated with, and where. An instance
+	// with volumes goes over to the exports of that epoch before it runs.
+	VolumeKey     []byte          `protobuf:"bytes,3,opt,name=volume_key,json=volumeKey,proto3" json:"volume_key,omitempty"`
+	VolumeServers []*VolumeServer `protobuf:"bytes,4,rep,name=volume_servers,json=volumeServers,proto3" json:"volume_servers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2024,6 +2055,20 @@ func (x *ResumeSource) GetNewEpoch() uint64 {
 		return x.NewEpoch
 	}
 	return 0
+}
+
+func (x *ResumeSource) GetVolumeKey() []byte {
+	if x != nil {
+		return x.VolumeKey
+	}
+	return nil
+}
+
+func (x *ResumeSource) GetVolumeServers() []*VolumeServer {
+	if x != nil {
+		return x.VolumeServers
+	}
+	return nil
 }
 
 type ReleaseTarget struct {
@@ -2098,8 +2143,10 @@ func (x *ReleaseTarget) GetSourcePeerPort() uint32 {
 }
 
 type RunTarget struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Vm    string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	// Activates the leases of the target's epoch: before the guest runs.
+	VolumeKey     []byte `protobuf:"bytes,2,opt,name=volume_key,json=volumeKey,proto3" json:"volume_key,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2139,6 +2186,13 @@ func (x *RunTarget) GetVm() string {
 		return x.Vm
 	}
 	return ""
+}
+
+func (x *RunTarget) GetVolumeKey() []byte {
+	if x != nil {
+		return x.VolumeKey
+	}
+	return nil
 }
 
 type RetireSource struct {
@@ -3948,17 +4002,20 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\rCommitRequest\x12\x1c\n" +
 	"\tmigration\x18\x01 \x01(\tR\tmigration\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x16\n" +
-	"\x06loaded\x18\x03 \x01(\bR\x06loaded\"i\n" +
+	"\x06loaded\x18\x03 \x01(\bR\x06loaded\"\x88\x01\n" +
 	"\x0eCommitResponse\x12%\n" +
 	"\x0esource_stopped\x18\x01 \x01(\bR\rsourceStopped\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1a\n" +
-	"\bsequence\x18\x03 \x01(\x04R\bsequence\"\x9d\x01\n" +
+	"\bsequence\x18\x03 \x01(\x04R\bsequence\x12\x1d\n" +
+	"\n" +
+	"volume_key\x18\x04 \x01(\fR\tvolumeKey\"\xdd\x01\n" +
 	"\bInstance\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12\x14\n" +
 	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12%\n" +
 	"\x04spec\x18\x04 \x01(\v2\x11.godwit.v1.VMSpecR\x04spec\x122\n" +
-	"\bnetworks\x18\x05 \x03(\v2\x16.godwit.v1.PortNetworkR\bnetworks\"]\n" +
+	"\bnetworks\x18\x05 \x03(\v2\x16.godwit.v1.PortNetworkR\bnetworks\x12>\n" +
+	"\x0evolume_servers\x18\x06 \x03(\v2\x17.godwit.v1.VolumeServerR\rvolumeServers\"]\n" +
 	"\vPortNetwork\x12\x12\n" +
 	"\x04port\x18\x01 \x01(\tR\x04port\x12\x10\n" +
 	"\x03vni\x18\x02 \x01(\rR\x03vni\x12\x10\n" +
@@ -3983,9 +4040,11 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\x0erelease_source\x18\f \x01(\v2\x18.godwit.v1.ReleaseSourceH\x00R\rreleaseSource\x12>\n" +
 	"\rfinish_target\x18\r \x01(\v2\x17.godwit.v1.FinishTargetH\x00R\ffinishTarget\x12D\n" +
 	"\x0fforget_instance\x18\x0e \x01(\v2\x19.godwit.v1.ForgetInstanceH\x00R\x0eforgetInstanceB\x04\n" +
-	"\x02op\"@\n" +
+	"\x02op\"_\n" +
 	"\rStartInstance\x12/\n" +
-	"\binstance\x18\x01 \x01(\v2\x13.godwit.v1.InstanceR\binstance\"9\n" +
+	"\binstance\x18\x01 \x01(\v2\x13.godwit.v1.InstanceR\binstance\x12\x1d\n" +
+	"\n" +
+	"volume_key\x18\x02 \x01(\fR\tvolumeKey\"9\n" +
 	"\fStopInstance\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x19\n" +
 	"\bgrace_ms\x18\x02 \x01(\x03R\agraceMs\"|\n" +
@@ -4012,17 +4071,22 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\vconnections\x18\b \x01(\rR\vconnections\x12(\n" +
 	"\x10target_peer_port\x18\t \x01(\rR\x0etargetPeerPort\x12\"\n" +
 	"\rswitch_max_ms\x18\n" +
-	" \x01(\x03R\vswitchMaxMs\";\n" +
+	" \x01(\x03R\vswitchMaxMs\"\x9a\x01\n" +
 	"\fResumeSource\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x1b\n" +
-	"\tnew_epoch\x18\x02 \x01(\x04R\bnewEpoch\"\x95\x01\n" +
+	"\tnew_epoch\x18\x02 \x01(\x04R\bnewEpoch\x12\x1d\n" +
+	"\n" +
+	"volume_key\x18\x03 \x01(\fR\tvolumeKey\x12>\n" +
+	"\x0evolume_servers\x18\x04 \x03(\v2\x17.godwit.v1.VolumeServerR\rvolumeServers\"\x95\x01\n" +
 	"\rReleaseTarget\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12%\n" +
 	"\x0esource_address\x18\x02 \x01(\tR\rsourceAddress\x12#\n" +
 	"\rreturn_frames\x18\x03 \x01(\bR\freturnFrames\x12(\n" +
-	"\x10source_peer_port\x18\x04 \x01(\rR\x0esourcePeerPort\"\x1b\n" +
+	"\x10source_peer_port\x18\x04 \x01(\rR\x0esourcePeerPort\":\n" +
 	"\tRunTarget\x12\x0e\n" +
-	"\x02vm\x18\x01 \x01(\tR\x02vm\"\x1e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x1d\n" +
+	"\n" +
+	"volume_key\x18\x02 \x01(\fR\tvolumeKey\"\x1e\n" +
 	"\fRetireSource\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\"\x1f\n" +
 	"\rReleaseSource\x12\x0e\n" +
@@ -4223,8 +4287,9 @@ var file_godwit_v1_agent_proto_goTypes = []any{
 	(*AddressesApplied)(nil),      // 52: godwit.v1.AddressesApplied
 	(*Host)(nil),                  // 53: godwit.v1.Host
 	(*VMSpec)(nil),                // 54: godwit.v1.VMSpec
-	(*timestamppb.Timestamp)(nil), // 55: google.protobuf.Timestamp
-	(*Endpoint)(nil),              // 56: godwit.v1.Endpoint
+	(*VolumeServer)(nil),          // 55: godwit.v1.VolumeServer
+	(*timestamppb.Timestamp)(nil), // 56: google.protobuf.Timestamp
+	(*Endpoint)(nil),              // 57: godwit.v1.Endpoint
 }
 var file_godwit_v1_agent_proto_depIdxs = []int32{
 	11, // 0: godwit.v1.SessionRequest.hello:type_name -> godwit.v1.Hello
@@ -4242,70 +4307,72 @@ var file_godwit_v1_agent_proto_depIdxs = []int32{
 	13, // 12: godwit.v1.Welcome.store:type_name -> godwit.v1.StoreMark
 	54, // 13: godwit.v1.Instance.spec:type_name -> godwit.v1.VMSpec
 	18, // 14: godwit.v1.Instance.networks:type_name -> godwit.v1.PortNetwork
-	20, // 15: godwit.v1.Command.start_instance:type_name -> godwit.v1.StartInstance
-	21, // 16: godwit.v1.Command.stop_instance:type_name -> godwit.v1.StopInstance
-	23, // 17: godwit.v1.Command.prepare_target:type_name -> godwit.v1.PrepareTarget
-	24, // 18: godwit.v1.Command.start_copy:type_name -> godwit.v1.StartCopy
-	25, // 19: godwit.v1.Command.resume_source:type_name -> godwit.v1.ResumeSource
-	26, // 20: godwit.v1.Command.release_target:type_name -> godwit.v1.ReleaseTarget
-	27, // 21: godwit.v1.Command.run_target:type_name -> godwit.v1.RunTarget
-	28, // 22: godwit.v1.Command.retire_source:type_name -> godwit.v1.RetireSource
-	29, // 23: godwit.v1.Command.release_source:type_name -> godwit.v1.ReleaseSource
-	30, // 24: godwit.v1.Command.finish_target:type_name -> godwit.v1.FinishTarget
-	22, // 25: godwit.v1.Command.forget_instance:type_name -> godwit.v1.ForgetInstance
-	17, // 26: godwit.v1.StartInstance.instance:type_name -> godwit.v1.Instance
-	17, // 27: godwit.v1.PrepareTarget.instance:type_name -> godwit.v1.Instance
-	18, // 28: godwit.v1.StartCopy.networks:type_name -> godwit.v1.PortNetwork
-	55, // 29: godwit.v1.Report.at:type_name -> google.protobuf.Timestamp
-	14, // 30: godwit.v1.Report.instance:type_name -> godwit.v1.InstanceReport
-	32, // 31: godwit.v1.Report.target_prepared:type_name -> godwit.v1.TargetPrepared
-	33, // 32: godwit.v1.Report.copy_progress:type_name -> godwit.v1.CopyProgress
-	34, // 33: godwit.v1.Report.source_stopped:type_name -> godwit.v1.SourceStopped
-	39, // 34: godwit.v1.Report.source_resumed:type_name -> godwit.v1.SourceResumed
-	40, // 35: godwit.v1.Report.target_released:type_name -> godwit.v1.TargetReleased
-	41, // 36: godwit.v1.Report.target_running:type_name -> godwit.v1.TargetRunning
-	42, // 37: godwit.v1.Report.source_retired:type_name -> godwit.v1.SourceRetired
-	43, // 38: godwit.v1.Report.source_released:type_name -> godwit.v1.SourceReleased
-	44, // 39: godwit.v1.Report.target_finished:type_name -> godwit.v1.TargetFinished
-	45, // 40: godwit.v1.Report.source_failed:type_name -> godwit.v1.SourceFailed
-	46, // 41: godwit.v1.Report.target_failed:type_name -> godwit.v1.TargetFailed
-	36, // 42: godwit.v1.Report.switch_measured:type_name -> godwit.v1.SwitchMeasured
-	47, // 43: godwit.v1.Report.target_refused:type_name -> godwit.v1.TargetRefused
-	48, // 44: godwit.v1.Report.source_ran_on:type_name -> godwit.v1.SourceRanOn
-	55, // 45: godwit.v1.SourceStopped.stopped:type_name -> google.protobuf.Timestamp
-	35, // 46: godwit.v1.SourceStopped.why:type_name -> godwit.v1.StopReason
-	37, // 47: godwit.v1.SwitchMeasured.marks:type_name -> godwit.v1.SourceMarks
-	55, // 48: godwit.v1.SourceMarks.gate_flipped:type_name -> google.protobuf.Timestamp
-	55, // 49: godwit.v1.SourceMarks.stopped:type_name -> google.protobuf.Timestamp
-	55, // 50: godwit.v1.SourceMarks.pre_switchover:type_name -> google.protobuf.Timestamp
-	55, // 51: godwit.v1.SourceMarks.continued:type_name -> google.protobuf.Timestamp
-	55, // 52: godwit.v1.SourceMarks.drained:type_name -> google.protobuf.Timestamp
-	55, // 53: godwit.v1.SourceMarks.completed:type_name -> google.protobuf.Timestamp
-	55, // 54: godwit.v1.TargetMarks.loaded:type_name -> google.protobuf.Timestamp
-	55, // 55: godwit.v1.TargetMarks.asked:type_name -> google.protobuf.Timestamp
-	55, // 56: godwit.v1.TargetMarks.answered:type_name -> google.protobuf.Timestamp
-	55, // 57: godwit.v1.TargetMarks.resumed:type_name -> google.protobuf.Timestamp
-	38, // 58: godwit.v1.TargetRunning.marks:type_name -> godwit.v1.TargetMarks
-	50, // 59: godwit.v1.AddressMap.networks:type_name -> godwit.v1.NetworkMap
-	51, // 60: godwit.v1.NetworkMap.entries:type_name -> godwit.v1.AddressEntry
-	56, // 61: godwit.v1.NetworkMap.endpoints:type_name -> godwit.v1.Endpoint
-	8,  // 62: godwit.v1.AgentService.Session:input_type -> godwit.v1.SessionRequest
-	15, // 63: godwit.v1.AgentService.Commit:input_type -> godwit.v1.CommitRequest
-	4,  // 64: godwit.v1.PeerService.GiveUp:input_type -> godwit.v1.GiveUpRequest
-	6,  // 65: godwit.v1.PeerService.ReturnFrames:input_type -> godwit.v1.ReturnFramesRequest
-	0,  // 66: godwit.v1.ConsoleService.Read:input_type -> godwit.v1.ReadConsoleRequest
-	2,  // 67: godwit.v1.ConsoleService.Write:input_type -> godwit.v1.WriteConsoleRequest
-	9,  // 68: godwit.v1.AgentService.Session:output_type -> godwit.v1.SessionResponse
-	16, // 69: godwit.v1.AgentService.Commit:output_type -> godwit.v1.CommitResponse
-	5,  // 70: godwit.v1.PeerService.GiveUp:output_type -> godwit.v1.GiveUpResponse
-	7,  // 71: godwit.v1.PeerService.ReturnFrames:output_type -> godwit.v1.ReturnFramesResponse
-	1,  // 72: godwit.v1.ConsoleService.Read:output_type -> godwit.v1.ReadConsoleResponse
-	3,  // 73: godwit.v1.ConsoleService.Write:output_type -> godwit.v1.WriteConsoleResponse
-	68, // [68:74] is the sub-list for method output_type
-	62, // [62:68] is the sub-list for method input_type
-	62, // [62:62] is the sub-list for extension type_name
-	62, // [62:62] is the sub-list for extension extendee
-	0,  // [0:62] is the sub-list for field type_name
+	55, // 15: godwit.v1.Instance.volume_servers:type_name -> godwit.v1.VolumeServer
+	20, // 16: godwit.v1.Command.start_instance:type_name -> godwit.v1.StartInstance
+	21, // 17: godwit.v1.Command.stop_instance:type_name -> godwit.v1.StopInstance
+	23, // 18: godwit.v1.Command.prepare_target:type_name -> godwit.v1.PrepareTarget
+	24, // 19: godwit.v1.Command.start_copy:type_name -> godwit.v1.StartCopy
+	25, // 20: godwit.v1.Command.resume_source:type_name -> godwit.v1.ResumeSource
+	26, // 21: godwit.v1.Command.release_target:type_name -> godwit.v1.ReleaseTarget
+	27, // 22: godwit.v1.Command.run_target:type_name -> godwit.v1.RunTarget
+	28, // 23: godwit.v1.Command.retire_source:type_name -> godwit.v1.RetireSource
+	29, // 24: godwit.v1.Command.release_source:type_name -> godwit.v1.ReleaseSource
+	30, // 25: godwit.v1.Command.finish_target:type_name -> godwit.v1.FinishTarget
+	22, // 26: godwit.v1.Command.forget_instance:type_name -> godwit.v1.ForgetInstance
+	17, // 27: godwit.v1.StartInstance.instance:type_name -> godwit.v1.Instance
+	17, // 28: godwit.v1.PrepareTarget.instance:type_name -> godwit.v1.Instance
+	18, // 29: godwit.v1.StartCopy.networks:type_name -> godwit.v1.PortNetwork
+	55, // 30: godwit.v1.ResumeSource.volume_servers:type_name -> godwit.v1.VolumeServer
+	56, // 31: godwit.v1.Report.at:type_name -> google.protobuf.Timestamp
+	14, // 32: godwit.v1.Report.instance:type_name -> godwit.v1.InstanceReport
+	32, // 33: godwit.v1.Report.target_prepared:type_name -> godwit.v1.TargetPrepared
+	33, // 34: godwit.v1.Report.copy_progress:type_name -> godwit.v1.CopyProgress
+	34, // 35: godwit.v1.Report.source_stopped:type_name -> godwit.v1.SourceStopped
+	39, // 36: godwit.v1.Report.source_resumed:type_name -> godwit.v1.SourceResumed
+	40, // 37: godwit.v1.Report.target_released:type_name -> godwit.v1.TargetReleased
+	41, // 38: godwit.v1.Report.target_running:type_name -> godwit.v1.TargetRunning
+	42, // 39: godwit.v1.Report.source_retired:type_name -> godwit.v1.SourceRetired
+	43, // 40: godwit.v1.Report.source_released:type_name -> godwit.v1.SourceReleased
+	44, // 41: godwit.v1.Report.target_finished:type_name -> godwit.v1.TargetFinished
+	45, // 42: godwit.v1.Report.source_failed:type_name -> godwit.v1.SourceFailed
+	46, // 43: godwit.v1.Report.target_failed:type_name -> godwit.v1.TargetFailed
+	36, // 44: godwit.v1.Report.switch_measured:type_name -> godwit.v1.SwitchMeasured
+	47, // 45: godwit.v1.Report.target_refused:type_name -> godwit.v1.TargetRefused
+	48, // 46: godwit.v1.Report.source_ran_on:type_name -> godwit.v1.SourceRanOn
+	56, // 47: godwit.v1.SourceStopped.stopped:type_name -> google.protobuf.Timestamp
+	35, // 48: godwit.v1.SourceStopped.why:type_name -> godwit.v1.StopReason
+	37, // 49: godwit.v1.SwitchMeasured.marks:type_name -> godwit.v1.SourceMarks
+	56, // 50: godwit.v1.SourceMarks.gate_flipped:type_name -> google.protobuf.Timestamp
+	56, // 51: godwit.v1.SourceMarks.stopped:type_name -> google.protobuf.Timestamp
+	56, // 52: godwit.v1.SourceMarks.pre_switchover:type_name -> google.protobuf.Timestamp
+	56, // 53: godwit.v1.SourceMarks.continued:type_name -> google.protobuf.Timestamp
+	56, // 54: godwit.v1.SourceMarks.drained:type_name -> google.protobuf.Timestamp
+	56, // 55: godwit.v1.SourceMarks.completed:type_name -> google.protobuf.Timestamp
+	56, // 56: godwit.v1.TargetMarks.loaded:type_name -> google.protobuf.Timestamp
+	56, // 57: godwit.v1.TargetMarks.asked:type_name -> google.protobuf.Timestamp
+	56, // 58: godwit.v1.TargetMarks.answered:type_name -> google.protobuf.Timestamp
+	56, // 59: godwit.v1.TargetMarks.resumed:type_name -> google.protobuf.Timestamp
+	38, // 60: godwit.v1.TargetRunning.marks:type_name -> godwit.v1.TargetMarks
+	50, // 61: godwit.v1.AddressMap.networks:type_name -> godwit.v1.NetworkMap
+	51, // 62: godwit.v1.NetworkMap.entries:type_name -> godwit.v1.AddressEntry
+	57, // 63: godwit.v1.NetworkMap.endpoints:type_name -> godwit.v1.Endpoint
+	8,  // 64: godwit.v1.AgentService.Session:input_type -> godwit.v1.SessionRequest
+	15, // 65: godwit.v1.AgentService.Commit:input_type -> godwit.v1.CommitRequest
+	4,  // 66: godwit.v1.PeerService.GiveUp:input_type -> godwit.v1.GiveUpRequest
+	6,  // 67: godwit.v1.PeerService.ReturnFrames:input_type -> godwit.v1.ReturnFramesRequest
+	0,  // 68: godwit.v1.ConsoleService.Read:input_type -> godwit.v1.ReadConsoleRequest
+	2,  // 69: godwit.v1.ConsoleService.Write:input_type -> godwit.v1.WriteConsoleRequest
+	9,  // 70: godwit.v1.AgentService.Session:output_type -> godwit.v1.SessionResponse
+	16, // 71: godwit.v1.AgentService.Commit:output_type -> godwit.v1.CommitResponse
+	5,  // 72: godwit.v1.PeerService.GiveUp:output_type -> godwit.v1.GiveUpResponse
+	7,  // 73: godwit.v1.PeerService.ReturnFrames:output_type -> godwit.v1.ReturnFramesResponse
+	1,  // 74: godwit.v1.ConsoleService.Read:output_type -> godwit.v1.ReadConsoleResponse
+	3,  // 75: godwit.v1.ConsoleService.Write:output_type -> godwit.v1.WriteConsoleResponse
+	70, // [70:76] is the sub-list for method output_type
+	64, // [64:70] is the sub-list for method input_type
+	64, // [64:64] is the sub-list for extension type_name
+	64, // [64:64] is the sub-list for extension extendee
+	0,  // [0:64] is the sub-list for field type_name
 }
 
 func init() { file_godwit_v1_agent_proto_init() }

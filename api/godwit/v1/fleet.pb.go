@@ -288,12 +288,16 @@ func (x *Boot) GetCmdline() string {
 type Disk struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// "file": a path that every host that may run the VM can reach.
+	// "file": a path that every host that may run the VM can reach; "volume": a
+	// volume of a volume server.
 	Kind string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
 	Path string `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`
-	// "raw" or "qcow2".
-	Format        string `protobuf:"bytes,4,opt,name=format,proto3" json:"format,omitempty"`
-	ReadOnly      bool   `protobuf:"varint,5,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	// "raw" or "qcow2"; of a volume always "raw", and may be left out.
+	Format   string `protobuf:"bytes,4,opt,name=format,proto3" json:"format,omitempty"`
+	ReadOnly bool   `protobuf:"varint,5,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	// Of kind "volume": the name of the volume server, and the volume's on it.
+	Server        string `protobuf:"bytes,6,opt,name=server,proto3" json:"server,omitempty"`
+	Volume        string `protobuf:"bytes,7,opt,name=volume,proto3" json:"volume,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -361,6 +365,20 @@ func (x *Disk) GetReadOnly() bool {
 		return x.ReadOnly
 	}
 	return false
+}
+
+func (x *Disk) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+func (x *Disk) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
 }
 
 type Port struct {
@@ -927,6 +945,85 @@ func (x *Endpoint) GetIps() []string {
 	return nil
 }
 
+// A volume server: where it serves disks by NBD, and where it is asked for them.
+type VolumeServer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// An IP address, the same for both ports.
+	Address     string `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	NbdPort     uint32 `protobuf:"varint,3,opt,name=nbd_port,json=nbdPort,proto3" json:"nbd_port,omitempty"`
+	ControlPort uint32 `protobuf:"varint,4,opt,name=control_port,json=controlPort,proto3" json:"control_port,omitempty"`
+	// Of its program.
+	SoftwareVersion string `protobuf:"bytes,5,opt,name=software_version,json=softwareVersion,proto3" json:"software_version,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *VolumeServer) Reset() {
+	*x = VolumeServer{}
+	mi := &file_godwit_v1_fleet_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VolumeServer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VolumeServer) ProtoMessage() {}
+
+func (x *VolumeServer) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_fleet_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VolumeServer.ProtoReflect.Descriptor instead.
+func (*VolumeServer) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_fleet_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *VolumeServer) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *VolumeServer) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *VolumeServer) GetNbdPort() uint32 {
+	if x != nil {
+		return x.NbdPort
+	}
+	return 0
+}
+
+func (x *VolumeServer) GetControlPort() uint32 {
+	if x != nil {
+		return x.ControlPort
+	}
+	return 0
+}
+
+func (x *VolumeServer) GetSoftwareVersion() string {
+	if x != nil {
+		return x.SoftwareVersion
+	}
+	return ""
+}
+
 var File_godwit_v1_fleet_proto protoreflect.FileDescriptor
 
 const file_godwit_v1_fleet_proto_rawDesc = "" +
@@ -949,13 +1046,15 @@ const file_godwit_v1_fleet_proto_rawDesc = "" +
 	"\x04Boot\x12\x16\n" +
 	"\x06kernel\x18\x01 \x01(\tR\x06kernel\x12\x16\n" +
 	"\x06initrd\x18\x02 \x01(\tR\x06initrd\x12\x18\n" +
-	"\acmdline\x18\x03 \x01(\tR\acmdline\"w\n" +
+	"\acmdline\x18\x03 \x01(\tR\acmdline\"\xa7\x01\n" +
 	"\x04Disk\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04path\x18\x03 \x01(\tR\x04path\x12\x16\n" +
 	"\x06format\x18\x04 \x01(\tR\x06format\x12\x1b\n" +
-	"\tread_only\x18\x05 \x01(\bR\breadOnly\"p\n" +
+	"\tread_only\x18\x05 \x01(\bR\breadOnly\x12\x16\n" +
+	"\x06server\x18\x06 \x01(\tR\x06server\x12\x16\n" +
+	"\x06volume\x18\a \x01(\tR\x06volume\"p\n" +
 	"\x04Port\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\anetwork\x18\x02 \x01(\tR\anetwork\x12\x10\n" +
@@ -1012,7 +1111,13 @@ const file_godwit_v1_fleet_proto_rawDesc = "" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12\x16\n" +
 	"\x06device\x18\x03 \x01(\tR\x06device\x12\x10\n" +
 	"\x03mac\x18\x04 \x01(\tR\x03mac\x12\x10\n" +
-	"\x03ips\x18\x05 \x03(\tR\x03ipsB*Z(godwit.dev/godwit/api/godwit/v1;godwitv1b\x06proto3"
+	"\x03ips\x18\x05 \x03(\tR\x03ips\"\xa5\x01\n" +
+	"\fVolumeServer\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x19\n" +
+	"\bnbd_port\x18\x03 \x01(\rR\anbdPort\x12!\n" +
+	"\fcontrol_port\x18\x04 \x01(\rR\vcontrolPort\x12)\n" +
+	"\x10software_version\x18\x05 \x01(\tR\x0fsoftwareVersionB*Z(godwit.dev/godwit/api/godwit/v1;godwitv1b\x06proto3"
 
 var (
 	file_godwit_v1_fleet_proto_rawDescOnce sync.Once
@@ -1026,7 +1131,7 @@ func file_godwit_v1_fleet_proto_rawDescGZIP() []byte {
 	return file_godwit_v1_fleet_proto_rawDescData
 }
 
-var file_godwit_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_godwit_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_godwit_v1_fleet_proto_goTypes = []any{
 	(*PageRequest)(nil),           // 0: godwit.v1.PageRequest
 	(*Owner)(nil),                 // 1: godwit.v1.Owner
@@ -1038,8 +1143,9 @@ var file_godwit_v1_fleet_proto_goTypes = []any{
 	(*Host)(nil),                  // 7: godwit.v1.Host
 	(*Network)(nil),               // 8: godwit.v1.Network
 	(*Endpoint)(nil),              // 9: godwit.v1.Endpoint
-	nil,                           // 10: godwit.v1.Host.MachineAliasesEntry
-	(*timestamppb.Timestamp)(nil), // 11: google.protobuf.Timestamp
+	(*VolumeServer)(nil),          // 10: godwit.v1.VolumeServer
+	nil,                           // 11: godwit.v1.Host.MachineAliasesEntry
+	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
 }
 var file_godwit_v1_fleet_proto_depIdxs = []int32{
 	3,  // 0: godwit.v1.VMSpec.boot:type_name -> godwit.v1.Boot
@@ -1047,9 +1153,9 @@ var file_godwit_v1_fleet_proto_depIdxs = []int32{
 	5,  // 2: godwit.v1.VMSpec.ports:type_name -> godwit.v1.Port
 	2,  // 3: godwit.v1.VM.spec:type_name -> godwit.v1.VMSpec
 	1,  // 4: godwit.v1.VM.owner:type_name -> godwit.v1.Owner
-	11, // 5: godwit.v1.VM.created:type_name -> google.protobuf.Timestamp
-	11, // 6: godwit.v1.Host.seen:type_name -> google.protobuf.Timestamp
-	10, // 7: godwit.v1.Host.machine_aliases:type_name -> godwit.v1.Host.MachineAliasesEntry
+	12, // 5: godwit.v1.VM.created:type_name -> google.protobuf.Timestamp
+	12, // 6: godwit.v1.Host.seen:type_name -> google.protobuf.Timestamp
+	11, // 7: godwit.v1.Host.machine_aliases:type_name -> godwit.v1.Host.MachineAliasesEntry
 	9,  // 8: godwit.v1.Network.endpoints:type_name -> godwit.v1.Endpoint
 	9,  // [9:9] is the sub-list for method output_type
 	9,  // [9:9] is the sub-list for method input_type
@@ -1069,7 +1175,7 @@ func file_godwit_v1_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_godwit_v1_fleet_proto_rawDesc), len(file_godwit_v1_fleet_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   11,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
