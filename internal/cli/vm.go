@@ -11,6 +11,7 @@ import (
 
 	"godwit.dev/godwit/api/client"
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/fleet"
 )
 
 func newVMCommand(app *App) *cobra.Command {
@@ -202,7 +203,7 @@ func (a *App) showVM(w io.Writer, vm *godwitv1.VM) {
 			if disk.GetReadOnly() {
 				access = "read-only"
 			}
-			t.add(disk.GetName(), disk.GetKind(), disk.GetFormat(), access, disk.GetPath())
+			t.add(disk.GetName(), disk.GetKind(), disk.GetFormat(), access, placeOf(disk))
 		}
 		s.table(t)
 	}
@@ -215,4 +216,12 @@ func (a *App) showVM(w io.Writer, vm *godwitv1.VM) {
 		}
 		s.table(t)
 	}
+}
+
+// placeOf says where a disk's bytes are.
+func placeOf(disk *godwitv1.Disk) string {
+	if disk.GetKind() == string(fleet.DiskVolume) {
+		return disk.GetVolume() + " of " + disk.GetServer()
+	}
+	return disk.GetPath()
 }

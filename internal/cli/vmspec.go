@@ -38,6 +38,10 @@ disks:
     kind: file          # the default: an image on storage that the hosts share
     path: /srv/vms/web1.qcow2
     format: qcow2       # or raw
+# - name: data          # a volume of a volume server: godwit volume server list
+#   kind: volume
+#   server: v1
+#   volume: web1
     readOnly: false
 
 ports:
@@ -189,6 +193,8 @@ func (d *document) disks(spec *godwitv1.VMSpec) read {
 			{"path", d.text(&disk.Path)},
 			{"format", d.text(&disk.Format)},
 			{"readOnly", d.bool(&disk.ReadOnly)},
+			{"server", d.text(&disk.Server)},
+			{"volume", d.text(&disk.Volume)},
 		})
 	})
 }

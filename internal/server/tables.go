@@ -27,6 +27,7 @@ type tables struct {
 	restores   store.Table[restoreRecord]       // restoreKey is the only one
 
 	volumeServers store.Table[fleet.VolumeServer] // by name
+	volumes       store.Table[volumeHolder]       // by volumeKey, since a VM has had it
 }
 
 func newTables(s *store.Store) tables {
@@ -47,6 +48,7 @@ func newTables(s *store.Store) tables {
 		restores:   store.NewTable[restoreRecord](s, "restores"),
 
 		volumeServers: store.NewTable[fleet.VolumeServer](s, "volumeservers"),
+		volumes:       store.NewTable[volumeHolder](s, "volumes"),
 	}
 }
 

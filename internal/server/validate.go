@@ -39,6 +39,8 @@ func (f findings) under(field string) bool {
 type surroundings struct {
 	hosts    []fleet.Host
 	networks map[fleet.NetworkName]fleet.Network
+
+	volumeServers map[fleet.VolumeServerName]bool
 }
 
 // setDefaults fills in what a spec may leave out and that does not depend on
@@ -50,6 +52,9 @@ func setDefaults(spec *fleet.VMSpec) {
 	for i := range spec.Disks {
 		if spec.Disks[i].Kind == "" {
 			spec.Disks[i].Kind = fleet.DiskFile
+		}
+		if spec.Disks[i].Kind == fleet.DiskVolume && spec.Disks[i].Format == "" {
+			spec.Disks[i].Format = "raw"
 		}
 	}
 	for i := range spec.Ports {
@@ -74,7 +79,7 @@ func validateSpec(spec fleet.VMSpec, around surroundings) findings {
 	}
 	found.checkModel(spec, around.hosts)
 	found.checkBoot(spec)
-	found.checkDisks(spec.Disks)
+	found.checkDisks(spec.Disks, around.volumeServers)
 	found.checkPorts(spec.Ports, around.networks)
 	return found
 }
@@ -119,30 +124,6 @@ func (f *findings) checkPath(field, name string) {
 		f.add(field, "is missing")
 	case !path.IsAbs(name) || len(name) > maxPathLength || strings.ContainsRune(name, 0):
 		f.add(field, "%q is not an absolute path", name)
-	}
-}
-
-func (f *findings) checkDisks(disks []fleet.Disk) {
-	if len(disks) > maxDisks {
-		f.add("disks", "are %d, at most %d are possible", len(disks), maxDisks)
-		return
-	}
-	names, paths := map[string]int{}, map[string]int{}
-	for i, disk := range disks {
-		at := fmt.Sprintf("disks[%d].", i)
-		f.checkName(at+"name", disk.Name, names, "disks", i)
-		if disk.Kind != fleet.DiskFile {
-			f.add(at+"kind", "%q is not a kind of disk: use \"file\"", disk.Kind)
-		}
-		if disk.Format != "raw" && disk.Format != "qcow2" {
-			f.add(at+"format", "%q is not a format: use \"raw\" or \"qcow2\"", disk.Format)
-		}
-		f.checkPath(at+"path", disk.Path)
-		if first, twice := paths[path.Clean(disk.Path)]; twice && disk.Path != "" {
-			f.add(at+"path", "is that of disks[%d] too", first)
-		} else {
-			paths[path.Clean(disk.Path)] = i
-		}
 	}
 }
 

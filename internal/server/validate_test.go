@@ -28,6 +28,7 @@ func testSurroundings() surroundings {
 			"blue": {Name: "blue", Subnets: []netip.Prefix{netip.MustParsePrefix("10.20.0.0/24"), netip.MustParsePrefix("fd00::/64")}},
 			"free": {Name: "free"},
 		},
+		volumeServers: map[fleet.VolumeServerName]bool{"v1": true},
 	}
 }
 
@@ -71,6 +72,19 @@ func TestSpecs(t *testing.T) {
 		{"same disk twice", func(s *spec) {
 			s.Disks = []*godwitv1.Disk{disk(), disk(func(d *godwitv1.Disk) { d.Path = "/srv//root.img" })}
 		}, []string{"disks[1].name", "disks[1].path"}},
+		{"volume", func(s *spec) {
+			s.Boot, s.Disks = nil, []*godwitv1.Disk{{Name: "root", Kind: "volume", Server: "v1", Volume: "web1"}}
+		}, nil},
+		{"bad volume", func(s *spec) {
+			s.Disks = []*godwitv1.Disk{{Name: "root", Kind: "volume", Server: "v2", Volume: "Web1", Path: "/x", Format: "qcow2"}}
+		}, []string{"disks[0].format", "disks[0].path", "disks[0].server", "disks[0].volume"}},
+		{"same volume twice", func(s *spec) {
+			one := &godwitv1.Disk{Name: "root", Kind: "volume", Server: "v1", Volume: "web1"}
+			s.Disks = []*godwitv1.Disk{one, {Name: "data", Kind: "volume", Server: "v1", Volume: "web1"}}
+		}, []string{"disks[1].volume"}},
+		{"a file with a volume", func(s *spec) {
+			s.Disks = []*godwitv1.Disk{disk(func(d *godwitv1.Disk) { d.Server, d.Volume = "v1", "web1" })}
+		}, []string{"disks[0].server", "disks[0].volume"}},
 		{"unknown network", func(s *spec) { s.Ports = []*godwitv1.Port{port(func(p *godwitv1.Port) { p.Network = "red" })} }, []string{"ports[0].network"}},
 		{"group MAC", func(s *spec) {
 			s.Ports = []*godwitv1.Port{port(func(p *godwitv1.Port) { p.Mac = "01:00:5e:00:00:01" })}

@@ -54,6 +54,13 @@ func (s *Server) create(ctx context.Context, request *godwitv1.CreateVMRequest, 
 		}
 		found = append(found, taken...)
 	}
+	if !found.under("disks") {
+		free, held, taken, err := s.tables.admitVolumes(ctx, &vm)
+		if err != nil {
+			return nil, 0, err
+		}
+		conditions, ops, found = append(conditions, free...), append(ops, held...), append(found, taken...)
+	}
 	if len(found) > 0 {
 		return nil, 0, invalidSpec(name, found)
 	}
@@ -98,6 +105,9 @@ func (s *Server) surroundings(ctx context.Context) (map[fleet.NetworkName]store.
 	for _, network := range networks {
 		byName[network.Value.Name] = network
 		around.networks[network.Value.Name] = network.Value
+	}
+	if around.volumeServers, err = s.tables.knownVolumeServers(ctx); err != nil {
+		return nil, around, err
 	}
 	hosts, _, err := s.tables.hosts.All(ctx)
 	for _, host := range hosts {

@@ -110,6 +110,7 @@ func (v vmService) Delete(ctx context.Context, request *godwitv1.DeleteVMRequest
 		for _, key := range addressKeysOf(entry.Value.Spec) {
 			ops = append(ops, t.addresses.Delete(key))
 		}
+		ops = append(ops, t.freeVolumes(entry.Value)...)
 		_, err = t.store.Commit(ctx, store.If(t.vms.At(entry.Name, entry.Version)), ops...)
 		if fleet.CodeOf(err) == fleet.Conflict {
 			continue

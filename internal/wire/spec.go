@@ -29,6 +29,8 @@ func EncodeSpec(spec fleet.VMSpec) *godwitv1.VMSpec {
 			Path:     disk.Path,
 			Format:   disk.Format,
 			ReadOnly: disk.ReadOnly,
+			Server:   string(disk.Server),
+			Volume:   string(disk.Volume),
 		})
 	}
 	for _, port := range spec.Ports {
@@ -72,6 +74,8 @@ func decodeSpec(message *godwitv1.VMSpec, path string, faults *faults) fleet.VMS
 			Path:     disk.GetPath(),
 			Format:   disk.GetFormat(),
 			ReadOnly: disk.GetReadOnly(),
+			Server:   fleet.VolumeServerName(disk.GetServer()),
+			Volume:   fleet.VolumeName(disk.GetVolume()),
 		})
 	}
 	for i, port := range message.GetPorts() {
