@@ -1,7 +1,6 @@
 package qemu
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -78,6 +77,9 @@ func (c Config) command(listener int) (*line, error) {
 	for i, nic := range c.NICs {
 		l.addNIC(i, nic)
 	}
+	if c.volumes() {
+		l.addVolumeCreds(c.VolumeCreds)
+	}
 	for i, disk := range c.Disks {
 		if err := l.addDisk(i, disk); err != nil {
 			return nil, err
@@ -147,6 +149,19 @@ type blockNode struct {
 	Discard  string      `json:"discard"`
 	Cache    *blockCache `json:"cache,omitempty"`
 	Locking  string      `json:"locking,omitempty"`
+
+	Server         *socketAddress `json:"server,omitempty"` // this and what follows is of a volume
+	Export         string         `json:"export,omitempty"`
+	TLSCreds       string         `json:"tls-creds,omitempty"`
+	TLSHostname    string         `json:"tls-hostname,omitempty"`
+	ReconnectDelay int            `json:"reconnect-delay,omitempty"` // seconds
+	OpenTimeout    int            `json:"open-timeout,omitempty"`    // seconds
+}
+
+type socketAddress struct {
+	Type string `json:"type"`
+	Host string `json:"host"`
+	Port string `json:"port"`
 }
 
 type blockCache struct {
@@ -155,24 +170,33 @@ type blockCache struct {
 
 func (l *line) addDisk(i int, disk Disk) error {
 	id := "disk" + strconv.Itoa(i)
+	file := id + "-file"
+	add := l.addFile
+	if disk.Volume != nil {
+		add = l.addVolume
+	}
+	if err := add(file, disk); err != nil {
+		return err
+	}
+	if err := l.addNode(imageNode(id, file, disk)); err != nil {
+		return err
+	}
+	l.add("-device", fmt.Sprintf("virtio-blk-pci,id=%s-card,drive=%s,serial=%.*s,werror=stop,rerror=stop,%s",
+		id, id, maxSerial, disk.Name, l.place(id, firstDiskSlot+i)))
+	return nil
+}
+
+// addFile adds the node of an image.
+func (l *line) addFile(name string, disk Disk) error {
 	driver, direct, err := openHow(disk)
 	if err != nil {
 		return &fleet.Error{Code: fleet.Unavailable, Op: "open disk", Subject: disk.Name, Cause: "the image cannot be opened", Err: err,
 			Hint: "the image must be there on every host that may run the VM"}
 	}
-	file := blockNode{Driver: driver, NodeName: id + "-file", Filename: disk.Path, ReadOnly: disk.ReadOnly,
-		Discard: "unmap", Cache: &blockCache{Direct: direct}, Locking: "on"}
-	image := blockNode{Driver: disk.Format, NodeName: id, File: file.NodeName, ReadOnly: disk.ReadOnly, Discard: "unmap"}
-	for _, node := range []blockNode{file, image} {
-		text, err := json.Marshal(node)
-		if err != nil {
-			return err
-		}
-		l.add("-blockdev", string(text))
-	}
-	l.add("-device", fmt.Sprintf("virtio-blk-pci,id=%s-card,drive=%s,serial=%.*s,werror=stop,rerror=stop,%s",
-		id, id, maxSerial, disk.Name, l.place(id, firstDiskSlot+i)))
-	return nil
+	return l.addNode(blockNode{
+		Driver: driver, NodeName: name, Filename: disk.Path, ReadOnly: disk.ReadOnly,
+		Discard: "unmap", Cache: &blockCache{Direct: direct}, Locking: "on",
+	})
 }
 
 // openHow finds the driver for the path, and whether the page cache can be

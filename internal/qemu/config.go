@@ -28,8 +28,11 @@ type Config struct {
 	Initrd   string      // with Kernel, may be ""
 	Cmdline  string      // with Kernel
 	Disks    []Disk
-	NICs     []NIC
-	Incoming bool // the guest's state will come by Listen
+	// VolumeCreds is the folder of ca-cert.pem, client-cert.pem and client-key.pem,
+	// with which the servers of volumes are reached; "" without any.
+	VolumeCreds string `json:",omitempty"`
+	NICs        []NIC
+	Incoming    bool // the guest's state will come by Listen
 	// Known is what Probe found of this Binary, if it was asked: it saves the
 	// time that asking again takes. It is not used for another version.
 	Known Abilities `json:"-"`
@@ -41,6 +44,7 @@ type Disk struct {
 	Path     string // image file or block device
 	Format   string // "raw" or "qcow2"
 	ReadOnly bool
+	Volume   *Volume `json:",omitempty"` // instead of Path, and Format is "raw"
 }
 
 // NIC is one virtio network card. Its place in Config.NICs is its PCI address.
@@ -104,7 +108,7 @@ func (c Config) check() error {
 	case c.Kernel == "" && (c.Initrd != "" || c.Cmdline != ""):
 		return invalid("an initrd or a command line needs a kernel")
 	}
-	for _, path := range []string{c.Dir, c.Kernel, c.Initrd} {
+	for _, path := range []string{c.Dir, c.Kernel, c.Initrd, c.VolumeCreds} {
 		if strings.Contains(path, ",") {
 			return invalid("the path %q has a comma", path)
 		}

@@ -84,6 +84,9 @@ func (s RunState) Waiting() bool {
 	return qmp.RunState(s) == qmp.RunStateInmigrate || qmp.RunState(s) == qmp.RunStatePaused
 }
 
+// Failing: stopped, because a disk refused.
+func (s RunState) Failing() bool { return qmp.RunState(s) == qmp.RunStateIOError }
+
 // Sent: stopped, and a target has taken all of it.
 func (s RunState) Sent() bool { return qmp.RunState(s) == qmp.RunStatePostmigrate }
 
