@@ -41,11 +41,14 @@ var imports = map[string][]string{
 	// What keeps the life of VMs, for the server and for the simulator.
 	"internal/lifecycle": {"api/godwit/v1", "internal/fleet", "internal/migration", "internal/store", "internal/wire", "internal/reconcile"},
 
+	// What gives hosts the leases of their VMs' volumes, for the server.
+	"internal/leases": {"api/godwit/v1", "internal/fleet", "internal/migration", "internal/store", "internal/wire"},
+
 	// The long-running programs.
 	"internal/agent": {"api", "internal/durable", "internal/fleet", "internal/migration", "internal/wire",
 		"internal/qmp", "internal/qemu", "internal/network", "internal/volume", "internal/pledge", "internal/pki"},
 	"internal/server": {"api", "internal/durable", "internal/fleet", "internal/migration", "internal/predict", "internal/placement",
-		"internal/campaign", "internal/wire", "internal/store", "internal/reconcile", "internal/lifecycle", "internal/pki"},
+		"internal/campaign", "internal/wire", "internal/store", "internal/reconcile", "internal/lifecycle", "internal/leases", "internal/pki"},
 	"internal/volumeserver": {"api", "internal/fleet", "internal/wire", "internal/volume", "internal/pki"},
 
 	// Around them.
