@@ -72,6 +72,7 @@ func (a *Agent) recorded(r record, dir string) *machine {
 	m := a.newMachine(machineKey{r.VM, r.Epoch}, r.UID)
 	m.record, m.dir = r, dir
 	m.unadopted = errAdopting // until then nobody may think that it is gone
+	m.mayWrite = r.Volumes != nil
 	return m
 }
 
@@ -175,6 +176,9 @@ func (m *machine) adoptInstance(ctx context.Context) (instance *qemu.Instance, p
 // did. One that can't run on, such as after an error of the virtual processor, is
 // the agent's all the same: it says so of it.
 func (m *machine) runAlone(ctx context.Context, instance *qemu.Instance) error {
+	if err := m.activateUnrun(ctx, instance); err != nil {
+		return err
+	}
 	_, err := instance.Resume(ctx)
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -55,6 +55,8 @@ type Agent struct {
 	marked chan struct{}                      // that it is to be written
 	spent  *spent
 
+	volumes *volumeClients
+
 	mu       sync.Mutex
 	machines map[machineKey]*machine
 	session  *session       // nil while there is none
@@ -80,6 +82,7 @@ func New(ctx context.Context, config Config) (*Agent, error) {
 	a := &Agent{
 		config: config, lock: lock, servers: newServers(config.Servers, config.Dial),
 		log: config.Log, process: rand.Text(), machines: map[machineKey]*machine{}, marked: make(chan struct{}, 1),
+		volumes: newVolumeClients(config.Keeper),
 	}
 	if err := a.load(ctx); err != nil {
 		return nil, errors.Join(err, lock.Close())
@@ -133,6 +136,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	tasks.Go(func() { _ = a.config.Keeper.Run(ctx) })
 	tasks.Go(func() { a.keepSession(ctx) })
 	tasks.Go(func() { a.keepMarks(ctx) })
+	tasks.Go(func() { a.renewVolumes(ctx) })
 	for _, m := range a.all() {
 		a.start(ctx, m)
 	}
@@ -145,6 +149,7 @@ func (a *Agent) Run(ctx context.Context) error {
 
 // close lets go of everything; all of it stays as it is.
 func (a *Agent) close() error {
+	a.volumes.close()
 	var errs []error
 	for _, m := range a.all() {
 		errs = append(errs, m.letGo())

@@ -53,7 +53,7 @@ func (a *Agent) command(ctx context.Context, command *godwitv1.Command) {
 			a.refuse(command, unknownInstance(command, op.StartInstance.GetInstance().GetVm(), fleet.InstanceExited, err.Error()), err)
 			return
 		}
-		m.do(ctx, command, func() *godwitv1.Report { return m.startAlone(ctx, op.StartInstance.GetInstance()) })
+		m.do(ctx, command, func() *godwitv1.Report { return m.startAlone(ctx, op.StartInstance) })
 	case *godwitv1.Command_StopInstance:
 		key := machineKey{fleet.VMName(op.StopInstance.GetVm()), fleet.Epoch(command.GetEpoch())}
 		if m := a.meant(command, key); m != nil && op.StopInstance.GetGraceMs() == 0 {
@@ -111,13 +111,13 @@ func (m *machine) migrate(ctx context.Context, command *godwitv1.Command) *godwi
 	case *godwitv1.Command_StartCopy:
 		return m.startCopy(ctx, command, op.StartCopy)
 	case *godwitv1.Command_ResumeSource:
-		return m.resumeSource(ctx, fleet.Epoch(op.ResumeSource.GetNewEpoch()))
+		return m.resumeSource(ctx, op.ResumeSource)
 	case *godwitv1.Command_RetireSource:
 		return m.retireSource(ctx)
 	case *godwitv1.Command_ReleaseSource:
 		return m.releaseSource(ctx)
 	case *godwitv1.Command_RunTarget:
-		return m.runTarget(ctx)
+		return m.runTarget(ctx, op.RunTarget.GetVolumeKey())
 	case *godwitv1.Command_FinishTarget:
 		return m.finishTarget()
 	case *godwitv1.Command_ReleaseTarget:

@@ -51,6 +51,7 @@ func (m *machine) openCommit(ctx context.Context, migration string, turn int) *c
 	}
 	go func() {
 		response, err := line.serve(ctx, m.agent.servers.inTurn(turn).Client.Agent, func() {
+			m.warmVolumes(ctx)
 			if err := m.receiveInTurn(); err != nil { // it is tried again when the state has been loaded
 				m.agent.log.Warn("the target does not receive yet", "vm", m.key.vm, "migration", migration, "error", err)
 			}
@@ -131,7 +132,7 @@ func (m *machine) askCommit(ctx context.Context, migration string, line *commitL
 		answer, err := line.decide(m.agent.servers.decideWithin(), instance.Exited())
 		switch pledge.Decided(m.key.epoch, fleet.Epoch(answer.GetEpoch()), err) {
 		case pledge.Granted:
-			m.granted(ctx, migration, answer.GetSequence())
+			m.granted(ctx, migration, answer)
 			return
 		case pledge.Denied:
 			m.agent.log.Info("the commit was refused", "migration", migration, "error", err)
@@ -169,10 +170,10 @@ func awaitTurn(ctx context.Context, round int, ended <-chan struct{}) bool {
 
 // granted runs the target as the command RunTarget would that the answer
 // stands for. That command is on its way, too; whichever comes first does it.
-func (m *machine) granted(ctx context.Context, migration string, sequence uint64) {
+func (m *machine) granted(ctx context.Context, migration string, answer *godwitv1.CommitResponse) {
 	command := &godwitv1.Command{
-		Subject: migration, Epoch: uint64(m.key.epoch - 1), Sequence: sequence,
+		Subject: migration, Epoch: uint64(m.key.epoch - 1), Sequence: answer.GetSequence(),
 		Op: &godwitv1.Command_RunTarget{},
 	}
-	m.do(ctx, command, func() *godwitv1.Report { return m.runTarget(ctx) })
+	m.do(ctx, command, func() *godwitv1.Report { return m.runTarget(ctx, answer.GetVolumeKey()) })
 }

@@ -23,7 +23,8 @@ import (
 const startWithin = 30 * time.Second
 
 // startAlone starts a VM that runs nowhere yet.
-func (m *machine) startAlone(ctx context.Context, want *godwitv1.Instance) *godwitv1.Report {
+func (m *machine) startAlone(ctx context.Context, start *godwitv1.StartInstance) *godwitv1.Report {
+	want := start.GetInstance()
 	m.mu.Lock()
 	instance := m.instance
 	m.mu.Unlock()
@@ -41,7 +42,7 @@ func (m *machine) startAlone(ctx context.Context, want *godwitv1.Instance) *godw
 	default:
 		return m.runningReport("")
 	}
-	err := m.launchAlone(ctx, want)
+	err := m.launchAlone(ctx, start)
 	switch {
 	case ctx.Err() != nil: // the next agent is told again, and takes up what is left
 		return nil
@@ -60,10 +61,14 @@ func (m *machine) startAlone(ctx context.Context, want *godwitv1.Instance) *godw
 	return report
 }
 
-func (m *machine) launchAlone(ctx context.Context, want *godwitv1.Instance) error {
+func (m *machine) launchAlone(ctx context.Context, start *godwitv1.StartInstance) error {
 	ctx, cancel := context.WithTimeout(ctx, startWithin)
 	defer cancel()
-	if err := m.launch(ctx, want, network.Gate{Mode: network.Pass, Epoch: m.key.epoch}, false); err != nil {
+	gate := network.Gate{Mode: network.Pass, Epoch: m.key.epoch}
+	if err := m.launch(ctx, start.GetInstance(), gate, start.GetVolumeKey()); err != nil {
+		return err
+	}
+	if err := m.activate(ctx, m.key.epoch); err != nil {
 		return err
 	}
 	_, err := m.instance.Resume(ctx)
@@ -76,9 +81,9 @@ func (m *machine) hasEnded() bool {
 	return m.unadopted == nil && (m.instance == nil || m.instance.Ended())
 }
 
-// launch makes the folder, the ports and the instance. What it has made when
-// it fails is for discard to remove.
-func (m *machine) launch(ctx context.Context, want *godwitv1.Instance, gate network.Gate, incoming bool) error {
+// launch makes the folder, the ports and the instance, which waits for state if its
+// gate is closed. What it has made when it fails is for discard to remove.
+func (m *machine) launch(ctx context.Context, want *godwitv1.Instance, gate network.Gate, volumeKey []byte) error {
 	m.setLaunching(true)
 	defer m.setLaunching(false)
 	spec, err := wire.DecodeSpec(want.GetSpec())
@@ -86,6 +91,9 @@ func (m *machine) launch(ctx context.Context, want *godwitv1.Instance, gate netw
 		return err
 	}
 	if err := checkFiles(spec); err != nil {
+		return err
+	}
+	if err := m.setVolumes(spec, want.GetVolumeServers(), volumeKey); err != nil {
 		return err
 	}
 	if err := durable.MakeFolder(m.dir, 0o700); err != nil {
@@ -97,7 +105,7 @@ func (m *machine) launch(ctx context.Context, want *godwitv1.Instance, gate netw
 	if err := m.makePorts(spec, want.GetNetworks(), gate); err != nil {
 		return err
 	}
-	config, err := m.qemuConfig(spec, incoming)
+	config, err := m.qemuConfig(spec, gate.Mode == network.Closed)
 	if err != nil {
 		return err
 	}
@@ -110,6 +118,7 @@ func (m *machine) launch(ctx context.Context, want *godwitv1.Instance, gate netw
 	m.instance = instance
 	m.mu.Unlock()
 	go m.watchEnd(m.life, instance)
+	go m.outliveErrors(m.life, instance)
 	return nil
 }
 
@@ -125,7 +134,9 @@ func (m *machine) setLaunching(launching bool) {
 func checkFiles(spec fleet.VMSpec) error {
 	files := map[string]string{}
 	for _, disk := range spec.Disks {
-		files[disk.Path] = "disk " + disk.Name
+		if disk.Kind != fleet.DiskVolume {
+			files[disk.Path] = "disk " + disk.Name
+		}
 	}
 	if spec.Boot != nil {
 		files[spec.Boot.Kernel] = "kernel"
@@ -157,7 +168,18 @@ func (m *machine) qemuConfig(spec fleet.VMSpec, incoming bool) (qemu.Config, err
 		config.Kernel, config.Initrd, config.Cmdline = spec.Boot.Kernel, spec.Boot.Initrd, spec.Boot.Cmdline
 	}
 	for _, disk := range spec.Disks {
-		config.Disks = append(config.Disks, qemu.Disk{Name: disk.Name, Path: disk.Path, Format: disk.Format, ReadOnly: disk.ReadOnly})
+		one := qemu.Disk{Name: disk.Name, Path: disk.Path, Format: disk.Format, ReadOnly: disk.ReadOnly}
+		var err error
+		if disk.Kind == fleet.DiskVolume {
+			one.Volume, err = m.record.Volumes.qemuVolume(disk, m.key.epoch)
+		}
+		if err == nil && one.Volume != nil && config.VolumeCreds == "" {
+			config.VolumeCreds, err = m.credentials()
+		}
+		if err != nil {
+			return config, err
+		}
+		config.Disks = append(config.Disks, one)
 	}
 	for i, port := range m.ports {
 		nic := qemu.NIC{Name: port.name, MAC: port.mac, MTU: m.record.Ports[i].MTU, FDs: port.tap.FDs()}

@@ -47,6 +47,7 @@ type machine struct {
 	marks     *godwitv1.TargetMarks // of a target that has the source's state
 	receives  bool                  // a target whose taps take the VM's frames
 	launching bool                  // the instance is being started
+	mayWrite  bool                  // its leases of volumes may have been activated
 	leaving   bool                  // its taps want no frames any more
 	copying   *copying              // of a migration away from here
 	decided   context.CancelFunc    // ends the wait for a decision on a switch; nil without one
@@ -94,6 +95,7 @@ func (m *machine) watch() (first func()) {
 	m.mu.Unlock()
 	if instance != nil {
 		go m.watchEnd(m.life, instance)
+		go m.outliveErrors(m.life, instance)
 	}
 	switch {
 	case part == refused:

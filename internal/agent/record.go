@@ -24,6 +24,7 @@ type record struct {
 	Migration string            `json:"migration,omitempty"`
 	Peer      peerRecord        `json:"peer,omitzero"` // the migration's other host
 	Ports     []portRecord      `json:"ports"`
+	Volumes   *volumesRecord    `json:"volumes,omitempty"` // none without
 }
 
 type portRecord struct {

@@ -129,11 +129,17 @@ func (m *machine) endCopy() {
 // resumeSource takes the migration back: QEMU's copy is ended, the gate opened,
 // and the vCPUs run on. The server has aborted before, so the target has no
 // right and never gets it.
-func (m *machine) resumeSource(ctx context.Context, newEpoch fleet.Epoch) *godwitv1.Report {
+func (m *machine) resumeSource(ctx context.Context, want *godwitv1.ResumeSource) *godwitv1.Report {
+	newEpoch := fleet.Epoch(want.GetNewEpoch())
 	m.endCopy()
 	m.decide() // only now: the copy may just have begun to wait
 	if m.instance == nil || m.instance.Ended() {
 		return pledge.SourceFailed(errors.New("its instance has ended"), true)
+	}
+	if newEpoch > m.key.epoch { // the target may have ended the lease of the older one
+		if err := m.moveVolumes(ctx, newEpoch, want); err != nil {
+			return pledge.SourceFailed(err, m.instance.Ended())
+		}
 	}
 	if err := m.goOn(ctx); err != nil {
 		return pledge.SourceFailed(err, m.instance.Ended())

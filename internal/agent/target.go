@@ -59,7 +59,7 @@ func (m *machine) prepare(ctx context.Context, migration string, want *godwitv1.
 		m.record.Role, m.record.Migration = arriving, migration
 		m.record.Peer = peerRecord{Host: fleet.HostName(want.GetSource())}
 		m.mu.Unlock()
-		if err := m.launch(ctx, want.GetInstance(), network.Gate{Mode: network.Closed, Epoch: m.key.epoch}, true); err != nil {
+		if err := m.launch(ctx, want.GetInstance(), network.Gate{Mode: network.Closed, Epoch: m.key.epoch}, nil); err != nil {
 			return 0, err
 		}
 	}
@@ -156,6 +156,7 @@ func (m *machine) credentials() (string, error) {
 // taken over anew.
 func (m *machine) arrive(ctx context.Context, migration string, instance *qemu.Instance, events *qemu.Subscription) {
 	defer events.Close()
+	m.warmVolumes(ctx)
 	line := m.openCommit(ctx, migration, 0)
 	loaded, err := waitLoaded(events)
 	if err != nil {
@@ -263,9 +264,10 @@ func (m *machine) isEnding() bool {
 	return m.ending
 }
 
-// runTarget opens the gate and starts the vCPUs. It is called only with the
-// right to do so.
-func (m *machine) runTarget(ctx context.Context) *godwitv1.Report {
+// runTarget activates the leases of volumes, opens the gate and starts the vCPUs. It
+// is called only with the right to do so. As long as the gate is closed, the target
+// is known never to have run.
+func (m *machine) runTarget(ctx context.Context, volumeKey []byte) *godwitv1.Report {
 	answered := timestamppb.Now()
 	ctx, cancel := context.WithTimeout(ctx, runWithin)
 	defer cancel()
@@ -281,6 +283,10 @@ func (m *machine) runTarget(ctx context.Context) *godwitv1.Report {
 	}
 	if m.instance == nil || m.instance.Ended() { // between two agents
 		return m.targetGone(ctx, "its instance has ended")
+	}
+	m.setVolumeKey(volumeKey)
+	if err := m.activate(ctx, m.key.epoch); err != nil {
+		return pledge.TargetFailed(err, m.instance.Ended())
 	}
 	if err := errors.Join(m.receive(), m.setMode(network.Settling)); err != nil {
 		return pledge.TargetFailed(err, false)

@@ -136,7 +136,7 @@ func (m *machine) tellRanOn(migration string) {
 // giveUp gives the right to run up for good, if it is certain that it was never
 // used. The worker calls it, so no commit's answer is being carried out.
 func (m *machine) giveUp(ctx context.Context, migration string) (done bool, err error) {
-	switch m.record.Role.GiveUp(m.mayHaveRun(ctx)) {
+	switch m.record.Role.GiveUp(m.mayHaveRun(ctx) || m.mayHaveWritten()) {
 	case pledge.GaveUp:
 		return true, m.kill(ctx)
 	case pledge.KeepsOwns:

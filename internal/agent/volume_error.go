@@ -1,0 +1,74 @@
+package agent
+
+import (
+	"context"
+	"time"
+
+	"godwit.dev/godwit/internal/pledge"
+	"godwit.dev/godwit/internal/qemu"
+)
+
+// The pauses before a guest goes on that a disk's error has stopped double from the
+// first to the longest, which follows if it was stopped again at once.
+const (
+	goOnAfterMin = time.Second
+	goOnAfterMax = 10 * time.Second
+)
+
+// outliveErrors lets the guest of a machine with volumes go on after an error of a
+// disk has stopped it: QEMU then does again what has failed. A volume server that is
+// back has all that it has acknowledged.
+func (m *machine) outliveErrors(ctx context.Context, instance *qemu.Instance) {
+	m.mu.Lock()
+	volumes := m.record.Volumes
+	m.mu.Unlock()
+	if volumes == nil {
+		return
+	}
+	events := instance.Subscribe()
+	defer events.Close()
+	timer := time.NewTimer(0) // by an earlier agent nobody may have looked
+	defer timer.Stop()
+	pause, went := goOnAfterMin, time.Time{}
+	for {
+		select {
+		case event, open := <-events.Events():
+			if !open {
+				return
+			}
+			if event.Kind != qemu.DiskError {
+				continue
+			}
+			if pause = min(2*pause, goOnAfterMax); time.Since(went) > 2*goOnAfterMax {
+				pause = goOnAfterMin
+				m.agent.log.Warn("a disk's error has stopped a guest", "vm", m.key.vm, "epoch", m.key.epoch, "error", event.Reason)
+			}
+			went = time.Now()
+			timer.Reset(pause)
+		case <-timer.C:
+			if err := m.inTurn(ctx, func() error { return m.goOnFailing(ctx, instance) }); err != nil && ctx.Err() == nil {
+				m.agent.log.Warn("a guest that a disk's error has stopped does not go on", "vm", m.key.vm, "error", err)
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// goOnFailing, of the worker, lets a guest that a disk's error has stopped go on, if
+// its instance is the one that is to run.
+func (m *machine) goOnFailing(ctx context.Context, instance *qemu.Instance) error {
+	switch m.record.Role {
+	case pledge.Alone, pledge.Arrived, pledge.RanOn:
+	default:
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, runWithin)
+	defer cancel()
+	state, err := instance.Status(ctx)
+	if err != nil || !state.Failing() || m.isEnding() {
+		return err
+	}
+	_, err = instance.Resume(ctx)
+	return err
+}
