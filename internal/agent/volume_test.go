@@ -159,7 +159,7 @@ func (v *testVolumes) booting(epoch fleet.Epoch) *godwitv1.Instance {
 func newVolumeMove(t *testing.T) (*move, *testVolumes) {
 	t.Helper()
 	f, hosts := newFleet(t, "h1", "h2")
-	v := f.serveVolumes(busy, hosts...)
+	v := f.serveVolumes(bootsector.Busy(), hosts...)
 	m := &move{t: t, id: testMigration, epoch: 1, fleet: f, source: hosts[0], target: hosts[1], instance: v.booting(1), sequence: 10}
 	v.grant(1, "h1")
 	command := startCommand(1, m.instance)
@@ -274,7 +274,7 @@ func TestNoGivingUpOfATakenVolume(t *testing.T) {
 // the next one, which has the key.
 func TestNextAgentActivates(t *testing.T) {
 	f, hosts := newFleet(t, "h1")
-	v := f.serveVolumes(busy, hosts...)
+	v := f.serveVolumes(bootsector.Busy(), hosts...)
 	h := hosts[0]
 	v.grant(1, "h1")
 	command := startCommand(1, v.booting(1))

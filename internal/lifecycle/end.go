@@ -18,6 +18,10 @@ type heldReport struct {
 // same commit. By the new epoch it is stale, should it run after all.
 func (l *Lifecycle) end(ctx context.Context, host fleet.HostName, entry store.Entry[fleet.VM], said *godwitv1.InstanceReport) error {
 	vm := entry.Value
+	var released []store.Op
+	if l.Volumes != nil {
+		released = l.Volumes.Ended(vm)
+	}
 	vm.Phase, vm.Cause = afterEnd(vm.Phase, host, said)
 	vm.Owner, vm.QEMU = fleet.Owner{Epoch: vm.Owner.Epoch + 1}, fleet.InstanceQEMU{}
 	ledger, err := l.Tables.Ledgers.Get(ctx, string(host))
@@ -25,7 +29,7 @@ func (l *Lifecycle) end(ctx context.Context, host fleet.HostName, entry store.En
 		return err
 	}
 	conditions := store.If(l.Tables.VMs.At(entry.Name, entry.Version))
-	ops := []store.Op{l.Tables.VMs.Put(entry.Name, vm), l.Tables.Stops.Delete(entry.Name)}
+	ops := append(released, l.Tables.VMs.Put(entry.Name, vm), l.Tables.Stops.Delete(entry.Name))
 	if _, claimed := ledger.Value.Claims[vm.UID]; claimed {
 		delete(ledger.Value.Claims, vm.UID)
 		conditions = append(conditions, l.Tables.Ledgers.At(ledger.Name, ledger.Version))

@@ -24,8 +24,18 @@ type Config struct {
 	Tables  Tables
 	Records View
 	Hosts   Hosts
+	Volumes Volumes // nil in a fleet without
 	Runtime Runtime // nil is the machine's
 	Log     *slog.Logger
+}
+
+// Volumes gives hosts the leases of the volumes with which VMs start.
+type Volumes interface {
+	// Ready completes the command that starts a VM. Until the leases are granted it
+	// is false, and Changed is called when they are; an error is what is waited for.
+	Ready(fleet.VM, *godwitv1.Command) (bool, error)
+	// Ended gives what is to be stored with the end of a VM's instance.
+	Ended(fleet.VM) []store.Op
 }
 
 // Tables are the records that the life of a VM reads and changes.

@@ -64,6 +64,11 @@ func (l *Lifecycle) tell(ctx context.Context, host fleet.HostName, name fleet.VM
 	if same {
 		return nil
 	}
+	if l.Volumes != nil {
+		if ready, err := l.Volumes.Ready(vm, command); !ready {
+			return err
+		}
+	}
 	if err := l.Hosts.SendIn(session, host, command); err != nil {
 		return err
 	}

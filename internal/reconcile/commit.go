@@ -136,7 +136,7 @@ func (r *Reconciler) Commit(ctx context.Context, host fleet.HostName, request *g
 	case runSequence(m) == 0: // not committed, or it has run, or it must not any more
 		return nil, migration.Refusal(m, event)
 	}
-	return &godwitv1.CommitResponse{Epoch: uint64(m.Owner().Epoch), Sequence: runSequence(m)}, nil
+	return &godwitv1.CommitResponse{Epoch: uint64(m.Owner().Epoch), Sequence: runSequence(m), VolumeKey: r.volumeKey(&m)}, nil
 }
 
 // runSequence gives the sequence of the pending RunTarget, zero once the

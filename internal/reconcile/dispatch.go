@@ -51,7 +51,7 @@ func (r *Reconciler) command(m *migration.Migration, effect migration.Effect) (*
 			Vm: vm, SourceAddress: source.Address.String(), SourcePeerPort: uint32(source.PeerPort), ReturnFrames: effect.ReturnFrames,
 		}}
 	case migration.RunTarget:
-		command.Op = &godwitv1.Command_RunTarget{RunTarget: &godwitv1.RunTarget{Vm: vm}}
+		command.Op = &godwitv1.Command_RunTarget{RunTarget: &godwitv1.RunTarget{Vm: vm, VolumeKey: r.volumeKey(m)}}
 	case migration.RetireSource:
 		command.Op = &godwitv1.Command_RetireSource{RetireSource: &godwitv1.RetireSource{Vm: vm}}
 	case migration.ReleaseSource:
@@ -130,4 +130,12 @@ func PortNetworks(ctx context.Context, networks store.Table[fleet.Network], spec
 func (r *Reconciler) host(name fleet.HostName) (fleet.Host, error) {
 	host, err := r.Tables.Hosts.Get(context.Background(), string(name))
 	return host.Value, err
+}
+
+// volumeKey gives what goes along with the right to run.
+func (r *Reconciler) volumeKey(m *migration.Migration) []byte {
+	if r.Leases == nil {
+		return nil
+	}
+	return r.Leases.Key(m.UID, m.Epoch+1, m.ID)
 }

@@ -27,6 +27,7 @@ type Config struct {
 	GoneAfter time.Duration
 	Up        func(fleet.HostName) bool // whether its agent has a session
 	Runtime   Runtime                   // nil is the machine's
+	Leases    Leases                    // of volumes; nil where there are none
 	Log       *slog.Logger
 }
 
@@ -51,6 +52,14 @@ type Commander interface {
 type AddressBook interface {
 	WhenApplied(revision int64, done func(without []fleet.HostName))
 	Changed() // makes it look again
+}
+
+// Leases is what of VMs' rights to volumes goes with their migrations.
+type Leases interface {
+	// Key gives what a host activates the leases of an epoch with.
+	Key(uid fleet.InstanceUID, epoch fleet.Epoch, migration fleet.MigrationID) []byte
+	// MigrationEnded gives what is to be stored when a migration lets go of its VM.
+	MigrationEnded(vm fleet.VM, m migration.Migration) []store.Op
 }
 
 // Reconciler carries migrations on: it loads a record, lets the core decide on

@@ -27,6 +27,9 @@ func (r *Reconciler) save(ctx context.Context, one *run, before, after migration
 		ops = append(ops, r.Tables.VMs.Put(vm.Name, vm.Value))
 	}
 	if before.Locked() && !after.Locked() {
+		if r.Leases != nil {
+			ops = append(ops, r.Leases.MigrationEnded(vm.Value, after)...)
+		}
 		for _, loser := range losers(after) {
 			condition, op, err := r.freeClaim(ctx, loser, after.UID)
 			if err != nil {

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/leases"
 	"godwit.dev/godwit/internal/lifecycle"
 	"godwit.dev/godwit/internal/migration"
 	"godwit.dev/godwit/internal/pki"
@@ -89,6 +90,7 @@ type Server struct {
 	lifecycle  *lifecycle.Lifecycle
 	migrations *reconciler
 	consoles   consoles
+	leases     *leases.Book
 
 	// admission orders what takes addresses and capacity, so that the calls
 	// to one server do not conflict with each other. Other servers are held
@@ -111,9 +113,12 @@ func New(ctx context.Context, config Config) (*Server, error) {
 	s.mirror = newMirror(s.tables, s.log)
 	s.addresses = newAddressPusher(s.mirror, s.hub)
 	s.lifecycle = newLifecycle(s.tables, s.mirror, s.hub, s.log)
+	s.leases = s.newLeases()
+	s.lifecycle.Volumes = newVolumeStarts(s.leases, s.lifecycle)
 	s.mirror.changed = s.addresses.Changed
 	s.mirror.vmChanged = func(name fleet.VMName) { s.lifecycle.Changed(name) }
-	s.migrations = newReconciler(s.tables, s.hub, s.addresses, s.hub.connected, s.log)
+	s.migrations = newReconciler(s.tables, s.newLeasing(), s.addresses, s.hub.connected, s.log)
+	s.migrations.Leases = s.leases
 	s.migrations.Stand()
 	s.mirror.migrationChanged = func(entry store.Entry[migration.Migration], wasOver bool) {
 		s.migrations.Changed(entry)
@@ -130,6 +135,9 @@ func New(ctx context.Context, config Config) (*Server, error) {
 	s.reclaimAtStart(ctx)
 	var err error
 	if s.authority, err = openAuthority(ctx, s.tables); err != nil {
+		return nil, err
+	}
+	if err := s.leases.Open(ctx); err != nil {
 		return nil, err
 	}
 	if err := s.openKeepers(); err != nil {
