@@ -36,6 +36,14 @@
 // another; package pledge says in what it may be for one that takes part in none.
 // What is for another one is answered, and does nothing.
 //
+// # Volumes
+//
+// A QEMU opens a volume by the epoch of its instance, and reads it. With the right to
+// run comes the key with which the agent activates the leases, first of all: when that
+// is answered, no older instance can write any more. A target that may have done it
+// does not give up, since its source could not run on. An error of a disk stops a
+// guest; if it has volumes, the agent lets it go on, until the volume server is back.
+//
 // # Life and death
 //
 // QEMU outlives the agent, and so do taps, gates and tunnels. An agent that

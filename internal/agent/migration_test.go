@@ -29,6 +29,7 @@ type move struct {
 	instance       *godwitv1.Instance // at the source
 	sequence       uint64
 	port           uint32 // where the target's QEMU listens
+	booting        func(fleet.Epoch) *godwitv1.Instance
 }
 
 // newMove starts a VM at the source, whose guest never rests.
@@ -36,6 +37,7 @@ func newMove(t *testing.T) *move {
 	t.Helper()
 	f, hosts := newFleet(t, "h1", "h2")
 	m := &move{t: t, id: testMigration, epoch: 1, fleet: f, source: hosts[0], target: hosts[1], instance: booting(t, f, 1, bootsector.Busy()), sequence: 10}
+	m.booting = func(epoch fleet.Epoch) *godwitv1.Instance { return booting(t, f, epoch, bootsector.Busy()) }
 	m.source.run(m.instance)
 	m.source.awaitGuest(1)
 	return m
@@ -52,7 +54,7 @@ func (m *move) tunnels() []*godwitv1.PortNetwork {
 
 func (m *move) prepareCommand() *godwitv1.Command {
 	c := m.command()
-	there := booting(m.t, m.fleet, m.epoch+1, bootsector.Busy())
+	there := m.booting(m.epoch + 1)
 	there.Networks = m.tunnels()
 	c.Op = &godwitv1.Command_PrepareTarget{PrepareTarget: &godwitv1.PrepareTarget{
 		Instance: there, Source: m.source.name, SourceAddress: m.source.space.Addr.String(),

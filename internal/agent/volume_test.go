@@ -160,7 +160,7 @@ func newVolumeMove(t *testing.T) (*move, *testVolumes) {
 	t.Helper()
 	f, hosts := newFleet(t, "h1", "h2")
 	v := f.serveVolumes(bootsector.Busy(), hosts...)
-	m := &move{t: t, id: testMigration, epoch: 1, fleet: f, source: hosts[0], target: hosts[1], instance: v.booting(1), sequence: 10}
+	m := &move{t: t, id: testMigration, epoch: 1, fleet: f, source: hosts[0], target: hosts[1], instance: v.booting(1), sequence: 10, booting: v.booting}
 	v.grant(1, "h1")
 	command := startCommand(1, m.instance)
 	command.GetStartInstance().VolumeKey = volumeKey(1)
@@ -170,12 +170,6 @@ func newVolumeMove(t *testing.T) (*move, *testVolumes) {
 	m.source.awaitGuest(1)
 	v.check("h1@1")
 	v.grant(2, "h2")
-	prepare := m.prepareCommand()
-	prepare.GetPrepareTarget().Instance = v.booting(2)
-	prepare.GetPrepareTarget().Instance.Networks = m.tunnels()
-	if m.port = m.target.do(prepare).GetTargetPrepared().GetPort(); m.port == 0 {
-		t.Fatal("the target is not prepared")
-	}
 	return m, v
 }
 
@@ -183,6 +177,7 @@ func newVolumeMove(t *testing.T) (*move, *testVolumes) {
 // between loses it.
 func TestTargetTakesItsVolume(t *testing.T) {
 	m, v := newVolumeMove(t)
+	m.prepare()
 	answers := make(chan *godwitv1.CommitResponse, 1)
 	m.fleet.onCommit(func(ctx context.Context, _ *godwitv1.CommitRequest) (*godwitv1.CommitResponse, error) {
 		v.check("h1@1")
@@ -212,6 +207,7 @@ func TestTargetTakesItsVolume(t *testing.T) {
 // the VM back, and goes over to the lease of a new epoch.
 func TestVolumeIsTakenBack(t *testing.T) {
 	m, v := newVolumeMove(t)
+	m.prepare()
 	waits := make(chan struct{})
 	m.fleet.onCommit(func(ctx context.Context, _ *godwitv1.CommitRequest) (*godwitv1.CommitResponse, error) {
 		close(waits)
@@ -249,10 +245,33 @@ func TestVolumeIsTakenBack(t *testing.T) {
 	v.check("h1@3")
 }
 
+// The hosts have ended the switch, and the source runs on by the lease that it has;
+// when the servers give it the VM back, it goes over to that of the new epoch.
+func TestVolumeOfASourceThatRanOn(t *testing.T) {
+	m, v := newVolumeMove(t)
+	m.leaveUndecided()
+	m.checkRanOn()
+	v.check("h1@1")
+	v.grant(3, "h1")
+	resume := m.resumeCommand()
+	back := resume.GetResumeSource()
+	back.NewEpoch, back.VolumeServers = 3, []*godwitv1.VolumeServer{v.server}
+	m.source.sendCommand(resume) // and the key is not the right one
+	m.source.awaitReport("that it can't", func(r *godwitv1.Report) bool { return r.GetSourceFailed() != nil })
+	m.source.checkRunState(testVM, 1, "running")
+	back.VolumeKey = volumeKey(3)
+	if got := m.source.do(resume); got.GetSourceResumed() == nil {
+		t.Fatalf("resume: %v", got)
+	}
+	m.source.checkRunState(testVM, 3, "running")
+	v.check("h1@3")
+}
+
 // A target that may have taken the volume does not give up, even if another agent
 // has come, which can't know.
 func TestNoGivingUpOfATakenVolume(t *testing.T) {
 	m, _ := newVolumeMove(t)
+	m.prepare()
 	target := func() *machine { return m.target.agent.find(machineKey{testVM, 2}) }
 	if target().mayHaveWritten() {
 		t.Error("it has been prepared only")

@@ -51,6 +51,12 @@
 // (TLS 1.3), so that the source of a small guest may come to pre-switchover
 // before it learns that it was refused; it never comes to completed.
 //
+// # Volumes
+//
+// A disk that is a volume is an NBD node below the disk's own. MoveVolumes puts
+// another one there, while the guest runs if the server of the older one answers;
+// else only in an instance that has sent everything: it flushes the older one.
+//
 // All methods of an Instance may be called by any number of goroutines, those
 // that begin or end a migration by one at a time.
 package qemu

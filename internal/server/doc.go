@@ -49,6 +49,13 @@
 // sessionQueue of them, and are lost with it; whoever sent them sends them
 // again when the host connects, because an agent executes each once.
 //
+// # Volumes
+//
+// A command that makes a QEMU connect to volumes is sent when their leases are
+// granted. Nobody waits for that: a start is told when its VM is looked at again, and
+// a command of a migration by the goroutine that grants. What has to be released is
+// stored with what makes it superfluous; package leases carries it out in a term.
+//
 // # Addresses and forwarding
 //
 // The source of a migration forwards until every host that takes part in a

@@ -51,7 +51,9 @@ type leasing struct {
 	hub  *hub
 	book *leases.Book
 	vm   func(fleet.VMName) (store.Entry[fleet.VM], bool)
-	// failed hears why a target can't be prepared.
+	// wanted tells whether a target is still to be prepared, and failed hears why it
+	// can't be.
+	wanted func(*godwitv1.Command) bool
 	failed func(*godwitv1.Command, error)
 	log    func(command *godwitv1.Command, err error)
 
@@ -61,7 +63,7 @@ type leasing struct {
 
 func (s *Server) newLeasing() *leasing {
 	return &leasing{
-		hub: s.hub, book: s.leases, vm: s.mirror.VM, failed: s.targetUnleased, under: map[string]bool{},
+		hub: s.hub, book: s.leases, vm: s.mirror.VM, wanted: s.targetWanted, failed: s.targetUnleased, under: map[string]bool{},
 		log: func(command *godwitv1.Command, err error) {
 			s.log.Warn("a command waits for leases of volumes", "migration", command.GetSubject(), "sequence", command.GetSequence(), "error", err)
 		},
@@ -107,16 +109,20 @@ func (l *leasing) leaseFor(host fleet.HostName, command *godwitv1.Command) (leas
 		entry, _ := l.vm(fleet.VMName(op.ResumeSource.GetVm()))
 		lease.VM, lease.Epoch, lease.Volumes = entry.Value.Name, fleet.Epoch(op.ResumeSource.GetNewEpoch()), entry.Value.Spec.Volumes()
 		return lease, lease.Epoch > 0 && len(lease.Volumes) > 0
+	case *godwitv1.Command_RunTarget:
+		entry, _ := l.vm(fleet.VMName(op.RunTarget.GetVm()))
+		lease.VM, lease.Epoch, lease.Volumes = entry.Value.Name, fleet.Epoch(command.GetEpoch()+1), entry.Value.Spec.Volumes()
+		return lease, len(lease.Volumes) > 0
 	}
 	return lease, false
 }
 
-// grant gives a lease; again, until ctx ends, if a volume server may only be away
-// for a moment.
-func (l *leasing) grant(ctx context.Context, lease leases.Lease, again bool) ([]*godwitv1.VolumeServer, error) {
+// grant gives a lease; again, while that is wanted and until ctx ends, if a volume
+// server may only be away for a moment.
+func (l *leasing) grant(ctx context.Context, lease leases.Lease, wanted func() bool) ([]*godwitv1.VolumeServer, error) {
 	for {
 		servers, err := l.book.Grant(ctx, lease)
-		if err == nil || !again || !passesSoon(err) {
+		if err == nil || !passesSoon(err) || !wanted() {
 			return servers, err
 		}
 		pause := time.NewTimer(grantAgainEvery)
@@ -125,35 +131,41 @@ func (l *leasing) grant(ctx context.Context, lease leases.Lease, again bool) ([]
 		case <-ctx.Done():
 		}
 		pause.Stop()
-		if ctx.Err() != nil {
+		if ctx.Err() != nil || !wanted() {
 			return nil, err
 		}
 	}
 }
 
 // grantAndSend sends a command when its lease is granted. A source that has to wait
-// is told again.
+// is told again. A target that may run has had its lease before: it is granted again
+// since a grant for an earlier migration may have come late, and taken its place.
 func (l *leasing) grantAndSend(host fleet.HostName, command *godwitv1.Command, lease leases.Lease) {
 	ctx, cancel := context.WithTimeout(context.Background(), grantTargetWithin)
 	defer cancel()
 	target := command.GetPrepareTarget()
-	servers, err := l.grant(ctx, lease, target != nil)
+	servers, err := l.grant(ctx, lease, func() bool { return target != nil && l.wanted(command) })
 	switch {
 	case err != nil && target != nil:
 		l.failed(command, err)
 		return
-	case err != nil:
+	case err != nil && command.GetRunTarget() == nil:
 		l.log(command, err)
 		return
 	case target != nil:
 		target.Instance.VolumeServers = servers
-	default:
+	case command.GetResumeSource() != nil:
 		resume := command.GetResumeSource()
 		resume.VolumeServers, resume.VolumeKey = servers, l.book.Key(lease.UID, lease.Epoch, lease.Migration)
 	}
 	if err := l.hub.Send(host, command); err != nil {
 		l.log(command, err) // sent again when the host connects
 	}
+}
+
+func (s *Server) targetWanted(command *godwitv1.Command) bool {
+	entry, err := s.tables.migrations.Get(context.Background(), command.GetSubject())
+	return err == nil && entry.Value.State == migration.Preparing
 }
 
 var errOvertaken = errors.New("it was overtaken")

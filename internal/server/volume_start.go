@@ -82,6 +82,9 @@ func (v *volumeStarts) grant(vm fleet.VM, one *volumeStart) {
 	}
 	v.mu.Lock()
 	one.done, one.servers, one.err, one.again = true, servers, err, time.Now().Add(grantsAgain)
+	if err != nil && !passesSoon(err) && v.starts[vm.Name] == one {
+		delete(v.starts, vm.Name)
+	}
 	v.mu.Unlock()
 	v.life.Changed(vm.Name)
 }
