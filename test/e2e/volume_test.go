@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -50,7 +51,10 @@ func TestVolume(t *testing.T) {
 		t.Errorf("after the start it is %s", got)
 	}
 	stale := openStale(t, f, v, "h1", "web1@1")
-	stale.write(t, 0x11, true)
+	stale.write(0x11)
+	stale.answer(t, true)
+	stale.signal(t, syscall.SIGSTOP)
+	stale.write(0x22) // done when it wakes up
 
 	c := call(t, f, g, probe.UDPConfig{Rate: 200})
 	m := migrate(t, f, g, "h2", "succeeded")
@@ -59,7 +63,10 @@ func TestVolume(t *testing.T) {
 	if got := leasesOf(t, v, "web1"); got != "h2@2" {
 		t.Errorf("after the migration it is %s", got)
 	}
-	stale.write(t, 0x22, false)
+	stale.signal(t, syscall.SIGCONT)
+	stale.answer(t, false)
+	stale.write(0x33)
+	stale.answer(t, false)
 	awaitRecords(t, g, 50)
 
 	if err := v.Kill(); err != nil {
@@ -188,8 +195,9 @@ func checkRecords(t *testing.T, data []byte) {
 
 // staleWriter is a writer on the old host that wakes up when the VM has moved.
 type staleWriter struct {
-	in  io.WriteCloser
-	out *bufio.Scanner
+	process *os.Process
+	in      io.WriteCloser
+	out     *bufio.Scanner
 }
 
 // openStale opens an export as a host's QEMU does.
@@ -216,14 +224,26 @@ func openStale(t *testing.T, f *fleetlab.Fleet, v *fleetlab.VolumeServer, host, 
 	if err := cmd.Start(); err != nil {
 		t.Skip("needs qemu-io, which make setup installs:", err)
 	}
-	t.Cleanup(func() { _ = in.Close(); _ = cmd.Wait() })
-	return &staleWriter{in, bufio.NewScanner(out)}
+	t.Cleanup(func() { _ = cmd.Process.Signal(syscall.SIGCONT); _ = in.Close(); _ = cmd.Wait() })
+	return &staleWriter{cmd.Process, in, bufio.NewScanner(out)}
 }
 
-// write writes a pattern, and demands that it is written or refused.
-func (s *staleWriter) write(t *testing.T, pattern byte, allowed bool) {
+// signal stops it, or lets it go on.
+func (s *staleWriter) signal(t *testing.T, signal syscall.Signal) {
 	t.Helper()
+	if err := s.process.Signal(signal); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// write has it write a pattern.
+func (s *staleWriter) write(pattern byte) {
 	fmt.Fprintf(s.in, "write -f -P %d %d 512\n", pattern, uint64(staleAt))
+}
+
+// answer demands that what it was to write is written, or refused.
+func (s *staleWriter) answer(t *testing.T, allowed bool) {
+	t.Helper()
 	for s.out.Scan() {
 		line := s.out.Text()
 		switch {
