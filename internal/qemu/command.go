@@ -150,7 +150,9 @@ type blockNode struct {
 	Cache    *blockCache `json:"cache,omitempty"`
 	Locking  string      `json:"locking,omitempty"`
 
-	Server         *socketAddress `json:"server,omitempty"` // this and what follows is of a volume
+	DetectZeroes string `json:"detect-zeroes,omitempty"`
+
+	Server         *socketAddress `json:"server,omitempty"` // this and what follows is of NBD
 	Export         string         `json:"export,omitempty"`
 	TLSCreds       string         `json:"tls-creds,omitempty"`
 	TLSHostname    string         `json:"tls-hostname,omitempty"`

@@ -10,8 +10,8 @@ import (
 )
 
 // Config describes an instance. Source and target of a migration must agree
-// in everything but Epoch, Dir, Boot, Binary, Accel, the NICs' descriptors,
-// Incoming and Known.
+// in everything but Epoch, Dir, Boot, Binary, Accel, the paths of local disks, the
+// NICs' descriptors, Incoming and Known.
 type Config struct {
 	VM       fleet.VMName
 	UID      fleet.InstanceUID
@@ -45,6 +45,7 @@ type Disk struct {
 	Format   string // "raw" or "qcow2"
 	ReadOnly bool
 	Volume   *Volume `json:",omitempty"` // instead of Path, and Format is "raw"
+	Local    bool    `json:",omitempty"` // the image is this instance's own: a migration copies it
 }
 
 // NIC is one virtio network card. Its place in Config.NICs is its PCI address.

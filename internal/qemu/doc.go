@@ -57,6 +57,17 @@
 // another one there, while the guest runs if the server of the older one answers;
 // else only in an instance that has sent everything: it flushes the older one.
 //
+// # Local disks
+//
+// An image that is the instance's own goes with it: the target exports its empty one
+// (Export, after Listen), the source mirrors its own to that (StartMirrors), and the
+// memory is to follow when all are Ready and, after SyncMirrors, Synced. Once the
+// guest has stopped, FinishMirrors tells whether the target has all of it; it must be
+// done before ContinueSwitch, which makes the images inactive, and EndExports before
+// the target runs. In step, a guest's writes wait for the target, and if that hangs,
+// so does what waits for them, QEMU's monitor included: CutMirrors ends it. While a
+// disk is mirrored, QEMU ignores the guest's discards (in all versions that were tried).
+//
 // All methods of an Instance may be called by any number of goroutines, those
 // that begin or end a migration by one at a time.
 package qemu

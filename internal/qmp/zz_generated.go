@@ -18,6 +18,8 @@ const (
 	EventMigrationPass      = "MIGRATION_PASS"
 	EventBlockIOError       = "BLOCK_IO_ERROR"
 	EventGuestPanicked      = "GUEST_PANICKED"
+	EventBlockExportDeleted = "BLOCK_EXPORT_DELETED"
+	EventJobStatusChange    = "JOB_STATUS_CHANGE"
 	EventDeviceDeleted      = "DEVICE_DELETED"
 	EventNICRxFilterChanged = "NIC_RX_FILTER_CHANGED"
 	EventUnplugPrimary      = "UNPLUG_PRIMARY"
@@ -221,6 +223,72 @@ func QueryBlock(ctx context.Context, e Executor) ([]BlockInfo, error) {
 	var result []BlockInfo
 	err := e.Execute(ctx, "query-block", nil, &result)
 	return result, err
+}
+
+// NBDServerStart executes nbd-server-start.
+func NBDServerStart(ctx context.Context, e Executor, args NBDServerStartArgs) error {
+	return e.Execute(ctx, "nbd-server-start", args, nil)
+}
+
+// NBDServerStop executes nbd-server-stop.
+func NBDServerStop(ctx context.Context, e Executor) error {
+	return e.Execute(ctx, "nbd-server-stop", nil, nil)
+}
+
+// QueryBlockExports executes query-block-exports.
+func QueryBlockExports(ctx context.Context, e Executor) ([]BlockExport, error) {
+	var result []BlockExport
+	err := e.Execute(ctx, "query-block-exports", nil, &result)
+	return result, err
+}
+
+// BlockExportAdd executes block-export-add.
+func BlockExportAdd(ctx context.Context, e Executor, args BlockExportAddArgs) error {
+	return e.Execute(ctx, "block-export-add", args, nil)
+}
+
+// BlockExportDel executes block-export-del.
+func BlockExportDel(ctx context.Context, e Executor, args BlockExportDelArgs) error {
+	return e.Execute(ctx, "block-export-del", args, nil)
+}
+
+// BlockdevMirror executes blockdev-mirror.
+func BlockdevMirror(ctx context.Context, e Executor, args BlockdevMirrorArgs) error {
+	return e.Execute(ctx, "blockdev-mirror", args, nil)
+}
+
+// BlockJobChange executes block-job-change.
+func BlockJobChange(ctx context.Context, e Executor, args BlockJobChangeArgs) error {
+	return e.Execute(ctx, "block-job-change", args, nil)
+}
+
+// BlockJobCancel executes block-job-cancel.
+func BlockJobCancel(ctx context.Context, e Executor, args BlockJobCancelArgs) error {
+	return e.Execute(ctx, "block-job-cancel", args, nil)
+}
+
+// BlockJobSetSpeed executes block-job-set-speed.
+func BlockJobSetSpeed(ctx context.Context, e Executor, args BlockJobSetSpeedArgs) error {
+	return e.Execute(ctx, "block-job-set-speed", args, nil)
+}
+
+// QueryBlockJobs executes query-block-jobs.
+func QueryBlockJobs(ctx context.Context, e Executor) ([]BlockJob, error) {
+	var result []BlockJob
+	err := e.Execute(ctx, "query-block-jobs", nil, &result)
+	return result, err
+}
+
+// QueryJobs executes query-jobs.
+func QueryJobs(ctx context.Context, e Executor) ([]Job, error) {
+	var result []Job
+	err := e.Execute(ctx, "query-jobs", nil, &result)
+	return result, err
+}
+
+// JobDismiss executes job-dismiss.
+func JobDismiss(ctx context.Context, e Executor, args JobDismissArgs) error {
+	return e.Execute(ctx, "job-dismiss", args, nil)
 }
 
 // AnnounceSelf executes announce-self.
@@ -890,6 +958,125 @@ type BlockInfo struct {
 	Type      string     `json:"type"`
 }
 
+// NBDServerStartArgsAddr is the structure at nbd-server-start.addr.
+// Which members it has depends on Type.
+type NBDServerStartArgsAddr struct {
+	Data json.RawMessage   `json:"data,omitempty"`
+	Type SocketAddressType `json:"type"`
+}
+
+// NBDServerStartArgs is the structure at nbd-server-start.
+type NBDServerStartArgs struct {
+	Addr                NBDServerStartArgsAddr `json:"addr"`
+	HandshakeMaxSeconds *int64                 `json:"handshake-max-seconds,omitempty"`
+	MaxConnections      *int64                 `json:"max-connections,omitempty"`
+	TLSAuthz            *string                `json:"tls-authz,omitempty"`
+	TLSCreds            *string                `json:"tls-creds,omitempty"`
+}
+
+// BlockExport is the structure at query-block-exports=.
+type BlockExport struct {
+	ID           string `json:"id"`
+	NodeName     string `json:"node-name"`
+	ShuttingDown bool   `json:"shutting-down"`
+	Type         string `json:"type"`
+}
+
+// BlockExportAddArgs is the structure at block-export-add.
+// Which members it has depends on Type.
+type BlockExportAddArgs struct {
+	AllocationDepth *bool    `json:"allocation-depth,omitempty"`
+	AllowInactive   *bool    `json:"allow-inactive,omitempty"`
+	Bitmaps         []string `json:"bitmaps,omitempty"`
+	Description     *string  `json:"description,omitempty"`
+	FixedIothread   *bool    `json:"fixed-iothread,omitempty"`
+	ID              string   `json:"id"`
+	Iothread        *string  `json:"iothread,omitempty"`
+	Name            *string  `json:"name,omitempty"`
+	NodeName        string   `json:"node-name"`
+	Type            string   `json:"type"`
+	Writable        *bool    `json:"writable,omitempty"`
+	Writethrough    *bool    `json:"writethrough,omitempty"`
+}
+
+// BlockExportDelArgs is the structure at block-export-del.
+type BlockExportDelArgs struct {
+	ID   string                `json:"id"`
+	Mode BlockExportRemoveMode `json:"mode,omitempty"`
+}
+
+// BlockdevMirrorArgs is the structure at blockdev-mirror.
+type BlockdevMirrorArgs struct {
+	AutoDismiss    *bool          `json:"auto-dismiss,omitempty"`
+	AutoFinalize   *bool          `json:"auto-finalize,omitempty"`
+	BufSize        *int64         `json:"buf-size,omitempty"`
+	CopyMode       MirrorCopyMode `json:"copy-mode,omitempty"`
+	Device         string         `json:"device"`
+	FilterNodeName *string        `json:"filter-node-name,omitempty"`
+	Granularity    *int64         `json:"granularity,omitempty"`
+	JobID          *string        `json:"job-id,omitempty"`
+	OnSourceError  *string        `json:"on-source-error,omitempty"`
+	OnTargetError  *string        `json:"on-target-error,omitempty"`
+	Replaces       *string        `json:"replaces,omitempty"`
+	Speed          *int64         `json:"speed,omitempty"`
+	Sync           string         `json:"sync"`
+	Target         string         `json:"target"`
+}
+
+// BlockJobChangeArgs is the structure at block-job-change.
+// Which members it has depends on Type.
+type BlockJobChangeArgs struct {
+	CopyMode MirrorCopyMode `json:"copy-mode,omitempty"`
+	ID       string         `json:"id"`
+	Type     string         `json:"type"`
+}
+
+// BlockJobCancelArgs is the structure at block-job-cancel.
+type BlockJobCancelArgs struct {
+	Device string `json:"device"`
+	Force  *bool  `json:"force,omitempty"`
+}
+
+// BlockJobSetSpeedArgs is the structure at block-job-set-speed.
+type BlockJobSetSpeedArgs struct {
+	Device string `json:"device"`
+	Speed  int64  `json:"speed"`
+}
+
+// BlockJob is the structure at query-block-jobs=.
+// Which members it has depends on Type.
+type BlockJob struct {
+	ActivelySynced *bool   `json:"actively-synced,omitempty"`
+	AutoDismiss    bool    `json:"auto-dismiss"`
+	AutoFinalize   bool    `json:"auto-finalize"`
+	Busy           bool    `json:"busy"`
+	Device         string  `json:"device"`
+	Error          *string `json:"error,omitempty"`
+	IOStatus       string  `json:"io-status"`
+	Len            int64   `json:"len"`
+	Offset         int64   `json:"offset"`
+	Paused         bool    `json:"paused"`
+	Ready          bool    `json:"ready"`
+	Speed          int64   `json:"speed"`
+	Status         string  `json:"status"`
+	Type           string  `json:"type"`
+}
+
+// Job is the structure at query-jobs=.
+type Job struct {
+	CurrentProgress int64     `json:"current-progress"`
+	Error           *string   `json:"error,omitempty"`
+	ID              string    `json:"id"`
+	Status          JobStatus `json:"status"`
+	TotalProgress   int64     `json:"total-progress"`
+	Type            string    `json:"type"`
+}
+
+// JobDismissArgs is the structure at job-dismiss.
+type JobDismissArgs struct {
+	ID string `json:"id"`
+}
+
 // AnnounceSelfArgs is the structure at announce-self.
 type AnnounceSelfArgs struct {
 	ID         *string  `json:"id,omitempty"`
@@ -1052,6 +1239,17 @@ type GuestPanickedEvent struct {
 	Info   *GuestPanickedEventInfo `json:"info,omitempty"`
 }
 
+// BlockExportDeletedEvent is the structure at BLOCK_EXPORT_DELETED.
+type BlockExportDeletedEvent struct {
+	ID string `json:"id"`
+}
+
+// JobStatusChangeEvent is the structure at JOB_STATUS_CHANGE.
+type JobStatusChangeEvent struct {
+	ID     string    `json:"id"`
+	Status JobStatus `json:"status"`
+}
+
 // DeviceDeletedEvent is the structure at DEVICE_DELETED.
 type DeviceDeletedEvent struct {
 	Device *string `json:"device,omitempty"`
@@ -1191,6 +1389,42 @@ const (
 	DirtyRateStatusUnstarted DirtyRateStatus = "unstarted"
 	DirtyRateStatusMeasuring DirtyRateStatus = "measuring"
 	DirtyRateStatusMeasured  DirtyRateStatus = "measured"
+)
+
+// BlockExportRemoveMode is the enumeration at block-export-del.mode.
+type BlockExportRemoveMode string
+
+// The values of BlockExportRemoveMode.
+const (
+	BlockExportRemoveModeSafe BlockExportRemoveMode = "safe"
+	BlockExportRemoveModeHard BlockExportRemoveMode = "hard"
+)
+
+// MirrorCopyMode is the enumeration at blockdev-mirror.copy-mode.
+type MirrorCopyMode string
+
+// The values of MirrorCopyMode.
+const (
+	MirrorCopyModeBackground    MirrorCopyMode = "background"
+	MirrorCopyModeWriteBlocking MirrorCopyMode = "write-blocking"
+)
+
+// JobStatus is the enumeration at query-jobs=.status.
+type JobStatus string
+
+// The values of JobStatus.
+const (
+	JobStatusUndefined JobStatus = "undefined"
+	JobStatusCreated   JobStatus = "created"
+	JobStatusRunning   JobStatus = "running"
+	JobStatusPaused    JobStatus = "paused"
+	JobStatusReady     JobStatus = "ready"
+	JobStatusStandby   JobStatus = "standby"
+	JobStatusWaiting   JobStatus = "waiting"
+	JobStatusPending   JobStatus = "pending"
+	JobStatusAborting  JobStatus = "aborting"
+	JobStatusConcluded JobStatus = "concluded"
+	JobStatusNull      JobStatus = "null"
 )
 
 // ShutdownCause is the enumeration at SHUTDOWN.reason.
