@@ -18,7 +18,16 @@ type VM struct {
 	Accel     string      `json:"accel,omitempty"`     // of its first start: "kvm" or "tcg"
 	Created   time.Time   `json:"created"`
 
-	QEMU InstanceQEMU `json:"qemu,omitzero"` // of the owner's instance, by its agent
+	QEMU  InstanceQEMU `json:"qemu,omitzero"`  // of the owner's instance, by its agent
+	Local LocalData    `json:"local,omitzero"` // of a VM with disks of kind DiskLocal
+}
+
+// LocalData says which host has a VM's local disks.
+type LocalData struct {
+	Host HostName `json:"host,omitempty"` // "" before the first start
+	// Epoch is the oldest that the host's copy may be of; 0 as long as no instance
+	// is known to have run, so that there may be none.
+	Epoch Epoch `json:"epoch,omitempty"`
 }
 
 // Owner is the only instance whose actions count: the one on Host at Epoch.
@@ -83,6 +92,9 @@ const (
 	// DiskVolume is a volume of a volume server, which the lease of the owner's
 	// epoch guards.
 	DiskVolume DiskKind = "volume"
+	// DiskLocal is an image that the VM's host keeps, and that moves with the VM. The
+	// VM's record tells where it is.
+	DiskLocal DiskKind = "local"
 )
 
 // Disk is one virtual disk.
@@ -94,6 +106,7 @@ type Disk struct {
 	ReadOnly bool             `json:"readOnly,omitempty"`
 	Server   VolumeServerName `json:"server,omitempty"` // of a DiskVolume
 	Volume   VolumeName       `json:"volume,omitempty"` // on Server
+	Size     Bytes            `json:"size,omitempty"`   // of a DiskLocal
 }
 
 // Port is one network interface. Its MAC and addresses stay the same for the
@@ -110,6 +123,25 @@ type Port struct {
 type Claim struct {
 	CPUs   int   `json:"cpus"`
 	Memory Bytes `json:"memory"`
+}
+
+// LocalDisks gives the disks of kind DiskLocal.
+func (s VMSpec) LocalDisks() (disks []Disk) {
+	for _, disk := range s.Disks {
+		if disk.Kind == DiskLocal {
+			disks = append(disks, disk)
+		}
+	}
+	return disks
+}
+
+// Copied is how much a migration copies: memory and local disks.
+func (s VMSpec) Copied() Bytes {
+	all := s.Memory
+	for _, disk := range s.LocalDisks() {
+		all += disk.Size
+	}
+	return all
 }
 
 // Claim gives what an instance of the spec takes of a host.

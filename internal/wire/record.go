@@ -26,6 +26,7 @@ func EncodeVM(vm fleet.VM, version int64) *godwitv1.VM {
 
 		QemuVersion:           vm.QEMU.Version,
 		MigrationCapabilities: vm.QEMU.Capabilities,
+		LocalHost:             string(vm.Local.Host),
 	}
 }
 
@@ -52,6 +53,7 @@ func DecodeVM(message *godwitv1.VM) (vm fleet.VM, version int64, err error) {
 		Created:   decodeTime(message.GetCreated()),
 		Accel:     message.GetAccel(),
 		QEMU:      fleet.InstanceQEMU{Version: message.GetQemuVersion(), Capabilities: message.GetMigrationCapabilities()},
+		Local:     fleet.LocalData{Host: fleet.HostName(message.GetLocalHost())},
 	}
 	return vm, message.GetVersion(), faults.err("read vm " + message.GetName())
 }

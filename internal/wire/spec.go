@@ -31,6 +31,8 @@ func EncodeSpec(spec fleet.VMSpec) *godwitv1.VMSpec {
 			ReadOnly: disk.ReadOnly,
 			Server:   string(disk.Server),
 			Volume:   string(disk.Volume),
+
+			SizeBytes: uint64(disk.Size),
 		})
 	}
 	for _, port := range spec.Ports {
@@ -76,6 +78,7 @@ func decodeSpec(message *godwitv1.VMSpec, path string, faults *faults) fleet.VMS
 			ReadOnly: disk.GetReadOnly(),
 			Server:   fleet.VolumeServerName(disk.GetServer()),
 			Volume:   fleet.VolumeName(disk.GetVolume()),
+			Size:     fleet.Bytes(disk.GetSizeBytes()),
 		})
 	}
 	for i, port := range message.GetPorts() {

@@ -1218,6 +1218,8 @@ type Instance struct {
 	Networks []*PortNetwork         `protobuf:"bytes,5,rep,name=networks,proto3" json:"networks,omitempty"`
 	// Those that the spec's disks are on.
 	VolumeServers []*VolumeServer `protobuf:"bytes,6,rep,name=volume_servers,json=volumeServers,proto3" json:"volume_servers,omitempty"`
+	// Of which epoch the host's local disks are at least; 0: they may have to be made.
+	LocalEpoch    uint64 `protobuf:"varint,7,opt,name=local_epoch,json=localEpoch,proto3" json:"local_epoch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1292,6 +1294,13 @@ func (x *Instance) GetVolumeServers() []*VolumeServer {
 		return x.VolumeServers
 	}
 	return nil
+}
+
+func (x *Instance) GetLocalEpoch() uint64 {
+	if x != nil {
+		return x.LocalEpoch
+	}
+	return 0
 }
 
 // PortNetwork gives a port's network and, during a migration, its tunnel.
@@ -1387,6 +1396,7 @@ type Command struct {
 	//	*Command_ReleaseSource
 	//	*Command_FinishTarget
 	//	*Command_ForgetInstance
+	//	*Command_RemoveDisks
 	Op            isCommand_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1556,6 +1566,15 @@ func (x *Command) GetForgetInstance() *ForgetInstance {
 	return nil
 }
 
+func (x *Command) GetRemoveDisks() *RemoveDisks {
+	if x != nil {
+		if x, ok := x.Op.(*Command_RemoveDisks); ok {
+			return x.RemoveDisks
+		}
+	}
+	return nil
+}
+
 type isCommand_Op interface {
 	isCommand_Op()
 }
@@ -1604,6 +1623,10 @@ type Command_ForgetInstance struct {
 	ForgetInstance *ForgetInstance `protobuf:"bytes,14,opt,name=forget_instance,json=forgetInstance,proto3,oneof"`
 }
 
+type Command_RemoveDisks struct {
+	RemoveDisks *RemoveDisks `protobuf:"bytes,16,opt,name=remove_disks,json=removeDisks,proto3,oneof"`
+}
+
 func (*Command_StartInstance) isCommand_Op() {}
 
 func (*Command_StopInstance) isCommand_Op() {}
@@ -1625,6 +1648,8 @@ func (*Command_ReleaseSource) isCommand_Op() {}
 func (*Command_FinishTarget) isCommand_Op() {}
 
 func (*Command_ForgetInstance) isCommand_Op() {}
+
+func (*Command_RemoveDisks) isCommand_Op() {}
 
 type StartInstance struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -1812,6 +1837,59 @@ func (x *ForgetInstance) GetMigration() string {
 	return ""
 }
 
+// RemoveDisks removes all local disks of a VM that was deleted.
+type RemoveDisks struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	Uid           string                 `protobuf:"bytes,2,opt,name=uid,proto3" json:"uid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveDisks) Reset() {
+	*x = RemoveDisks{}
+	mi := &file_godwit_v1_agent_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveDisks) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveDisks) ProtoMessage() {}
+
+func (x *RemoveDisks) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_agent_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveDisks.ProtoReflect.Descriptor instead.
+func (*RemoveDisks) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *RemoveDisks) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *RemoveDisks) GetUid() string {
+	if x != nil {
+		return x.Uid
+	}
+	return ""
+}
+
 type PrepareTarget struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Instance *Instance              `protobuf:"bytes,1,opt,name=instance,proto3" json:"instance,omitempty"`
@@ -1826,7 +1904,7 @@ type PrepareTarget struct {
 
 func (x *PrepareTarget) Reset() {
 	*x = PrepareTarget{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[23]
+	mi := &file_godwit_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1838,7 +1916,7 @@ func (x *PrepareTarget) String() string {
 func (*PrepareTarget) ProtoMessage() {}
 
 func (x *PrepareTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[23]
+	mi := &file_godwit_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1851,7 +1929,7 @@ func (x *PrepareTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareTarget.ProtoReflect.Descriptor instead.
 func (*PrepareTarget) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *PrepareTarget) GetInstance() *Instance {
@@ -1896,13 +1974,15 @@ type StartCopy struct {
 	// before the source asks it to give up.
 	TargetPeerPort uint32 `protobuf:"varint,9,opt,name=target_peer_port,json=targetPeerPort,proto3" json:"target_peer_port,omitempty"`
 	SwitchMaxMs    int64  `protobuf:"varint,10,opt,name=switch_max_ms,json=switchMaxMs,proto3" json:"switch_max_ms,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Where the target takes the local disks; 0 if there are none.
+	DiskPort      uint32 `protobuf:"varint,11,opt,name=disk_port,json=diskPort,proto3" json:"disk_port,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StartCopy) Reset() {
 	*x = StartCopy{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[24]
+	mi := &file_godwit_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1914,7 +1994,7 @@ func (x *StartCopy) String() string {
 func (*StartCopy) ProtoMessage() {}
 
 func (x *StartCopy) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[24]
+	mi := &file_godwit_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1927,7 +2007,7 @@ func (x *StartCopy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartCopy.ProtoReflect.Descriptor instead.
 func (*StartCopy) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *StartCopy) GetVm() string {
@@ -2000,6 +2080,13 @@ func (x *StartCopy) GetSwitchMaxMs() int64 {
 	return 0
 }
 
+func (x *StartCopy) GetDiskPort() uint32 {
+	if x != nil {
+		return x.DiskPort
+	}
+	return 0
+}
+
 type ResumeSource struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Vm    string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
@@ -2015,7 +2102,7 @@ type ResumeSource struct {
 
 func (x *ResumeSource) Reset() {
 	*x = ResumeSource{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[25]
+	mi := &file_godwit_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2027,7 +2114,7 @@ func (x *ResumeSource) String() string {
 func (*ResumeSource) ProtoMessage() {}
 
 func (x *ResumeSource) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[25]
+	mi := &file_godwit_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2040,7 +2127,7 @@ func (x *ResumeSource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeSource.ProtoReflect.Descriptor instead.
 func (*ResumeSource) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ResumeSource) GetVm() string {
@@ -2086,7 +2173,7 @@ type ReleaseTarget struct {
 
 func (x *ReleaseTarget) Reset() {
 	*x = ReleaseTarget{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[26]
+	mi := &file_godwit_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2098,7 +2185,7 @@ func (x *ReleaseTarget) String() string {
 func (*ReleaseTarget) ProtoMessage() {}
 
 func (x *ReleaseTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[26]
+	mi := &file_godwit_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2111,7 +2198,7 @@ func (x *ReleaseTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseTarget.ProtoReflect.Descriptor instead.
 func (*ReleaseTarget) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ReleaseTarget) GetVm() string {
@@ -2153,7 +2240,7 @@ type RunTarget struct {
 
 func (x *RunTarget) Reset() {
 	*x = RunTarget{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[27]
+	mi := &file_godwit_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2165,7 +2252,7 @@ func (x *RunTarget) String() string {
 func (*RunTarget) ProtoMessage() {}
 
 func (x *RunTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[27]
+	mi := &file_godwit_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2178,7 +2265,7 @@ func (x *RunTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunTarget.ProtoReflect.Descriptor instead.
 func (*RunTarget) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RunTarget) GetVm() string {
@@ -2204,7 +2291,7 @@ type RetireSource struct {
 
 func (x *RetireSource) Reset() {
 	*x = RetireSource{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[28]
+	mi := &file_godwit_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2216,7 +2303,7 @@ func (x *RetireSource) String() string {
 func (*RetireSource) ProtoMessage() {}
 
 func (x *RetireSource) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[28]
+	mi := &file_godwit_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2229,7 +2316,7 @@ func (x *RetireSource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireSource.ProtoReflect.Descriptor instead.
 func (*RetireSource) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RetireSource) GetVm() string {
@@ -2248,7 +2335,7 @@ type ReleaseSource struct {
 
 func (x *ReleaseSource) Reset() {
 	*x = ReleaseSource{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[29]
+	mi := &file_godwit_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2260,7 +2347,7 @@ func (x *ReleaseSource) String() string {
 func (*ReleaseSource) ProtoMessage() {}
 
 func (x *ReleaseSource) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[29]
+	mi := &file_godwit_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2273,7 +2360,7 @@ func (x *ReleaseSource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseSource.ProtoReflect.Descriptor instead.
 func (*ReleaseSource) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ReleaseSource) GetVm() string {
@@ -2292,7 +2379,7 @@ type FinishTarget struct {
 
 func (x *FinishTarget) Reset() {
 	*x = FinishTarget{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[30]
+	mi := &file_godwit_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2304,7 +2391,7 @@ func (x *FinishTarget) String() string {
 func (*FinishTarget) ProtoMessage() {}
 
 func (x *FinishTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[30]
+	mi := &file_godwit_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2317,7 +2404,7 @@ func (x *FinishTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishTarget.ProtoReflect.Descriptor instead.
 func (*FinishTarget) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *FinishTarget) GetVm() string {
@@ -2352,6 +2439,7 @@ type Report struct {
 	//	*Report_SwitchMeasured
 	//	*Report_TargetRefused
 	//	*Report_SourceRanOn
+	//	*Report_DisksRemoved
 	Event         isReport_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2359,7 +2447,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[31]
+	mi := &file_godwit_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2371,7 +2459,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[31]
+	mi := &file_godwit_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2384,7 +2472,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Report) GetSubject() string {
@@ -2557,6 +2645,15 @@ func (x *Report) GetSourceRanOn() *SourceRanOn {
 	return nil
 }
 
+func (x *Report) GetDisksRemoved() *DisksRemoved {
+	if x != nil {
+		if x, ok := x.Event.(*Report_DisksRemoved); ok {
+			return x.DisksRemoved
+		}
+	}
+	return nil
+}
+
 type isReport_Event interface {
 	isReport_Event()
 }
@@ -2621,6 +2718,10 @@ type Report_SourceRanOn struct {
 	SourceRanOn *SourceRanOn `protobuf:"bytes,19,opt,name=source_ran_on,json=sourceRanOn,proto3,oneof"`
 }
 
+type Report_DisksRemoved struct {
+	DisksRemoved *DisksRemoved `protobuf:"bytes,20,opt,name=disks_removed,json=disksRemoved,proto3,oneof"`
+}
+
 func (*Report_Instance) isReport_Event() {}
 
 func (*Report_TargetPrepared) isReport_Event() {}
@@ -2651,19 +2752,23 @@ func (*Report_TargetRefused) isReport_Event() {}
 
 func (*Report_SourceRanOn) isReport_Event() {}
 
+func (*Report_DisksRemoved) isReport_Event() {}
+
 type TargetPrepared struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Port  uint32                 `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
 	// Of the instance's QEMU.
 	QemuVersion           string   `protobuf:"bytes,2,opt,name=qemu_version,json=qemuVersion,proto3" json:"qemu_version,omitempty"`
 	MigrationCapabilities []string `protobuf:"bytes,3,rep,name=migration_capabilities,json=migrationCapabilities,proto3" json:"migration_capabilities,omitempty"`
-	unknownFields         protoimpl.UnknownFields
-	sizeCache             protoimpl.SizeCache
+	// Where it takes the local disks, if there are any.
+	DiskPort      uint32 `protobuf:"varint,4,opt,name=disk_port,json=diskPort,proto3" json:"disk_port,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TargetPrepared) Reset() {
 	*x = TargetPrepared{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[32]
+	mi := &file_godwit_v1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2675,7 +2780,7 @@ func (x *TargetPrepared) String() string {
 func (*TargetPrepared) ProtoMessage() {}
 
 func (x *TargetPrepared) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[32]
+	mi := &file_godwit_v1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2688,7 +2793,7 @@ func (x *TargetPrepared) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetPrepared.ProtoReflect.Descriptor instead.
 func (*TargetPrepared) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{32}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *TargetPrepared) GetPort() uint32 {
@@ -2712,6 +2817,13 @@ func (x *TargetPrepared) GetMigrationCapabilities() []string {
 	return nil
 }
 
+func (x *TargetPrepared) GetDiskPort() uint32 {
+	if x != nil {
+		return x.DiskPort
+	}
+	return 0
+}
+
 type CopyProgress struct {
 	state                   protoimpl.MessageState `protogen:"open.v1"`
 	Pass                    int32                  `protobuf:"varint,1,opt,name=pass,proto3" json:"pass,omitempty"`
@@ -2721,14 +2833,19 @@ type CopyProgress struct {
 	DirtyBytesPerSecond     float64                `protobuf:"fixed64,5,opt,name=dirty_bytes_per_second,json=dirtyBytesPerSecond,proto3" json:"dirty_bytes_per_second,omitempty"`
 	BandwidthBytesPerSecond float64                `protobuf:"fixed64,6,opt,name=bandwidth_bytes_per_second,json=bandwidthBytesPerSecond,proto3" json:"bandwidth_bytes_per_second,omitempty"`
 	// This report opens a new pass.
-	PassBegins    bool `protobuf:"varint,7,opt,name=pass_begins,json=passBegins,proto3" json:"pass_begins,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	PassBegins bool `protobuf:"varint,7,opt,name=pass_begins,json=passBegins,proto3" json:"pass_begins,omitempty"`
+	// Of the local disks, all together; the total grows with what the guest writes.
+	// The memory follows when they have been copied, and has no pass before.
+	DiskCopiedBytes    uint64  `protobuf:"varint,8,opt,name=disk_copied_bytes,json=diskCopiedBytes,proto3" json:"disk_copied_bytes,omitempty"`
+	DiskTotalBytes     uint64  `protobuf:"varint,9,opt,name=disk_total_bytes,json=diskTotalBytes,proto3" json:"disk_total_bytes,omitempty"`
+	DiskBytesPerSecond float64 `protobuf:"fixed64,10,opt,name=disk_bytes_per_second,json=diskBytesPerSecond,proto3" json:"disk_bytes_per_second,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *CopyProgress) Reset() {
 	*x = CopyProgress{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[33]
+	mi := &file_godwit_v1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2740,7 +2857,7 @@ func (x *CopyProgress) String() string {
 func (*CopyProgress) ProtoMessage() {}
 
 func (x *CopyProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[33]
+	mi := &file_godwit_v1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2753,7 +2870,7 @@ func (x *CopyProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyProgress.ProtoReflect.Descriptor instead.
 func (*CopyProgress) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{33}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *CopyProgress) GetPass() int32 {
@@ -2805,6 +2922,27 @@ func (x *CopyProgress) GetPassBegins() bool {
 	return false
 }
 
+func (x *CopyProgress) GetDiskCopiedBytes() uint64 {
+	if x != nil {
+		return x.DiskCopiedBytes
+	}
+	return 0
+}
+
+func (x *CopyProgress) GetDiskTotalBytes() uint64 {
+	if x != nil {
+		return x.DiskTotalBytes
+	}
+	return 0
+}
+
+func (x *CopyProgress) GetDiskBytesPerSecond() float64 {
+	if x != nil {
+		return x.DiskBytesPerSecond
+	}
+	return 0
+}
+
 type SourceStopped struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	StoppedBy string                 `protobuf:"bytes,1,opt,name=stopped_by,json=stoppedBy,proto3" json:"stopped_by,omitempty"`
@@ -2817,7 +2955,7 @@ type SourceStopped struct {
 
 func (x *SourceStopped) Reset() {
 	*x = SourceStopped{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[34]
+	mi := &file_godwit_v1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2829,7 +2967,7 @@ func (x *SourceStopped) String() string {
 func (*SourceStopped) ProtoMessage() {}
 
 func (x *SourceStopped) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[34]
+	mi := &file_godwit_v1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2842,7 +2980,7 @@ func (x *SourceStopped) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceStopped.ProtoReflect.Descriptor instead.
 func (*SourceStopped) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{34}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *SourceStopped) GetStoppedBy() string {
@@ -2881,7 +3019,7 @@ type StopReason struct {
 
 func (x *StopReason) Reset() {
 	*x = StopReason{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[35]
+	mi := &file_godwit_v1_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2893,7 +3031,7 @@ func (x *StopReason) String() string {
 func (*StopReason) ProtoMessage() {}
 
 func (x *StopReason) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[35]
+	mi := &file_godwit_v1_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2906,7 +3044,7 @@ func (x *StopReason) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopReason.ProtoReflect.Descriptor instead.
 func (*StopReason) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{35}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *StopReason) GetRemainingBytes() uint64 {
@@ -2954,7 +3092,7 @@ type SwitchMeasured struct {
 
 func (x *SwitchMeasured) Reset() {
 	*x = SwitchMeasured{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[36]
+	mi := &file_godwit_v1_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2966,7 +3104,7 @@ func (x *SwitchMeasured) String() string {
 func (*SwitchMeasured) ProtoMessage() {}
 
 func (x *SwitchMeasured) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[36]
+	mi := &file_godwit_v1_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2979,7 +3117,7 @@ func (x *SwitchMeasured) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SwitchMeasured.ProtoReflect.Descriptor instead.
 func (*SwitchMeasured) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{36}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *SwitchMeasured) GetMarks() *SourceMarks {
@@ -3040,7 +3178,7 @@ type SourceMarks struct {
 
 func (x *SourceMarks) Reset() {
 	*x = SourceMarks{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[37]
+	mi := &file_godwit_v1_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3052,7 +3190,7 @@ func (x *SourceMarks) String() string {
 func (*SourceMarks) ProtoMessage() {}
 
 func (x *SourceMarks) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[37]
+	mi := &file_godwit_v1_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3065,7 +3203,7 @@ func (x *SourceMarks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceMarks.ProtoReflect.Descriptor instead.
 func (*SourceMarks) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{37}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *SourceMarks) GetGateFlipped() *timestamppb.Timestamp {
@@ -3122,7 +3260,7 @@ type TargetMarks struct {
 
 func (x *TargetMarks) Reset() {
 	*x = TargetMarks{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[38]
+	mi := &file_godwit_v1_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3134,7 +3272,7 @@ func (x *TargetMarks) String() string {
 func (*TargetMarks) ProtoMessage() {}
 
 func (x *TargetMarks) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[38]
+	mi := &file_godwit_v1_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3147,7 +3285,7 @@ func (x *TargetMarks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetMarks.ProtoReflect.Descriptor instead.
 func (*TargetMarks) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{38}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *TargetMarks) GetLoaded() *timestamppb.Timestamp {
@@ -3186,7 +3324,7 @@ type SourceResumed struct {
 
 func (x *SourceResumed) Reset() {
 	*x = SourceResumed{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[39]
+	mi := &file_godwit_v1_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3198,7 +3336,7 @@ func (x *SourceResumed) String() string {
 func (*SourceResumed) ProtoMessage() {}
 
 func (x *SourceResumed) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[39]
+	mi := &file_godwit_v1_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3211,7 +3349,7 @@ func (x *SourceResumed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceResumed.ProtoReflect.Descriptor instead.
 func (*SourceResumed) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{39}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{40}
 }
 
 type TargetReleased struct {
@@ -3225,7 +3363,7 @@ type TargetReleased struct {
 
 func (x *TargetReleased) Reset() {
 	*x = TargetReleased{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[40]
+	mi := &file_godwit_v1_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3237,7 +3375,7 @@ func (x *TargetReleased) String() string {
 func (*TargetReleased) ProtoMessage() {}
 
 func (x *TargetReleased) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[40]
+	mi := &file_godwit_v1_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3250,7 +3388,7 @@ func (x *TargetReleased) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetReleased.ProtoReflect.Descriptor instead.
 func (*TargetReleased) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{40}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *TargetReleased) GetFramesReturned() int64 {
@@ -3276,7 +3414,7 @@ type TargetRunning struct {
 
 func (x *TargetRunning) Reset() {
 	*x = TargetRunning{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[41]
+	mi := &file_godwit_v1_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3288,7 +3426,7 @@ func (x *TargetRunning) String() string {
 func (*TargetRunning) ProtoMessage() {}
 
 func (x *TargetRunning) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[41]
+	mi := &file_godwit_v1_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3301,7 +3439,7 @@ func (x *TargetRunning) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetRunning.ProtoReflect.Descriptor instead.
 func (*TargetRunning) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{41}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *TargetRunning) GetMarks() *TargetMarks {
@@ -3319,7 +3457,7 @@ type SourceRetired struct {
 
 func (x *SourceRetired) Reset() {
 	*x = SourceRetired{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[42]
+	mi := &file_godwit_v1_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3331,7 +3469,7 @@ func (x *SourceRetired) String() string {
 func (*SourceRetired) ProtoMessage() {}
 
 func (x *SourceRetired) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[42]
+	mi := &file_godwit_v1_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3344,7 +3482,7 @@ func (x *SourceRetired) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceRetired.ProtoReflect.Descriptor instead.
 func (*SourceRetired) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{42}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{43}
 }
 
 type SourceReleased struct {
@@ -3355,7 +3493,7 @@ type SourceReleased struct {
 
 func (x *SourceReleased) Reset() {
 	*x = SourceReleased{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[43]
+	mi := &file_godwit_v1_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3367,7 +3505,7 @@ func (x *SourceReleased) String() string {
 func (*SourceReleased) ProtoMessage() {}
 
 func (x *SourceReleased) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[43]
+	mi := &file_godwit_v1_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3380,7 +3518,7 @@ func (x *SourceReleased) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceReleased.ProtoReflect.Descriptor instead.
 func (*SourceReleased) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{43}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{44}
 }
 
 type TargetFinished struct {
@@ -3391,7 +3529,7 @@ type TargetFinished struct {
 
 func (x *TargetFinished) Reset() {
 	*x = TargetFinished{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[44]
+	mi := &file_godwit_v1_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3403,7 +3541,7 @@ func (x *TargetFinished) String() string {
 func (*TargetFinished) ProtoMessage() {}
 
 func (x *TargetFinished) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[44]
+	mi := &file_godwit_v1_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3416,7 +3554,7 @@ func (x *TargetFinished) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetFinished.ProtoReflect.Descriptor instead.
 func (*TargetFinished) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{44}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{45}
 }
 
 type SourceFailed struct {
@@ -3432,7 +3570,7 @@ type SourceFailed struct {
 
 func (x *SourceFailed) Reset() {
 	*x = SourceFailed{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[45]
+	mi := &file_godwit_v1_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3444,7 +3582,7 @@ func (x *SourceFailed) String() string {
 func (*SourceFailed) ProtoMessage() {}
 
 func (x *SourceFailed) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[45]
+	mi := &file_godwit_v1_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3457,7 +3595,7 @@ func (x *SourceFailed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceFailed.ProtoReflect.Descriptor instead.
 func (*SourceFailed) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{45}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *SourceFailed) GetCode() string {
@@ -3502,7 +3640,7 @@ type TargetFailed struct {
 
 func (x *TargetFailed) Reset() {
 	*x = TargetFailed{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[46]
+	mi := &file_godwit_v1_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3514,7 +3652,7 @@ func (x *TargetFailed) String() string {
 func (*TargetFailed) ProtoMessage() {}
 
 func (x *TargetFailed) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[46]
+	mi := &file_godwit_v1_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3527,7 +3665,7 @@ func (x *TargetFailed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetFailed.ProtoReflect.Descriptor instead.
 func (*TargetFailed) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{46}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *TargetFailed) GetCode() string {
@@ -3576,7 +3714,7 @@ type TargetRefused struct {
 
 func (x *TargetRefused) Reset() {
 	*x = TargetRefused{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[47]
+	mi := &file_godwit_v1_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3588,7 +3726,7 @@ func (x *TargetRefused) String() string {
 func (*TargetRefused) ProtoMessage() {}
 
 func (x *TargetRefused) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[47]
+	mi := &file_godwit_v1_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3601,12 +3739,57 @@ func (x *TargetRefused) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetRefused.ProtoReflect.Descriptor instead.
 func (*TargetRefused) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{47}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *TargetRefused) GetCause() string {
 	if x != nil {
 		return x.Cause
+	}
+	return ""
+}
+
+// DisksRemoved answers RemoveDisks.
+type DisksRemoved struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Uid           string                 `protobuf:"bytes,1,opt,name=uid,proto3" json:"uid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DisksRemoved) Reset() {
+	*x = DisksRemoved{}
+	mi := &file_godwit_v1_agent_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DisksRemoved) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DisksRemoved) ProtoMessage() {}
+
+func (x *DisksRemoved) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_agent_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DisksRemoved.ProtoReflect.Descriptor instead.
+func (*DisksRemoved) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *DisksRemoved) GetUid() string {
+	if x != nil {
+		return x.Uid
 	}
 	return ""
 }
@@ -3621,7 +3804,7 @@ type SourceRanOn struct {
 
 func (x *SourceRanOn) Reset() {
 	*x = SourceRanOn{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[48]
+	mi := &file_godwit_v1_agent_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3633,7 +3816,7 @@ func (x *SourceRanOn) String() string {
 func (*SourceRanOn) ProtoMessage() {}
 
 func (x *SourceRanOn) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[48]
+	mi := &file_godwit_v1_agent_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3646,7 +3829,7 @@ func (x *SourceRanOn) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceRanOn.ProtoReflect.Descriptor instead.
 func (*SourceRanOn) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{48}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *SourceRanOn) GetCause() string {
@@ -3668,7 +3851,7 @@ type AddressMap struct {
 
 func (x *AddressMap) Reset() {
 	*x = AddressMap{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[49]
+	mi := &file_godwit_v1_agent_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3680,7 +3863,7 @@ func (x *AddressMap) String() string {
 func (*AddressMap) ProtoMessage() {}
 
 func (x *AddressMap) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[49]
+	mi := &file_godwit_v1_agent_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3693,7 +3876,7 @@ func (x *AddressMap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressMap.ProtoReflect.Descriptor instead.
 func (*AddressMap) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{49}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *AddressMap) GetVersion() int64 {
@@ -3725,7 +3908,7 @@ type NetworkMap struct {
 
 func (x *NetworkMap) Reset() {
 	*x = NetworkMap{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[50]
+	mi := &file_godwit_v1_agent_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3737,7 +3920,7 @@ func (x *NetworkMap) String() string {
 func (*NetworkMap) ProtoMessage() {}
 
 func (x *NetworkMap) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[50]
+	mi := &file_godwit_v1_agent_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3750,7 +3933,7 @@ func (x *NetworkMap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkMap.ProtoReflect.Descriptor instead.
 func (*NetworkMap) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{50}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *NetworkMap) GetName() string {
@@ -3810,7 +3993,7 @@ type AddressEntry struct {
 
 func (x *AddressEntry) Reset() {
 	*x = AddressEntry{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[51]
+	mi := &file_godwit_v1_agent_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3822,7 +4005,7 @@ func (x *AddressEntry) String() string {
 func (*AddressEntry) ProtoMessage() {}
 
 func (x *AddressEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[51]
+	mi := &file_godwit_v1_agent_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3835,7 +4018,7 @@ func (x *AddressEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressEntry.ProtoReflect.Descriptor instead.
 func (*AddressEntry) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{51}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *AddressEntry) GetMac() string {
@@ -3889,7 +4072,7 @@ type AddressesApplied struct {
 
 func (x *AddressesApplied) Reset() {
 	*x = AddressesApplied{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[52]
+	mi := &file_godwit_v1_agent_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3901,7 +4084,7 @@ func (x *AddressesApplied) String() string {
 func (*AddressesApplied) ProtoMessage() {}
 
 func (x *AddressesApplied) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[52]
+	mi := &file_godwit_v1_agent_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3914,7 +4097,7 @@ func (x *AddressesApplied) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressesApplied.ProtoReflect.Descriptor instead.
 func (*AddressesApplied) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{52}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *AddressesApplied) GetVersion() int64 {
@@ -4008,19 +4191,21 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1a\n" +
 	"\bsequence\x18\x03 \x01(\x04R\bsequence\x12\x1d\n" +
 	"\n" +
-	"volume_key\x18\x04 \x01(\fR\tvolumeKey\"\xdd\x01\n" +
+	"volume_key\x18\x04 \x01(\fR\tvolumeKey\"\xfe\x01\n" +
 	"\bInstance\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12\x14\n" +
 	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12%\n" +
 	"\x04spec\x18\x04 \x01(\v2\x11.godwit.v1.VMSpecR\x04spec\x122\n" +
 	"\bnetworks\x18\x05 \x03(\v2\x16.godwit.v1.PortNetworkR\bnetworks\x12>\n" +
-	"\x0evolume_servers\x18\x06 \x03(\v2\x17.godwit.v1.VolumeServerR\rvolumeServers\"]\n" +
+	"\x0evolume_servers\x18\x06 \x03(\v2\x17.godwit.v1.VolumeServerR\rvolumeServers\x12\x1f\n" +
+	"\vlocal_epoch\x18\a \x01(\x04R\n" +
+	"localEpoch\"]\n" +
 	"\vPortNetwork\x12\x12\n" +
 	"\x04port\x18\x01 \x01(\tR\x04port\x12\x10\n" +
 	"\x03vni\x18\x02 \x01(\rR\x03vni\x12\x10\n" +
 	"\x03mtu\x18\x03 \x01(\x05R\x03mtu\x12\x16\n" +
-	"\x06tunnel\x18\x04 \x01(\rR\x06tunnel\"\xad\x06\n" +
+	"\x06tunnel\x18\x04 \x01(\rR\x06tunnel\"\xea\x06\n" +
 	"\aCommand\x12\x18\n" +
 	"\asubject\x18\x01 \x01(\tR\asubject\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1a\n" +
@@ -4039,7 +4224,8 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\rretire_source\x18\v \x01(\v2\x17.godwit.v1.RetireSourceH\x00R\fretireSource\x12A\n" +
 	"\x0erelease_source\x18\f \x01(\v2\x18.godwit.v1.ReleaseSourceH\x00R\rreleaseSource\x12>\n" +
 	"\rfinish_target\x18\r \x01(\v2\x17.godwit.v1.FinishTargetH\x00R\ffinishTarget\x12D\n" +
-	"\x0fforget_instance\x18\x0e \x01(\v2\x19.godwit.v1.ForgetInstanceH\x00R\x0eforgetInstanceB\x04\n" +
+	"\x0fforget_instance\x18\x0e \x01(\v2\x19.godwit.v1.ForgetInstanceH\x00R\x0eforgetInstance\x12;\n" +
+	"\fremove_disks\x18\x10 \x01(\v2\x16.godwit.v1.RemoveDisksH\x00R\vremoveDisksB\x04\n" +
 	"\x02op\"_\n" +
 	"\rStartInstance\x12/\n" +
 	"\binstance\x18\x01 \x01(\v2\x13.godwit.v1.InstanceR\binstance\x12\x1d\n" +
@@ -4053,12 +4239,15 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x10\n" +
 	"\x03uid\x18\x03 \x01(\tR\x03uid\x12\x14\n" +
 	"\x05ended\x18\x04 \x01(\bR\x05ended\x12\x1c\n" +
-	"\tmigration\x18\x05 \x01(\tR\tmigration\"\xa1\x01\n" +
+	"\tmigration\x18\x05 \x01(\tR\tmigration\"/\n" +
+	"\vRemoveDisks\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x10\n" +
+	"\x03uid\x18\x02 \x01(\tR\x03uid\"\xa1\x01\n" +
 	"\rPrepareTarget\x12/\n" +
 	"\binstance\x18\x01 \x01(\v2\x13.godwit.v1.InstanceR\binstance\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12%\n" +
 	"\x0esource_address\x18\x03 \x01(\tR\rsourceAddress\x12 \n" +
-	"\vconnections\x18\x04 \x01(\rR\vconnections\"\xec\x02\n" +
+	"\vconnections\x18\x04 \x01(\rR\vconnections\"\x89\x03\n" +
 	"\tStartCopy\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x16\n" +
 	"\x06target\x18\x02 \x01(\tR\x06target\x12%\n" +
@@ -4071,7 +4260,8 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\vconnections\x18\b \x01(\rR\vconnections\x12(\n" +
 	"\x10target_peer_port\x18\t \x01(\rR\x0etargetPeerPort\x12\"\n" +
 	"\rswitch_max_ms\x18\n" +
-	" \x01(\x03R\vswitchMaxMs\"\x9a\x01\n" +
+	" \x01(\x03R\vswitchMaxMs\x12\x1b\n" +
+	"\tdisk_port\x18\v \x01(\rR\bdiskPort\"\x9a\x01\n" +
 	"\fResumeSource\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x1b\n" +
 	"\tnew_epoch\x18\x02 \x01(\x04R\bnewEpoch\x12\x1d\n" +
@@ -4092,7 +4282,7 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\rReleaseSource\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\"\x1e\n" +
 	"\fFinishTarget\x12\x0e\n" +
-	"\x02vm\x18\x01 \x01(\tR\x02vm\"\xed\b\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\"\xad\t\n" +
 	"\x06Report\x12\x18\n" +
 	"\asubject\x18\x01 \x01(\tR\asubject\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1a\n" +
@@ -4113,12 +4303,14 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\rtarget_failed\x18\x10 \x01(\v2\x17.godwit.v1.TargetFailedH\x00R\ftargetFailed\x12D\n" +
 	"\x0fswitch_measured\x18\x11 \x01(\v2\x19.godwit.v1.SwitchMeasuredH\x00R\x0eswitchMeasured\x12A\n" +
 	"\x0etarget_refused\x18\x12 \x01(\v2\x18.godwit.v1.TargetRefusedH\x00R\rtargetRefused\x12<\n" +
-	"\rsource_ran_on\x18\x13 \x01(\v2\x16.godwit.v1.SourceRanOnH\x00R\vsourceRanOnB\a\n" +
-	"\x05event\"~\n" +
+	"\rsource_ran_on\x18\x13 \x01(\v2\x16.godwit.v1.SourceRanOnH\x00R\vsourceRanOn\x12>\n" +
+	"\rdisks_removed\x18\x14 \x01(\v2\x17.godwit.v1.DisksRemovedH\x00R\fdisksRemovedB\a\n" +
+	"\x05event\"\x9b\x01\n" +
 	"\x0eTargetPrepared\x12\x12\n" +
 	"\x04port\x18\x01 \x01(\rR\x04port\x12!\n" +
 	"\fqemu_version\x18\x02 \x01(\tR\vqemuVersion\x125\n" +
-	"\x16migration_capabilities\x18\x03 \x03(\tR\x15migrationCapabilities\"\x9e\x02\n" +
+	"\x16migration_capabilities\x18\x03 \x03(\tR\x15migrationCapabilities\x12\x1b\n" +
+	"\tdisk_port\x18\x04 \x01(\rR\bdiskPort\"\xa7\x03\n" +
 	"\fCopyProgress\x12\x12\n" +
 	"\x04pass\x18\x01 \x01(\x05R\x04pass\x12\x1d\n" +
 	"\n" +
@@ -4129,7 +4321,11 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\x16dirty_bytes_per_second\x18\x05 \x01(\x01R\x13dirtyBytesPerSecond\x12;\n" +
 	"\x1abandwidth_bytes_per_second\x18\x06 \x01(\x01R\x17bandwidthBytesPerSecond\x12\x1f\n" +
 	"\vpass_begins\x18\a \x01(\bR\n" +
-	"passBegins\"\x8d\x01\n" +
+	"passBegins\x12*\n" +
+	"\x11disk_copied_bytes\x18\b \x01(\x04R\x0fdiskCopiedBytes\x12(\n" +
+	"\x10disk_total_bytes\x18\t \x01(\x04R\x0ediskTotalBytes\x121\n" +
+	"\x15disk_bytes_per_second\x18\n" +
+	" \x01(\x01R\x12diskBytesPerSecond\"\x8d\x01\n" +
 	"\rSourceStopped\x12\x1d\n" +
 	"\n" +
 	"stopped_by\x18\x01 \x01(\tR\tstoppedBy\x124\n" +
@@ -4184,7 +4380,9 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\x04gone\x18\x04 \x01(\bR\x04gone\x12\x14\n" +
 	"\x05unrun\x18\x05 \x01(\bR\x05unrun\"%\n" +
 	"\rTargetRefused\x12\x14\n" +
-	"\x05cause\x18\x01 \x01(\tR\x05cause\"#\n" +
+	"\x05cause\x18\x01 \x01(\tR\x05cause\" \n" +
+	"\fDisksRemoved\x12\x10\n" +
+	"\x03uid\x18\x01 \x01(\tR\x03uid\"#\n" +
 	"\vSourceRanOn\x12\x14\n" +
 	"\x05cause\x18\x01 \x01(\tR\x05cause\"Y\n" +
 	"\n" +
@@ -4230,7 +4428,7 @@ func file_godwit_v1_agent_proto_rawDescGZIP() []byte {
 	return file_godwit_v1_agent_proto_rawDescData
 }
 
-var file_godwit_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
+var file_godwit_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 55)
 var file_godwit_v1_agent_proto_goTypes = []any{
 	(*ReadConsoleRequest)(nil),    // 0: godwit.v1.ReadConsoleRequest
 	(*ReadConsoleResponse)(nil),   // 1: godwit.v1.ReadConsoleResponse
@@ -4255,124 +4453,128 @@ var file_godwit_v1_agent_proto_goTypes = []any{
 	(*StartInstance)(nil),         // 20: godwit.v1.StartInstance
 	(*StopInstance)(nil),          // 21: godwit.v1.StopInstance
 	(*ForgetInstance)(nil),        // 22: godwit.v1.ForgetInstance
-	(*PrepareTarget)(nil),         // 23: godwit.v1.PrepareTarget
-	(*StartCopy)(nil),             // 24: godwit.v1.StartCopy
-	(*ResumeSource)(nil),          // 25: godwit.v1.ResumeSource
-	(*ReleaseTarget)(nil),         // 26: godwit.v1.ReleaseTarget
-	(*RunTarget)(nil),             // 27: godwit.v1.RunTarget
-	(*RetireSource)(nil),          // 28: godwit.v1.RetireSource
-	(*ReleaseSource)(nil),         // 29: godwit.v1.ReleaseSource
-	(*FinishTarget)(nil),          // 30: godwit.v1.FinishTarget
-	(*Report)(nil),                // 31: godwit.v1.Report
-	(*TargetPrepared)(nil),        // 32: godwit.v1.TargetPrepared
-	(*CopyProgress)(nil),          // 33: godwit.v1.CopyProgress
-	(*SourceStopped)(nil),         // 34: godwit.v1.SourceStopped
-	(*StopReason)(nil),            // 35: godwit.v1.StopReason
-	(*SwitchMeasured)(nil),        // 36: godwit.v1.SwitchMeasured
-	(*SourceMarks)(nil),           // 37: godwit.v1.SourceMarks
-	(*TargetMarks)(nil),           // 38: godwit.v1.TargetMarks
-	(*SourceResumed)(nil),         // 39: godwit.v1.SourceResumed
-	(*TargetReleased)(nil),        // 40: godwit.v1.TargetReleased
-	(*TargetRunning)(nil),         // 41: godwit.v1.TargetRunning
-	(*SourceRetired)(nil),         // 42: godwit.v1.SourceRetired
-	(*SourceReleased)(nil),        // 43: godwit.v1.SourceReleased
-	(*TargetFinished)(nil),        // 44: godwit.v1.TargetFinished
-	(*SourceFailed)(nil),          // 45: godwit.v1.SourceFailed
-	(*TargetFailed)(nil),          // 46: godwit.v1.TargetFailed
-	(*TargetRefused)(nil),         // 47: godwit.v1.TargetRefused
-	(*SourceRanOn)(nil),           // 48: godwit.v1.SourceRanOn
-	(*AddressMap)(nil),            // 49: godwit.v1.AddressMap
-	(*NetworkMap)(nil),            // 50: godwit.v1.NetworkMap
-	(*AddressEntry)(nil),          // 51: godwit.v1.AddressEntry
-	(*AddressesApplied)(nil),      // 52: godwit.v1.AddressesApplied
-	(*Host)(nil),                  // 53: godwit.v1.Host
-	(*VMSpec)(nil),                // 54: godwit.v1.VMSpec
-	(*VolumeServer)(nil),          // 55: godwit.v1.VolumeServer
-	(*timestamppb.Timestamp)(nil), // 56: google.protobuf.Timestamp
-	(*Endpoint)(nil),              // 57: godwit.v1.Endpoint
+	(*RemoveDisks)(nil),           // 23: godwit.v1.RemoveDisks
+	(*PrepareTarget)(nil),         // 24: godwit.v1.PrepareTarget
+	(*StartCopy)(nil),             // 25: godwit.v1.StartCopy
+	(*ResumeSource)(nil),          // 26: godwit.v1.ResumeSource
+	(*ReleaseTarget)(nil),         // 27: godwit.v1.ReleaseTarget
+	(*RunTarget)(nil),             // 28: godwit.v1.RunTarget
+	(*RetireSource)(nil),          // 29: godwit.v1.RetireSource
+	(*ReleaseSource)(nil),         // 30: godwit.v1.ReleaseSource
+	(*FinishTarget)(nil),          // 31: godwit.v1.FinishTarget
+	(*Report)(nil),                // 32: godwit.v1.Report
+	(*TargetPrepared)(nil),        // 33: godwit.v1.TargetPrepared
+	(*CopyProgress)(nil),          // 34: godwit.v1.CopyProgress
+	(*SourceStopped)(nil),         // 35: godwit.v1.SourceStopped
+	(*StopReason)(nil),            // 36: godwit.v1.StopReason
+	(*SwitchMeasured)(nil),        // 37: godwit.v1.SwitchMeasured
+	(*SourceMarks)(nil),           // 38: godwit.v1.SourceMarks
+	(*TargetMarks)(nil),           // 39: godwit.v1.TargetMarks
+	(*SourceResumed)(nil),         // 40: godwit.v1.SourceResumed
+	(*TargetReleased)(nil),        // 41: godwit.v1.TargetReleased
+	(*TargetRunning)(nil),         // 42: godwit.v1.TargetRunning
+	(*SourceRetired)(nil),         // 43: godwit.v1.SourceRetired
+	(*SourceReleased)(nil),        // 44: godwit.v1.SourceReleased
+	(*TargetFinished)(nil),        // 45: godwit.v1.TargetFinished
+	(*SourceFailed)(nil),          // 46: godwit.v1.SourceFailed
+	(*TargetFailed)(nil),          // 47: godwit.v1.TargetFailed
+	(*TargetRefused)(nil),         // 48: godwit.v1.TargetRefused
+	(*DisksRemoved)(nil),          // 49: godwit.v1.DisksRemoved
+	(*SourceRanOn)(nil),           // 50: godwit.v1.SourceRanOn
+	(*AddressMap)(nil),            // 51: godwit.v1.AddressMap
+	(*NetworkMap)(nil),            // 52: godwit.v1.NetworkMap
+	(*AddressEntry)(nil),          // 53: godwit.v1.AddressEntry
+	(*AddressesApplied)(nil),      // 54: godwit.v1.AddressesApplied
+	(*Host)(nil),                  // 55: godwit.v1.Host
+	(*VMSpec)(nil),                // 56: godwit.v1.VMSpec
+	(*VolumeServer)(nil),          // 57: godwit.v1.VolumeServer
+	(*timestamppb.Timestamp)(nil), // 58: google.protobuf.Timestamp
+	(*Endpoint)(nil),              // 59: godwit.v1.Endpoint
 }
 var file_godwit_v1_agent_proto_depIdxs = []int32{
 	11, // 0: godwit.v1.SessionRequest.hello:type_name -> godwit.v1.Hello
-	31, // 1: godwit.v1.SessionRequest.report:type_name -> godwit.v1.Report
-	52, // 2: godwit.v1.SessionRequest.addresses_applied:type_name -> godwit.v1.AddressesApplied
+	32, // 1: godwit.v1.SessionRequest.report:type_name -> godwit.v1.Report
+	54, // 2: godwit.v1.SessionRequest.addresses_applied:type_name -> godwit.v1.AddressesApplied
 	10, // 3: godwit.v1.SessionRequest.heartbeat:type_name -> godwit.v1.Heartbeat
 	12, // 4: godwit.v1.SessionResponse.welcome:type_name -> godwit.v1.Welcome
 	19, // 5: godwit.v1.SessionResponse.command:type_name -> godwit.v1.Command
-	49, // 6: godwit.v1.SessionResponse.addresses:type_name -> godwit.v1.AddressMap
+	51, // 6: godwit.v1.SessionResponse.addresses:type_name -> godwit.v1.AddressMap
 	10, // 7: godwit.v1.SessionResponse.heartbeat:type_name -> godwit.v1.Heartbeat
 	13, // 8: godwit.v1.Heartbeat.store:type_name -> godwit.v1.StoreMark
-	53, // 9: godwit.v1.Hello.host:type_name -> godwit.v1.Host
+	55, // 9: godwit.v1.Hello.host:type_name -> godwit.v1.Host
 	14, // 10: godwit.v1.Hello.instances:type_name -> godwit.v1.InstanceReport
 	13, // 11: godwit.v1.Hello.store:type_name -> godwit.v1.StoreMark
 	13, // 12: godwit.v1.Welcome.store:type_name -> godwit.v1.StoreMark
-	54, // 13: godwit.v1.Instance.spec:type_name -> godwit.v1.VMSpec
+	56, // 13: godwit.v1.Instance.spec:type_name -> godwit.v1.VMSpec
 	18, // 14: godwit.v1.Instance.networks:type_name -> godwit.v1.PortNetwork
-	55, // 15: godwit.v1.Instance.volume_servers:type_name -> godwit.v1.VolumeServer
+	57, // 15: godwit.v1.Instance.volume_servers:type_name -> godwit.v1.VolumeServer
 	20, // 16: godwit.v1.Command.start_instance:type_name -> godwit.v1.StartInstance
 	21, // 17: godwit.v1.Command.stop_instance:type_name -> godwit.v1.StopInstance
-	23, // 18: godwit.v1.Command.prepare_target:type_name -> godwit.v1.PrepareTarget
-	24, // 19: godwit.v1.Command.start_copy:type_name -> godwit.v1.StartCopy
-	25, // 20: godwit.v1.Command.resume_source:type_name -> godwit.v1.ResumeSource
-	26, // 21: godwit.v1.Command.release_target:type_name -> godwit.v1.ReleaseTarget
-	27, // 22: godwit.v1.Command.run_target:type_name -> godwit.v1.RunTarget
-	28, // 23: godwit.v1.Command.retire_source:type_name -> godwit.v1.RetireSource
-	29, // 24: godwit.v1.Command.release_source:type_name -> godwit.v1.ReleaseSource
-	30, // 25: godwit.v1.Command.finish_target:type_name -> godwit.v1.FinishTarget
+	24, // 18: godwit.v1.Command.prepare_target:type_name -> godwit.v1.PrepareTarget
+	25, // 19: godwit.v1.Command.start_copy:type_name -> godwit.v1.StartCopy
+	26, // 20: godwit.v1.Command.resume_source:type_name -> godwit.v1.ResumeSource
+	27, // 21: godwit.v1.Command.release_target:type_name -> godwit.v1.ReleaseTarget
+	28, // 22: godwit.v1.Command.run_target:type_name -> godwit.v1.RunTarget
+	29, // 23: godwit.v1.Command.retire_source:type_name -> godwit.v1.RetireSource
+	30, // 24: godwit.v1.Command.release_source:type_name -> godwit.v1.ReleaseSource
+	31, // 25: godwit.v1.Command.finish_target:type_name -> godwit.v1.FinishTarget
 	22, // 26: godwit.v1.Command.forget_instance:type_name -> godwit.v1.ForgetInstance
-	17, // 27: godwit.v1.StartInstance.instance:type_name -> godwit.v1.Instance
-	17, // 28: godwit.v1.PrepareTarget.instance:type_name -> godwit.v1.Instance
-	18, // 29: godwit.v1.StartCopy.networks:type_name -> godwit.v1.PortNetwork
-	55, // 30: godwit.v1.ResumeSource.volume_servers:type_name -> godwit.v1.VolumeServer
-	56, // 31: godwit.v1.Report.at:type_name -> google.protobuf.Timestamp
-	14, // 32: godwit.v1.Report.instance:type_name -> godwit.v1.InstanceReport
-	32, // 33: godwit.v1.Report.target_prepared:type_name -> godwit.v1.TargetPrepared
-	33, // 34: godwit.v1.Report.copy_progress:type_name -> godwit.v1.CopyProgress
-	34, // 35: godwit.v1.Report.source_stopped:type_name -> godwit.v1.SourceStopped
-	39, // 36: godwit.v1.Report.source_resumed:type_name -> godwit.v1.SourceResumed
-	40, // 37: godwit.v1.Report.target_released:type_name -> godwit.v1.TargetReleased
-	41, // 38: godwit.v1.Report.target_running:type_name -> godwit.v1.TargetRunning
-	42, // 39: godwit.v1.Report.source_retired:type_name -> godwit.v1.SourceRetired
-	43, // 40: godwit.v1.Report.source_released:type_name -> godwit.v1.SourceReleased
-	44, // 41: godwit.v1.Report.target_finished:type_name -> godwit.v1.TargetFinished
-	45, // 42: godwit.v1.Report.source_failed:type_name -> godwit.v1.SourceFailed
-	46, // 43: godwit.v1.Report.target_failed:type_name -> godwit.v1.TargetFailed
-	36, // 44: godwit.v1.Report.switch_measured:type_name -> godwit.v1.SwitchMeasured
-	47, // 45: godwit.v1.Report.target_refused:type_name -> godwit.v1.TargetRefused
-	48, // 46: godwit.v1.Report.source_ran_on:type_name -> godwit.v1.SourceRanOn
-	56, // 47: godwit.v1.SourceStopped.stopped:type_name -> google.protobuf.Timestamp
-	35, // 48: godwit.v1.SourceStopped.why:type_name -> godwit.v1.StopReason
-	37, // 49: godwit.v1.SwitchMeasured.marks:type_name -> godwit.v1.SourceMarks
-	56, // 50: godwit.v1.SourceMarks.gate_flipped:type_name -> google.protobuf.Timestamp
-	56, // 51: godwit.v1.SourceMarks.stopped:type_name -> google.protobuf.Timestamp
-	56, // 52: godwit.v1.SourceMarks.pre_switchover:type_name -> google.protobuf.Timestamp
-	56, // 53: godwit.v1.SourceMarks.continued:type_name -> google.protobuf.Timestamp
-	56, // 54: godwit.v1.SourceMarks.drained:type_name -> google.protobuf.Timestamp
-	56, // 55: godwit.v1.SourceMarks.completed:type_name -> google.protobuf.Timestamp
-	56, // 56: godwit.v1.TargetMarks.loaded:type_name -> google.protobuf.Timestamp
-	56, // 57: godwit.v1.TargetMarks.asked:type_name -> google.protobuf.Timestamp
-	56, // 58: godwit.v1.TargetMarks.answered:type_name -> google.protobuf.Timestamp
-	56, // 59: godwit.v1.TargetMarks.resumed:type_name -> google.protobuf.Timestamp
-	38, // 60: godwit.v1.TargetRunning.marks:type_name -> godwit.v1.TargetMarks
-	50, // 61: godwit.v1.AddressMap.networks:type_name -> godwit.v1.NetworkMap
-	51, // 62: godwit.v1.NetworkMap.entries:type_name -> godwit.v1.AddressEntry
-	57, // 63: godwit.v1.NetworkMap.endpoints:type_name -> godwit.v1.Endpoint
-	8,  // 64: godwit.v1.AgentService.Session:input_type -> godwit.v1.SessionRequest
-	15, // 65: godwit.v1.AgentService.Commit:input_type -> godwit.v1.CommitRequest
-	4,  // 66: godwit.v1.PeerService.GiveUp:input_type -> godwit.v1.GiveUpRequest
-	6,  // 67: godwit.v1.PeerService.ReturnFrames:input_type -> godwit.v1.ReturnFramesRequest
-	0,  // 68: godwit.v1.ConsoleService.Read:input_type -> godwit.v1.ReadConsoleRequest
-	2,  // 69: godwit.v1.ConsoleService.Write:input_type -> godwit.v1.WriteConsoleRequest
-	9,  // 70: godwit.v1.AgentService.Session:output_type -> godwit.v1.SessionResponse
-	16, // 71: godwit.v1.AgentService.Commit:output_type -> godwit.v1.CommitResponse
-	5,  // 72: godwit.v1.PeerService.GiveUp:output_type -> godwit.v1.GiveUpResponse
-	7,  // 73: godwit.v1.PeerService.ReturnFrames:output_type -> godwit.v1.ReturnFramesResponse
-	1,  // 74: godwit.v1.ConsoleService.Read:output_type -> godwit.v1.ReadConsoleResponse
-	3,  // 75: godwit.v1.ConsoleService.Write:output_type -> godwit.v1.WriteConsoleResponse
-	70, // [70:76] is the sub-list for method output_type
-	64, // [64:70] is the sub-list for method input_type
-	64, // [64:64] is the sub-list for extension type_name
-	64, // [64:64] is the sub-list for extension extendee
-	0,  // [0:64] is the sub-list for field type_name
+	23, // 27: godwit.v1.Command.remove_disks:type_name -> godwit.v1.RemoveDisks
+	17, // 28: godwit.v1.StartInstance.instance:type_name -> godwit.v1.Instance
+	17, // 29: godwit.v1.PrepareTarget.instance:type_name -> godwit.v1.Instance
+	18, // 30: godwit.v1.StartCopy.networks:type_name -> godwit.v1.PortNetwork
+	57, // 31: godwit.v1.ResumeSource.volume_servers:type_name -> godwit.v1.VolumeServer
+	58, // 32: godwit.v1.Report.at:type_name -> google.protobuf.Timestamp
+	14, // 33: godwit.v1.Report.instance:type_name -> godwit.v1.InstanceReport
+	33, // 34: godwit.v1.Report.target_prepared:type_name -> godwit.v1.TargetPrepared
+	34, // 35: godwit.v1.Report.copy_progress:type_name -> godwit.v1.CopyProgress
+	35, // 36: godwit.v1.Report.source_stopped:type_name -> godwit.v1.SourceStopped
+	40, // 37: godwit.v1.Report.source_resumed:type_name -> godwit.v1.SourceResumed
+	41, // 38: godwit.v1.Report.target_released:type_name -> godwit.v1.TargetReleased
+	42, // 39: godwit.v1.Report.target_running:type_name -> godwit.v1.TargetRunning
+	43, // 40: godwit.v1.Report.source_retired:type_name -> godwit.v1.SourceRetired
+	44, // 41: godwit.v1.Report.source_released:type_name -> godwit.v1.SourceReleased
+	45, // 42: godwit.v1.Report.target_finished:type_name -> godwit.v1.TargetFinished
+	46, // 43: godwit.v1.Report.source_failed:type_name -> godwit.v1.SourceFailed
+	47, // 44: godwit.v1.Report.target_failed:type_name -> godwit.v1.TargetFailed
+	37, // 45: godwit.v1.Report.switch_measured:type_name -> godwit.v1.SwitchMeasured
+	48, // 46: godwit.v1.Report.target_refused:type_name -> godwit.v1.TargetRefused
+	50, // 47: godwit.v1.Report.source_ran_on:type_name -> godwit.v1.SourceRanOn
+	49, // 48: godwit.v1.Report.disks_removed:type_name -> godwit.v1.DisksRemoved
+	58, // 49: godwit.v1.SourceStopped.stopped:type_name -> google.protobuf.Timestamp
+	36, // 50: godwit.v1.SourceStopped.why:type_name -> godwit.v1.StopReason
+	38, // 51: godwit.v1.SwitchMeasured.marks:type_name -> godwit.v1.SourceMarks
+	58, // 52: godwit.v1.SourceMarks.gate_flipped:type_name -> google.protobuf.Timestamp
+	58, // 53: godwit.v1.SourceMarks.stopped:type_name -> google.protobuf.Timestamp
+	58, // 54: godwit.v1.SourceMarks.pre_switchover:type_name -> google.protobuf.Timestamp
+	58, // 55: godwit.v1.SourceMarks.continued:type_name -> google.protobuf.Timestamp
+	58, // 56: godwit.v1.SourceMarks.drained:type_name -> google.protobuf.Timestamp
+	58, // 57: godwit.v1.SourceMarks.completed:type_name -> google.protobuf.Timestamp
+	58, // 58: godwit.v1.TargetMarks.loaded:type_name -> google.protobuf.Timestamp
+	58, // 59: godwit.v1.TargetMarks.asked:type_name -> google.protobuf.Timestamp
+	58, // 60: godwit.v1.TargetMarks.answered:type_name -> google.protobuf.Timestamp
+	58, // 61: godwit.v1.TargetMarks.resumed:type_name -> google.protobuf.Timestamp
+	39, // 62: godwit.v1.TargetRunning.marks:type_name -> godwit.v1.TargetMarks
+	52, // 63: godwit.v1.AddressMap.networks:type_name -> godwit.v1.NetworkMap
+	53, // 64: godwit.v1.NetworkMap.entries:type_name -> godwit.v1.AddressEntry
+	59, // 65: godwit.v1.NetworkMap.endpoints:type_name -> godwit.v1.Endpoint
+	8,  // 66: godwit.v1.AgentService.Session:input_type -> godwit.v1.SessionRequest
+	15, // 67: godwit.v1.AgentService.Commit:input_type -> godwit.v1.CommitRequest
+	4,  // 68: godwit.v1.PeerService.GiveUp:input_type -> godwit.v1.GiveUpRequest
+	6,  // 69: godwit.v1.PeerService.ReturnFrames:input_type -> godwit.v1.ReturnFramesRequest
+	0,  // 70: godwit.v1.ConsoleService.Read:input_type -> godwit.v1.ReadConsoleRequest
+	2,  // 71: godwit.v1.ConsoleService.Write:input_type -> godwit.v1.WriteConsoleRequest
+	9,  // 72: godwit.v1.AgentService.Session:output_type -> godwit.v1.SessionResponse
+	16, // 73: godwit.v1.AgentService.Commit:output_type -> godwit.v1.CommitResponse
+	5,  // 74: godwit.v1.PeerService.GiveUp:output_type -> godwit.v1.GiveUpResponse
+	7,  // 75: godwit.v1.PeerService.ReturnFrames:output_type -> godwit.v1.ReturnFramesResponse
+	1,  // 76: godwit.v1.ConsoleService.Read:output_type -> godwit.v1.ReadConsoleResponse
+	3,  // 77: godwit.v1.ConsoleService.Write:output_type -> godwit.v1.WriteConsoleResponse
+	72, // [72:78] is the sub-list for method output_type
+	66, // [66:72] is the sub-list for method input_type
+	66, // [66:66] is the sub-list for extension type_name
+	66, // [66:66] is the sub-list for extension extendee
+	0,  // [0:66] is the sub-list for field type_name
 }
 
 func init() { file_godwit_v1_agent_proto_init() }
@@ -4406,8 +4608,9 @@ func file_godwit_v1_agent_proto_init() {
 		(*Command_ReleaseSource)(nil),
 		(*Command_FinishTarget)(nil),
 		(*Command_ForgetInstance)(nil),
+		(*Command_RemoveDisks)(nil),
 	}
-	file_godwit_v1_agent_proto_msgTypes[31].OneofWrappers = []any{
+	file_godwit_v1_agent_proto_msgTypes[32].OneofWrappers = []any{
 		(*Report_Instance)(nil),
 		(*Report_TargetPrepared)(nil),
 		(*Report_CopyProgress)(nil),
@@ -4423,6 +4626,7 @@ func file_godwit_v1_agent_proto_init() {
 		(*Report_SwitchMeasured)(nil),
 		(*Report_TargetRefused)(nil),
 		(*Report_SourceRanOn)(nil),
+		(*Report_DisksRemoved)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -4430,7 +4634,7 @@ func file_godwit_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_godwit_v1_agent_proto_rawDesc), len(file_godwit_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   53,
+			NumMessages:   55,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

@@ -289,15 +289,18 @@ type Disk struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// "file": a path that every host that may run the VM can reach; "volume": a
-	// volume of a volume server.
+	// volume of a volume server; "local": an image that the VM's host keeps, and that
+	// moves with the VM.
 	Kind string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
 	Path string `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`
 	// "raw" or "qcow2"; of a volume always "raw", and may be left out.
 	Format   string `protobuf:"bytes,4,opt,name=format,proto3" json:"format,omitempty"`
 	ReadOnly bool   `protobuf:"varint,5,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
 	// Of kind "volume": the name of the volume server, and the volume's on it.
-	Server        string `protobuf:"bytes,6,opt,name=server,proto3" json:"server,omitempty"`
-	Volume        string `protobuf:"bytes,7,opt,name=volume,proto3" json:"volume,omitempty"`
+	Server string `protobuf:"bytes,6,opt,name=server,proto3" json:"server,omitempty"`
+	Volume string `protobuf:"bytes,7,opt,name=volume,proto3" json:"volume,omitempty"`
+	// Of kind "local".
+	SizeBytes     uint64 `protobuf:"varint,8,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -379,6 +382,13 @@ func (x *Disk) GetVolume() string {
 		return x.Volume
 	}
 	return ""
+}
+
+func (x *Disk) GetSizeBytes() uint64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
 }
 
 type Port struct {
@@ -478,8 +488,11 @@ type VM struct {
 	// its instance was started. Empty if that is not known.
 	QemuVersion           string   `protobuf:"bytes,11,opt,name=qemu_version,json=qemuVersion,proto3" json:"qemu_version,omitempty"`
 	MigrationCapabilities []string `protobuf:"bytes,12,rep,name=migration_capabilities,json=migrationCapabilities,proto3" json:"migration_capabilities,omitempty"`
-	unknownFields         protoimpl.UnknownFields
-	sizeCache             protoimpl.SizeCache
+	// The host that has its local disks, and so the only one on which it can start.
+	// Empty before the first start, and of a VM without.
+	LocalHost     string `protobuf:"bytes,13,opt,name=local_host,json=localHost,proto3" json:"local_host,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *VM) Reset() {
@@ -594,6 +607,13 @@ func (x *VM) GetMigrationCapabilities() []string {
 		return x.MigrationCapabilities
 	}
 	return nil
+}
+
+func (x *VM) GetLocalHost() string {
+	if x != nil {
+		return x.LocalHost
+	}
+	return ""
 }
 
 // State of a host: "up", "down" (its agent has no session), "cordoned" (up,
@@ -1046,7 +1066,7 @@ const file_godwit_v1_fleet_proto_rawDesc = "" +
 	"\x04Boot\x12\x16\n" +
 	"\x06kernel\x18\x01 \x01(\tR\x06kernel\x12\x16\n" +
 	"\x06initrd\x18\x02 \x01(\tR\x06initrd\x12\x18\n" +
-	"\acmdline\x18\x03 \x01(\tR\acmdline\"\xa7\x01\n" +
+	"\acmdline\x18\x03 \x01(\tR\acmdline\"\xc6\x01\n" +
 	"\x04Disk\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x12\n" +
@@ -1054,13 +1074,15 @@ const file_godwit_v1_fleet_proto_rawDesc = "" +
 	"\x06format\x18\x04 \x01(\tR\x06format\x12\x1b\n" +
 	"\tread_only\x18\x05 \x01(\bR\breadOnly\x12\x16\n" +
 	"\x06server\x18\x06 \x01(\tR\x06server\x12\x16\n" +
-	"\x06volume\x18\a \x01(\tR\x06volume\"p\n" +
+	"\x06volume\x18\a \x01(\tR\x06volume\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\b \x01(\x04R\tsizeBytes\"p\n" +
 	"\x04Port\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\anetwork\x18\x02 \x01(\tR\anetwork\x12\x10\n" +
 	"\x03mac\x18\x03 \x01(\tR\x03mac\x12\x10\n" +
 	"\x03ips\x18\x04 \x03(\tR\x03ips\x12\x16\n" +
-	"\x06queues\x18\x05 \x01(\x05R\x06queues\"\x83\x03\n" +
+	"\x06queues\x18\x05 \x01(\x05R\x06queues\"\xa2\x03\n" +
 	"\x02VM\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12%\n" +
@@ -1074,7 +1096,9 @@ const file_godwit_v1_fleet_proto_rawDesc = "" +
 	"\x05accel\x18\n" +
 	" \x01(\tR\x05accel\x12!\n" +
 	"\fqemu_version\x18\v \x01(\tR\vqemuVersion\x125\n" +
-	"\x16migration_capabilities\x18\f \x03(\tR\x15migrationCapabilities\"\xbe\x05\n" +
+	"\x16migration_capabilities\x18\f \x03(\tR\x15migrationCapabilities\x12\x1d\n" +
+	"\n" +
+	"local_host\x18\r \x01(\tR\tlocalHost\"\xbe\x05\n" +
 	"\x04Host\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x14\n" +

@@ -1444,10 +1444,15 @@ type Progress struct {
 	// Milliseconds until the switch by the present rates; negative: not in sight.
 	EtaMs int64 `protobuf:"varint,7,opt,name=eta_ms,json=etaMs,proto3" json:"eta_ms,omitempty"`
 	// By the source's clock, and when the server heard of it, by the server's.
-	At            *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=at,proto3" json:"at,omitempty"`
-	Heard         *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=heard,proto3" json:"heard,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	At    *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=at,proto3" json:"at,omitempty"`
+	Heard *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=heard,proto3" json:"heard,omitempty"`
+	// Of the local disks, all together. They come first; the time until the switch
+	// does not count the memory before its first pass.
+	DiskCopiedBytes    uint64  `protobuf:"varint,10,opt,name=disk_copied_bytes,json=diskCopiedBytes,proto3" json:"disk_copied_bytes,omitempty"`
+	DiskTotalBytes     uint64  `protobuf:"varint,11,opt,name=disk_total_bytes,json=diskTotalBytes,proto3" json:"disk_total_bytes,omitempty"`
+	DiskBytesPerSecond float64 `protobuf:"fixed64,12,opt,name=disk_bytes_per_second,json=diskBytesPerSecond,proto3" json:"disk_bytes_per_second,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *Progress) Reset() {
@@ -1541,6 +1546,27 @@ func (x *Progress) GetHeard() *timestamppb.Timestamp {
 		return x.Heard
 	}
 	return nil
+}
+
+func (x *Progress) GetDiskCopiedBytes() uint64 {
+	if x != nil {
+		return x.DiskCopiedBytes
+	}
+	return 0
+}
+
+func (x *Progress) GetDiskTotalBytes() uint64 {
+	if x != nil {
+		return x.DiskTotalBytes
+	}
+	return 0
+}
+
+func (x *Progress) GetDiskBytesPerSecond() float64 {
+	if x != nil {
+		return x.DiskBytesPerSecond
+	}
+	return 0
 }
 
 type Pass struct {
@@ -2126,7 +2152,7 @@ const file_godwit_v1_migration_proto_rawDesc = "" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04host\x18\x03 \x01(\tR\x04host\x12#\n" +
 	"\rreturn_frames\x18\x04 \x01(\bR\freturnFrames\x12\x14\n" +
-	"\x05epoch\x18\x05 \x01(\x04R\x05epoch\"\xee\x02\n" +
+	"\x05epoch\x18\x05 \x01(\x04R\x05epoch\"\xf7\x03\n" +
 	"\bProgress\x12\x12\n" +
 	"\x04pass\x18\x01 \x01(\x05R\x04pass\x12\x1d\n" +
 	"\n" +
@@ -2138,7 +2164,11 @@ const file_godwit_v1_migration_proto_rawDesc = "" +
 	"\x1abandwidth_bytes_per_second\x18\x06 \x01(\x01R\x17bandwidthBytesPerSecond\x12\x15\n" +
 	"\x06eta_ms\x18\a \x01(\x03R\x05etaMs\x12*\n" +
 	"\x02at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x120\n" +
-	"\x05heard\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x05heard\"\x92\x01\n" +
+	"\x05heard\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x05heard\x12*\n" +
+	"\x11disk_copied_bytes\x18\n" +
+	" \x01(\x04R\x0fdiskCopiedBytes\x12(\n" +
+	"\x10disk_total_bytes\x18\v \x01(\x04R\x0ediskTotalBytes\x121\n" +
+	"\x15disk_bytes_per_second\x18\f \x01(\x01R\x12diskBytesPerSecond\"\x92\x01\n" +
 	"\x04Pass\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x05R\x06number\x12*\n" +
 	"\x02at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x1d\n" +
