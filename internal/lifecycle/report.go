@@ -130,6 +130,9 @@ func goOn(vm *fleet.VM, said *godwitv1.InstanceReport, answers uint64) (news boo
 	case said.GetState() != Running:
 	case vm.Phase == fleet.VMStarting:
 		vm.Phase, vm.Cause, news = fleet.VMRunning, "", true
+		if vm.Local.Host != "" { // from now on it has data that must not be missing
+			vm.Local.Epoch = max(vm.Local.Epoch, vm.Owner.Epoch)
+		}
 	case vm.Phase == fleet.VMStopping && answers >= sequenceFirstStop && said.GetCause() != "" && said.GetCause() != vm.Cause:
 		vm.Cause, news = wire.Bounded(said.GetCause()), true // why it could not be stopped; another Stop tries again
 	}

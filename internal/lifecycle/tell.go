@@ -114,7 +114,7 @@ func (l *Lifecycle) command(ctx context.Context, vm fleet.VM) (*godwitv1.Command
 	command.Sequence = sequenceStart
 	command.Op = &godwitv1.Command_StartInstance{StartInstance: &godwitv1.StartInstance{Instance: &godwitv1.Instance{
 		Vm: string(vm.Name), Uid: string(vm.UID), Epoch: uint64(vm.Owner.Epoch),
-		Spec: wire.EncodeSpec(vm.Spec), Networks: networks,
+		Spec: wire.EncodeSpec(vm.Spec), Networks: networks, LocalEpoch: uint64(vm.Local.Epoch),
 	}}}
 	return command, nil
 }

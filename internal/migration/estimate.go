@@ -1,6 +1,10 @@
 package migration
 
-import "time"
+import (
+	"time"
+
+	"godwit.dev/godwit/internal/fleet"
+)
 
 const (
 	// soonest keeps those from asking in a circle who were told to ask again.
@@ -10,13 +14,20 @@ const (
 )
 
 // ETA expects the copy to shrink by what the link leaves over the guest's
-// dirtying; negative when its end is not in sight.
+// dirtying; negative when its end is not in sight. While local disks are copied it is
+// the end of that, before the memory's first pass.
 func (p Progress) ETA() time.Duration {
-	shrink := float64(p.Bandwidth - p.DirtyRate)
-	if shrink <= 0 || float64(p.Remaining)/shrink > farthest.Seconds() {
+	if left := p.DiskTotal - min(p.DiskCopied, p.DiskTotal); p.Pass == 0 && p.DiskTotal > 0 {
+		return timeFor(left, p.DiskRate)
+	}
+	return timeFor(p.Remaining, p.Bandwidth-p.DirtyRate)
+}
+
+func timeFor(left fleet.Bytes, rate fleet.BytesPerSecond) time.Duration {
+	if rate <= 0 || float64(left)/float64(rate) > farthest.Seconds() {
 		return -time.Millisecond
 	}
-	return time.Duration(float64(p.Remaining) / shrink * float64(time.Second))
+	return time.Duration(float64(left) / float64(rate) * float64(time.Second))
 }
 
 // FreeIn estimates when the VM's lock is given back, or more is known; zero when

@@ -57,6 +57,7 @@ type Event struct {
 
 	Due      time.Time // of TimerFired: At of the timer
 	Port     uint16
+	DiskPort uint16             // of TargetPrepared: where it takes local disks; 0 without
 	QEMU     fleet.InstanceQEMU // of the target
 	Frames   int
 	Progress Progress
@@ -87,6 +88,12 @@ type Progress struct {
 	Total      fleet.Bytes          `json:"total"`
 	DirtyRate  fleet.BytesPerSecond `json:"dirtyRate"`
 	Bandwidth  fleet.BytesPerSecond `json:"bandwidth"`
+
+	// Of the local disks, which are copied before the memory: the total grows with
+	// what the guest writes. Zero without.
+	DiskCopied fleet.Bytes          `json:"diskCopied,omitempty"`
+	DiskTotal  fleet.Bytes          `json:"diskTotal,omitempty"`
+	DiskRate   fleet.BytesPerSecond `json:"diskRate,omitempty"`
 }
 
 // Pass is where the copy stood when a pass over the memory began.

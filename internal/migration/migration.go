@@ -42,6 +42,7 @@ type Migration struct {
 	Timer    *Timer   `json:"timer,omitempty"`
 
 	Port           uint16 `json:"port,omitempty"`           // the target's QEMU listens there
+	DiskPort       uint16 `json:"diskPort,omitempty"`       // and takes the VM's local disks there
 	CopyStarted    bool   `json:"copyStarted,omitempty"`    // the source may have closed its gate
 	Unheld         bool   `json:"unheld,omitempty"`         // the source's QEMU may stop the guest by itself, and run it on if the copy then fails
 	SourceSent     bool   `json:"sourceSent,omitempty"`     // the source's QEMU has the target's word that it loaded, so it does not

@@ -21,10 +21,11 @@ type Policy struct {
 	Asked        []PolicyName         `json:"asked"` // what the request set; nil: it was not kept
 }
 
-// DefaultPolicy gives the limits for a VM of that much memory. The copy's
-// grows with it: 150 seconds for each GiB, but at least five minutes.
-func DefaultPolicy(memory fleet.Bytes) Policy {
-	perGiB := time.Duration(float64(memory) / float64(fleet.GiB) * float64(150*time.Second))
+// DefaultPolicy gives the limits for a VM of which that much is copied: memory and
+// local disks. The copy's grows with it: 150 seconds for each GiB, but at least five
+// minutes.
+func DefaultPolicy(copied fleet.Bytes) Policy {
+	perGiB := time.Duration(float64(copied) / float64(fleet.GiB) * float64(150*time.Second))
 	return Policy{
 		PrepareMax:  time.Minute,
 		CopyMax:     max(5*time.Minute, perGiB),
@@ -97,7 +98,7 @@ func (p Policy) Values() []PolicyValue {
 		{Name: PolicyBandwidth, Rate: p.BandwidthMax, From: fixed},
 		{Name: PolicyBlackout, Time: p.BlackoutMax, From: fixed},
 		{Name: PolicyPrepare, Time: p.PrepareMax, From: fixed},
-		{Name: PolicyCopy, Time: p.CopyMax, From: "default: 150 s for each GiB of memory, but at least 5 min"},
+		{Name: PolicyCopy, Time: p.CopyMax, From: "default: 150 s for each GiB of memory and local disks, but at least 5 min"},
 		{Name: PolicySwitch, Time: p.SwitchMax, From: fixed},
 		{Name: PolicySettle, Time: p.SettleMax, From: fixed},
 		{Name: PolicyGrace, Time: p.Grace, From: fixed},

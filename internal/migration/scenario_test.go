@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"godwit.dev/godwit/internal/fleet"
 )
 
 var rewrite = flag.Bool("rewrite", false, "write the traces of the scenario files anew")
@@ -79,6 +81,10 @@ func parseEvent(t *testing.T, m Migration, line string) Event {
 		switch key {
 		case "port":
 			e.Port = uint16(number)
+		case "disk-port":
+			e.DiskPort = uint16(number)
+		case "disks": // of 4 GiB, at 512 MiB a second
+			e.Progress.DiskCopied, e.Progress.DiskTotal, e.Progress.DiskRate = fleet.Bytes(number)*fleet.GiB, 4*fleet.GiB, 512<<20
 		case "frames":
 			e.Frames = number
 		case "answers":
@@ -121,6 +127,12 @@ func trace(out *strings.Builder, before, after Migration, effects []Effect, verd
 	}
 	if story := after.Story; len(story) > len(before.Story) && len(story[len(story)-1].Withdrawn) > 0 {
 		fmt.Fprintf(out, "|   withdraw %v\n", story[len(story)-1].Withdrawn)
+	}
+	if after.DiskPort != before.DiskPort {
+		fmt.Fprintf(out, "|   disks go to port %d\n", after.DiskPort)
+	}
+	if p := after.Progress; p.DiskTotal > 0 && p != before.Progress {
+		fmt.Fprintf(out, "|   disks: %s of %s, eta %v\n", p.DiskCopied, p.DiskTotal, p.ETA())
 	}
 	if len(after.Pending) > len(effects) {
 		fmt.Fprintf(out, "|   still waiting for %d\n", len(after.Pending)-len(effects))

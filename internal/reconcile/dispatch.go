@@ -99,6 +99,7 @@ func (r *Reconciler) startCopy(m *migration.Migration, command *godwitv1.Command
 		Vm: string(m.VM), Target: string(m.Target), TargetAddress: target.Address.String(), TargetPort: uint32(m.Port),
 		Networks: tunnels, BandwidthMax: uint64(m.Policy.BandwidthMax), BlackoutMaxMs: m.Policy.BlackoutMax.Milliseconds(),
 		Connections: uint32(m.Connections), TargetPeerPort: uint32(target.PeerPort), SwitchMaxMs: m.Policy.SwitchMax.Milliseconds(),
+		DiskPort: uint32(m.DiskPort),
 	}}
 	return nil
 }

@@ -77,6 +77,7 @@ func EventOf(report *godwitv1.Report) (event migration.Event, known bool) {
 	switch said := report.GetEvent().(type) {
 	case *godwitv1.Report_TargetPrepared:
 		event.Kind, event.Port = migration.TargetPrepared, uint16(said.TargetPrepared.GetPort())
+		event.DiskPort = uint16(said.TargetPrepared.GetDiskPort())
 		event.QEMU = wire.QEMUOf(said.TargetPrepared)
 	case *godwitv1.Report_CopyProgress:
 		event.Kind, event.Progress = migration.CopyProgressed, progressOf(report.GetAt(), said.CopyProgress)
@@ -118,6 +119,7 @@ func progressOf(at *timestamppb.Timestamp, said *godwitv1.CopyProgress) migratio
 		At: wire.TimeOf(at), Pass: int(said.GetPass()), PassBegins: said.GetPassBegins(),
 		Sent: fleet.Bytes(said.GetSentBytes()), Remaining: fleet.Bytes(said.GetRemainingBytes()), Total: fleet.Bytes(said.GetTotalBytes()),
 		DirtyRate: rateOf(said.GetDirtyBytesPerSecond()), Bandwidth: rateOf(said.GetBandwidthBytesPerSecond()),
+		DiskCopied: fleet.Bytes(said.GetDiskCopiedBytes()), DiskTotal: fleet.Bytes(said.GetDiskTotalBytes()), DiskRate: rateOf(said.GetDiskBytesPerSecond()),
 	}
 }
 

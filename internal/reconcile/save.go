@@ -74,6 +74,7 @@ func (r *Reconciler) changedVM(ctx context.Context, one *run, before, after migr
 	}
 	if moves {
 		vm.Value.Owner, vm.Value.QEMU = after.Owner(), after.OwnerQEMU()
+		vm.Value.Local = localAfter(vm.Value, after)
 	}
 	if unlocks {
 		vm.Value.Migration = ""
@@ -84,6 +85,19 @@ func (r *Reconciler) changedVM(ctx context.Context, one *run, before, after migr
 		vm.Value.Owner, vm.Value.QEMU = fleet.Owner{Epoch: after.Owner().Epoch + 1}, fleet.InstanceQEMU{}
 	}
 	return vm, moves || unlocks, nil
+}
+
+// localAfter gives which host has the VM's local disks, when its owner changes: a
+// source that gets it back has them as it had them.
+func localAfter(vm fleet.VM, after migration.Migration) fleet.LocalData {
+	if len(vm.Spec.LocalDisks()) == 0 {
+		return fleet.LocalData{}
+	}
+	local := fleet.LocalData{Host: after.Owner().Host, Epoch: after.Owner().Epoch}
+	if after.TakenBack {
+		local.Epoch = after.Epoch
+	}
+	return local
 }
 
 // losers are the hosts that the VM is not on, at the end of its migration.

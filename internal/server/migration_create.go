@@ -21,7 +21,7 @@ type migrationRequest struct {
 	reason string
 	// version is the one that the VM's record must have; zero means any.
 	version int64
-	policy  func(memory fleet.Bytes) (migration.Policy, error)
+	policy  func(copied fleet.Bytes) (migration.Policy, error)
 	// receipt keeps the answer to a request of the API.
 	receipt receipt
 }
@@ -75,7 +75,7 @@ func (r *reconciler) tryCreate(ctx context.Context, request migrationRequest) (s
 			Hint:  "see that godwit agent runs there and reaches the server, and try again",
 		}
 	}
-	policy, err := request.policy(vm.Value.Spec.Memory)
+	policy, err := request.policy(vm.Value.Spec.Copied())
 	if err != nil {
 		return none, err
 	}

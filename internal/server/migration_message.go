@@ -45,6 +45,7 @@ func progressMessage(p migration.Progress) *godwitv1.Progress {
 		Pass: int32(p.Pass), SentBytes: uint64(p.Sent), RemainingBytes: uint64(p.Remaining), TotalBytes: uint64(p.Total),
 		DirtyBytesPerSecond: float64(p.DirtyRate), BandwidthBytesPerSecond: float64(p.Bandwidth),
 		EtaMs: p.ETA().Milliseconds(), At: timestamp(p.At), Heard: timestamp(p.Heard),
+		DiskCopiedBytes: uint64(p.DiskCopied), DiskTotalBytes: uint64(p.DiskTotal), DiskBytesPerSecond: float64(p.DiskRate),
 	}
 }
 

@@ -36,7 +36,7 @@ func (s *migrationService) Create(ctx context.Context, request *godwitv1.CreateM
 		entry, err := s.runs.create(ctx, migrationRequest{
 			vm: fleet.VMName(request.GetVm()), version: request.GetVersion(),
 			target: fleet.HostName(request.GetTarget()), reason: reason, receipt: r,
-			policy: func(memory fleet.Bytes) (migration.Policy, error) { return policyOf(request.GetPolicy(), memory) },
+			policy: func(copied fleet.Bytes) (migration.Policy, error) { return policyOf(request.GetPolicy(), copied) },
 		})
 		return createdMessage(entry.Value), entry.Version, err
 	}
@@ -54,8 +54,8 @@ func createdMessage(m migration.Migration) *godwitv1.CreateMigrationResponse {
 const longestLimit = 30 * 24 * time.Hour
 
 // policyOf fills what a request leaves open with the defaults.
-func policyOf(request *godwitv1.MigrationPolicy, memory fleet.Bytes) (migration.Policy, error) {
-	policy := migration.DefaultPolicy(memory)
+func policyOf(request *godwitv1.MigrationPolicy, copied fleet.Bytes) (migration.Policy, error) {
+	policy := migration.DefaultPolicy(copied)
 	for _, limit := range []struct {
 		what  string
 		name  migration.PolicyName
