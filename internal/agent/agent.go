@@ -12,12 +12,14 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"godwit.dev/godwit/api/client"
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/localdisk"
 	"godwit.dev/godwit/internal/network"
 	"godwit.dev/godwit/internal/pki"
 	"godwit.dev/godwit/internal/qemu"
@@ -33,6 +35,9 @@ type Config struct {
 	Memory  fleet.Bytes
 	Version string
 	BootID  string // other after each reboot of the host
+
+	DisksDir  string        // local disks live here; "" is a folder in Dir
+	KeepDisks time.Duration // those of a VM that has moved are kept so long
 
 	Keeper  *pki.Keeper
 	Servers []Server                                 // at least one; tried in this order
@@ -56,6 +61,9 @@ type Agent struct {
 	spent  *spent
 
 	volumes *volumeClients
+
+	disks       *localdisk.Store
+	disksMarked chan struct{} // that one of its copies is old
 
 	mu       sync.Mutex
 	machines map[machineKey]*machine
@@ -82,7 +90,7 @@ func New(ctx context.Context, config Config) (*Agent, error) {
 	a := &Agent{
 		config: config, lock: lock, servers: newServers(config.Servers, config.Dial),
 		log: config.Log, process: rand.Text(), machines: map[machineKey]*machine{}, marked: make(chan struct{}, 1),
-		volumes: newVolumeClients(config.Keeper),
+		volumes: newVolumeClients(config.Keeper), disksMarked: make(chan struct{}, 1),
 	}
 	if err := a.load(ctx); err != nil {
 		return nil, errors.Join(err, lock.Close())
@@ -93,6 +101,9 @@ func New(ctx context.Context, config Config) (*Agent, error) {
 // load asks the host's QEMU, and reads what an earlier agent has kept for all VMs.
 func (a *Agent) load(ctx context.Context) (err error) {
 	if a.features, err = qemu.Probe(ctx, a.config.QEMU, filepath.Join(a.config.Dir, "probe")); err != nil {
+		return err
+	}
+	if a.disks, err = localdisk.Open(a.config.disksDir()); err != nil {
 		return err
 	}
 	mark, err := loadMark(a.config.Dir)
@@ -137,6 +148,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	tasks.Go(func() { a.keepSession(ctx) })
 	tasks.Go(func() { a.keepMarks(ctx) })
 	tasks.Go(func() { a.renewVolumes(ctx) })
+	tasks.Go(func() { a.keepDisks(ctx) })
 	for _, m := range a.all() {
 		a.start(ctx, m)
 	}

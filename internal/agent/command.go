@@ -70,6 +70,8 @@ func (a *Agent) command(ctx context.Context, command *godwitv1.Command) {
 			}
 			return nil
 		})
+	case *godwitv1.Command_RemoveDisks:
+		go a.removeDisks(command)
 	case *godwitv1.Command_PrepareTarget:
 		m, err := a.machineFor(ctx, command, op.PrepareTarget.GetInstance())
 		if err != nil {

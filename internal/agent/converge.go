@@ -123,6 +123,9 @@ func (h *handover) reportPass(ctx context.Context) error {
 	if h.stopper != "" {
 		return nil
 	}
+	if err := h.watchMirrors(ctx); err != nil {
+		return err
+	}
 	return h.look(ctx, false)
 }
 
@@ -135,12 +138,20 @@ func (h *handover) look(ctx context.Context, passBegins bool) (err error) {
 	if !passBegins {
 		pass = max(pass, p.Pass) // its event may not have been read yet
 	}
-	h.agent.say(&godwitv1.Report{
-		Subject: h.command.GetSubject(), Epoch: uint64(h.key.epoch),
-		Event: &godwitv1.Report_CopyProgress{CopyProgress: &godwitv1.CopyProgress{
-			Pass: int32(pass), SentBytes: uint64(p.Transferred), RemainingBytes: uint64(p.Remaining), TotalBytes: uint64(p.Total),
-			DirtyBytesPerSecond: float64(p.DirtyRate), BandwidthBytesPerSecond: float64(p.Bandwidth), PassBegins: passBegins,
-		}},
+	h.sayProgress(&godwitv1.CopyProgress{
+		Pass: int32(pass), SentBytes: uint64(p.Transferred), RemainingBytes: uint64(p.Remaining), TotalBytes: uint64(p.Total),
+		DirtyBytesPerSecond: float64(p.DirtyRate), BandwidthBytesPerSecond: float64(p.Bandwidth), PassBegins: passBegins,
 	})
 	return nil
+}
+
+// sayProgress reports how far the memory is, and the disks.
+func (h *handover) sayProgress(said *godwitv1.CopyProgress) {
+	if h.disks != nil {
+		said.DiskCopiedBytes, said.DiskTotalBytes = uint64(h.disks.copied), uint64(h.disks.total)
+		said.DiskBytesPerSecond = float64(h.disks.rate)
+	}
+	h.agent.say(&godwitv1.Report{
+		Subject: h.command.GetSubject(), Epoch: uint64(h.key.epoch), Event: &godwitv1.Report_CopyProgress{CopyProgress: said},
+	})
 }

@@ -54,6 +54,7 @@ type handover struct {
 	outgoing    qemu.Outgoing
 	can         qemu.Abilities // of the instance, which may be older than what is installed
 	blackoutMax time.Duration
+	disks       *mirrors // nil without local disks
 
 	pass     int
 	left     fleet.Bytes // by the pass before
@@ -135,6 +136,9 @@ func (h *handover) begin(ctx context.Context) (done bool, err error) {
 	// QEMU says that it has completed a moment before its state says so.
 	sent := state.Sent() || before.Status == qemu.StatusCompleted && state.Switching()
 	if !before.Status.UnderWay() && !sent {
+		if err := h.copyDisks(ctx); err != nil {
+			return false, err
+		}
 		return false, h.instance.SendTo(ctx, h.outgoing)
 	}
 	return sent, h.continueCopy(ctx, before, state, sent)
@@ -153,7 +157,7 @@ func (h *handover) continueCopy(ctx context.Context, before qemu.Progress, state
 	now := timestamppb.Now()
 	h.stopper = "agent"
 	h.marks.Stopped = now
-	if err := h.guestStopped(); err != nil {
+	if err := h.guestStopped(ctx); err != nil {
 		return err
 	}
 	switch {
@@ -200,7 +204,7 @@ func (h *handover) stopped(ctx context.Context, at time.Time) (err error) {
 	if h.stopper == "" {
 		err = h.stoppedByQEMU(ctx)
 	} else {
-		err = h.guestStopped()
+		err = h.guestStopped(ctx)
 	}
 	if err != nil {
 		return err
@@ -235,6 +239,9 @@ func (h *handover) proceed(ctx context.Context) error {
 	if h.marks.Stopped == nil || h.marks.PreSwitchover == nil {
 		return nil
 	}
+	if err := h.awaitMirrors(ctx); err != nil {
+		return err
+	}
 	h.marks.Continued = timestamppb.Now()
 	if err := h.instance.ContinueSwitch(ctx); err != nil {
 		return err
@@ -252,11 +259,12 @@ func (h *handover) stopGuest(ctx context.Context) error {
 		return err
 	}
 	h.awaitRings(ctx)
-	return h.instance.Stop(ctx)
+	return h.stopMirrored(ctx)
 }
 
 // guestStopped takes the guest's last right away.
-func (h *handover) guestStopped() error {
+func (h *handover) guestStopped(ctx context.Context) error {
+	h.finishMirrors(ctx)
 	if err := h.redirect(network.Redirect); err != nil {
 		return err
 	}
@@ -273,7 +281,7 @@ func (h *handover) guestStopped() error {
 // closed as fast as can be.
 func (h *handover) stoppedByQEMU(ctx context.Context) error {
 	h.stopper = "qemu"
-	if err := h.guestStopped(); err != nil {
+	if err := h.guestStopped(ctx); err != nil {
 		return err
 	}
 	status, err := h.instance.Status(ctx)

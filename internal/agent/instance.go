@@ -99,6 +99,9 @@ func (m *machine) launch(ctx context.Context, want *godwitv1.Instance, gate netw
 	if err := durable.MakeFolder(m.dir, 0o700); err != nil {
 		return fmt.Errorf("make the instance's folder: %w", err)
 	}
+	if err := m.openDisks(ctx, spec, fleet.Epoch(want.GetLocalEpoch()), gate.Mode == network.Closed); err != nil {
+		return err
+	}
 	if err := m.removePorts(); err != nil { // of a start that an agent's end cut off
 		return err
 	}
@@ -134,7 +137,7 @@ func (m *machine) setLaunching(launching bool) {
 func checkFiles(spec fleet.VMSpec) error {
 	files := map[string]string{}
 	for _, disk := range spec.Disks {
-		if disk.Kind != fleet.DiskVolume {
+		if disk.Kind != fleet.DiskVolume && disk.Kind != fleet.DiskLocal {
 			files[disk.Path] = "disk " + disk.Name
 		}
 	}
@@ -170,6 +173,9 @@ func (m *machine) qemuConfig(spec fleet.VMSpec, incoming bool) (qemu.Config, err
 	for _, disk := range spec.Disks {
 		one := qemu.Disk{Name: disk.Name, Path: disk.Path, Format: disk.Format, ReadOnly: disk.ReadOnly}
 		var err error
+		if disk.Kind == fleet.DiskLocal {
+			one.Path, one.Local = m.localDisk(disk), true
+		}
 		if disk.Kind == fleet.DiskVolume {
 			one.Volume, err = m.record.Volumes.qemuVolume(disk, m.key.epoch)
 		}
@@ -258,6 +264,7 @@ func (m *machine) forget(ctx context.Context, want *godwitv1.ForgetInstance) (do
 // has ended it removes nothing: what a step that was cut off has left, such as
 // frames in a tap, is for the next agent.
 func (m *machine) discard(ctx context.Context) error {
+	neverRan := m.neverRan(ctx)
 	if err := m.kill(ctx); err != nil {
 		return err
 	}
@@ -268,6 +275,9 @@ func (m *machine) discard(ctx context.Context) error {
 	if err := m.spend(); err != nil {
 		return err
 	}
+	if err := m.dropDisks(neverRan); err != nil {
+		return err
+	}
 	err := m.unclaim() // before the taps go, or frames would get lost
 	err = errors.Join(err, m.removePorts())
 	if left := os.RemoveAll(m.dir); left != nil {
@@ -275,6 +285,11 @@ func (m *machine) discard(ctx context.Context) error {
 	}
 	m.agent.remove(m) // only now: the next one of its key has the same folder
 	return err
+}
+
+// neverRan: it was a target, and certainly ran no instruction.
+func (m *machine) neverRan(ctx context.Context) bool {
+	return m.record.Role == refused || m.record.Role == arriving && !m.mayHaveRun(ctx)
 }
 
 // spend remembers the epoch of an instance that may have run.

@@ -104,7 +104,7 @@ func (f *testFleet) addHost(name string) *testHost {
 func (h *testHost) start() {
 	h.t.Helper()
 	config := Config{
-		Name: fleet.HostName(h.name), Address: h.space.Addr, Dir: h.dir, QEMU: h.qemu, CPUs: 4, Memory: fleet.GiB, Version: "test", BootID: "first",
+		Name: fleet.HostName(h.name), Address: h.space.Addr, Dir: h.dir, QEMU: h.qemu, CPUs: 4, Memory: fleet.GiB, Version: "test", BootID: "first", KeepDisks: DefaultKeepDisks,
 		Keeper: h.fleet.keeper(pki.Identity{Kind: pki.Host, Name: h.name}),
 		Log:    slog.New(slog.NewTextHandler(h.t.Output(), nil)).With("host", h.name),
 	}

@@ -51,6 +51,9 @@ type machine struct {
 	leaving   bool                  // its taps want no frames any more
 	copying   *copying              // of a migration away from here
 	decided   context.CancelFunc    // ends the wait for a decision on a switch; nil without one
+
+	exports      sync.Mutex // held while a target's disks are taken back
+	exportsEnded bool       // and that was done
 }
 
 // The roles, by short names.

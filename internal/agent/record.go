@@ -25,6 +25,7 @@ type record struct {
 	Peer      peerRecord        `json:"peer,omitzero"` // the migration's other host
 	Ports     []portRecord      `json:"ports"`
 	Volumes   *volumesRecord    `json:"volumes,omitempty"` // none without
+	Disks     string            `json:"disks,omitempty"`   // the folder of its local disks
 }
 
 type portRecord struct {

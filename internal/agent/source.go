@@ -10,6 +10,7 @@ import (
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/localdisk"
 	"godwit.dev/godwit/internal/network"
 	"godwit.dev/godwit/internal/pledge"
 	"godwit.dev/godwit/internal/qemu"
@@ -63,6 +64,7 @@ func (m *machine) beginCopy(ctx context.Context, command *godwitv1.Command, want
 		BandwidthMax: fleet.BytesPerSecond(want.GetBandwidthMax()), Connections: int(want.GetConnections()),
 	}
 	limits(&one.outgoing, one.can)
+	one.disks = newMirrors(m.instance, one.outgoing, want.GetDiskPort())
 	running := &copying{cancel: cancel, retire: sync.OnceFunc(func() { close(retires) }), done: make(chan struct{})}
 	m.mu.Lock()
 	m.copying = running
@@ -168,9 +170,15 @@ func (m *machine) goOn(ctx context.Context) error {
 	if err := m.setMode(network.Pass); err != nil {
 		return err
 	}
+	// The guest may wait for a target that does not answer, and QEMU with it.
+	m.instance.CutMirrors(ctx)
 	// Conflict: QEMU had sent everything. The target still has no right, and
 	// this QEMU can run on from there.
 	if err := m.instance.CancelMigration(ctx); err != nil && fleet.CodeOf(err) != fleet.Conflict {
+		return err
+	}
+	// Before it runs: what it writes is to be in no copy but its own.
+	if err := m.instance.AbandonMirrors(ctx); err != nil {
 		return err
 	}
 	_, err := m.instance.Resume(ctx)
@@ -183,7 +191,10 @@ func (m *machine) goOn(ctx context.Context) error {
 func (a *Agent) renumber(ctx context.Context, m *machine, epoch fleet.Epoch) error {
 	next := m.record
 	next.Epoch = epoch
-	if err := m.note(next); err != nil {
+	if err := errors.Join(m.markDisks(func(one localdisk.Copy) error {
+		one.Epoch = epoch
+		return a.disks.Mark(one)
+	}), m.note(next)); err != nil {
 		return err
 	}
 	renumbered := a.recorded(next, m.dir)
@@ -224,6 +235,9 @@ func (m *machine) retireSource(ctx context.Context) *godwitv1.Report {
 	if err := m.kill(ctx); err != nil {
 		return pledge.SourceFailed(err, false)
 	}
+	if err := m.disksOld(true); err != nil {
+		return pledge.SourceFailed(err, false)
+	}
 	return pledge.SourceRetired()
 }
 
@@ -250,6 +264,12 @@ func (m *machine) awaitCopy(ctx context.Context) {
 func (m *machine) releaseSource(ctx context.Context) *godwitv1.Report {
 	if m.runsOn() {
 		return pledge.SourceFailed(errRunsOn, false)
+	}
+	if err := m.kill(ctx); err != nil {
+		return pledge.SourceFailed(err, false)
+	}
+	if err := m.disksOld(false); err != nil {
+		return pledge.SourceFailed(err, false)
 	}
 	if err := m.discard(ctx); err != nil {
 		return pledge.SourceFailed(err, false)

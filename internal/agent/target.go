@@ -31,13 +31,17 @@ func (m *machine) prepareTarget(ctx context.Context, migration string, want *god
 	bounded, cancel := context.WithTimeout(ctx, startWithin)
 	defer cancel()
 	listening, err := m.prepare(bounded, migration, want)
+	var disks uint16
+	if err == nil {
+		disks, err = m.export(bounded, want)
+	}
 	if err != nil {
 		err = errors.Join(err, m.discard(ctx))
 		return pledge.TargetFailed(err, m.hasEnded())
 	}
 	can := m.instance.Abilities()
 	return &godwitv1.Report{Event: &godwitv1.Report_TargetPrepared{TargetPrepared: &godwitv1.TargetPrepared{
-		Port: uint32(listening), QemuVersion: can.Version, MigrationCapabilities: can.Capabilities,
+		Port: uint32(listening), QemuVersion: can.Version, MigrationCapabilities: can.Capabilities, DiskPort: uint32(disks),
 	}}}
 }
 
@@ -69,15 +73,12 @@ func (m *machine) prepare(ctx context.Context, migration string, want *godwitv1.
 // listen has the instance wait for state, and arms the taps; adopted says that an
 // earlier agent has started it.
 func (m *machine) listen(ctx context.Context, migration string, want *godwitv1.PrepareTarget, adopted bool) (uint16, error) {
-	creds, err := m.credentials()
+	in, err := m.incoming(want)
 	if err != nil {
 		return 0, err
 	}
-	peer := pki.Identity{Kind: pki.Host, Name: want.GetSource()}
 	events := m.instance.Subscribe()
-	listening, err := m.instance.Listen(ctx, qemu.Incoming{
-		Listen: m.agent.config.Address, CredsDir: creds, PeerName: peer.DistinguishedName(), Connections: int(want.GetConnections()),
-	})
+	listening, err := m.instance.Listen(ctx, in)
 	if err != nil {
 		return 0, err
 	}
@@ -90,6 +91,15 @@ func (m *machine) listen(ctx context.Context, migration string, want *godwitv1.P
 		go m.arrive(m.life, migration, m.instance, events)
 	}
 	return listening, nil
+}
+
+// incoming says where the target listens: to its source only.
+func (m *machine) incoming(want *godwitv1.PrepareTarget) (qemu.Incoming, error) {
+	creds, err := m.credentials()
+	peer := pki.Identity{Kind: pki.Host, Name: want.GetSource()}
+	return qemu.Incoming{
+		Listen: m.agent.config.Address, CredsDir: creds, PeerName: peer.DistinguishedName(), Connections: int(want.GetConnections()),
+	}, err
 }
 
 var errGaveUp = errors.New("it has given up its right to run, as its source asked")
@@ -168,7 +178,16 @@ func (m *machine) arrive(ctx context.Context, migration string, instance *qemu.I
 		return
 	}
 	instance.NoteLoaded()
+	go m.endExportsEarly(ctx, instance)
 	m.ready(ctx, migration, &godwitv1.TargetMarks{Loaded: timestamppb.New(loaded)}, line)
+}
+
+// endExportsEarly does so while the commit is asked for; what fails is tried again
+// before the guest runs.
+func (m *machine) endExportsEarly(ctx context.Context, instance *qemu.Instance) {
+	if err := m.endExports(ctx, instance); err != nil {
+		m.agent.log.Warn("the disks are not taken back yet", "vm", m.key.vm, "error", err)
+	}
 }
 
 // ready has the state, since when marks says: it lets frames come, unless that was
@@ -288,6 +307,9 @@ func (m *machine) runTarget(ctx context.Context, volumeKey []byte) *godwitv1.Rep
 	if err := m.activate(ctx, m.key.epoch); err != nil {
 		return pledge.TargetFailed(err, m.instance.Ended())
 	}
+	if err := m.endExports(ctx, m.instance); err != nil {
+		return pledge.TargetFailed(err, m.instance.Ended())
+	}
 	if err := errors.Join(m.receive(), m.setMode(network.Settling)); err != nil {
 		return pledge.TargetFailed(err, false)
 	}
@@ -302,7 +324,7 @@ func (m *machine) runTarget(ctx context.Context, volumeKey []byte) *godwitv1.Rep
 	m.marks.Answered, m.marks.Resumed = answered, timestamppb.New(resumed)
 	marks, migration := proto.CloneOf(m.marks), m.record.Migration
 	m.mu.Unlock()
-	if err := m.setRole(arrived, migration); err != nil {
+	if err := errors.Join(m.disksRan(), m.setRole(arrived, migration)); err != nil {
 		m.agent.log.Error("the machine's record was not written", "vm", m.key.vm, "error", err)
 	}
 	return &godwitv1.Report{Event: &godwitv1.Report_TargetRunning{TargetRunning: &godwitv1.TargetRunning{Marks: marks}}}
@@ -320,7 +342,7 @@ func (m *machine) finishTarget() *godwitv1.Report {
 		errs = append(errs, m.agent.config.Network.CloseTunnel(port.tunnel))
 		port.tunnel = 0
 	}
-	if err := errors.Join(append(errs, m.setRole(alone, ""))...); err != nil {
+	if err := errors.Join(append(errs, m.disksRan(), m.setRole(alone, ""))...); err != nil {
 		return pledge.TargetFailed(err, false)
 	}
 	m.clearFacts()
@@ -331,6 +353,7 @@ func (m *machine) finishTarget() *godwitv1.Report {
 // source, whose gate is open again: before QEMU ends, which has the taps' queues,
 // too, if this agent dies meanwhile, and what has come since after its end.
 func (m *machine) releaseTarget(ctx context.Context, want *godwitv1.ReleaseTarget) *godwitv1.Report {
+	neverRan := m.neverRan(ctx) // which its gates tell, as long as no frames return
 	if want.GetReturnFrames() {
 		m.agent.awaitPath(ctx, peerAddress(want.GetSourceAddress(), want.GetSourcePeerPort()))
 	}
@@ -342,7 +365,7 @@ func (m *machine) releaseTarget(ctx context.Context, want *godwitv1.ReleaseTarge
 		m.agent.log.Error("addresses could not be pointed back", "vm", m.key.vm, "error", err)
 	}
 	late, lostLate := m.returnFrames(ctx, want)
-	if err := m.discard(ctx); err != nil {
+	if err := errors.Join(m.dropDisks(neverRan), m.discard(ctx)); err != nil {
 		return pledge.TargetFailed(err, false)
 	}
 	return pledge.TargetReleased(frames+late, errors.Join(lost, lostLate))
