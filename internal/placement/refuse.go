@@ -20,6 +20,9 @@ func refuse(candidate Candidate, request Request) (why []string) {
 	if host.Cordoned {
 		why = append(why, "it is cordoned")
 	}
+	if local := request.VM.Local.Host; local != "" && request.Source == "" && local != host.Name {
+		why = append(why, fmt.Sprintf("the VM's local disks are on %s", local))
+	}
 	why = append(why, refuseCapacity(candidate, request.VM)...)
 	why = append(why, refuseFeatures(host.QEMU, request.VM)...)
 	if !host.Address.IsValid() && (len(request.VM.Spec.Ports) > 0 || request.Source != "") {

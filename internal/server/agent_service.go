@@ -175,6 +175,8 @@ func (s *Server) hear(ctx context.Context, host fleet.HostName, message *godwitv
 		return err
 	}
 	switch {
+	case report.GetDisksRemoved() != nil:
+		return s.disksRemoved(ctx, host, report)
 	case isMigration(report):
 		return s.migrations.Report(ctx, host, report)
 	default:

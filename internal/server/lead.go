@@ -204,6 +204,7 @@ func (s *Server) actFor(ctx context.Context) error {
 	group.Go(func() error { s.lifecycle.Run(within); return nil })
 	group.Go(func() error { return s.migrations.Run(within) })
 	group.Go(func() error { s.leases.Run(within); return nil })
+	group.Go(func() error { s.removeDisks(within); return nil })
 	if err := group.Wait(); ctx.Err() == nil {
 		return err
 	}

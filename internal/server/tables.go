@@ -28,6 +28,7 @@ type tables struct {
 
 	volumeServers store.Table[fleet.VolumeServer] // by name
 	volumes       store.Table[volumeHolder]       // by volumeKey, since a VM has had it
+	diskLeftovers store.Table[diskLeftover]       // by leftoverKey
 }
 
 func newTables(s *store.Store) tables {
@@ -49,6 +50,7 @@ func newTables(s *store.Store) tables {
 
 		volumeServers: store.NewTable[fleet.VolumeServer](s, "volumeservers"),
 		volumes:       store.NewTable[volumeHolder](s, "volumes"),
+		diskLeftovers: store.NewTable[diskLeftover](s, "diskleftovers"),
 	}
 }
 

@@ -24,11 +24,18 @@ func (f *findings) checkDisks(disks []fleet.Disk, servers map[fleet.VolumeServer
 		at := fmt.Sprintf("disks[%d].", i)
 		f.checkName(at+"name", disk.Name, names, "disks", i)
 		place, field := diskPlace{server: disk.Server, volume: disk.Volume}, "volume"
-		if disk.Kind == fleet.DiskVolume {
+		switch disk.Kind {
+		case fleet.DiskVolume:
 			f.checkVolumeDisk(at, disk, servers)
-		} else {
+		case fleet.DiskLocal:
+			f.checkLocalDisk(at, disk)
+			continue // each is a file of its own
+		default:
 			place, field = diskPlace{path: path.Clean(disk.Path)}, "path"
 			f.checkFileDisk(at, disk)
+		}
+		if disk.Size != 0 {
+			f.add(at+"size_bytes", "is for disks of kind \"local\"")
 		}
 		if first, twice := places[place]; twice && (disk.Path != "" || disk.Volume != "") {
 			f.add(at+field, "is that of disks[%d] too", first)
@@ -40,7 +47,7 @@ func (f *findings) checkDisks(disks []fleet.Disk, servers map[fleet.VolumeServer
 
 func (f *findings) checkFileDisk(at string, disk fleet.Disk) {
 	if disk.Kind != fleet.DiskFile {
-		f.add(at+"kind", "%q is not a kind of disk: use \"file\" or \"volume\"", disk.Kind)
+		f.add(at+"kind", "%q is not a kind of disk: use \"file\", \"volume\" or \"local\"", disk.Kind)
 	}
 	if disk.Format != "raw" && disk.Format != "qcow2" {
 		f.add(at+"format", "%q is not a format: use \"raw\" or \"qcow2\"", disk.Format)
@@ -51,6 +58,30 @@ func (f *findings) checkFileDisk(at string, disk fleet.Disk) {
 	}
 	if disk.Volume != "" {
 		f.add(at+"volume", "is for disks of kind \"volume\"")
+	}
+}
+
+// maxLocalDisk is beyond any host's disk, and far below what QEMU can't count.
+const maxLocalDisk = fleet.Bytes(1) << 50
+
+func (f *findings) checkLocalDisk(at string, disk fleet.Disk) {
+	if disk.Format != "raw" && disk.Format != "qcow2" {
+		f.add(at+"format", "%q is not a format: use \"raw\" or \"qcow2\"", disk.Format)
+	}
+	if disk.Size < fleet.MiB || disk.Size > maxLocalDisk || disk.Size%fleet.MiB != 0 {
+		f.add(at+"size_bytes", "%s is not a size: use whole MiB, up to %s", disk.Size, maxLocalDisk)
+	}
+	if disk.Path != "" {
+		f.add(at+"path", "is for disks of kind \"file\"")
+	}
+	if disk.Server != "" {
+		f.add(at+"server", "is for disks of kind \"volume\"")
+	}
+	if disk.Volume != "" {
+		f.add(at+"volume", "is for disks of kind \"volume\"")
+	}
+	if disk.ReadOnly {
+		f.add(at+"read_only", "is not for disks of kind \"local\", which begin empty")
 	}
 }
 

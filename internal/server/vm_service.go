@@ -111,6 +111,7 @@ func (v vmService) Delete(ctx context.Context, request *godwitv1.DeleteVMRequest
 			ops = append(ops, t.addresses.Delete(key))
 		}
 		ops = append(ops, t.freeVolumes(entry.Value)...)
+		ops = append(ops, t.leaveDisks(entry.Value)...)
 		_, err = t.store.Commit(ctx, store.If(t.vms.At(entry.Name, entry.Version)), ops...)
 		if fleet.CodeOf(err) == fleet.Conflict {
 			continue

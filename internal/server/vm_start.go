@@ -97,6 +97,9 @@ func (s *Server) place(ctx context.Context, vm fleet.VM, want fleet.HostName) (p
 	// one more than the owner had, and so has the end of the owner.
 	vm.Owner = fleet.Owner{Host: result.Host, Epoch: vm.Owner.Epoch + 1}
 	vm.Phase, vm.Cause, vm.QEMU = fleet.VMStarting, "", fleet.InstanceQEMU{}
+	if len(vm.Spec.LocalDisks()) > 0 {
+		vm.Local.Host = result.Host
+	}
 	vm.Spec.CPUModel, vm.Accel = placement.CPUModel(vm.Spec, qemu), qemu.Accel
 	if versioned, alias := qemu.Aliases[vm.Spec.Machine]; alias {
 		vm.Spec.Machine = versioned
