@@ -43,6 +43,8 @@ type agentFlags struct {
 	port    int // for other agents
 	token   string
 	dir     string
+	disks   string
+	keep    time.Duration
 	qemu    string
 	cpus    int
 	memory  fleet.Bytes
@@ -51,13 +53,14 @@ type agentFlags struct {
 
 // Bounds of what a host may give away, far beyond any host.
 const (
+	maxKeepDisks  = 10000 * time.Hour
 	maxHostCPUs   = 1 << 16
 	minHostMemory = 16 * fleet.MiB // the smallest VM
 	maxHostMemory = fleet.Bytes(1) << 50
 )
 
 func newAgentCommand(app *App) *cobra.Command {
-	var flags agentFlags
+	flags := agentFlags{keep: agent.DefaultKeepDisks}
 	cmd := &cobra.Command{
 		Use:   "agent",
 		Short: "Run the agent of this host",
@@ -75,6 +78,8 @@ func newAgentCommand(app *App) *cobra.Command {
 	intFlag(cmd, &flags.port, "peer-port", 1, 65535, "TCP port at the address for the agents of other hosts")
 	f.StringVar(&flags.token, "token", app.env("GODWIT_TOKEN", ""), "one-time `token` of the first start (GODWIT_TOKEN)")
 	f.StringVar(&flags.dir, "dir", "/var/lib/godwit/agent", "`folder` of certificates and instances")
+	f.StringVar(&flags.disks, "disks", "", "`folder` of the VMs' local disks (default: disks in --dir)")
+	durationFlag(cmd, &flags.keep, "keep-disks", 0, maxKeepDisks, "how long local disks stay here of a VM that has moved")
 	f.StringVar(&flags.qemu, "qemu", "qemu-system-x86_64", "QEMU's `program`")
 	flags.cpus = 4 * runtime.NumCPU()
 	intFlag(cmd, &flags.cpus, "cpus", 1, maxHostCPUs, "vCPUs that all VMs together may have")
@@ -147,6 +152,7 @@ func (a *App) agentConfig(ctx context.Context, flags agentFlags) (config agent.C
 		return config, err
 	}
 	config.Name, config.Dir, config.QEMU, config.CPUs = fleet.HostName(flags.name), flags.dir, flags.qemu, flags.cpus
+	config.DisksDir, config.KeepDisks = flags.disks, flags.keep
 	config.Version, _ = build()
 	boot, err := os.ReadFile(bootIDFile)
 	if err != nil {

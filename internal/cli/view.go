@@ -65,7 +65,7 @@ func (v *lineView) show(m *godwitv1.Migration) error {
 		line += ": " + m.GetCause()
 	}
 	if progress := m.GetProgress(); progress != nil && m.GetState() == "copying" {
-		line += "  pass " + number(progress.GetPass()) + "  " + amounts(progress) + "  eta " + eta(progress)
+		line += "  " + stage(progress) + "  " + amounts(progress) + "  eta " + eta(progress)
 	}
 	v.state, v.said = m.GetState(), now
 	_, err := fmt.Fprintln(v.app.Out, line)
@@ -123,8 +123,8 @@ func (v *liveView) lines(m *godwitv1.Migration, columns int) []string {
 		text := fit(strings.TrimSuffix(state+": "+m.GetCause(), ": "))
 		return append(lines, strings.Replace(text, state, style.state(state), 1))
 	}
-	head := fmt.Sprintf("%s  %s %3.0f%%  pass %d  eta %s", state,
-		bar(fraction(progress), barWidth), 100*fraction(progress), progress.GetPass(), eta(progress))
+	head := fmt.Sprintf("%s  %s %3.0f%%  %s  eta %s", state,
+		bar(fraction(progress), barWidth), 100*fraction(progress), stage(progress), eta(progress))
 	return append(lines, strings.Replace(fit(head), state, style.state(state), 1), fit(amounts(progress)))
 }
 
@@ -136,8 +136,25 @@ func cut(text string, columns int) string {
 	return string([]rune(text)[:max(columns-1, 0)]) + "…"
 }
 
-// fraction gives how much of the memory is the same at both ends.
+// copiesDisks tells whether the local disks are being copied, before the memory.
+func copiesDisks(progress *godwitv1.Progress) bool {
+	return progress.GetPass() == 0 && progress.GetDiskTotalBytes() > 0
+}
+
+// stage says what is copied.
+func stage(progress *godwitv1.Progress) string {
+	if copiesDisks(progress) {
+		return "disks"
+	}
+	return "pass " + number(progress.GetPass())
+}
+
+// fraction gives how much of the memory, or before that of the disks, is the same at
+// both ends.
 func fraction(progress *godwitv1.Progress) float64 {
+	if copiesDisks(progress) {
+		return min(1, float64(progress.GetDiskCopiedBytes())/float64(progress.GetDiskTotalBytes()))
+	}
 	if progress.GetTotalBytes() == 0 {
 		return 0
 	}
@@ -150,6 +167,10 @@ func bar(fraction float64, width int) string {
 }
 
 func amounts(progress *godwitv1.Progress) string {
+	if copiesDisks(progress) {
+		return fmt.Sprintf("disks %s of %s  bandwidth %s",
+			size(progress.GetDiskCopiedBytes()), size(progress.GetDiskTotalBytes()), rate(progress.GetDiskBytesPerSecond()))
+	}
 	return fmt.Sprintf("sent %s  left %s  dirty %s  bandwidth %s",
 		size(progress.GetSentBytes()), size(progress.GetRemainingBytes()),
 		rate(progress.GetDirtyBytesPerSecond()), rate(progress.GetBandwidthBytesPerSecond()))

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -125,7 +126,9 @@ func newVMStop(app *App) *cobra.Command {
 func newVMDelete(app *App) *cobra.Command {
 	var version int64
 	cmd := app.vmCommand("delete VM", "Delete the record of a stopped VM",
-		"Delete removes the record of a VM that is stopped. Its disks stay as they are.",
+		`Delete removes the record of a VM that is stopped. Its disks stay as they are,
+but for those of kind "local": their host removes them, at once or when it is
+back.`,
 		"  godwit vm stop web1 && godwit vm delete web1",
 		func(ctx context.Context, c *client.Client, name string) error {
 			if _, err := c.VM.Delete(ctx, &godwitv1.DeleteVMRequest{Name: name, Version: version}); err != nil {
@@ -203,7 +206,7 @@ func (a *App) showVM(w io.Writer, vm *godwitv1.VM) {
 			if disk.GetReadOnly() {
 				access = "read-only"
 			}
-			t.add(disk.GetName(), disk.GetKind(), disk.GetFormat(), access, placeOf(disk))
+			t.add(disk.GetName(), disk.GetKind(), disk.GetFormat(), access, placeOf(vm, disk))
 		}
 		s.table(t)
 	}
@@ -219,9 +222,12 @@ func (a *App) showVM(w io.Writer, vm *godwitv1.VM) {
 }
 
 // placeOf says where a disk's bytes are.
-func placeOf(disk *godwitv1.Disk) string {
-	if disk.GetKind() == string(fleet.DiskVolume) {
+func placeOf(vm *godwitv1.VM, disk *godwitv1.Disk) string {
+	switch fleet.DiskKind(disk.GetKind()) {
+	case fleet.DiskVolume:
 		return disk.GetVolume() + " of " + disk.GetServer()
+	case fleet.DiskLocal:
+		return size(disk.GetSizeBytes()) + " on " + cmp.Or(vm.GetLocalHost(), "its first host")
 	}
 	return disk.GetPath()
 }

@@ -42,6 +42,10 @@ disks:
 #   kind: volume
 #   server: v1
 #   volume: web1
+# - name: scratch       # an image that the VM's host keeps, and that moves with
+#   kind: local         # the VM; it begins empty
+#   format: qcow2       # or raw
+#   size: 20GiB
     readOnly: false
 
 ports:
@@ -124,7 +128,7 @@ func (s *specFile) invalid() error {
 
 // yamlPath gives the path in a spec file of a field of the API.
 func yamlPath(path string) string {
-	return strings.NewReplacer("memory_bytes", "memory", "cpu_model", "cpuModel", "read_only", "readOnly").Replace(path)
+	return strings.NewReplacer("memory_bytes", "memory", "cpu_model", "cpuModel", "read_only", "readOnly", "size_bytes", "size").Replace(path)
 }
 
 func unreadableSpec(file string, err error) error {
@@ -195,6 +199,7 @@ func (d *document) disks(spec *godwitv1.VMSpec) read {
 			{"readOnly", d.bool(&disk.ReadOnly)},
 			{"server", d.text(&disk.Server)},
 			{"volume", d.text(&disk.Volume)},
+			{"size", d.bytes(&disk.SizeBytes)},
 		})
 	})
 }
