@@ -67,7 +67,7 @@ func TestSpecs(t *testing.T) {
 		{"no kernel, relative initrd", func(s *spec) { s.Boot = &godwitv1.Boot{Initrd: "initrd"} }, []string{"boot.kernel", "boot.initrd"}},
 		{"two lines of command line", func(s *spec) { s.Boot.Cmdline = "a\nb" }, []string{"boot.cmdline"}},
 		{"kind left out", func(s *spec) { s.Disks = []*godwitv1.Disk{disk(func(d *godwitv1.Disk) { d.Kind = "" })} }, nil},
-		{"bad disk", func(s *spec) { s.Disks = []*godwitv1.Disk{{Name: "Root!", Kind: "local", Path: "x", Format: "vmdk"}} },
+		{"bad disk", func(s *spec) { s.Disks = []*godwitv1.Disk{{Name: "Root!", Kind: "tape", Path: "x", Format: "vmdk"}} },
 			[]string{"disks[0].name", "disks[0].kind", "disks[0].format", "disks[0].path"}},
 		{"same disk twice", func(s *spec) {
 			s.Disks = []*godwitv1.Disk{disk(), disk(func(d *godwitv1.Disk) { d.Path = "/srv//root.img" })}
@@ -85,6 +85,15 @@ func TestSpecs(t *testing.T) {
 		{"a file with a volume", func(s *spec) {
 			s.Disks = []*godwitv1.Disk{disk(func(d *godwitv1.Disk) { d.Server, d.Volume = "v1", "web1" })}
 		}, []string{"disks[0].server", "disks[0].volume"}},
+		{"local", func(s *spec) {
+			s.Disks = []*godwitv1.Disk{{Name: "a", Kind: "local", Format: "raw", SizeBytes: 1 << 30}, {Name: "b", Kind: "local", Format: "qcow2", SizeBytes: 1 << 30}}
+		}, nil},
+		{"bad local", func(s *spec) {
+			s.Disks = []*godwitv1.Disk{{Name: "a", Kind: "local", Format: "vmdk", SizeBytes: 1000, Path: "/x", Server: "v1", Volume: "x", ReadOnly: true}}
+		}, []string{"disks[0].format", "disks[0].size_bytes", "disks[0].path", "disks[0].server", "disks[0].volume", "disks[0].read_only"}},
+		{"a file of a size", func(s *spec) {
+			s.Disks = []*godwitv1.Disk{disk(func(d *godwitv1.Disk) { d.SizeBytes = 1 << 30 })}
+		}, []string{"disks[0].size_bytes"}},
 		{"unknown network", func(s *spec) { s.Ports = []*godwitv1.Port{port(func(p *godwitv1.Port) { p.Network = "red" })} }, []string{"ports[0].network"}},
 		{"group MAC", func(s *spec) {
 			s.Ports = []*godwitv1.Port{port(func(p *godwitv1.Port) { p.Mac = "01:00:5e:00:00:01" })}
