@@ -21,7 +21,8 @@ const (
 	// effect.
 	Preparing State = "preparing"
 
-	// Copying: memory goes over while the VM runs, and again what it changed.
+	// Copying: memory goes over while the VM runs, and again what it changed; before
+	// that the local disks, and from then on what it writes to them.
 	// Near the end the source's agent closes its own gate, stops the VM and
 	// lets QEMU finish: all of it can be undone, so it needs no leave.
 	// vCPUs: source. Volumes: source. Packets: source, and the target's tap
