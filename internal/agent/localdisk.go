@@ -94,6 +94,16 @@ func (m *machine) endExports(ctx context.Context, instance *qemu.Instance) error
 	return err
 }
 
+// stopExporting closes the port at which the target has taken its disks.
+func (m *machine) stopExporting() error {
+	if m.instance == nil || m.instance.Ended() || !hasLocal(m.instance) {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(m.life, endExportsWithin)
+	defer cancel()
+	return m.instance.StopExporting(ctx)
+}
+
 // disksRan marks the copy of a target that runs as the good one.
 func (m *machine) disksRan() error {
 	return m.markDisks(func(one localdisk.Copy) error {

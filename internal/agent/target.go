@@ -342,6 +342,7 @@ func (m *machine) finishTarget() *godwitv1.Report {
 		errs = append(errs, m.agent.config.Network.CloseTunnel(port.tunnel))
 		port.tunnel = 0
 	}
+	errs = append(errs, m.stopExporting())
 	if err := errors.Join(append(errs, m.disksRan(), m.setRole(alone, ""))...); err != nil {
 		return pledge.TargetFailed(err, false)
 	}

@@ -3,6 +3,7 @@ package qemu
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -70,19 +71,23 @@ func (i *Instance) EndExports(ctx context.Context) error {
 	return i.wrap("end the export of disks", i.endExports(ctx))
 }
 
+// endExports is in the blackout, so it asks nothing that it need not.
 func (i *Instance) endExports(ctx context.Context) error {
 	events := i.monitor.Subscribe(eventQueue, qmp.EventBlockExportDeleted)
 	defer events.Close()
-	known, err := i.exports(ctx)
-	if err != nil {
-		return err
-	}
-	for _, id := range known {
-		if err := qmp.BlockExportDel(ctx, i.monitor, qmp.BlockExportDelArgs{ID: id, Mode: qmp.BlockExportRemoveModeHard}); err != nil {
-			return err
+	under := 0
+	for _, id := range i.localDisks() {
+		err := qmp.BlockExportDel(ctx, i.monitor, qmp.BlockExportDelArgs{ID: id, Mode: qmp.BlockExportRemoveModeHard})
+		if err == nil {
+			under++
+			continue
+		}
+		known, askErr := i.exports(ctx)
+		if askErr != nil || slices.Contains(known, id) {
+			return errors.Join(err, askErr)
 		}
 	}
-	for len(known) > 0 {
+	for ; under > 0; under-- {
 		select {
 		case _, open := <-events.Events():
 			if !open {
@@ -91,11 +96,20 @@ func (i *Instance) endExports(ctx context.Context) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
-		if known, err = i.exports(ctx); err != nil {
-			return err
-		}
 	}
-	return qmp.NBDServerStop(ctx, i.monitor)
+	return nil
+}
+
+// StopExporting closes the port of exports that have ended. It may be called again.
+func (i *Instance) StopExporting(ctx context.Context) error {
+	_, err := i.listensAt(0)
+	switch {
+	case fleet.CodeOf(err) == fleet.NotFound:
+		return nil
+	case err == nil:
+		err = qmp.NBDServerStop(ctx, i.monitor)
+	}
+	return i.wrap("end the export of disks", err)
 }
 
 // exports lists what is exported.

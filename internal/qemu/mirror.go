@@ -187,36 +187,66 @@ func (i *Instance) FinishMirrors(ctx context.Context) error {
 	return i.wrap("copy disks", i.finishMirrors(ctx))
 }
 
+// finishMirrors is in the blackout, so it asks nothing that it need not.
 func (i *Instance) finishMirrors(ctx context.Context) error {
-	events := i.monitor.Subscribe(eventQueue, qmp.EventJobStatusChange)
+	events := i.monitor.Subscribe(eventQueue, qmp.EventBlockJobCompleted, qmp.EventBlockJobCancelled)
 	defer events.Close()
+	under := 0
+	for _, disk := range i.localDisks() {
+		// Without force: what is left is written first.
+		err := qmp.BlockJobCancel(ctx, i.monitor, qmp.BlockJobCancelArgs{Device: mirrorJob(disk)})
+		if err == nil {
+			under++
+		} else if err := i.mirrorEnded(ctx, disk, err); err != nil {
+			return err
+		}
+	}
+	for ; under > 0; under-- {
+		select {
+		case event, open := <-events.Events():
+			if !open {
+				return events.Err()
+			}
+			if err := mirrorResult(event); err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
+// mirrorResult gives why a mirror that has ended was not complete.
+func mirrorResult(event qmp.Event) error {
+	var data qmp.BlockJobCompletedEvent
+	switch err := event.Decode(&data); {
+	case err != nil:
+		return err
+	case data.Error != nil:
+		return fmt.Errorf("%s: %s", strings.TrimSuffix(data.Device, mirrorSuffix), *data.Error)
+	case event.Name == qmp.EventBlockJobCancelled:
+		return fmt.Errorf("%s was not copied in full", strings.TrimSuffix(data.Device, mirrorSuffix))
+	}
+	return nil
+}
+
+// mirrorEnded tells whether a mirror that can't be ended, for a cause, has been
+// already, as it should.
+func (i *Instance) mirrorEnded(ctx context.Context, disk string, cause error) error {
 	jobs, err := i.mirrorJobs(ctx)
 	if err != nil {
 		return err
 	}
-	for _, disk := range i.localDisks() {
-		switch job := jobs[disk]; {
-		case job == nil:
-			return fmt.Errorf("%s is not being copied", disk)
-		case job.Status == string(qmp.JobStatusConcluded):
-		case !job.Ready:
-			return fmt.Errorf("%s is not copied in full", disk)
-		default: // without force: what is left is written first
-			if err := qmp.BlockJobCancel(ctx, i.monitor, qmp.BlockJobCancelArgs{Device: mirrorJob(disk)}); err != nil {
-				return err
-			}
-		}
+	switch job := jobs[disk]; {
+	case job == nil:
+		return fmt.Errorf("%s is not being copied", disk)
+	case job.Error != nil:
+		return fmt.Errorf("%s: %s", disk, *job.Error)
+	case job.Status == string(qmp.JobStatusConcluded):
+		return nil
 	}
-	ended, err := i.awaitMirrors(ctx, events)
-	if err != nil {
-		return err
-	}
-	for _, job := range ended {
-		if job.Error != nil {
-			return fmt.Errorf("%s: %s", strings.TrimSuffix(job.ID, mirrorSuffix), *job.Error)
-		}
-	}
-	return nil
+	return cause
 }
 
 // awaitMirrors waits until all mirrors have ended, and gives how.

@@ -2,6 +2,7 @@ package qemu_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -214,6 +215,11 @@ func (m *moving) handOver(t *testing.T) {
 	}
 	t.Logf("mirrors finished in %v, exports ended in %v", took, time.Since(began))
 	await(t, fromSource, changed(qemu.StatusCompleted))
+	for range 2 {
+		if err := errors.Join(m.target.EndExports(within(t)), m.target.StopExporting(within(t))); err != nil {
+			t.Errorf("ended again: %v", err)
+		}
+	}
 }
 
 func kill(t *testing.T, i *qemu.Instance) {

@@ -19,6 +19,8 @@ const (
 	EventBlockIOError       = "BLOCK_IO_ERROR"
 	EventGuestPanicked      = "GUEST_PANICKED"
 	EventBlockExportDeleted = "BLOCK_EXPORT_DELETED"
+	EventBlockJobCompleted  = "BLOCK_JOB_COMPLETED"
+	EventBlockJobCancelled  = "BLOCK_JOB_CANCELLED"
 	EventJobStatusChange    = "JOB_STATUS_CHANGE"
 	EventDeviceDeleted      = "DEVICE_DELETED"
 	EventNICRxFilterChanged = "NIC_RX_FILTER_CHANGED"
@@ -1242,6 +1244,25 @@ type GuestPanickedEvent struct {
 // BlockExportDeletedEvent is the structure at BLOCK_EXPORT_DELETED.
 type BlockExportDeletedEvent struct {
 	ID string `json:"id"`
+}
+
+// BlockJobCompletedEvent is the structure at BLOCK_JOB_COMPLETED.
+type BlockJobCompletedEvent struct {
+	Device string  `json:"device"`
+	Error  *string `json:"error,omitempty"`
+	Len    int64   `json:"len"`
+	Offset int64   `json:"offset"`
+	Speed  int64   `json:"speed"`
+	Type   string  `json:"type"`
+}
+
+// BlockJobCancelledEvent is the structure at BLOCK_JOB_CANCELLED.
+type BlockJobCancelledEvent struct {
+	Device string `json:"device"`
+	Len    int64  `json:"len"`
+	Offset int64  `json:"offset"`
+	Speed  int64  `json:"speed"`
+	Type   string `json:"type"`
 }
 
 // JobStatusChangeEvent is the structure at JOB_STATUS_CHANGE.
