@@ -38,6 +38,7 @@ disks:
     kind: file          # the default: an image on storage that the hosts share
     path: /srv/vms/web1.qcow2
     format: qcow2       # or raw
+    readOnly: false
 # - name: data          # a volume of a volume server: godwit volume server list
 #   kind: volume
 #   server: v1
@@ -46,7 +47,6 @@ disks:
 #   kind: local         # the VM; it begins empty
 #   format: qcow2       # or raw
 #   size: 20GiB
-    readOnly: false
 
 ports:
   - name: lan
