@@ -21,7 +21,7 @@ FAULTSFLAGS =
 FUZZTIME = 10s
 
 .DEFAULT_GOAL = help
-.PHONY: help setup build demo test bench bench-volume explore sim faults soak fuzz lint generate qemu72 clean distclean
+.PHONY: help setup build demo test bench bench-volume bench-disk explore sim faults soak fuzz lint generate qemu72 clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -49,6 +49,9 @@ bench: setup build ## measure; prints tables and writes out/*.json
 
 bench-volume: setup build ## the volume server against others; writes out/bench-volume.json
 	go run ./test/bench $(BENCHFLAGS) volume
+
+bench-disk: setup build ## what a local disk costs a migration; writes out/bench-disk.json
+	go run ./test/bench $(BENCHFLAGS) disk
 
 explore: ## walk through all states of a migration with two faults; writes out/explore.json
 	go run ./test/explore

@@ -8,6 +8,10 @@
 //
 //	volume    godwit volume against qemu-storage-daemon and nbdkit
 //
+// and a fourth
+//
+//	disk      a VM with a local disk against one without
+//
 // Each prints a line for every migration, a
 // table, and the targets with what was found, and writes everything to
 // out/bench-NAME.json. The program fails if Godwit lost or doubled anything;
@@ -37,6 +41,13 @@
 // has to catch up. The cancelled hand-overs are cancelled by turns when the
 // source has stopped and when the target lacks only the commit; the target's
 // agent is paused meanwhile, so that no commit can be faster.
+//
+// # disk
+//
+// Three VMs move there and back, one after the other: without a disk, with a sparse
+// one of 4 GiB of which 1 GiB is used, and with such a one to which the guest writes
+// records meanwhile. Counted is what the source's host sends, but for the memory as
+// QEMU counts it.
 //
 // # volume
 //

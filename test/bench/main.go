@@ -45,7 +45,7 @@ type benchmark struct {
 	run  func(context.Context, options) error
 }
 
-var benchmarks = [...]benchmark{{"handover", runHandover}, {"client", runClient}, {"volume", runVolume}}
+var benchmarks = [...]benchmark{{"handover", runHandover}, {"client", runClient}, {"volume", runVolume}, {"disk", runDisk}}
 
 // usual is how many of the benchmarks run unless some are named.
 const usual = 2
@@ -94,10 +94,10 @@ func execute(ctx context.Context, args []string) error {
 func (o *options) parse(args []string) (chosen []benchmark, err error) {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.Usage = func() {
-		fmt.Fprint(flags.Output(), "usage: bench [flags] [handover] [client] [volume]\n")
+		fmt.Fprint(flags.Output(), "usage: bench [flags] [handover] [client] [volume] [disk]\n")
 		flags.PrintDefaults()
 	}
-	flags.IntVar(&o.runs, "runs", 0, "how many pairs, migrations of each case, or rounds of it; 0 is 10, 20 and 3")
+	flags.IntVar(&o.runs, "runs", 0, "how many pairs, migrations of each case, or rounds of it; 0 is 10, 20, 3 and 6")
 	flags.StringVar(&o.godwit, "godwit", "bin/godwit", "the godwit program")
 	flags.StringVar(&o.out, "out", "out", "folder for the figures")
 	flags.TextVar(&o.memory, "memory", o.memory, "a VM's memory")
