@@ -43,6 +43,10 @@ func mirrorNode(disk string) string { return disk + "-target" }
 
 const mirrorSuffix = "-mirror"
 
+// mirrorOpenTimeout is how long a target may take to be connected to, in seconds:
+// QEMU does nothing else meanwhile, and the guest waits.
+const mirrorOpenTimeout = 2
+
 // StartMirrors begins to copy the local disks, all at once. What an earlier one has
 // left must have been abandoned.
 func (i *Instance) StartMirrors(ctx context.Context, to Mirroring) error {
@@ -85,7 +89,7 @@ func (m Mirroring) node(disk string) blockNode {
 	node := blockNode{
 		Driver: "nbd", NodeName: mirrorNode(disk), Discard: "unmap", DetectZeroes: "unmap",
 		Server: &socketAddress{Type: "inet", Host: m.Address.Addr().String(), Port: strconv.Itoa(int(m.Address.Port()))},
-		Export: disk, OpenTimeout: openTimeout,
+		Export: disk, OpenTimeout: mirrorOpenTimeout,
 	}
 	if m.CredsDir != "" {
 		node.TLSCreds, node.TLSHostname = mirrorCreds, m.TLSHostname

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -51,6 +52,19 @@ func TestMirrorAbandoned(t *testing.T) {
 				}
 			},
 			"in step": func(t *testing.T, m *moving) { m.inStep(t) },
+			"target hung from the beginning": func(t *testing.T, m *moving) {
+				signal(t, m.target, syscall.SIGSTOP)
+				began := time.Now()
+				if err := m.source.StartMirrors(within(t), m.to); err == nil {
+					t.Error("it is connected to")
+				}
+				if took := time.Since(began); took > patience/2 {
+					t.Errorf("QEMU stood still for %v", took)
+				} else {
+					t.Logf("QEMU stood still for %v", took)
+				}
+				signal(t, m.target, syscall.SIGCONT)
+			},
 			"target hung": func(t *testing.T, m *moving) {
 				m.inStep(t)
 				signal(t, m.target, syscall.SIGSTOP)
