@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -213,6 +214,29 @@ func TestLocalDiskTargetLost(t *testing.T) {
 	}
 	m.abort()
 	m.source.diskIO(1, "write -P 18 1M 1M")
+}
+
+// A target that takes nothing any more fails the migration, too, and what the guest
+// writes meanwhile goes on.
+func TestLocalDiskTargetHangs(t *testing.T) {
+	m := newLocalMove(t)
+	m.source.diskIO(1, "write -P 19 4M 24M")
+	m.source.sendCommand(m.copyDisksCommand(m.prepareDisks(), 8<<20))
+	m.source.awaitReport("progress", func(r *godwitv1.Report) bool { return r.GetCopyProgress().GetDiskTotalBytes() > 0 })
+	hung := m.target.instance(testVM, 2).PID()
+	if err := syscall.Kill(hung, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	failed := m.source.awaitReport("failure", func(r *godwitv1.Report) bool { return r.GetSourceFailed() != nil }).GetSourceFailed()
+	if failed.GetGone() || !strings.Contains(failed.GetCause(), "the target takes nothing for") {
+		t.Errorf("the failure is told as %v", failed)
+	}
+	m.source.diskIO(1, "write -P 18 1M 1M")
+	if err := syscall.Kill(hung, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	m.abort()
+	m.source.diskIO(1, "read -P 19 4M 24M")
 }
 
 // Old copies go when their time has come.

@@ -70,10 +70,10 @@ func (h *handover) copyDisks(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		switch all := all(now, func(one qemu.Mirror) bool { return one.Ready }); {
-		case all && asked && allSynced(now):
+		switch ready := all(now, func(one qemu.Mirror) bool { return one.Ready }); {
+		case ready && asked && all(now, func(one qemu.Mirror) bool { return one.Synced }):
 			return nil
-		case all && !asked:
+		case ready && !asked:
 			if err := h.instance.SyncMirrors(ctx); err != nil {
 				return err
 			}
@@ -112,6 +112,7 @@ func (h *handover) beginMirrors(ctx context.Context) error {
 	return h.instance.StartMirrors(ctx, h.disks.to)
 }
 
+// all tells whether all mirrors are so; false if there are none.
 func all(mirrors []qemu.Mirror, are func(qemu.Mirror) bool) bool {
 	for _, one := range mirrors {
 		if !are(one) {
@@ -119,10 +120,6 @@ func all(mirrors []qemu.Mirror, are func(qemu.Mirror) bool) bool {
 		}
 	}
 	return len(mirrors) > 0
-}
-
-func allSynced(mirrors []qemu.Mirror) bool {
-	return all(mirrors, func(one qemu.Mirror) bool { return one.Synced })
 }
 
 // lookAtMirrors sees how far they are. One that has failed, or does not get on, fails
