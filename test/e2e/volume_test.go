@@ -143,13 +143,13 @@ func awaitRecords(t *testing.T, g *fleetlab.Guest, more uint64) {
 			}
 			continue
 		}
-		if status.Disk.Errors > 0 {
-			t.Fatalf("the guest saw errors of its disk: %s", status.Disk.LastError)
+		if status.Disks[0].Errors > 0 {
+			t.Fatalf("the guest saw errors of its disk: %s", status.Disks[0].LastError)
 		}
 		if first == 0 {
-			first = max(1, status.Disk.Written)
+			first = max(1, status.Disks[0].Written)
 		}
-		if status.Disk.Written >= first+more {
+		if status.Disks[0].Written >= first+more {
 			return
 		}
 	}

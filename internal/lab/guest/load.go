@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -165,6 +167,28 @@ type diskWriter struct {
 	seen witness.DiskReport
 }
 
+// writeDisks begins to write to all disks.
+func (g *guest) writeDisks(rate int) error {
+	for letter := 'a'; letter <= 'z'; letter++ {
+		disk, err := openDisk("/dev/vd"+string(letter), rate)
+		if letter > 'a' && errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		g.disks = append(g.disks, disk)
+	}
+	for i, disk := range g.disks {
+		acknowledged := func(witness.Record) {}
+		if i == 0 {
+			acknowledged = g.ledger.Wrote
+		}
+		go disk.run(g, acknowledged)
+	}
+	return nil
+}
+
 func openDisk(path string, rate int) (*diskWriter, error) {
 	file, err := os.OpenFile(path, os.O_RDWR|unix.O_DIRECT|unix.O_SYNC, 0)
 	if err != nil {
@@ -188,7 +212,8 @@ func openDisk(path string, rate int) (*diskWriter, error) {
 	}, nil
 }
 
-func (w *diskWriter) run(g *guest) {
+// run writes for ever, and tells of each record that the disk has acknowledged.
+func (w *diskWriter) run(g *guest, acknowledged func(witness.Record)) {
 	var record witness.Record
 	var nonces witness.Nonces
 	for range time.Tick(w.every) {
@@ -203,7 +228,7 @@ func (w *diskWriter) run(g *guest) {
 		_, err := w.file.WriteAt(w.block, int64(record.Sequence%w.blocks)*witness.BlockSize)
 		w.note(record.Sequence, time.Since(begun), err)
 		if err == nil {
-			g.ledger.Wrote(record)
+			acknowledged(record)
 		}
 	}
 }

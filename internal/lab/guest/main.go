@@ -85,7 +85,7 @@ type guest struct {
 	pulse  *pulse
 	stream stream
 	dirty  *dirtier
-	disk   *diskWriter // nil without a disk load
+	disks  []*diskWriter // none without a disk load
 	ports  []port
 }
 
@@ -116,12 +116,9 @@ func (g *guest) bringUp(ctx context.Context, args witness.Args) error {
 		}
 	}
 	if args.Disk.Rate > 0 {
-		disk, err := openDisk("/dev/vda", args.Disk.Rate)
-		if err != nil {
+		if err := g.writeDisks(args.Disk.Rate); err != nil {
 			return err
 		}
-		g.disk = disk
-		go disk.run(g)
 	}
 	if err := g.dirty.set(args.Dirty); err != nil {
 		return err
@@ -161,9 +158,8 @@ func (g *guest) report(kind string) witness.Report {
 	for _, p := range g.ports {
 		r.Ports = append(r.Ports, p.report())
 	}
-	if g.disk != nil {
-		d := g.disk.report()
-		r.Disk = &d
+	for _, disk := range g.disks {
+		r.Disks = append(r.Disks, disk.report())
 	}
 	return r
 }

@@ -259,7 +259,7 @@ func checkLoad(ctx context.Context, t *testing.T, guest Guest) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if later.Dirty.Pages != idle.Dirty.Pages || later.Ticks <= before.Ticks || later.Disk == nil || later.Disk.Errors != 0 {
+	if later.Dirty.Pages != idle.Dirty.Pages || later.Ticks <= before.Ticks || len(later.Disks) != 1 || later.Disks[0].Errors != 0 {
 		t.Errorf("%+v, then %+v", idle, later)
 	}
 }

@@ -51,9 +51,9 @@ const (
 	Hot        Pattern = "hot"        // nine writes of ten to a tenth of the set
 )
 
-// Disk is a load on /dev/vda. The zero value is none.
+// Disk is a load on every disk that is there at the boot. The zero value is none.
 type Disk struct {
-	Rate int // records written per second, each flushed before the next
+	Rate int // records written per second to each, each flushed before the next
 }
 
 // Valid says what is wrong with d, or nil.

@@ -132,14 +132,14 @@ func (l *Ledger) Counter() uint64 {
 	return l.counter
 }
 
-// Wrote notes that the disk has acknowledged a record.
+// Wrote notes that the first disk has acknowledged a record.
 func (l *Ledger) Wrote(r Record) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.written, l.writtenNonce = r.Sequence, r.Nonce
 }
 
-// Written gives the last record that the disk has acknowledged.
+// Written gives the last record that the first disk has acknowledged.
 func (l *Ledger) Written() (sequence, nonce uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -16,7 +16,7 @@ type Report struct {
 	Flows        []Flow       `json:"flows,omitempty"`
 	TCPBytes     uint64       `json:"tcp_bytes"` // bytes echoed
 	Dirty        DirtyReport  `json:"dirty"`
-	Disk         *DiskReport  `json:"disk,omitempty"`
+	Disks        []DiskReport `json:"disks,omitempty"` // /dev/vda, /dev/vdb and so on
 }
 
 // Kinds of report.
@@ -44,7 +44,7 @@ type DirtyReport struct {
 	Pages uint64 `json:"pages"` // of 4 KiB, written since boot
 }
 
-// DiskReport says what the guest has written to its disk.
+// DiskReport says what the guest has written to one disk.
 type DiskReport struct {
 	Written     uint64 `json:"written"` // sequence number of the last write that was acknowledged
 	Errors      uint64 `json:"errors"`
