@@ -31,11 +31,10 @@ const (
 // still write is refused. A volume server that is away only holds the guest up, and
 // aborts a migration.
 func TestVolume(t *testing.T) {
-	f := newFleet(t, func(c *fleetlab.Config) { c.Hosts = []fleetlab.Host{{Name: "h1"}, {Name: "h2"}} })
-	v, err := f.StartVolumeServer(t.Context(), "v1")
-	if err != nil {
-		t.Fatal(err)
-	}
+	f := newFleet(t, func(c *fleetlab.Config) {
+		c.Hosts, c.VolumeServers = []fleetlab.Host{{Name: "h1"}, {Name: "h2"}}, []string{"v1"}
+	})
+	v := f.VolumeServer("v1")
 	t.Cleanup(func() {
 		if text, err := v.Log(); err == nil && t.Failed() {
 			t.Logf("volume server:\n%s", text)

@@ -63,6 +63,8 @@ type Config struct {
 	Wrap     []string // goes before a server's command line
 	Boots    bool     // each host has boots of its own, and can Crash
 
+	VolumeServers []string // names; each has a host of its own, without an agent
+
 	EtcdProgram string // of internal/lab/etcd; for Etcd
 }
 
@@ -90,6 +92,7 @@ type Fleet struct {
 	servers []*Process
 	apis    []*client.Client // of each server
 	agents  map[string]*Process
+	volumes map[string]*VolumeServer
 	guests  atomic.Int32
 }
 
@@ -141,11 +144,12 @@ func Start(ctx context.Context, config Config) (*Fleet, error) {
 	for _, host := range config.Hosts {
 		names = append(names, host.Name)
 	}
+	names = append(names, config.VolumeServers...)
 	l, err := lab.New(ctx, lab.Config{Name: config.Name, Hosts: names})
 	if err != nil {
 		return nil, err
 	}
-	f := &Fleet{Lab: l, config: config, agents: map[string]*Process{}}
+	f := &Fleet{Lab: l, config: config, agents: map[string]*Process{}, volumes: map[string]*VolumeServer{}}
 	ctx, cancel := context.WithTimeout(ctx, startWithin)
 	defer cancel()
 	if err := f.start(ctx); err != nil {
@@ -172,6 +176,11 @@ func (f *Fleet) start(ctx context.Context) error {
 	if err := f.plugClient(); err != nil {
 		return err
 	}
+	for _, name := range f.config.VolumeServers {
+		if err := f.startVolumeServer(ctx, name); err != nil {
+			return err
+		}
+	}
 	return f.makeNetworks(ctx)
 }
 
@@ -182,6 +191,9 @@ func (f *Fleet) AgentDir(host string) string { return filepath.Join(f.Lab.Dir(),
 
 // Agent is the process of a host's agent, nil for an unknown host.
 func (f *Fleet) Agent(host string) *Process { return f.agents[host] }
+
+// VolumeServer is one of the fleet's, nil for an unknown name.
+func (f *Fleet) VolumeServer(name string) *VolumeServer { return f.volumes[name] }
 
 // Hosts are the names of the hosts that have an agent.
 func (f *Fleet) Hosts() (names []string) {
@@ -330,6 +342,9 @@ func (f *Fleet) Keep() error { return f.Lab.Keep() }
 func (f *Fleet) Close() error {
 	for _, api := range f.apis {
 		api.Close()
+	}
+	for _, volumes := range f.volumes {
+		volumes.API.Close()
 	}
 	return f.Lab.Close()
 }

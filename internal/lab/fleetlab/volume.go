@@ -10,7 +10,7 @@ import (
 	"godwit.dev/godwit/internal/fleet"
 )
 
-// VolumeServer is a volume server of the fleet, on the host of the first server.
+// VolumeServer is a volume server of the fleet.
 type VolumeServer struct {
 	*Process
 	Name string
@@ -20,14 +20,14 @@ type VolumeServer struct {
 	dir string
 }
 
-// StartVolumeServer enrols a volume server, and waits until the fleet's server knows
+// startVolumeServer enrols a volume server, and waits until the fleet's server knows
 // where it is.
-func (f *Fleet) StartVolumeServer(ctx context.Context, name string) (*VolumeServer, error) {
+func (f *Fleet) startVolumeServer(ctx context.Context, name string) error {
 	token, err := f.API.Host.CreateToken(ctx, &godwitv1.CreateTokenRequest{Host: name, Kind: "volume"})
 	if err != nil {
-		return nil, err
+		return err
 	}
-	home := f.Lab.Host(controlName(0))
+	home := f.Lab.Host(name)
 	v := &VolumeServer{Name: name, Addr: home.Addr, dir: filepath.Join(f.Lab.Dir(), "volume-"+name)}
 	run := filepath.Join(f.Lab.Dir(), "r-"+name)
 	v.Process = &Process{
@@ -37,9 +37,13 @@ func (f *Fleet) StartVolumeServer(ctx context.Context, name string) (*VolumeServ
 			"--address", home.Addr.String(), "--dir", v.dir, "--run", run},
 	}
 	if err := v.Start(); err != nil {
-		return nil, err
+		return err
 	}
-	err = f.await(ctx, "volume server "+name+" to be known", func(ctx context.Context) (bool, error) {
+	if v.API, err = client.DialVolumeServer(client.Config{Server: "unix://" + filepath.Join(run, "volume.sock")}); err != nil {
+		return err
+	}
+	f.volumes[name] = v
+	return f.await(ctx, "volume server "+name+" to be known", func(ctx context.Context) (bool, error) {
 		list, err := f.API.VolumeServers.List(ctx, &godwitv1.ListVolumeServersRequest{})
 		for _, known := range list.GetServers() {
 			if known.GetName() == name {
@@ -48,11 +52,6 @@ func (f *Fleet) StartVolumeServer(ctx context.Context, name string) (*VolumeServ
 		}
 		return false, err
 	}, v.Process)
-	if err != nil {
-		return nil, err
-	}
-	v.API, err = client.DialVolumeServer(client.Config{Server: "unix://" + filepath.Join(run, "volume.sock")})
-	return v, err
 }
 
 // Disk makes a volume, and gives the disk that it is.
