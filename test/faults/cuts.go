@@ -16,6 +16,7 @@ const (
 	targetHost  = "h2"
 	clientHost  = "h3"
 	controlHost = "control"
+	storageHost = "v1" // the volume server
 )
 
 // controlHosts gives the hosts of the control plane from one number to another.
@@ -79,6 +80,10 @@ func (p plane) paths(v victim) []direction {
 		return between(source, target, lab.AllTraffic)
 	case serverLink:
 		return between(servers, append(source, targetHost), lab.AllTraffic)
+	case volumeServer:
+		return between([]string{storageHost}, append(servers, sourceHost, targetHost), lab.AllTraffic)
+	case volumeLink:
+		return between([]string{storageHost}, append(source, targetHost), lab.AllTraffic)
 	}
 	return nil
 }

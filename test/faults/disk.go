@@ -36,13 +36,15 @@ type follower struct {
 
 // written is what there was on a guest's disk. Record n is at index n-1.
 type written struct {
-	first []witness.Record // when each was first seen
-	last  []witness.Record // at the end; zero where there is none any more
-	at    []time.Time      // when each was first seen
+	name         string
+	acknowledged uint64           // the last record that the guest has said to be written
+	first        []witness.Record // when each was first seen
+	last         []witness.Record // at the end; zero where there is none any more
+	at           []time.Time      // when each was first seen
 }
 
-// follow begins to read; stop must follow.
-func follow(path string) (*follower, error) {
+// follow begins to read the file of a disk's bytes; stop must follow.
+func follow(name, path string) (*follower, error) {
 	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECT, 0)
 	if errors.Is(err, unix.EINVAL) { // a file system without it has one cache for all
 		file, err = os.Open(path)
@@ -58,7 +60,7 @@ func follow(path string) (*follower, error) {
 	if err != nil {
 		return nil, errors.Join(err, file.Close())
 	}
-	f := &follower{file: file, blocks: uint64(info.Size()) / witness.BlockSize, block: block, halt: make(chan struct{})}
+	f := &follower{file: file, blocks: uint64(info.Size()) / witness.BlockSize, block: block, halt: make(chan struct{}), saw: written{name: name}}
 	f.reading.Go(func() { f.err = f.run() })
 	return f, nil
 }

@@ -1,9 +1,10 @@
 // Command faults runs migrations in a lab on this machine, does one thing to
 // one part of the fleet at one moment of each, and checks what became of the
-// VM, its packets and its disk:
+// VM, its packets and its disks, one of each kind:
 //
 //	fault    SIGKILL, SIGSTOP for 5 s, a cut one way or both ways for 5 s, restart
-//	victim   the QEMUs, the agents, servers, etcd, and the links between them
+//	victim   the QEMUs, the agents, servers, etcd, the volume server, and the links
+//	         between them
 //	state    Preparing, Copying, Switching before and after the commit, Settling
 //
 // Every cell of this matrix is either run or says why it is not. "faults --list"
@@ -42,13 +43,17 @@
 //
 // The pause is the longest gap in the client's stream of echoes, which is the
 // guest's pause and what the network adds. The longest time without a new record
-// on the guest's disk stands beside it, and the blackout of the record.
+// on one of the guest's disks stands beside it, and the blackout of the record.
 //
 // The checks use nothing of what they check. The wire in front of the client is
 // captured: it shows from which host the guest's frames came. The guest numbers
-// its replies and its disk's records and draws a nonce for each (see
+// its replies and its disks' records and draws a nonce for each (see
 // witness.Nonces), so that one number with two nonces shows that it ran twice.
-// Its replies also name the last record that its disk has acknowledged.
+// Its replies also name the last record that its first disk has acknowledged, and at
+// the end it says what the others have.
+//
+// A guest whose volume server is away may stand still for so long, and for as long as
+// it then takes until it is let go on.
 //
 // # Soak
 //

@@ -17,6 +17,7 @@ var some = []cell{
 	{sigkill, targetQEMU, beforeCommit},
 	{sigkill, targetAgent, afterCommit},
 	{restart, allServers, copying},
+	{sigkill, volumeServer, beforeCommit},
 	{sigkill, sourceQEMU, preparing},
 }
 
@@ -35,7 +36,7 @@ func TestSomeCells(t *testing.T) {
 		t.Skipf("%v; 'make setup' builds it", err)
 	}
 	r := &runner{logs: t.TempDir(), out: t.Output(), config: fleetlab.Config{
-		Image: img, Servers: 1, Etcd: 1,
+		Image: img, Servers: 1, Etcd: 1, VolumeServers: []string{storageHost},
 		Binary: build(t, "cmd/godwit"), EtcdProgram: build(t, "internal/lab/etcd"),
 	}}
 	t.Cleanup(func() {

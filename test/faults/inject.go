@@ -101,6 +101,8 @@ func programs(f *fleetlab.Fleet, p plane, v victim) []*fleetlab.Process {
 		return f.Etcds()[p.first : p.first+1]
 	case etcdQuorum:
 		return f.Etcds()[p.survivors():]
+	case volumeServer:
+		return []*fleetlab.Process{f.VolumeServer(storageHost).Process}
 	}
 	return f.Servers()
 }

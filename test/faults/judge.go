@@ -15,6 +15,9 @@ const (
 	// survive.
 	switchMax = 3 * time.Second
 	pauseMax  = switchMax + time.Second
+	// volumeAgain is how long it may take until a guest that a volume server's absence
+	// has stopped is let go on.
+	volumeAgain = 10 * time.Second
 	// aroundCut is for packets that were sent before a link was cut and are on it,
 	// or wait to be sent by it, as the hosts switch.
 	aroundCut = time.Second
@@ -31,7 +34,7 @@ const (
 // evidence is all that the checks look at.
 type evidence struct {
 	frames         []sighting
-	disk           written
+	disks          []written
 	client         probe.UDPResult
 	doubled        uint64 // packets that came to the guest more than once
 	source, target netip.Addr
@@ -107,29 +110,66 @@ func (e evidence) checkReplies(f *findings) {
 	}
 }
 
-// checkDisk: what was acknowledged is there, and nobody wrote over it.
-func (e evidence) checkDisk(f *findings) {
-	for i, record := range e.disk.last {
-		switch first := e.disk.first[i]; {
+// checkDisks: what was acknowledged is there, and nobody wrote over it.
+func (e evidence) checkDisks(f *findings) {
+	for _, disk := range e.disks {
+		disk.check(f)
+	}
+	if len(e.disks) > 0 {
+		e.checkReported(e.disks[0], f)
+	}
+}
+
+// check: no record that was there has gone, or was replaced.
+func (w written) check(f *findings) {
+	for i, record := range w.last {
+		switch first := w.first[i]; {
 		case record.Sequence != first.Sequence:
-			f.add("write lost", "record %d is not on the disk any more", first.Sequence)
+			f.add("write lost", "record %d is not on disk %s any more", first.Sequence, w.name)
 		case record.Nonce != first.Nonce:
-			f.add("ran twice", "record %d was written twice, with nonces %x and %x", first.Sequence, first.Nonce, record.Nonce)
+			f.add("ran twice", "record %d was written to disk %s twice, with nonces %x and %x", first.Sequence, w.name, first.Nonce, record.Nonce)
 		}
 	}
+	if w.acknowledged > uint64(len(w.last)) {
+		f.add("write lost", "record %d was acknowledged by disk %s; the last on it is %d", w.acknowledged, w.name, len(w.last))
+	}
+}
+
+// checkReported: what the guest's replies say of its first disk is on it.
+func (e evidence) checkReported(disk written, f *findings) {
 	for _, one := range e.frames {
 		if one.reply == nil || one.reply.Written == 0 {
 			continue
 		}
 		acknowledged, nonce := one.reply.Written, one.reply.WrittenNonce
 		switch {
-		case acknowledged > uint64(len(e.disk.last)):
-			f.add("write lost", "record %d was acknowledged; the last on the disk is %d", acknowledged, len(e.disk.last))
-		case e.disk.last[acknowledged-1].Nonce != nonce:
-			f.add("write lost", "record %d was acknowledged with nonce %x; on the disk it is %x", acknowledged, nonce, e.disk.last[acknowledged-1].Nonce)
+		case acknowledged > uint64(len(disk.last)):
+			f.add("write lost", "record %d was acknowledged; the last on disk %s is %d", acknowledged, disk.name, len(disk.last))
+		case disk.last[acknowledged-1].Nonce != nonce:
+			f.add("write lost", "record %d was acknowledged with nonce %x; on disk %s it is %x", acknowledged, nonce, disk.name, disk.last[acknowledged-1].Nonce)
 		}
 	}
 }
+
+// records is how many there are on all disks.
+func (e evidence) records() (n int) {
+	for _, disk := range e.disks {
+		n += len(disk.last)
+	}
+	return n
+}
+
+// pauseLimit is how long the guest may stand still, as its client sees it. One whose
+// volume server is away may wait for it.
+func (c cell) pauseLimit() time.Duration {
+	if c.Victim.isVolume() {
+		return pauseMax + deadFor + volumeAgain
+	}
+	return pauseMax
+}
+
+// straggle is how long a packet may be on its way before it counts as lost.
+func (c cell) straggle() time.Duration { return max(10*time.Second, 2*c.pauseLimit()) }
 
 // mayLose is how many packets may be lost, if the fault cut a link for some time.
 func (c cell) mayLose(cut time.Duration) uint64 {

@@ -18,7 +18,7 @@ var (
 // moved is the evidence of a migration in which all is well.
 func moved() evidence {
 	begun := time.Now()
-	e := evidence{source: one, target: other, movedTo: true, client: probe.UDPResult{Sent: 4}}
+	e := evidence{source: one, target: other, movedTo: true, client: probe.UDPResult{Sent: 4}, disks: []written{{name: "a"}, {name: "b", acknowledged: 4}}}
 	for i := range uint64(4) {
 		at := begun.Add(time.Duration(i) * time.Second)
 		host := one
@@ -29,7 +29,10 @@ func moved() evidence {
 			Counter: i + 1, Nonce: 100 + i, Written: i, WrittenNonce: 200 + i,
 		}})
 		record := witness.Record{Sequence: i + 1, Nonce: 201 + i}
-		e.disk.first, e.disk.last, e.disk.at = append(e.disk.first, record), append(e.disk.last, record), append(e.disk.at, at)
+		for d := range e.disks {
+			disk := &e.disks[d]
+			disk.first, disk.last, disk.at = append(disk.first, record), append(disk.last, record), append(disk.at, at)
+		}
 	}
 	return e
 }
@@ -38,7 +41,7 @@ func (e evidence) findings(mayLose uint64) []string {
 	var f findings
 	e.checkEpochs(&f)
 	e.checkReplies(&f)
-	e.checkDisk(&f)
+	e.checkDisks(&f)
 	e.checkPackets(&f, mayLose)
 	return f.list
 }
@@ -56,10 +59,12 @@ func TestChecks(t *testing.T) {
 		{"a stranger", func(e *evidence) { e.frames[0].host = netip.MustParseAddr("10.77.0.13") }, "never two"},
 		{"a reply's number twice", func(e *evidence) { e.frames[3].reply.Counter = 2 }, "ran twice: the guest"},
 		{"one reply twice", func(e *evidence) { *e.frames[3].reply = *e.frames[2].reply }, ""}, // the client counts these
-		{"a record twice", func(e *evidence) { e.disk.first[3].Nonce = 1 }, "ran twice: record 4"},
-		{"a record gone", func(e *evidence) { e.disk.last[3] = witness.Record{} }, "write lost: record 4 is not"},
-		{"an acknowledged record missing", func(e *evidence) { e.disk.first, e.disk.last = e.disk.first[:2], e.disk.last[:2] }, "write lost: record 3 was acknowledged"},
-		{"an acknowledged record replaced", func(e *evidence) { e.disk.first[1].Nonce, e.disk.last[1].Nonce = 1, 1 }, "write lost: record 2 was acknowledged with"},
+		{"a record twice", func(e *evidence) { e.disks[0].first[3].Nonce = 1 }, "ran twice: record 4"},
+		{"a record gone", func(e *evidence) { e.disks[0].last[3] = witness.Record{} }, "write lost: record 4 is not"},
+		{"an acknowledged record missing", func(e *evidence) { e.disks[0].first, e.disks[0].last = e.disks[0].first[:2], e.disks[0].last[:2] }, "write lost: record 3 was acknowledged"},
+		{"an acknowledged record replaced", func(e *evidence) { e.disks[0].first[1].Nonce, e.disks[0].last[1].Nonce = 1, 1 }, "write lost: record 2 was acknowledged with"},
+		{"a record of the other disk gone", func(e *evidence) { e.disks[1].last[3] = witness.Record{} }, "write lost: record 4 is not on disk b"},
+		{"one that it acknowledged missing", func(e *evidence) { e.disks[1].acknowledged = 5 }, "write lost: record 5 was acknowledged by disk b"},
 		{"a reply doubled", func(e *evidence) { e.client.Duplicated = 1 }, "packet doubled"},
 		{"a packet doubled", func(e *evidence) { e.doubled = 1 }, "packet doubled"},
 		{"a packet lost", func(e *evidence) { e.client.Lost = 1 }, "packet lost"},

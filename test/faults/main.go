@@ -105,7 +105,7 @@ func (o options) runner() (*runner, error) {
 	if err != nil {
 		return nil, err
 	}
-	config := fleetlab.Config{Image: img, Servers: o.size.servers, Etcd: o.size.members}
+	config := fleetlab.Config{Image: img, Servers: o.size.servers, Etcd: o.size.members, VolumeServers: []string{storageHost}}
 	if config.Binary, err = filepath.Abs(o.godwit); err != nil {
 		return nil, err
 	}

@@ -28,6 +28,8 @@ const (
 	etcdQuorum   victim = "etcd-quorum"
 	hostLink     victim = "host-link"   // between source and target
 	serverLink   victim = "server-link" // between the servers and both hosts
+	volumeServer victim = "volume-server"
+	volumeLink   victim = "volume-link" // between the volume server and both hosts
 )
 
 type state string
@@ -42,7 +44,7 @@ const (
 
 var (
 	faults  = []fault{sigkill, sigstop, oneWay, twoWay, restart}
-	victims = []victim{sourceQEMU, targetQEMU, sourceAgent, targetAgent, serverLeader, allServers, etcdMember, etcdQuorum, hostLink, serverLink}
+	victims = []victim{sourceQEMU, targetQEMU, sourceAgent, targetAgent, serverLeader, allServers, etcdMember, etcdQuorum, hostLink, serverLink, volumeServer, volumeLink}
 	states  = []state{preparing, copying, beforeCommit, afterCommit, settling}
 )
 
@@ -74,7 +76,9 @@ func (v victim) isQEMU() bool { return v == sourceQEMU || v == targetQEMU }
 
 func (v victim) isAgent() bool { return v == sourceAgent || v == targetAgent }
 
-func (v victim) isLink() bool { return v == hostLink || v == serverLink }
+func (v victim) isLink() bool { return v == hostLink || v == serverLink || v == volumeLink }
+
+func (v victim) isVolume() bool { return v == volumeServer || v == volumeLink }
 
 // size is how many servers and members of etcd a lab has. The first of each
 // share a host, and so on.

@@ -13,7 +13,7 @@ import (
 
 func TestEveryCellIsRunOrSaysWhyNot(t *testing.T) {
 	cells := matrix(faults, victims, states)
-	if len(cells) != 5*10*5 {
+	if len(cells) != 5*12*5 {
 		t.Errorf("%d cells", len(cells))
 	}
 	for _, test := range []struct {

@@ -22,7 +22,8 @@ type result struct {
 	RunsOn string `json:"runs_on"` // host, or the VM's phase
 
 	// PauseMs is the longest gap in the client's echoes, -1 if the fault ended
-	// the guest. DiskPauseMs is the longest time without a record on its disk.
+	// the guest. DiskPauseMs is the longest time without a record on one
+	// of its disks.
 	PauseMs      float64 `json:"pause_ms"`
 	DiskPauseMs  float64 `json:"disk_pause_ms"`
 	BlackoutMs   float64 `json:"blackout_ms"`    // by the record
@@ -32,7 +33,7 @@ type result struct {
 	Sent       uint64   `json:"sent"`
 	Lost       uint64   `json:"lost"`
 	Duplicated uint64   `json:"duplicated"`
-	Records    int      `json:"records"` // on the disk
+	Records    int      `json:"records"` // on the disks
 	Violations []string `json:"violations"`
 
 	story string // of the migration
@@ -45,16 +46,18 @@ func (t *trial) result(e evidence) result {
 		Final: t.migration.GetState(), Cause: t.migration.GetCause(), RunsOn: t.vm.GetPhase(),
 		BlackoutMs: t.migration.GetOutcome().GetBlackoutMs(),
 		Sent:       e.client.Sent, Lost: e.client.Lost, Duplicated: e.client.Duplicated + e.doubled,
-		PauseMs: -1, DiskPauseMs: -1, SettledMs: t.settled(), Records: len(e.disk.last),
+		PauseMs: -1, DiskPauseMs: -1, SettledMs: t.settled(), Records: e.records(),
 	}
 	r.story = storyOf(t.migration, t.stage.begun)
 	if t.alive() && !t.to.At.IsZero() {
 		r.RunsOn = t.vm.GetOwner().GetHost()
 		r.PauseMs = milliseconds(t.udp.Window(over(), t.from, t.to).LongestGap)
-		r.DiskPauseMs = milliseconds(e.disk.longestGap(t.from.At, t.to.At))
+		for _, disk := range e.disks {
+			r.DiskPauseMs = max(r.DiskPauseMs, milliseconds(disk.longestGap(t.from.At, t.to.At)))
+		}
 	}
 	if !t.cell.killsOwner() && !t.cell.hangsOwner() {
-		r.PauseLimitMs = milliseconds(pauseMax)
+		r.PauseLimitMs = milliseconds(t.cell.pauseLimit())
 		if r.PauseMs > r.PauseLimitMs {
 			t.found.add("long pause", "%.0f ms", r.PauseMs)
 		}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"time"
 
@@ -21,8 +20,6 @@ const (
 	settleWithin = 30 * time.Second
 	// returnWithin is for programs to be up again, and for a guest to answer.
 	returnWithin = time.Minute
-	// straggle is how long a packet may be on its way before it counts as lost.
-	straggle = 10 * time.Second
 	// answers show that a guest answers.
 	answers = 50
 	rate    = 200 // packets a second, so that pauses are known to 5 ms
@@ -67,14 +64,14 @@ func tryCell(ctx context.Context, f *fleetlab.Fleet, c cell, number int) (r resu
 	}
 	evidence.checkEpochs(&t.found)
 	evidence.checkReplies(&t.found)
-	evidence.checkDisk(&t.found)
+	evidence.checkDisks(&t.found)
 	evidence.checkPackets(&t.found, c.mayLose(t.stage.mended.Sub(t.stage.begun)))
-	return t.result(evidence), t.stage.missed(t.migration), os.Remove(t.disk)
+	return t.result(evidence), t.stage.missed(t.migration), nil
 }
 
 // observe migrates under all eyes, removes the VM, and gives what was seen.
 func (t *trial) observe(ctx context.Context) (e evidence, err error) {
-	err = t.openEyes(ctx, probe.UDPConfig{Rate: rate, Straggle: straggle})
+	err = t.openEyes(ctx, probe.UDPConfig{Rate: rate, Straggle: t.cell.straggle()})
 	if err == nil {
 		err = t.udp.Answered(ctx, t.udp.Begun(), answers)
 	}
@@ -192,9 +189,10 @@ func (t *trial) closeEyes(ctx context.Context, e *evidence) error {
 	if err := t.remove(ctx); err != nil && ctx.Err() == nil {
 		t.found.add(leftBehind, "the VM cannot be removed: %v", err)
 	}
-	if t.saw != nil {
-		disk, err := t.saw.stop()
-		e.disk, errs = disk, append(errs, err)
+	seen, err := t.stopFollowing()
+	e.disks, errs = seen, append(errs, err)
+	if err := t.removeDisks(ctx); err != nil && ctx.Err() == nil {
+		t.found.add(leftBehind, "its disks cannot be removed: %v", err)
 	}
 	e.doubled = t.doubled
 	e.source, e.target = t.fleet.Lab.Host(sourceHost).Addr, t.fleet.Lab.Host(targetHost).Addr

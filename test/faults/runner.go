@@ -111,7 +111,7 @@ func (r *runner) processes() []*fleetlab.Process {
 	for _, host := range r.fleet.Hosts() {
 		all = append(all, r.fleet.Agent(host))
 	}
-	return all
+	return append(all, r.fleet.VolumeServer(storageHost).Process)
 }
 
 // positions tells how long each program's log is.

@@ -61,7 +61,7 @@ func soakVM(ctx context.Context, f *fleetlab.Fleet, migrations int, seed uint64,
 	}
 	evidence.checkTurns(&s.found, s.made.turns)
 	evidence.checkReplies(&s.found)
-	evidence.checkDisk(&s.found)
+	evidence.checkDisks(&s.found)
 	evidence.checkPackets(&s.found, 0)
 	s.checkLeft(ctx, before)
 	s.made.put(evidence, s.found)
@@ -200,8 +200,11 @@ func (s *soak) close(ctx context.Context) (e evidence, err error) {
 	if err := s.guest.Remove(bounded); err != nil {
 		s.found.add(leftBehind, "the VM cannot be removed: %v", err)
 	}
-	disk, diskErr := s.saw.stop()
-	e.disk = disk
+	disks, diskErr := s.stopFollowing()
+	e.disks = disks
+	if err := s.removeDisks(bounded); err != nil {
+		s.found.add(leftBehind, "its disks cannot be removed: %v", err)
+	}
 	e.source, e.target = s.fleet.Lab.Host(sourceHost).Addr, s.fleet.Lab.Host(targetHost).Addr
 	return e, errors.Join(err, reportErr, wireErr, diskErr)
 }

@@ -75,7 +75,7 @@ func (r *soakResult) during(loss probe.Loss) (ids []string) {
 
 func (r *soakResult) put(e evidence, found findings) {
 	r.Sent, r.Lost, r.Duplicated = e.client.Sent, e.client.Lost, e.client.Duplicated+e.doubled
-	r.Records, r.LongestGapMs = len(e.disk.last), milliseconds(e.client.LongestGap)
+	r.Records, r.LongestGapMs = e.records(), milliseconds(e.client.LongestGap)
 	r.Violations = found.list
 }
 
@@ -96,7 +96,7 @@ func (r soakResult) print(w io.Writer) {
 		fmt.Fprintf(w, "  %d lost from %s to %s: %s\n", loss.Count,
 			loss.First.UTC().Format(time.StampMilli), loss.Last.UTC().Format(time.StampMilli), strings.Join(r.during(loss), ", "))
 	}
-	fmt.Fprintf(w, "stream: %d bytes came back; disk: %d records\n", r.StreamBytes, r.Records)
+	fmt.Fprintf(w, "stream: %d bytes came back; disks: %d records\n", r.StreamBytes, r.Records)
 	for _, violation := range r.Violations {
 		fmt.Fprintln(w, "VIOLATED:", violation)
 	}

@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 
-	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/durable"
 	"godwit.dev/godwit/internal/lab/fleetlab"
 	"godwit.dev/godwit/internal/lab/probe"
@@ -20,32 +19,30 @@ import (
 type watched struct {
 	fleet *fleetlab.Fleet
 	guest *fleetlab.Guest
-	disk  string // path
+	disks []*guestDisk
 	udp   *probe.UDP
 	wire  *wire
-	saw   *follower
 }
 
-// boot starts it on the source's host, with records on a disk of so many bytes.
+// boot starts it on the source's host, with records on disks of so many bytes each.
 func (w *watched) boot(ctx context.Context, name string, size int64, perSecond int) (err error) {
-	w.disk = filepath.Join(w.fleet.Lab.Dir(), name+".raw")
-	if err := os.WriteFile(w.disk, nil, 0o600); err != nil {
+	if w.disks, err = makeDisks(ctx, w.fleet, name, size); err != nil {
 		return err
 	}
-	if err := os.Truncate(w.disk, size); err != nil {
-		return err
+	config := fleetlab.GuestConfig{Name: name, Host: sourceHost, Records: perSecond}
+	for _, disk := range w.disks {
+		config.Disks = append(config.Disks, disk.spec)
 	}
-	w.guest, err = w.fleet.Boot(ctx, fleetlab.GuestConfig{
-		Name: name, Host: sourceHost, Records: perSecond,
-		Disks: []*godwitv1.Disk{{Name: "records", Kind: "file", Path: w.disk, Format: "raw"}},
-	})
+	w.guest, err = w.fleet.Boot(ctx, config)
 	return err
 }
 
 // openEyes begins to note everything, and to send it packets.
 func (w *watched) openEyes(ctx context.Context, packets probe.UDPConfig) (err error) {
-	if w.saw, err = follow(w.disk); err != nil {
-		return err
+	for _, disk := range w.disks {
+		if disk.saw, err = follow(disk.spec.GetName(), disk.path); err != nil {
+			return err
+		}
 	}
 	vm, err := w.guest.Record(ctx)
 	if err != nil {
@@ -63,13 +60,17 @@ func (w *watched) openEyes(ctx context.Context, packets probe.UDPConfig) (err er
 	return err
 }
 
-// asked has the guest say what came to it of the packets.
+// asked has the guest say what came to it of the packets, and what its disks have
+// acknowledged.
 func (w *watched) asked(ctx context.Context) (flow witness.Flow, err error) {
 	report, err := w.guest.Probe().Status(ctx)
 	for _, one := range report.Flows {
 		if one.Flow == w.udp.Flow() {
 			flow = one
 		}
+	}
+	for i, one := range report.Disks {
+		w.disks[i].acknowledged = one.Written
 	}
 	return flow, err
 }
