@@ -17,11 +17,13 @@ BENCHFLAGS =
 SIMFLAGS =
 # For example: make faults FAULTSFLAGS='--victim all-servers --state copying'
 FAULTSFLAGS =
+# For example: make postgres POSTGRESFLAGS='--moves 50'
+POSTGRESFLAGS =
 # For how long each fuzz target runs, for example: make fuzz FUZZTIME=1m
 FUZZTIME = 10s
 
 .DEFAULT_GOAL = help
-.PHONY: help setup build demo test bench bench-volume bench-disk explore sim faults soak fuzz lint generate qemu72 clean distclean
+.PHONY: help setup build demo test bench bench-volume bench-disk explore sim faults soak postgres fuzz lint generate qemu72 clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -67,6 +69,10 @@ faults: setup build ## do harm in every state of migrations; prints a table and 
 soak: setup build ## 200 migrations back to back under random faults; writes out/soak.json
 	go build -o bin/lab-etcd ./internal/lab/etcd
 	go run ./test/faults --soak 200 $(FAULTSFLAGS)
+
+postgres: setup build ## PostgreSQL in a VM that moves ten times; writes out/postgres.json
+	@scripts/setup postgres
+	go run ./test/postgres $(POSTGRESFLAGS)
 
 # Their seeds run with the other tests.
 fuzz: ## feed every decoder with what nobody would send, one after the other
