@@ -3,7 +3,6 @@ package e2e
 import (
 	"context"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -77,17 +76,11 @@ func TestLocalDisk(t *testing.T) {
 }
 
 // localImages gives the images of local disks on a host that are not old.
-func localImages(t *testing.T, f *fleetlab.Fleet, host string) (images []string) {
+func localImages(t *testing.T, f *fleetlab.Fleet, host string) []string {
 	t.Helper()
-	all, err := filepath.Glob(filepath.Join(f.AgentDir(host), "disks", "*", "*", "*.raw"))
+	images, err := f.LocalImages(host)
 	if err != nil {
 		t.Fatal(err)
-	}
-	for _, image := range all {
-		mark, err := os.ReadFile(filepath.Join(filepath.Dir(image), "copy.json"))
-		if err == nil && !strings.Contains(string(mark), `"old"`) {
-			images = append(images, image)
-		}
 	}
 	return images
 }

@@ -40,7 +40,7 @@ type written struct {
 	acknowledged uint64           // the last record that the guest has said to be written
 	first        []witness.Record // when each was first seen
 	last         []witness.Record // at the end; zero where there is none any more
-	at           []time.Time      // when each was first seen
+	at           []time.Time      // when each was first seen; none if it was read afterwards
 }
 
 // follow begins to read the file of a disk's bytes; stop must follow.
@@ -116,8 +116,11 @@ func (f *follower) stop() (written, error) {
 }
 
 // longestGap is the longest time without a new record within a window, and up
-// to its end.
+// to its end; 0 if it was read afterwards.
 func (w written) longestGap(from, to time.Time) (gap time.Duration) {
+	if len(w.at) == 0 {
+		return 0
+	}
 	last := from
 	for _, at := range w.at {
 		if at.After(from) && at.Before(to) {

@@ -186,7 +186,7 @@ func (t *trial) closeEyes(ctx context.Context, e *evidence) error {
 		frames, err := t.wire.stop()
 		e.frames, errs = frames, append(errs, err)
 	}
-	if err := t.remove(ctx); err != nil && ctx.Err() == nil {
+	if err := t.end(ctx); err != nil && ctx.Err() == nil {
 		t.found.add(leftBehind, "the VM cannot be removed: %v", err)
 	}
 	seen, err := t.stopFollowing()
@@ -198,13 +198,6 @@ func (t *trial) closeEyes(ctx context.Context, e *evidence) error {
 	e.source, e.target = t.fleet.Lab.Host(sourceHost).Addr, t.fleet.Lab.Host(targetHost).Addr
 	e.movedTo = t.migration.GetCommitted() && !t.migration.GetTakenBack()
 	return errors.Join(errs...)
-}
-
-// remove removes the VM, within a limit.
-func (t *trial) remove(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, returnWithin)
-	defer cancel()
-	return t.guest.Remove(ctx)
 }
 
 // inventories tells what of VMs there is on all hosts.

@@ -197,7 +197,7 @@ func (s *soak) close(ctx context.Context) (e evidence, err error) {
 	e.doubled, s.made.GuestReceived = flow.Duplicated, flow.Received
 	frames, wireErr := s.wire.stop()
 	e.frames = frames
-	if err := s.guest.Remove(bounded); err != nil {
+	if err := s.end(bounded); err != nil {
 		s.found.add(leftBehind, "the VM cannot be removed: %v", err)
 	}
 	disks, diskErr := s.stopFollowing()

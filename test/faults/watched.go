@@ -40,6 +40,9 @@ func (w *watched) boot(ctx context.Context, name string, size int64, perSecond i
 // openEyes begins to note everything, and to send it packets.
 func (w *watched) openEyes(ctx context.Context, packets probe.UDPConfig) (err error) {
 	for _, disk := range w.disks {
+		if disk.path == "" {
+			continue
+		}
 		if disk.saw, err = follow(disk.spec.GetName(), disk.path); err != nil {
 			return err
 		}

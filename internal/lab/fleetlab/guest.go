@@ -160,12 +160,22 @@ func (g *Guest) Start(ctx context.Context, host string) error {
 
 // Remove ends the VM and deletes its record.
 func (g *Guest) Remove(ctx context.Context) error {
+	if err := g.Stop(ctx); err != nil {
+		return err
+	}
+	return g.Delete(ctx)
+}
+
+// Stop ends the VM.
+func (g *Guest) Stop(ctx context.Context) error {
 	if _, err := g.fleet.API.VM.Stop(ctx, &godwitv1.StopVMRequest{Name: g.Name}); err != nil {
 		return err
 	}
-	if err := g.AwaitEnd(ctx); err != nil {
-		return err
-	}
+	return g.AwaitEnd(ctx)
+}
+
+// Delete deletes the record of a VM that has ended.
+func (g *Guest) Delete(ctx context.Context) error {
 	_, err := g.fleet.API.VM.Delete(ctx, &godwitv1.DeleteVMRequest{Name: g.Name})
 	return err
 }
