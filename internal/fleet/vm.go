@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -28,6 +29,22 @@ type LocalData struct {
 	// Epoch is the oldest that the host's copy may be of; 0 as long as no instance
 	// is known to have run, so that there may be none.
 	Epoch Epoch `json:"epoch,omitempty"`
+	// Earlier are other hosts that may have copies of them, the latest last.
+	Earlier []HostName `json:"earlier,omitempty"`
+}
+
+// maxEarlier bounds the hosts that are remembered: a copy that is not the VM's any more
+// is removed after a time, so those of long ago have none.
+const maxEarlier = 64
+
+// Leaves notes that hosts may have copies, which are not those that count.
+func (l *LocalData) Leaves(hosts ...HostName) {
+	var earlier []HostName
+	for _, host := range append(slices.Clone(l.Earlier), hosts...) {
+		earlier = append(slices.DeleteFunc(earlier, func(known HostName) bool { return known == host }), host)
+	}
+	earlier = slices.DeleteFunc(earlier, func(host HostName) bool { return host == l.Host })
+	l.Earlier = earlier[max(len(earlier)-maxEarlier, 0):]
 }
 
 // Owner is the only instance whose actions count: the one on Host at Epoch.

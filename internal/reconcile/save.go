@@ -78,6 +78,9 @@ func (r *Reconciler) changedVM(ctx context.Context, one *run, before, after migr
 	}
 	if unlocks {
 		vm.Value.Migration = ""
+		if len(vm.Value.Spec.LocalDisks()) > 0 {
+			vm.Value.Local.Leaves(after.Source, after.Target)
+		}
 	}
 	if unlocks && after.Down() {
 		vm.Value.Phase, vm.Value.Cause = fleet.VMFailed, after.Cause
@@ -93,7 +96,8 @@ func localAfter(vm fleet.VM, after migration.Migration) fleet.LocalData {
 	if len(vm.Spec.LocalDisks()) == 0 {
 		return fleet.LocalData{}
 	}
-	local := fleet.LocalData{Host: after.Owner().Host, Epoch: after.Owner().Epoch}
+	local := vm.Local
+	local.Host, local.Epoch = after.Owner().Host, after.Owner().Epoch
 	if after.TakenBack {
 		local.Epoch = after.Epoch
 	}

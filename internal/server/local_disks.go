@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
@@ -27,12 +28,15 @@ func leftoverKey(uid fleet.InstanceUID, host fleet.HostName) string {
 }
 
 // leaveDisks gives the change that has the local disks of a deleted VM removed.
-func (t tables) leaveDisks(vm fleet.VM) []store.Op {
+func (t tables) leaveDisks(vm fleet.VM) (ops []store.Op) {
 	if vm.Local.Host == "" {
 		return nil
 	}
-	left := diskLeftover{VM: vm.Name, UID: vm.UID, Host: vm.Local.Host}
-	return []store.Op{t.diskLeftovers.Put(leftoverKey(left.UID, left.Host), left)}
+	for _, host := range append(slices.Clone(vm.Local.Earlier), vm.Local.Host) {
+		left := diskLeftover{VM: vm.Name, UID: vm.UID, Host: host}
+		ops = append(ops, t.diskLeftovers.Put(leftoverKey(left.UID, left.Host), left))
+	}
+	return ops
 }
 
 // removeDisks tells hosts to remove what was left on them, until ctx ends.

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"reflect"
 	"strings"
 	"testing"
 
@@ -50,13 +51,13 @@ func (f *testFleet) stopLocal(agent *fakeAgent, vm string) {
 func (f *testFleet) checkData(vm string, want fleet.LocalData) {
 	f.t.Helper()
 	entry, err := f.server.tables.vms.Get(f.t.Context(), vm)
-	if err != nil || entry.Value.Local != want {
+	if err != nil || !reflect.DeepEqual(entry.Value.Local, want) {
 		f.t.Errorf("the disks are %+v, %v; want %+v", entry.Value.Local, err, want)
 	}
 }
 
 // A VM with local disks starts where they are, they go with it, and when it is deleted
-// their host is told, as often as it takes.
+// all hosts that had them are told, as often as it takes.
 func TestLocalDisks(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t)
@@ -80,7 +81,7 @@ func TestLocalDisks(t *testing.T) {
 	})
 	f.checkData("web1", fleet.LocalData{Host: "h1", Epoch: 1})
 	fl.finish(inCopy)
-	f.checkData("web1", fleet.LocalData{Host: "h2", Epoch: 2})
+	f.checkData("web1", fleet.LocalData{Host: "h2", Epoch: 2, Earlier: []fleet.HostName{"h1"}})
 
 	f.stopLocal(h2, "web1")
 	_, err := f.vms.Start(t.Context(), &godwitv1.StartVMRequest{Name: "web1", Host: "h1"})
@@ -95,14 +96,16 @@ func TestLocalDisks(t *testing.T) {
 	if _, err := f.vms.Delete(t.Context(), &godwitv1.DeleteVMRequest{Name: "web1"}); err != nil {
 		t.Fatal(describe(err))
 	}
-	remove := h2.command()
-	for opOf(remove) != "remove_disks" {
-		remove = h2.command()
+	for _, host := range []*fakeAgent{h1, h2} {
+		remove := host.command()
+		for opOf(remove) != "remove_disks" {
+			remove = host.command()
+		}
+		host.say(&godwitv1.SessionRequest{Message: &godwitv1.SessionRequest_Report{Report: &godwitv1.Report{
+			Subject: "web1", Sequence: remove.GetSequence(), Event: &godwitv1.Report_DisksRemoved{DisksRemoved: &godwitv1.DisksRemoved{Uid: remove.GetRemoveDisks().GetUid()}},
+		}}})
+		f.settled(host)
 	}
-	h2.say(&godwitv1.SessionRequest{Message: &godwitv1.SessionRequest_Report{Report: &godwitv1.Report{
-		Subject: "web1", Sequence: remove.GetSequence(), Event: &godwitv1.Report_DisksRemoved{DisksRemoved: &godwitv1.DisksRemoved{Uid: remove.GetRemoveDisks().GetUid()}},
-	}}})
-	f.settled(h2)
 	if left, _, err := f.server.tables.diskLeftovers.All(t.Context()); err != nil || len(left) > 0 {
 		t.Errorf("still to be removed: %v, %v", left, err)
 	}
