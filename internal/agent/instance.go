@@ -165,13 +165,13 @@ func (m *machine) qemuConfig(spec fleet.VMSpec, incoming bool) (qemu.Config, err
 		VM: m.key.vm, UID: m.uid, Epoch: m.key.epoch, Dir: m.dir, Boot: m.agent.config.BootID,
 		Binary: m.agent.config.QEMU, Accel: m.agent.features.Accel,
 		Machine: spec.Machine, CPUModel: cmp.Or(spec.CPUModel, "qemu64"), VCPUs: spec.CPUs, Memory: spec.Memory,
-		Incoming: incoming, Known: m.agent.features.Abilities,
+		RootPorts: spec.RootPorts, Incoming: incoming, Known: m.agent.features.Abilities,
 	}
 	if spec.Boot != nil {
 		config.Kernel, config.Initrd, config.Cmdline = spec.Boot.Kernel, spec.Boot.Initrd, spec.Boot.Cmdline
 	}
 	for _, disk := range spec.Disks {
-		one := qemu.Disk{Name: disk.Name, Path: disk.Path, Format: disk.Format, ReadOnly: disk.ReadOnly}
+		one := qemu.Disk{Name: disk.Name, Path: disk.Path, Format: disk.Format, ReadOnly: disk.ReadOnly, Slot: disk.Slot}
 		var err error
 		if disk.Kind == fleet.DiskLocal {
 			one.Path, one.Local = m.localDisk(disk), true
@@ -188,7 +188,7 @@ func (m *machine) qemuConfig(spec fleet.VMSpec, incoming bool) (qemu.Config, err
 		config.Disks = append(config.Disks, one)
 	}
 	for i, port := range m.ports {
-		nic := qemu.NIC{Name: port.name, MAC: port.mac, MTU: m.record.Ports[i].MTU, FDs: port.tap.FDs()}
+		nic := qemu.NIC{Name: port.name, MAC: port.mac, MTU: m.record.Ports[i].MTU, FDs: port.tap.FDs(), Slot: spec.Ports[i].Slot}
 		vhost, err := network.OpenVhost(len(nic.FDs))
 		if err != nil && fleet.CodeOf(err) != fleet.Unsupported {
 			return config, err

@@ -89,6 +89,10 @@ type VMSpec struct {
 	Boot     *Boot  `json:"boot,omitempty"`
 	Disks    []Disk `json:"disks,omitempty"`
 	Ports    []Port `json:"ports,omitempty"`
+
+	// RootPorts are the slots that have a root port though there may be no card in
+	// them, on PCI Express: those of its instance, and of every one it moves to.
+	RootPorts []Slot `json:"rootPorts,omitempty"`
 }
 
 // Boot names a kernel to boot directly; every host must see the same files.
@@ -124,6 +128,7 @@ type Disk struct {
 	Server   VolumeServerName `json:"server,omitempty"` // of a DiskVolume
 	Volume   VolumeName       `json:"volume,omitempty"` // on Server
 	Size     Bytes            `json:"size,omitempty"`   // of a DiskLocal
+	Slot     Slot             `json:"slot,omitempty"`
 }
 
 // Port is one network interface. Its MAC and addresses stay the same for the
@@ -134,6 +139,7 @@ type Port struct {
 	MAC     string       `json:"mac"`
 	IPs     []netip.Addr `json:"ips,omitempty"`
 	Queues  int          `json:"queues"`
+	Slot    Slot         `json:"slot,omitempty"`
 }
 
 // Claim is what a VM takes of a host's capacity.

@@ -13,14 +13,10 @@ import (
 	"godwit.dev/godwit/internal/fleet"
 )
 
-// maxSerial is the room that virtio-blk has for a serial number.
-const maxSerial = 20
-
 // line is a command line in the making, with the descriptors it speaks of.
 type line struct {
 	args []string
 	fds  []int // the caller's; the child has them from firstFD on
-	pcie bool
 	// mortal: the process ends with the thread that starts it.
 	mortal bool
 }
@@ -54,7 +50,7 @@ func (l *line) fdList(callers []int) string {
 
 // command makes the command line; listener is the monitor's listening socket.
 func (c Config) command(listener int) (*line, error) {
-	l := &line{pcie: !isPCI(c.Machine)}
+	l := &line{}
 	l.add("-name", fmt.Sprintf("guest=%s,process=godwit-%s,debug-threads=on", c.VM, c.VM))
 	l.add("-uuid", string(c.UID), "-no-user-config", "-nodefaults", "-display", "none", "-msg", "timestamp=on", "-S")
 	l.add("-pidfile", filepath.Join(c.Dir, pidFile))
@@ -74,24 +70,21 @@ func (c Config) command(listener int) (*line, error) {
 	if c.Initrd != "" {
 		l.add("-initrd", c.Initrd)
 	}
+	for _, slot := range c.rootPorts() {
+		l.addRootPort(slot)
+	}
 	for i, nic := range c.NICs {
-		l.addNIC(i, nic)
+		l.addNIC(c.Machine, fleet.PortSlot(nic.Slot, i), nic)
 	}
 	if c.volumes() {
 		l.addVolumeCreds(c.VolumeCreds)
 	}
 	for i, disk := range c.Disks {
-		if err := l.addDisk(i, disk); err != nil {
+		if err := l.addDisk(c.Machine, fleet.DiskSlot(disk.Slot, i), disk); err != nil {
 			return nil, err
 		}
 	}
 	return l, nil
-}
-
-// isPCI tells the machine types that have conventional PCI, into which cards
-// can be plugged directly; on PCI Express each needs a port.
-func isPCI(machine string) bool {
-	return machine == "pc" || strings.HasPrefix(machine, "pc-i440fx-")
 }
 
 func accelOption(accel string) string {
@@ -102,17 +95,8 @@ func accelOption(accel string) string {
 	return accel
 }
 
-// place gives the address of a card in the slot.
-func (l *line) place(id string, slot int) string {
-	if !l.pcie {
-		return fmt.Sprintf("bus=pci.0,addr=0x%x", slot)
-	}
-	l.add("-device", fmt.Sprintf("pcie-root-port,id=%s-port,bus=pcie.0,addr=0x%x,chassis=%d,slot=%d", id, slot, slot, slot))
-	return fmt.Sprintf("bus=%s-port,addr=0x0", id)
-}
-
-func (l *line) addNIC(i int, nic NIC) {
-	id := "nic" + strconv.Itoa(i)
+func (l *line) addNIC(machine string, slot fleet.Slot, nic NIC) {
+	id := nicID(slot)
 	netdev := "tap,id=" + id
 	if len(nic.FDs) == 1 {
 		netdev += ",fd=" + l.fd(nic.FDs[0])
@@ -127,16 +111,7 @@ func (l *line) addNIC(i int, nic NIC) {
 	default:
 		netdev += ",vhost=on,vhostfds=" + l.fdList(nic.VhostFDs)
 	}
-	device := fmt.Sprintf("virtio-net-pci,id=%s-card,netdev=%s,mac=%s,romfile=,rx_queue_size=1024,%s", id, id, nic.MAC, l.place(id, firstNICSlot+i))
-	if nic.MTU > 0 {
-		device += ",host_mtu=" + strconv.Itoa(nic.MTU)
-	}
-	if queues := len(nic.FDs); queues > 1 {
-		// An interrupt for each queue and direction, one for configuration,
-		// one for the control queue.
-		device += fmt.Sprintf(",mq=on,vectors=%d", 2*queues+2)
-	}
-	l.add("-netdev", netdev, "-device", device)
+	l.add("-netdev", netdev, "-device", nicCard(machine, slot, nic).String())
 }
 
 // blockNode is what -blockdev reads, in QEMU's words.
@@ -170,35 +145,37 @@ type blockCache struct {
 	Direct bool `json:"direct"`
 }
 
-func (l *line) addDisk(i int, disk Disk) error {
-	id := "disk" + strconv.Itoa(i)
-	file := id + "-file"
-	add := l.addFile
-	if disk.Volume != nil {
-		add = l.addVolume
+func (l *line) addDisk(machine string, slot fleet.Slot, disk Disk) error {
+	id := diskID(slot)
+	nodes, err := diskNodes(id, disk)
+	for _, node := range nodes {
+		err = errors.Join(err, l.addNode(node))
 	}
-	if err := add(file, disk); err != nil {
-		return err
-	}
-	if err := l.addNode(imageNode(id, file, disk)); err != nil {
-		return err
-	}
-	l.add("-device", fmt.Sprintf("virtio-blk-pci,id=%s-card,drive=%s,serial=%.*s,werror=stop,rerror=stop,%s",
-		id, id, maxSerial, disk.Name, l.place(id, firstDiskSlot+i)))
-	return nil
+	l.add("-device", diskCard(machine, slot, disk).String())
+	return err
 }
 
-// addFile adds the node of an image.
-func (l *line) addFile(name string, disk Disk) error {
+// diskNodes gives the nodes of a disk, in the order in which they are opened.
+func diskNodes(id string, disk Disk) ([]blockNode, error) {
+	file, node := id+"-file", fileNode
+	if disk.Volume != nil {
+		node = volumeNode
+	}
+	bottom, err := node(file, disk)
+	return []blockNode{bottom, imageNode(id, file, disk)}, err
+}
+
+// fileNode is the node of an image.
+func fileNode(name string, disk Disk) (blockNode, error) {
 	driver, direct, err := openHow(disk)
 	if err != nil {
-		return &fleet.Error{Code: fleet.Unavailable, Op: "open disk", Subject: disk.Name, Cause: "the image cannot be opened", Err: err,
+		return blockNode{}, &fleet.Error{Code: fleet.Unavailable, Op: "open disk", Subject: disk.Name, Cause: "the image cannot be opened", Err: err,
 			Hint: "the image must be there on every host that may run the VM"}
 	}
-	return l.addNode(blockNode{
+	return blockNode{
 		Driver: driver, NodeName: name, Filename: disk.Path, ReadOnly: disk.ReadOnly,
 		Discard: "unmap", Cache: &blockCache{Direct: direct}, Locking: "on",
-	})
+	}, nil
 }
 
 // openHow finds the driver for the path, and whether the page cache can be

@@ -32,39 +32,36 @@ type Config struct {
 	// with which the servers of volumes are reached; "" without any.
 	VolumeCreds string `json:",omitempty"`
 	NICs        []NIC
-	Incoming    bool // the guest's state will come by Listen
+	// RootPorts are the slots that have a root port though there may be no card in
+	// them, on PCI Express: cards can be plugged into those only.
+	RootPorts []fleet.Slot `json:",omitempty"`
+	Incoming  bool         // the guest's state will come by Listen
 	// Known is what Probe found of this Binary, if it was asked: it saves the
 	// time that asking again takes. It is not used for another version.
 	Known Abilities `json:"-"`
 }
 
-// Disk is one virtio disk. Its place in Config.Disks is its PCI address.
+// Disk is one virtio disk. Without a slot, its place in Config.Disks gives that.
 type Disk struct {
 	Name     string
 	Path     string // image file or block device
 	Format   string // "raw" or "qcow2"
 	ReadOnly bool
-	Volume   *Volume `json:",omitempty"` // instead of Path, and Format is "raw"
-	Local    bool    `json:",omitempty"` // the image is this instance's own: a migration copies it
+	Volume   *Volume    `json:",omitempty"` // instead of Path, and Format is "raw"
+	Local    bool       `json:",omitempty"` // the image is this instance's own: a migration copies it
+	Slot     fleet.Slot `json:",omitempty"`
 }
 
-// NIC is one virtio network card. Its place in Config.NICs is its PCI address.
+// NIC is one virtio network card. Without a slot, its place in Config.NICs gives
+// that.
 type NIC struct {
 	Name     string
 	MAC      string
-	MTU      int   // told to the guest; 0 tells nothing
-	FDs      []int // one per queue, of one tap; owned by the caller
-	VhostFDs []int // as many as FDs to use vhost-net, or none; owned by the caller
+	MTU      int        // told to the guest; 0 tells nothing
+	FDs      []int      // one per queue, of one tap; owned by the caller
+	VhostFDs []int      // as many as FDs to use vhost-net, or none; owned by the caller
+	Slot     fleet.Slot `json:",omitempty"`
 }
-
-// The PCI slots: network cards from 0x10 on, disks from 0x18 on. Slot 0x1f is
-// the chipset's on q35.
-const (
-	firstNICSlot  = 0x10
-	firstDiskSlot = 0x18
-	maxNICs       = 8
-	maxDisks      = 7
-)
 
 // The files of a run directory.
 const (
@@ -104,8 +101,8 @@ func (c Config) check() error {
 		return invalid("%d vCPUs", c.VCPUs)
 	case c.Memory < fleet.MiB || c.Memory%fleet.MiB != 0:
 		return invalid("memory of %d bytes is not a whole number of MiB", uint64(c.Memory))
-	case len(c.NICs) > maxNICs || len(c.Disks) > maxDisks:
-		return invalid("%d NICs and %d disks, at most %d and %d fit", len(c.NICs), len(c.Disks), maxNICs, maxDisks)
+	case len(c.NICs) > fleet.MaxPorts || len(c.Disks) > fleet.MaxDisks:
+		return invalid("%d NICs and %d disks, at most %d and %d fit", len(c.NICs), len(c.Disks), fleet.MaxPorts, fleet.MaxDisks)
 	case c.Kernel == "" && (c.Initrd != "" || c.Cmdline != ""):
 		return invalid("an initrd or a command line needs a kernel")
 	}
@@ -114,18 +111,35 @@ func (c Config) check() error {
 			return invalid("the path %q has a comma", path)
 		}
 	}
+	if err := c.checkSlots(); err != nil {
+		return invalid("%v", err)
+	}
 	for _, disk := range c.Disks {
-		if disk.Format != "raw" && disk.Format != "qcow2" {
-			return invalid("disk %s: %q is no format: raw or qcow2", disk.Name, disk.Format)
+		if err := disk.check(); err != nil {
+			return invalid("disk %s: %v", disk.Name, err)
 		}
 	}
 	for _, nic := range c.NICs {
-		if _, err := net.ParseMAC(nic.MAC); err != nil {
-			return invalid("port %s: %q is no MAC address", nic.Name, nic.MAC)
+		if err := nic.check(); err != nil {
+			return invalid("port %s: %v", nic.Name, err)
 		}
-		if len(nic.FDs) == 0 || len(nic.VhostFDs) != 0 && len(nic.VhostFDs) != len(nic.FDs) {
-			return invalid("port %s: %d tap queues and %d vhost descriptors", nic.Name, len(nic.FDs), len(nic.VhostFDs))
-		}
+	}
+	return nil
+}
+
+func (d Disk) check() error {
+	if d.Format != "raw" && d.Format != "qcow2" {
+		return fmt.Errorf("%q is no format: raw or qcow2", d.Format)
+	}
+	return nil
+}
+
+func (n NIC) check() error {
+	if _, err := net.ParseMAC(n.MAC); err != nil {
+		return fmt.Errorf("%q is no MAC address", n.MAC)
+	}
+	if len(n.FDs) == 0 || len(n.VhostFDs) != 0 && len(n.VhostFDs) != len(n.FDs) {
+		return fmt.Errorf("%d tap queues and %d vhost descriptors", len(n.FDs), len(n.VhostFDs))
 	}
 	return nil
 }

@@ -125,7 +125,7 @@ func (i *Instance) exports(ctx context.Context) (ids []string, err error) {
 func (i *Instance) localDisks() (ids []string) {
 	for at, disk := range i.config.Disks {
 		if disk.Local {
-			ids = append(ids, "disk"+strconv.Itoa(at))
+			ids = append(ids, diskID(fleet.DiskSlot(disk.Slot, at)))
 		}
 	}
 	return ids

@@ -118,7 +118,7 @@ func (i *Instance) Mirrors(ctx context.Context) ([]Mirror, error) {
 	}
 	var mirrors []Mirror
 	for at, disk := range i.config.Disks {
-		job := jobs["disk"+strconv.Itoa(at)]
+		job := jobs[diskID(fleet.DiskSlot(disk.Slot, at))]
 		if job == nil {
 			continue
 		}

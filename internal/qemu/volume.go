@@ -64,9 +64,9 @@ func (i *Instance) MoveVolumes(ctx context.Context, to map[string]Volume, credsD
 	if err := i.replaceObject(ctx, creds); err != nil {
 		return i.wrap("read credentials of volumes", err)
 	}
-	for at, disk := range i.config.Disks {
+	for at, disk := range i.Config().Disks {
 		if volume, moves := to[disk.Name]; moves && disk.Volume != nil {
-			if err := i.moveVolume(ctx, "disk"+strconv.Itoa(at), disk, volume); err != nil {
+			if err := i.moveVolume(ctx, diskID(fleet.DiskSlot(disk.Slot, at)), disk, volume); err != nil {
 				return i.wrap("move disk "+disk.Name, err)
 			}
 		}
@@ -121,12 +121,12 @@ func (l *line) addVolumeCreds(dir string) {
 	l.add("-object", fmt.Sprintf("tls-creds-x509,id=%s,endpoint=client,verify-peer=on,dir=%s", volumeCreds, dir))
 }
 
-// addVolume adds the node of a volume.
-func (l *line) addVolume(name string, disk Disk) error {
+// volumeNode is the node of a volume.
+func volumeNode(name string, disk Disk) (blockNode, error) {
 	if err := disk.Volume.check(); err != nil {
-		return &fleet.Error{Code: fleet.Invalid, Op: "open disk", Subject: disk.Name, Err: err}
+		return blockNode{}, &fleet.Error{Code: fleet.Invalid, Op: "open disk", Subject: disk.Name, Err: err}
 	}
-	return l.addNode(disk.Volume.node(name, disk.ReadOnly))
+	return disk.Volume.node(name, disk.ReadOnly), nil
 }
 
 func (l *line) addNode(node blockNode) error {

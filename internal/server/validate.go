@@ -15,8 +15,6 @@ const (
 	maxMemory     = 16 * fleet.TiB
 	memoryStep    = fleet.MiB
 	maxCPUs       = 512
-	maxDisks      = 32
-	maxPorts      = 8
 	maxIPs        = 8 // of one port
 	maxQueues     = 8 // of one port
 	maxCmdline    = 2048
@@ -81,6 +79,7 @@ func validateSpec(spec fleet.VMSpec, around surroundings) findings {
 	found.checkBoot(spec)
 	found.checkDisks(spec.Disks, around.volumeServers)
 	found.checkPorts(spec.Ports, around.networks)
+	found.checkSlots(spec)
 	return found
 }
 
@@ -124,6 +123,26 @@ func (f *findings) checkPath(field, name string) {
 		f.add(field, "is missing")
 	case !path.IsAbs(name) || len(name) > maxPathLength || strings.ContainsRune(name, 0):
 		f.add(field, "%q is not an absolute path", name)
+	}
+}
+
+// checkSlots finds slots that are not for such a card, or have two.
+func (f *findings) checkSlots(spec fleet.VMSpec) {
+	seen := map[fleet.Slot]string{}
+	check := func(at string, slot, first fleet.Slot, most int) {
+		if slot < first || slot >= first+fleet.Slot(most) {
+			f.add(at, "is %d, must be between %d and %d; left out, the server chooses", slot, first, int(first)+most-1)
+		} else if other, twice := seen[slot]; twice {
+			f.add(at, "is that of %s too", other)
+		} else {
+			seen[slot] = at
+		}
+	}
+	for i, disk := range spec.Disks[:min(len(spec.Disks), fleet.MaxDisks)] {
+		check(fmt.Sprintf("disks[%d].slot", i), fleet.DiskSlot(disk.Slot, i), fleet.FirstDiskSlot, fleet.MaxDisks)
+	}
+	for i, port := range spec.Ports[:min(len(spec.Ports), fleet.MaxPorts)] {
+		check(fmt.Sprintf("ports[%d].slot", i), fleet.PortSlot(port.Slot, i), fleet.FirstPortSlot, fleet.MaxPorts)
 	}
 }
 

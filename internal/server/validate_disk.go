@@ -15,8 +15,8 @@ type diskPlace struct {
 }
 
 func (f *findings) checkDisks(disks []fleet.Disk, servers map[fleet.VolumeServerName]bool) {
-	if len(disks) > maxDisks {
-		f.add("disks", "are %d, at most %d are possible", len(disks), maxDisks)
+	if len(disks) > fleet.MaxDisks {
+		f.add("disks", "are %d, at most %d are possible", len(disks), fleet.MaxDisks)
 		return
 	}
 	names, places := map[string]int{}, map[diskPlace]int{}

@@ -10,8 +10,8 @@ import (
 )
 
 func (f *findings) checkPorts(ports []fleet.Port, networks map[fleet.NetworkName]fleet.Network) {
-	if len(ports) > maxPorts {
-		f.add("ports", "are %d, at most %d are possible", len(ports), maxPorts)
+	if len(ports) > fleet.MaxPorts {
+		f.add("ports", "are %d, at most %d are possible", len(ports), fleet.MaxPorts)
 		return
 	}
 	names, addresses := map[string]int{}, map[string]string{}

@@ -104,6 +104,8 @@ func (s *Server) place(ctx context.Context, vm fleet.VM, want fleet.HostName) (p
 	if versioned, alias := qemu.Aliases[vm.Spec.Machine]; alias {
 		vm.Spec.Machine = versioned
 	}
+	vm.Spec = vm.Spec.Slotted()
+	vm.Spec.RootPorts = vm.Spec.NewRootPorts()
 	return placed{
 		vm: vm, why: result.Why,
 		conditions: on.stand(s.tables, result.Host),

@@ -53,16 +53,17 @@ func drawSpec(t *rapid.T) fleet.VMSpec {
 		Disks: some(t, func(t *rapid.T) fleet.Disk {
 			return fleet.Disk{
 				Name: text(t), Kind: fleet.DiskKind(text(t)), Path: text(t), Format: text(t),
-				ReadOnly: rapid.Bool().Draw(t, "ro"),
+				ReadOnly: rapid.Bool().Draw(t, "ro"), Slot: fleet.Slot(rapid.Uint32().Draw(t, "slot")),
 			}
 		}),
 		Ports: some(t, func(t *rapid.T) fleet.Port {
 			return fleet.Port{
 				Name: text(t), Network: fleet.NetworkName(text(t)), MAC: text(t),
-				IPs: some(t, addr), Queues: count(t),
+				IPs: some(t, addr), Queues: count(t), Slot: fleet.Slot(rapid.Uint32().Draw(t, "slot")),
 			}
 		}),
 	}
+	spec.RootPorts = some(t, func(t *rapid.T) fleet.Slot { return fleet.Slot(rapid.Uint32().Draw(t, "slot")) })
 	if rapid.Bool().Draw(t, "boot") {
 		spec.Boot = &fleet.Boot{Kernel: text(t), Initrd: text(t), Cmdline: text(t)}
 	}

@@ -31,6 +31,7 @@ func EncodeSpec(spec fleet.VMSpec) *godwitv1.VMSpec {
 			ReadOnly: disk.ReadOnly,
 			Server:   string(disk.Server),
 			Volume:   string(disk.Volume),
+			Slot:     uint32(disk.Slot),
 
 			SizeBytes: uint64(disk.Size),
 		})
@@ -42,7 +43,11 @@ func EncodeSpec(spec fleet.VMSpec) *godwitv1.VMSpec {
 			Mac:     port.MAC,
 			Ips:     encodeAddrs(port.IPs),
 			Queues:  clampInt32(port.Queues),
+			Slot:    uint32(port.Slot),
 		})
+	}
+	for _, slot := range spec.RootPorts {
+		message.RootPorts = append(message.RootPorts, uint32(slot))
 	}
 	return message
 }
@@ -79,6 +84,7 @@ func decodeSpec(message *godwitv1.VMSpec, path string, faults *faults) fleet.VMS
 			Server:   fleet.VolumeServerName(disk.GetServer()),
 			Volume:   fleet.VolumeName(disk.GetVolume()),
 			Size:     fleet.Bytes(disk.GetSizeBytes()),
+			Slot:     fleet.Slot(disk.GetSlot()),
 		})
 	}
 	for i, port := range message.GetPorts() {
@@ -88,7 +94,11 @@ func decodeSpec(message *godwitv1.VMSpec, path string, faults *faults) fleet.VMS
 			MAC:     port.GetMac(),
 			IPs:     decodeAddrs(port.GetIps(), join(path, index("ports", i)+".ips"), faults),
 			Queues:  int(port.GetQueues()),
+			Slot:    fleet.Slot(port.GetSlot()),
 		})
+	}
+	for _, slot := range message.GetRootPorts() {
+		spec.RootPorts = append(spec.RootPorts, fleet.Slot(slot))
 	}
 	return spec
 }

@@ -137,10 +137,13 @@ type VMSpec struct {
 	// type of the first host.
 	Machine string `protobuf:"bytes,3,opt,name=machine,proto3" json:"machine,omitempty"`
 	// A named QEMU CPU model.
-	CpuModel      string  `protobuf:"bytes,4,opt,name=cpu_model,json=cpuModel,proto3" json:"cpu_model,omitempty"`
-	Boot          *Boot   `protobuf:"bytes,5,opt,name=boot,proto3" json:"boot,omitempty"`
-	Disks         []*Disk `protobuf:"bytes,6,rep,name=disks,proto3" json:"disks,omitempty"`
-	Ports         []*Port `protobuf:"bytes,7,rep,name=ports,proto3" json:"ports,omitempty"`
+	CpuModel string  `protobuf:"bytes,4,opt,name=cpu_model,json=cpuModel,proto3" json:"cpu_model,omitempty"`
+	Boot     *Boot   `protobuf:"bytes,5,opt,name=boot,proto3" json:"boot,omitempty"`
+	Disks    []*Disk `protobuf:"bytes,6,rep,name=disks,proto3" json:"disks,omitempty"`
+	Ports    []*Port `protobuf:"bytes,7,rep,name=ports,proto3" json:"ports,omitempty"`
+	// The PCI slots that have a root port though there may be no card in them, on
+	// PCI Express; the server chooses them when the VM is started.
+	RootPorts     []uint32 `protobuf:"varint,15,rep,packed,name=root_ports,json=rootPorts,proto3" json:"root_ports,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -224,6 +227,13 @@ func (x *VMSpec) GetPorts() []*Port {
 	return nil
 }
 
+func (x *VMSpec) GetRootPorts() []uint32 {
+	if x != nil {
+		return x.RootPorts
+	}
+	return nil
+}
+
 // Direct kernel boot; without it the VM boots from its first disk.
 type Boot struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -300,7 +310,10 @@ type Disk struct {
 	Server string `protobuf:"bytes,6,opt,name=server,proto3" json:"server,omitempty"`
 	Volume string `protobuf:"bytes,7,opt,name=volume,proto3" json:"volume,omitempty"`
 	// Of kind "local".
-	SizeBytes     uint64 `protobuf:"varint,8,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	SizeBytes uint64 `protobuf:"varint,8,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	// The PCI slot of its card, 24 to 30, which the server chooses; 0: by its place
+	// among the disks.
+	Slot          uint32 `protobuf:"varint,15,opt,name=slot,proto3" json:"slot,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -391,13 +404,23 @@ func (x *Disk) GetSizeBytes() uint64 {
 	return 0
 }
 
+func (x *Disk) GetSlot() uint32 {
+	if x != nil {
+		return x.Slot
+	}
+	return 0
+}
+
 type Port struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Network       string                 `protobuf:"bytes,2,opt,name=network,proto3" json:"network,omitempty"`
-	Mac           string                 `protobuf:"bytes,3,opt,name=mac,proto3" json:"mac,omitempty"`
-	Ips           []string               `protobuf:"bytes,4,rep,name=ips,proto3" json:"ips,omitempty"`
-	Queues        int32                  `protobuf:"varint,5,opt,name=queues,proto3" json:"queues,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Name    string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Network string                 `protobuf:"bytes,2,opt,name=network,proto3" json:"network,omitempty"`
+	Mac     string                 `protobuf:"bytes,3,opt,name=mac,proto3" json:"mac,omitempty"`
+	Ips     []string               `protobuf:"bytes,4,rep,name=ips,proto3" json:"ips,omitempty"`
+	Queues  int32                  `protobuf:"varint,5,opt,name=queues,proto3" json:"queues,omitempty"`
+	// The PCI slot of its card, 16 to 23, which the server chooses; 0: by its place
+	// among the ports.
+	Slot          uint32 `protobuf:"varint,15,opt,name=slot,proto3" json:"slot,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -463,6 +486,13 @@ func (x *Port) GetIps() []string {
 func (x *Port) GetQueues() int32 {
 	if x != nil {
 		return x.Queues
+	}
+	return 0
+}
+
+func (x *Port) GetSlot() uint32 {
+	if x != nil {
+		return x.Slot
 	}
 	return 0
 }
@@ -1054,7 +1084,7 @@ const file_godwit_v1_fleet_proto_rawDesc = "" +
 	"\x05token\x18\x02 \x01(\tR\x05token\"1\n" +
 	"\x05Owner\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x14\n" +
-	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\"\xe9\x01\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\"\x88\x02\n" +
 	"\x06VMSpec\x12\x12\n" +
 	"\x04cpus\x18\x01 \x01(\x05R\x04cpus\x12!\n" +
 	"\fmemory_bytes\x18\x02 \x01(\x04R\vmemoryBytes\x12\x18\n" +
@@ -1062,11 +1092,13 @@ const file_godwit_v1_fleet_proto_rawDesc = "" +
 	"\tcpu_model\x18\x04 \x01(\tR\bcpuModel\x12#\n" +
 	"\x04boot\x18\x05 \x01(\v2\x0f.godwit.v1.BootR\x04boot\x12%\n" +
 	"\x05disks\x18\x06 \x03(\v2\x0f.godwit.v1.DiskR\x05disks\x12%\n" +
-	"\x05ports\x18\a \x03(\v2\x0f.godwit.v1.PortR\x05ports\"P\n" +
+	"\x05ports\x18\a \x03(\v2\x0f.godwit.v1.PortR\x05ports\x12\x1d\n" +
+	"\n" +
+	"root_ports\x18\x0f \x03(\rR\trootPorts\"P\n" +
 	"\x04Boot\x12\x16\n" +
 	"\x06kernel\x18\x01 \x01(\tR\x06kernel\x12\x16\n" +
 	"\x06initrd\x18\x02 \x01(\tR\x06initrd\x12\x18\n" +
-	"\acmdline\x18\x03 \x01(\tR\acmdline\"\xc6\x01\n" +
+	"\acmdline\x18\x03 \x01(\tR\acmdline\"\xda\x01\n" +
 	"\x04Disk\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x12\n" +
@@ -1076,13 +1108,15 @@ const file_godwit_v1_fleet_proto_rawDesc = "" +
 	"\x06server\x18\x06 \x01(\tR\x06server\x12\x16\n" +
 	"\x06volume\x18\a \x01(\tR\x06volume\x12\x1d\n" +
 	"\n" +
-	"size_bytes\x18\b \x01(\x04R\tsizeBytes\"p\n" +
+	"size_bytes\x18\b \x01(\x04R\tsizeBytes\x12\x12\n" +
+	"\x04slot\x18\x0f \x01(\rR\x04slot\"\x84\x01\n" +
 	"\x04Port\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\anetwork\x18\x02 \x01(\tR\anetwork\x12\x10\n" +
 	"\x03mac\x18\x03 \x01(\tR\x03mac\x12\x10\n" +
 	"\x03ips\x18\x04 \x03(\tR\x03ips\x12\x16\n" +
-	"\x06queues\x18\x05 \x01(\x05R\x06queues\"\xa2\x03\n" +
+	"\x06queues\x18\x05 \x01(\x05R\x06queues\x12\x12\n" +
+	"\x04slot\x18\x0f \x01(\rR\x04slot\"\xa2\x03\n" +
 	"\x02VM\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12%\n" +

@@ -1,0 +1,43 @@
+package fleet
+
+import (
+	"slices"
+	"testing"
+)
+
+func TestSlots(t *testing.T) {
+	old := VMSpec{Machine: "pc-q35-7.2", Disks: []Disk{{Name: "a"}, {Name: "b"}}, Ports: []Port{{Name: "eth0"}}}
+	spec := old.Slotted()
+	if old.Disks[1].Slot != 0 {
+		t.Error("the spec that was asked has changed")
+	}
+	if spec.Disks[0].Slot != 0x18 || spec.Disks[1].Slot != 0x19 || spec.Ports[0].Slot != 0x10 {
+		t.Errorf("slots %+v", spec)
+	}
+	want := []Slot{0x10, 0x11, 0x12, 0x18, 0x19, 0x1a, 0x1b}
+	if got := old.NewRootPorts(); !slices.Equal(got, want) {
+		t.Errorf("root ports %x, want %x", got, want)
+	}
+	if got := spec.PluggableSlots(true); len(got) > 0 {
+		t.Errorf("without root ports %x are pluggable", got)
+	}
+	spec.RootPorts = want
+	if got := spec.PluggableSlots(true); !slices.Equal(got, []Slot{0x1a, 0x1b}) {
+		t.Errorf("pluggable %x", got)
+	}
+	spec.Disks = spec.Disks[1:]
+	if got := spec.PluggableSlots(true)[0]; got != 0x18 {
+		t.Errorf("the lowest free slot is %x", got)
+	}
+	if got := spec.Slotted().Disks[0].Slot; got != 0x19 {
+		t.Errorf("the disk that stays is in slot %x", got)
+	}
+	spec.Machine = "pc-i440fx-7.2"
+	if spec.NewRootPorts() != nil || len(spec.PluggableSlots(false)) != MaxPorts-1 {
+		t.Error("on PCI root ports matter")
+	}
+	full := VMSpec{Machine: "q35", Disks: make([]Disk, MaxDisks)}
+	if got := full.NewRootPorts(); len(full.FreeSlots(true)) > 0 || len(got) != MaxDisks+sparePorts {
+		t.Errorf("with all disks root ports %x", got)
+	}
+}
