@@ -20,6 +20,7 @@ const (
 	Shutdown         Kind = "shutdown"          // Reason: the guest, or somebody, has ended it
 	DiskError        Kind = "disk-error"        // Reason: the guest was stopped, because a disk refused
 	GuestPanicked    Kind = "guest-panicked"
+	CardGone         Kind = "card-gone" // the guest has let go of a card: see Gone
 )
 
 // Event is something that happened to an instance.
@@ -49,7 +50,7 @@ func (i *Instance) Subscribe() *Subscription {
 	stopped := make(chan struct{})
 	s := &Subscription{
 		raw: i.monitor.SubscribePatiently(eventQueue, qmp.EventStop, qmp.EventResume, qmp.EventMigration, qmp.EventMigrationPass,
-			qmp.EventShutdown, qmp.EventBlockIOError, qmp.EventGuestPanicked),
+			qmp.EventShutdown, qmp.EventBlockIOError, qmp.EventGuestPanicked, qmp.EventDeviceDeleted),
 		events: make(chan Event),
 		stop:   sync.OnceFunc(func() { close(stopped) }),
 	}
@@ -150,6 +151,11 @@ func translate(raw qmp.Event) (event Event, ok bool) {
 		var data qmp.BlockIOErrorEvent
 		_ = raw.Decode(&data)
 		event.Kind, event.Reason = DiskError, data.Reason
+	case qmp.EventDeviceDeleted:
+		var data qmp.DeviceDeletedEvent
+		err := raw.Decode(&data)
+		event.Kind = CardGone
+		return event, err == nil && data.Device != nil
 	default:
 		return event, false
 	}

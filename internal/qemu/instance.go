@@ -2,6 +2,7 @@ package qemu
 
 import (
 	"context"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -12,16 +13,19 @@ import (
 // Instance is one running QEMU, or one that has ended. See the package comment
 // for who owns what.
 type Instance struct {
-	config  Config
+	config  Config // its cards with mu held, all else without
 	process *process
 	monitor *qmp.Client
 	can     Abilities
 	loaded  atomic.Bool // it is known to have loaded what came to it, and sends nothing yet
+
+	mu     sync.Mutex
+	record record // as it is written, but for its Config
 }
 
 // attach makes an Instance of a process whose monitor has answered.
 func attach(ctx context.Context, r record, p *process, monitor *qmp.Client) (*Instance, error) {
-	i := &Instance{config: r.Config, process: p, monitor: monitor, can: r.Config.Known}
+	i := &Instance{config: r.Config, process: p, monitor: monitor, can: r.Config.Known, record: r}
 	if i.can.Schema != nil && i.can.Version == versionOf(monitor) && i.can.Accel == r.Config.Accel {
 		return i, nil
 	}
@@ -35,9 +39,26 @@ func attach(ctx context.Context, r record, p *process, monitor *qmp.Client) (*In
 // Abilities gives what the process can do, whatever is installed by now.
 func (i *Instance) Abilities() Abilities { return i.can }
 
-// Config gives what the instance was started with. The NICs' descriptors mean
-// nothing after an adoption.
-func (i *Instance) Config() Config { return i.config }
+// Config gives what the instance was started with, with the cards that it has now.
+// The NICs' descriptors mean nothing after an adoption.
+func (i *Instance) Config() Config {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.config
+}
+
+// setConfig writes down which cards the instance has, and then has it so.
+func (i *Instance) setConfig(next Config) error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	r := i.record
+	r.Config = next
+	if err := r.write(); err != nil {
+		return err
+	}
+	i.config.Disks, i.config.NICs, i.config.RootPorts, i.config.VolumeCreds = next.Disks, next.NICs, next.RootPorts, next.VolumeCreds
+	return nil
+}
 
 // PID gives the number of the process.
 func (i *Instance) PID() int { return i.process.pid }

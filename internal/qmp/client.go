@@ -51,6 +51,7 @@ type Client struct {
 	greeting Greeting
 	slots    chan struct{} // one taken per in-band command in flight
 	writing  chan struct{} // holds one token; a lock that a context can leave
+	passing  chan struct{} // the same, of those that pass a descriptor
 	reader   sync.WaitGroup
 	done     chan struct{}
 
@@ -96,6 +97,7 @@ type request struct {
 	ExecOOB   string `json:"exec-oob,omitempty"`
 	Arguments any    `json:"arguments,omitempty"`
 	ID        uint64 `json:"id"`
+	fds       []int  // that go along with it
 }
 
 // Dial connects to the monitor at socketPath and negotiates, out-of-band
@@ -129,6 +131,7 @@ func NewClient(ctx context.Context, conn net.Conn) (*Client, error) {
 		lines:   bufio.NewScanner(conn),
 		slots:   make(chan struct{}, maxInFlight),
 		writing: make(chan struct{}, 1),
+		passing: make(chan struct{}, 1),
 		done:    make(chan struct{}),
 		pending: make(map[uint64]call),
 	}
@@ -204,6 +207,10 @@ func (c *Client) Close() error {
 
 // Execute implements Executor, in band.
 func (c *Client) Execute(ctx context.Context, command string, args, result any) error {
+	return c.execute(ctx, command, request{Execute: command, Arguments: args}, result)
+}
+
+func (c *Client) execute(ctx context.Context, command string, r request, result any) error {
 	select {
 	case c.slots <- struct{}{}:
 	case <-ctx.Done():
@@ -211,7 +218,7 @@ func (c *Client) Execute(ctx context.Context, command string, args, result any) 
 	case <-c.done:
 		return fmt.Errorf("QMP %s: not sent: %w", command, c.Err())
 	}
-	return c.call(ctx, command, request{Execute: command, Arguments: args}, result)
+	return c.call(ctx, command, r, result)
 }
 
 // ExecuteOOB implements Executor. Only commands that the schema marks with
@@ -276,7 +283,7 @@ func (c *Client) send(ctx context.Context, r request) (<-chan message, error) {
 		return nil, err
 	}
 	_ = c.conn.SetWriteDeadline(time.Now().Add(writeTimeout)) // fails only when Write does
-	if _, err := c.conn.Write(append(line, '\n')); err != nil {
+	if err := c.write(append(line, '\n'), r.fds); err != nil {
 		// Part of a command may have been written: nothing can follow it.
 		c.end(fmt.Errorf("%w: %w", ErrGone, err))
 		return nil, c.Err()
