@@ -41,3 +41,22 @@ func TestSlots(t *testing.T) {
 		t.Errorf("with all disks root ports %x", got)
 	}
 }
+
+func TestChangesOfASpec(t *testing.T) {
+	old := VMSpec{Machine: "q35", Disks: []Disk{{Name: "a"}, {Name: "b"}}, Ports: []Port{{Name: "eth0"}}}
+	removal, found := old.Removal(0x18)
+	if !found || removal.String() != "remove disk a" || removal.Slot() != 0x18 {
+		t.Fatalf("removal %v, %t", removal, found)
+	}
+	if _, found := old.Removal(0x1c); found {
+		t.Error("an empty slot has a card")
+	}
+	less := old.With(removal)
+	if len(less.Disks) != 1 || less.Disks[0].Slot != 0x19 || !slices.Equal(less.RootPorts, []Slot{0x10, 0x18, 0x19}) {
+		t.Errorf("without it: %+v", less)
+	}
+	more := less.With(Change{Disk: &Disk{Name: "c", Slot: 0x18}}).With(Change{Port: &Port{Name: "eth1", Slot: 0x11}})
+	if len(more.Disks) != 2 || more.Disks[1].Slot != 0x18 || len(more.Ports) != 2 || len(less.Disks) != 1 || len(old.Disks) != 2 {
+		t.Errorf("with more: %+v", more)
+	}
+}

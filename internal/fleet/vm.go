@@ -21,6 +21,8 @@ type VM struct {
 
 	QEMU  InstanceQEMU `json:"qemu,omitzero"`  // of the owner's instance, by its agent
 	Local LocalData    `json:"local,omitzero"` // of a VM with disks of kind DiskLocal
+
+	Change *Change `json:"change,omitempty"` // the last one of its hardware while it ran
 }
 
 // LocalData says which host has a VM's local disks.

@@ -44,6 +44,19 @@ func (b *Book) Ended(vm fleet.VM) []store.Op {
 	return []store.Op{b.put(release{VM: vm.Name, UID: vm.UID, Epoch: vm.Owner.Epoch, Volumes: volumes})}
 }
 
+// Removed gives what is to be stored when a volume stops being a disk of a VM that
+// runs, or did not become one, by the key of the grant that it was added with; "" of
+// whichever it has.
+func (b *Book) Removed(vm fleet.VM, disk fleet.Disk, added fleet.MigrationID) store.Op {
+	one := release{
+		VM: vm.Name, UID: vm.UID, Epoch: vm.Owner.Epoch, Volumes: fleet.VMSpec{Disks: []fleet.Disk{disk}}.Volumes(),
+	}
+	if added != "" {
+		one.Only = &added
+	}
+	return b.releases.Put(fmt.Sprintf("%s.%d.disk-%s", one.UID, one.Epoch, disk.Name), one)
+}
+
 // MigrationEnded gives what is to be stored when a migration lets go of its VM. Of
 // one that moved it, or gave it back after the commit, nothing is left: its owner's
 // lease has ended the others.

@@ -16,6 +16,11 @@
 // has left waits for the view to have the VM's record, which whatever begins
 // a migration changes.
 //
+// # Hardware
+//
+// A change of a running VM's hardware is told to the owner's host until that has answered,
+// and the VM's spec changes in the commit that records the answer. See change.go.
+//
 // # Order
 //
 // Save first, act after: a host is told something only once the record that says so

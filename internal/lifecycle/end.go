@@ -19,8 +19,11 @@ type heldReport struct {
 func (l *Lifecycle) end(ctx context.Context, host fleet.HostName, entry store.Entry[fleet.VM], said *godwitv1.InstanceReport) error {
 	vm := entry.Value
 	var released []store.Op
+	if vm.Changing() {
+		vm, released = l.settled(vm, *vm.Change.Ended(""))
+	}
 	if l.Volumes != nil {
-		released = l.Volumes.Ended(vm)
+		released = append(released, l.Volumes.Ended(vm)...)
 	}
 	vm.Phase, vm.Cause = afterEnd(vm.Phase, host, said)
 	vm.Owner, vm.QEMU = fleet.Owner{Epoch: vm.Owner.Epoch + 1}, fleet.InstanceQEMU{}

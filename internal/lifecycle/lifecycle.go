@@ -21,18 +21,19 @@ const lookAgainEvery = 2 * time.Second
 
 // Config is what a Lifecycle works with.
 type Config struct {
-	Tables  Tables
-	Records View
-	Hosts   Hosts
-	Volumes Volumes // nil in a fleet without
-	Runtime Runtime // nil is the machine's
-	Log     *slog.Logger
+	Tables   Tables
+	Records  View
+	Hosts    Hosts
+	Volumes  Volumes  // nil in a fleet without
+	Hardware Hardware // nil where nothing has it
+	Runtime  Runtime  // nil is the machine's
+	Log      *slog.Logger
 }
 
 // Volumes gives hosts the leases of the volumes with which VMs start.
 type Volumes interface {
-	// Ready completes the command that starts a VM. Until the leases are granted it
-	// is false, and Changed is called when they are; an error is what is waited for.
+	// Ready completes the command that starts a VM, or gives it a disk. Until the
+	// leases are granted it is false, and Changed is called when they are; an error is what is waited for.
 	Ready(fleet.VM, *godwitv1.Command) (bool, error)
 	// Ended gives what is to be stored with the end of a VM's instance.
 	Ended(fleet.VM) []store.Op
@@ -218,7 +219,7 @@ func (l *Lifecycle) moveOn(ctx context.Context, name fleet.VMName) error {
 			return err
 		}
 	}
-	if vm.Phase == fleet.VMStarting || vm.Phase == fleet.VMStopping {
+	if wants(vm) {
 		return l.tell(ctx, vm.Owner.Host, name)
 	}
 	return nil

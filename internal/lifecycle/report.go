@@ -28,9 +28,13 @@ const guestShutdown = "guest-shutdown"
 // reportWithin bounds what one report may cost.
 const reportWithin = 15 * time.Second
 
-// Report takes what a host says of an instance. The error is that it says nothing
-// of one.
+// Report takes what a host says of an instance or its hardware. The error is that it
+// says nothing of either.
 func (l *Lifecycle) Report(ctx context.Context, host fleet.HostName, report *godwitv1.Report) error {
+	if report.GetHardwareChanged() != nil {
+		l.taken(host, &godwitv1.InstanceReport{Vm: report.GetSubject()}, l.changed(ctx, host, report))
+		return nil
+	}
 	instance := report.GetInstance()
 	if instance == nil {
 		return reconcile.UnknownReport(host, report)

@@ -19,8 +19,8 @@ const (
 	sequenceForget    = 1 << 32
 )
 
-// stopAgainEvery is how long a host has for a stop before it is sent again: its
-// agent may not have been able to carry it out. One that is still at it does not do
+// stopAgainEvery is how long a host has for a stop, or a change of the hardware,
+// before it is sent again: its agent may not have been able to carry it out. One that is still at it does not do
 // it twice. A start is not sent again in a session: one that has failed, and whose
 // answer is under way, would succeed.
 const stopAgainEvery = 20 * time.Second
@@ -35,7 +35,7 @@ type order struct {
 }
 
 // tell sends the host the command of the VM's phase, once in each session, and a
-// stop again after a while. The VM is read in the session for which the command is:
+// stop or a change again after a while. The VM is read in the session for which the command is:
 // what the host has answered in an earlier one is recorded then. A start that has
 // failed would succeed now.
 func (l *Lifecycle) tell(ctx context.Context, host fleet.HostName, name fleet.VMName) error {
@@ -50,7 +50,7 @@ func (l *Lifecycle) tell(ctx context.Context, host fleet.HostName, name fleet.VM
 		return nil
 	case err != nil:
 		return err
-	case vm.Owner.Host != host || vm.Phase != fleet.VMStarting && vm.Phase != fleet.VMStopping:
+	case vm.Owner.Host != host || !wants(vm):
 		return nil // the view hears of it
 	}
 	command, err := l.command(ctx, vm)
@@ -75,7 +75,7 @@ func (l *Lifecycle) tell(ctx context.Context, host fleet.HostName, name fleet.VM
 	l.mu.Lock()
 	l.told[name] = now
 	l.mu.Unlock()
-	if vm.Phase == fleet.VMStopping {
+	if vm.Phase != fleet.VMStarting {
 		l.Runtime.AfterFunc(stopAgainEvery, func() { l.untell(name, now) })
 	}
 	return nil
@@ -106,6 +106,9 @@ func (l *Lifecycle) command(ctx context.Context, vm fleet.VM) (*godwitv1.Command
 			Vm: string(vm.Name), GraceMs: asked.Value.Grace.Milliseconds(),
 		}}
 		return command, nil
+	}
+	if vm.Phase == fleet.VMRunning {
+		return command, l.changeCommand(ctx, vm, command)
 	}
 	networks, err := reconcile.PortNetworks(ctx, l.Tables.Networks, vm.Spec)
 	if err != nil {

@@ -19,14 +19,15 @@ const (
 	StartVM       Request = "start"   // here or elsewhere
 	MigrateVM     Request = "migrate" // once more
 	StopVM        Request = "stop"
-	DeleteVM      Request = "delete"         // which only a VM can be that is stopped
-	ChangeHost    Request = "change host"    // cordon, uncordon, a token for its agent
-	ChangeNetwork Request = "change network" // attach, detach, delete
+	DeleteVM      Request = "delete"          // which only a VM can be that is stopped
+	ChangeVM      Request = "change hardware" // of the VM: add or remove a disk or a port
+	ChangeHost    Request = "change host"     // cordon, uncordon, a token for its agent
+	ChangeNetwork Request = "change network"  // attach, detach, delete
 )
 
 // Requests lists all kinds of requests.
 func Requests() []Request {
-	return []Request{Read, StartVM, MigrateVM, StopVM, DeleteVM, ChangeHost, ChangeNetwork}
+	return []Request{Read, StartVM, MigrateVM, ChangeVM, StopVM, DeleteVM, ChangeHost, ChangeNetwork}
 }
 
 // Class says what becomes of a request during a migration.
@@ -47,38 +48,39 @@ const (
 	Wait Class = "wait"
 )
 
-// classes decides every request in every state. A cordon is about what comes
+// classes decides every request in every state. Hardware is not changed under a copy
+// of it: nothing of that is so urgent that a move should be given up. A cordon is about what comes
 // after: a migration that has its place on the target goes on. And a network is
 // kept by the VM's ports, wherever the VM is.
 var classes = map[State]map[Request]Class{
 	Planned: {
-		Read: Allow, StartVM: Block, MigrateVM: Block, StopVM: Cancel, DeleteVM: Cancel, ChangeHost: Allow, ChangeNetwork: Allow,
+		Read: Allow, StartVM: Block, MigrateVM: Block, ChangeVM: Block, StopVM: Cancel, DeleteVM: Cancel, ChangeHost: Allow, ChangeNetwork: Allow,
 	},
 	Preparing: {
-		Read: Allow, StartVM: Block, MigrateVM: Block, StopVM: Cancel, DeleteVM: Cancel, ChangeHost: Allow, ChangeNetwork: Allow,
+		Read: Allow, StartVM: Block, MigrateVM: Block, ChangeVM: Block, StopVM: Cancel, DeleteVM: Cancel, ChangeHost: Allow, ChangeNetwork: Allow,
 	},
 	Copying: {
-		Read: Allow, StartVM: Block, MigrateVM: Block, StopVM: Cancel, DeleteVM: Cancel, ChangeHost: Allow, ChangeNetwork: Allow,
+		Read: Allow, StartVM: Block, MigrateVM: Block, ChangeVM: Block, StopVM: Cancel, DeleteVM: Cancel, ChangeHost: Allow, ChangeNetwork: Allow,
 	},
 	Switching: {
-		Read: Allow, StartVM: Block, MigrateVM: Block, StopVM: Cancel, DeleteVM: Cancel, ChangeHost: Allow, ChangeNetwork: Allow,
+		Read: Allow, StartVM: Block, MigrateVM: Block, ChangeVM: Block, StopVM: Cancel, DeleteVM: Cancel, ChangeHost: Allow, ChangeNetwork: Allow,
 	},
 	Settling: {
-		Read: Allow, StartVM: Block, MigrateVM: Block, StopVM: Wait, DeleteVM: Wait, ChangeHost: Allow, ChangeNetwork: Allow,
+		Read: Allow, StartVM: Block, MigrateVM: Block, ChangeVM: Block, StopVM: Wait, DeleteVM: Wait, ChangeHost: Allow, ChangeNetwork: Allow,
 	},
 	RollingBack: {
-		Read: Allow, StartVM: Block, MigrateVM: Block, StopVM: Wait, DeleteVM: Wait, ChangeHost: Allow, ChangeNetwork: Allow,
+		Read: Allow, StartVM: Block, MigrateVM: Block, ChangeVM: Block, StopVM: Wait, DeleteVM: Wait, ChangeHost: Allow, ChangeNetwork: Allow,
 	},
 	Succeeded: {
-		Read: Allow, StartVM: Allow, MigrateVM: Allow, StopVM: Allow, DeleteVM: Allow, ChangeHost: Allow, ChangeNetwork: Allow,
+		Read: Allow, StartVM: Allow, MigrateVM: Allow, ChangeVM: Allow, StopVM: Allow, DeleteVM: Allow, ChangeHost: Allow, ChangeNetwork: Allow,
 	},
 	Aborted: {
-		Read: Allow, StartVM: Allow, MigrateVM: Allow, StopVM: Allow, DeleteVM: Allow, ChangeHost: Allow, ChangeNetwork: Allow,
+		Read: Allow, StartVM: Allow, MigrateVM: Allow, ChangeVM: Allow, StopVM: Allow, DeleteVM: Allow, ChangeHost: Allow, ChangeNetwork: Allow,
 	},
 	// While it still holds the VM. Nobody knows when that ends, so nobody is
 	// made to wait for it.
 	NeedsOperator: {
-		Read: Allow, StartVM: Block, MigrateVM: Block, StopVM: Block, DeleteVM: Block, ChangeHost: Allow, ChangeNetwork: Allow,
+		Read: Allow, StartVM: Block, MigrateVM: Block, ChangeVM: Block, StopVM: Block, DeleteVM: Block, ChangeHost: Allow, ChangeNetwork: Allow,
 	},
 }
 

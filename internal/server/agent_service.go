@@ -185,9 +185,9 @@ func (s *Server) hear(ctx context.Context, host fleet.HostName, message *godwitv
 }
 
 // isMigration tells by the subject. A VM's name may begin like a migration's
-// id, but what is reported of VMs are instances, and of migrations never.
+// id, but what is reported of VMs are instances and hardware, and of migrations never.
 func isMigration(report *godwitv1.Report) bool {
-	return strings.HasPrefix(report.GetSubject(), migrationPrefix) && report.GetInstance() == nil
+	return strings.HasPrefix(report.GetSubject(), migrationPrefix) && report.GetInstance() == nil && report.GetHardwareChanged() == nil
 }
 
 // arrival is what follows from a host's record when a session begins.

@@ -102,6 +102,9 @@ func (r *reconciler) tryCreate(ctx context.Context, request migrationRequest) (s
 
 // movable refuses VMs that can't be migrated as they are.
 func movable(vm fleet.VM) error {
+	if vm.Changing() {
+		return changing("migrate", vm)
+	}
 	if vm.Phase == fleet.VMRunning {
 		return nil
 	}

@@ -115,6 +115,7 @@ func New(ctx context.Context, config Config) (*Server, error) {
 	s.lifecycle = newLifecycle(s.tables, s.mirror, s.hub, s.log)
 	s.leases = s.newLeases()
 	s.lifecycle.Volumes = newVolumeStarts(s.leases, s.lifecycle)
+	s.lifecycle.Hardware = hardware{s.tables, s.leases}
 	s.mirror.changed = s.addresses.Changed
 	s.mirror.vmChanged = func(name fleet.VMName) { s.lifecycle.Changed(name) }
 	s.migrations = newReconciler(s.tables, s.newLeasing(), s.addresses, s.hub.connected, s.log)

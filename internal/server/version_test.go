@@ -18,9 +18,11 @@ var classed = map[protoreflect.FullName]migration.Request{
 	"godwit.v1.VMService.Create": "", // there is no VM that could be locked
 	"godwit.v1.VMService.Get":    migration.Read, "godwit.v1.VMService.List": migration.Read, "godwit.v1.VMService.Watch": migration.Read,
 	"godwit.v1.VMService.Console": migration.Read, "godwit.v1.VMService.Type": "",
-	"godwit.v1.VMService.Start":  migration.StartVM,
-	"godwit.v1.VMService.Stop":   migration.StopVM,
-	"godwit.v1.VMService.Delete": migration.DeleteVM,
+	"godwit.v1.VMService.Start":   migration.StartVM,
+	"godwit.v1.VMService.Stop":    migration.StopVM,
+	"godwit.v1.VMService.Delete":  migration.DeleteVM,
+	"godwit.v1.VMService.AddDisk": migration.ChangeVM, "godwit.v1.VMService.RemoveDisk": migration.ChangeVM,
+	"godwit.v1.VMService.AddPort": migration.ChangeVM, "godwit.v1.VMService.RemovePort": migration.ChangeVM,
 
 	"godwit.v1.HostService.Get": migration.Read, "godwit.v1.HostService.List": migration.Read,
 	"godwit.v1.HostService.Cordon": migration.ChangeHost, "godwit.v1.HostService.CreateToken": migration.ChangeHost,
@@ -43,8 +45,10 @@ var classed = map[protoreflect.FullName]migration.Request{
 // value tells whether they change no record that was there before.
 var creating = map[protoreflect.FullName]bool{
 	"godwit.v1.VMService.Create": true, "godwit.v1.NetworkService.Create": true, "godwit.v1.HostService.CreateToken": true,
-	"godwit.v1.MigrationService.Create": false, // it locks the VM, and moves it
-	"godwit.v1.NetworkService.Attach":   false, // it is in the network's record
+	"godwit.v1.MigrationService.Create": false,                                       // it locks the VM, and moves it
+	"godwit.v1.NetworkService.Attach":   false,                                       // it is in the network's record
+	"godwit.v1.VMService.AddDisk":       false, "godwit.v1.VMService.AddPort": false, // it is in the VM's
+	"godwit.v1.VMService.RemoveDisk": false, "godwit.v1.VMService.RemovePort": false, // an order that is carried out once
 }
 
 // unversioned are the calls that change records of which nobody can mean a version.
@@ -56,6 +60,7 @@ var unversioned = map[protoreflect.FullName]string{
 // asking are the requests whose handlers ask the lock.
 var asking = map[migration.Request]bool{
 	migration.StartVM: true, migration.StopVM: true, migration.DeleteVM: true, migration.MigrateVM: true,
+	migration.ChangeVM: true,
 }
 
 // Nothing is added to the API whose class, and whose protection against being

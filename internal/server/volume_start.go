@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 
@@ -19,7 +20,7 @@ const (
 	grantsAgain  = 2 * time.Second
 )
 
-// volumeStarts has the leases granted with which VMs start.
+// volumeStarts has the leases granted with which VMs start, or get a volume.
 type volumeStarts struct {
 	book *leases.Book
 	life *lifecycle.Lifecycle
@@ -28,10 +29,9 @@ type volumeStarts struct {
 	starts map[fleet.VMName]*volumeStart
 }
 
-// volumeStart is one start whose leases are being granted, or were.
+// volumeStart is one start, or change, whose leases are being granted, or were.
 type volumeStart struct {
-	uid     fleet.InstanceUID
-	owner   fleet.Owner
+	lease   leases.Lease
 	done    bool
 	servers []*godwitv1.VolumeServer
 	err     error     // why they were not
@@ -42,42 +42,72 @@ func newVolumeStarts(book *leases.Book, life *lifecycle.Lifecycle) *volumeStarts
 	return &volumeStarts{book: book, life: life, starts: map[fleet.VMName]*volumeStart{}}
 }
 
-// Ready completes the command that starts a VM. Until the leases are granted it is
-// false, and the VM is looked at again when they are; an error is what is waited for.
+// Ready completes the command that starts a VM, or gives it a volume. Until the leases
+// are granted it is false, and the VM is looked at again when they are; an error is
+// what is waited for.
 func (v *volumeStarts) Ready(vm fleet.VM, command *godwitv1.Command) (bool, error) {
-	start := command.GetStartInstance()
-	if start == nil || len(vm.Spec.Volumes()) == 0 {
+	lease := leaseOf(vm, command)
+	if len(lease.Volumes) == 0 {
 		return true, nil
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	one := v.starts[vm.Name]
-	fresh := one != nil && one.uid == vm.UID && one.owner == vm.Owner
+	fresh := one != nil && one.isOf(lease)
 	switch {
 	case fresh && !one.done:
 		return false, nil
 	case fresh && one.err == nil:
 		delete(v.starts, vm.Name) // granted anew when it has to be sent again
-		start.Instance.VolumeServers, start.VolumeKey = one.servers, v.book.Key(vm.UID, vm.Owner.Epoch, "")
+		complete(command, one.servers, v.book.Key(lease.UID, lease.Epoch, lease.Migration))
 		return true, nil
 	case fresh && time.Now().Before(one.again):
 		return false, one.err
 	}
-	one = &volumeStart{uid: vm.UID, owner: vm.Owner}
+	one = &volumeStart{lease: lease}
 	v.starts[vm.Name] = one
 	go v.grant(vm, one)
 	return false, nil
 }
 
+// leaseOf gives the lease that a command needs.
+func leaseOf(vm fleet.VM, command *godwitv1.Command) leases.Lease {
+	lease := leases.Lease{VM: vm.Name, UID: vm.UID, Epoch: vm.Owner.Epoch, Host: vm.Owner.Host}
+	switch change := command.GetChangeHardware(); {
+	case command.GetStartInstance() != nil:
+		lease.Volumes = vm.Spec.Volumes()
+	case change.GetDisk() != nil && !change.GetRemove():
+		lease.Volumes, lease.Migration = fleet.VMSpec{Disks: []fleet.Disk{*vm.Change.Disk}}.Volumes(), grantOf(*vm.Change)
+	}
+	return lease
+}
+
+// grantOf names the grant with which a volume is added to a VM that runs, in place of
+// a migration: so its key is no other's.
+func grantOf(change fleet.Change) fleet.MigrationID {
+	return fleet.MigrationID(fmt.Sprintf("change-%d", change.Sequence))
+}
+
+func (o *volumeStart) isOf(lease leases.Lease) bool {
+	return o.lease.UID == lease.UID && o.lease.Epoch == lease.Epoch && o.lease.Host == lease.Host && o.lease.Migration == lease.Migration
+}
+
+func complete(command *godwitv1.Command, servers []*godwitv1.VolumeServer, key []byte) {
+	if change := command.GetChangeHardware(); change != nil {
+		change.VolumeServer, change.VolumeKey = servers[0], key
+		return
+	}
+	start := command.GetStartInstance()
+	start.Instance.VolumeServers, start.VolumeKey = servers, key
+}
+
 func (v *volumeStarts) grant(vm fleet.VM, one *volumeStart) {
 	ctx, cancel := context.WithTimeout(context.Background(), grantsWithin)
 	defer cancel()
-	servers, err := v.book.Grant(ctx, leases.Lease{
-		VM: vm.Name, UID: vm.UID, Epoch: vm.Owner.Epoch, Host: vm.Owner.Host, Volumes: vm.Spec.Volumes(),
-	})
+	servers, err := v.book.Grant(ctx, one.lease)
 	if err != nil {
-		if told := v.life.StartWaits(ctx, vm, err, passesSoon(err)); told != nil {
-			v.life.Log.Warn("not recorded what the start of a VM waits for", "vm", vm.Name, "error", told)
+		if told := v.refused(ctx, vm, one, err); told != nil {
+			v.life.Log.Warn("not recorded what a VM that wants volumes waits for", "vm", vm.Name, "error", told)
 		}
 	}
 	v.mu.Lock()
@@ -87,6 +117,15 @@ func (v *volumeStarts) grant(vm fleet.VM, one *volumeStart) {
 	}
 	v.mu.Unlock()
 	v.life.Changed(vm.Name)
+}
+
+// refused records why leases are not granted. A start waits, if that passes; a change
+// has failed, since the VM runs on without, and can't be moved while it waits.
+func (v *volumeStarts) refused(ctx context.Context, vm fleet.VM, one *volumeStart, cause error) error {
+	if one.lease.Migration != "" {
+		return v.life.FailChange(ctx, vm, cause)
+	}
+	return v.life.StartWaits(ctx, vm, cause, passesSoon(cause))
 }
 
 // Ended gives what is to be stored with the end of a VM's instance.

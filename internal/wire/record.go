@@ -27,6 +27,7 @@ func EncodeVM(vm fleet.VM, version int64) *godwitv1.VM {
 		QemuVersion:           vm.QEMU.Version,
 		MigrationCapabilities: vm.QEMU.Capabilities,
 		LocalHost:             string(vm.Local.Host),
+		Change:                encodeChange(vm.Change),
 	}
 }
 
@@ -54,6 +55,7 @@ func DecodeVM(message *godwitv1.VM) (vm fleet.VM, version int64, err error) {
 		Accel:     message.GetAccel(),
 		QEMU:      fleet.InstanceQEMU{Version: message.GetQemuVersion(), Capabilities: message.GetMigrationCapabilities()},
 		Local:     fleet.LocalData{Host: fleet.HostName(message.GetLocalHost())},
+		Change:    decodeChange(message.GetChange(), &faults),
 	}
 	return vm, message.GetVersion(), faults.err("read vm " + message.GetName())
 }

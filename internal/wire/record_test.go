@@ -50,24 +50,46 @@ func drawSpec(t *rapid.T) fleet.VMSpec {
 		Memory:   fleet.Bytes(rapid.Uint64().Draw(t, "memory")),
 		Machine:  text(t),
 		CPUModel: text(t),
-		Disks: some(t, func(t *rapid.T) fleet.Disk {
-			return fleet.Disk{
-				Name: text(t), Kind: fleet.DiskKind(text(t)), Path: text(t), Format: text(t),
-				ReadOnly: rapid.Bool().Draw(t, "ro"), Slot: fleet.Slot(rapid.Uint32().Draw(t, "slot")),
-			}
-		}),
-		Ports: some(t, func(t *rapid.T) fleet.Port {
-			return fleet.Port{
-				Name: text(t), Network: fleet.NetworkName(text(t)), MAC: text(t),
-				IPs: some(t, addr), Queues: count(t), Slot: fleet.Slot(rapid.Uint32().Draw(t, "slot")),
-			}
-		}),
+		Disks:    some(t, disk),
+		Ports:    some(t, port),
 	}
 	spec.RootPorts = some(t, func(t *rapid.T) fleet.Slot { return fleet.Slot(rapid.Uint32().Draw(t, "slot")) })
 	if rapid.Bool().Draw(t, "boot") {
 		spec.Boot = &fleet.Boot{Kernel: text(t), Initrd: text(t), Cmdline: text(t)}
 	}
 	return spec
+}
+
+func disk(t *rapid.T) fleet.Disk {
+	return fleet.Disk{
+		Name: text(t), Kind: fleet.DiskKind(text(t)), Path: text(t), Format: text(t),
+		ReadOnly: rapid.Bool().Draw(t, "ro"), Slot: fleet.Slot(rapid.Uint32().Draw(t, "slot")),
+	}
+}
+
+func port(t *rapid.T) fleet.Port {
+	return fleet.Port{
+		Name: text(t), Network: fleet.NetworkName(text(t)), MAC: text(t),
+		IPs: some(t, addr), Queues: count(t), Slot: fleet.Slot(rapid.Uint32().Draw(t, "slot")),
+	}
+}
+
+func change(t *rapid.T) *fleet.Change {
+	one := &fleet.Change{
+		Sequence: rapid.Uint64().Draw(t, "sequence"), Remove: rapid.Bool().Draw(t, "remove"),
+		State: fleet.ChangeState(text(t)), Cause: text(t),
+	}
+	switch rapid.IntRange(0, 2).Draw(t, "change") {
+	case 0:
+		return nil
+	case 1:
+		card := disk(t)
+		one.Disk = &card
+	default:
+		card := port(t)
+		one.Port = &card
+	}
+	return one
 }
 
 // cross sends a message through the real codec.
@@ -99,7 +121,7 @@ func TestVMCrossesTheWire(t *testing.T) {
 			Owner: fleet.Owner{Host: fleet.HostName(text(t)), Epoch: fleet.Epoch(rapid.Uint64().Draw(t, "epoch"))},
 			Phase: fleet.VMPhase(text(t)), Cause: text(t), Migration: fleet.MigrationID(text(t)),
 			Accel: text(t), Created: instant(t),
-			QEMU: fleet.InstanceQEMU{Version: text(t), Capabilities: some(t, text)},
+			QEMU: fleet.InstanceQEMU{Version: text(t), Capabilities: some(t, text)}, Change: change(t),
 		}
 		version := rapid.Int64().Draw(t, "version")
 		got, gotVersion, err := wire.DecodeVM(cross(t, wire.EncodeVM(vm, version), &godwitv1.VM{}))

@@ -1397,6 +1397,7 @@ type Command struct {
 	//	*Command_FinishTarget
 	//	*Command_ForgetInstance
 	//	*Command_RemoveDisks
+	//	*Command_ChangeHardware
 	Op            isCommand_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1575,6 +1576,15 @@ func (x *Command) GetRemoveDisks() *RemoveDisks {
 	return nil
 }
 
+func (x *Command) GetChangeHardware() *ChangeHardware {
+	if x != nil {
+		if x, ok := x.Op.(*Command_ChangeHardware); ok {
+			return x.ChangeHardware
+		}
+	}
+	return nil
+}
+
 type isCommand_Op interface {
 	isCommand_Op()
 }
@@ -1627,6 +1637,10 @@ type Command_RemoveDisks struct {
 	RemoveDisks *RemoveDisks `protobuf:"bytes,16,opt,name=remove_disks,json=removeDisks,proto3,oneof"`
 }
 
+type Command_ChangeHardware struct {
+	ChangeHardware *ChangeHardware `protobuf:"bytes,20,opt,name=change_hardware,json=changeHardware,proto3,oneof"`
+}
+
 func (*Command_StartInstance) isCommand_Op() {}
 
 func (*Command_StopInstance) isCommand_Op() {}
@@ -1650,6 +1664,8 @@ func (*Command_FinishTarget) isCommand_Op() {}
 func (*Command_ForgetInstance) isCommand_Op() {}
 
 func (*Command_RemoveDisks) isCommand_Op() {}
+
+func (*Command_ChangeHardware) isCommand_Op() {}
 
 type StartInstance struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -1704,6 +1720,102 @@ func (x *StartInstance) GetVolumeKey() []byte {
 	return nil
 }
 
+// ChangeHardware plugs one card into a running instance, or out of it.
+type ChangeHardware struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Vm     string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	Remove bool                   `protobuf:"varint,2,opt,name=remove,proto3" json:"remove,omitempty"`
+	// One of the two, with its slot.
+	Disk *Disk `protobuf:"bytes,3,opt,name=disk,proto3" json:"disk,omitempty"`
+	Port *Port `protobuf:"bytes,4,opt,name=port,proto3" json:"port,omitempty"`
+	// Of a port that is added.
+	Network *PortNetwork `protobuf:"bytes,5,opt,name=network,proto3" json:"network,omitempty"`
+	// Of a volume that is added: where it is, and what activates its lease.
+	VolumeServer  *VolumeServer `protobuf:"bytes,6,opt,name=volume_server,json=volumeServer,proto3" json:"volume_server,omitempty"`
+	VolumeKey     []byte        `protobuf:"bytes,7,opt,name=volume_key,json=volumeKey,proto3" json:"volume_key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeHardware) Reset() {
+	*x = ChangeHardware{}
+	mi := &file_godwit_v1_agent_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeHardware) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeHardware) ProtoMessage() {}
+
+func (x *ChangeHardware) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_agent_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeHardware.ProtoReflect.Descriptor instead.
+func (*ChangeHardware) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ChangeHardware) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *ChangeHardware) GetRemove() bool {
+	if x != nil {
+		return x.Remove
+	}
+	return false
+}
+
+func (x *ChangeHardware) GetDisk() *Disk {
+	if x != nil {
+		return x.Disk
+	}
+	return nil
+}
+
+func (x *ChangeHardware) GetPort() *Port {
+	if x != nil {
+		return x.Port
+	}
+	return nil
+}
+
+func (x *ChangeHardware) GetNetwork() *PortNetwork {
+	if x != nil {
+		return x.Network
+	}
+	return nil
+}
+
+func (x *ChangeHardware) GetVolumeServer() *VolumeServer {
+	if x != nil {
+		return x.VolumeServer
+	}
+	return nil
+}
+
+func (x *ChangeHardware) GetVolumeKey() []byte {
+	if x != nil {
+		return x.VolumeKey
+	}
+	return nil
+}
+
 type StopInstance struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
@@ -1714,7 +1826,7 @@ type StopInstance struct {
 
 func (x *StopInstance) Reset() {
 	*x = StopInstance{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[21]
+	mi := &file_godwit_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1726,7 +1838,7 @@ func (x *StopInstance) String() string {
 func (*StopInstance) ProtoMessage() {}
 
 func (x *StopInstance) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[21]
+	mi := &file_godwit_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1739,7 +1851,7 @@ func (x *StopInstance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopInstance.ProtoReflect.Descriptor instead.
 func (*StopInstance) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *StopInstance) GetVm() string {
@@ -1774,7 +1886,7 @@ type ForgetInstance struct {
 
 func (x *ForgetInstance) Reset() {
 	*x = ForgetInstance{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[22]
+	mi := &file_godwit_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1786,7 +1898,7 @@ func (x *ForgetInstance) String() string {
 func (*ForgetInstance) ProtoMessage() {}
 
 func (x *ForgetInstance) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[22]
+	mi := &file_godwit_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1799,7 +1911,7 @@ func (x *ForgetInstance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetInstance.ProtoReflect.Descriptor instead.
 func (*ForgetInstance) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ForgetInstance) GetVm() string {
@@ -1848,7 +1960,7 @@ type RemoveDisks struct {
 
 func (x *RemoveDisks) Reset() {
 	*x = RemoveDisks{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[23]
+	mi := &file_godwit_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1860,7 +1972,7 @@ func (x *RemoveDisks) String() string {
 func (*RemoveDisks) ProtoMessage() {}
 
 func (x *RemoveDisks) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[23]
+	mi := &file_godwit_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1873,7 +1985,7 @@ func (x *RemoveDisks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveDisks.ProtoReflect.Descriptor instead.
 func (*RemoveDisks) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RemoveDisks) GetVm() string {
@@ -1904,7 +2016,7 @@ type PrepareTarget struct {
 
 func (x *PrepareTarget) Reset() {
 	*x = PrepareTarget{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[24]
+	mi := &file_godwit_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1916,7 +2028,7 @@ func (x *PrepareTarget) String() string {
 func (*PrepareTarget) ProtoMessage() {}
 
 func (x *PrepareTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[24]
+	mi := &file_godwit_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1929,7 +2041,7 @@ func (x *PrepareTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareTarget.ProtoReflect.Descriptor instead.
 func (*PrepareTarget) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *PrepareTarget) GetInstance() *Instance {
@@ -1982,7 +2094,7 @@ type StartCopy struct {
 
 func (x *StartCopy) Reset() {
 	*x = StartCopy{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[25]
+	mi := &file_godwit_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1994,7 +2106,7 @@ func (x *StartCopy) String() string {
 func (*StartCopy) ProtoMessage() {}
 
 func (x *StartCopy) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[25]
+	mi := &file_godwit_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2007,7 +2119,7 @@ func (x *StartCopy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartCopy.ProtoReflect.Descriptor instead.
 func (*StartCopy) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *StartCopy) GetVm() string {
@@ -2102,7 +2214,7 @@ type ResumeSource struct {
 
 func (x *ResumeSource) Reset() {
 	*x = ResumeSource{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[26]
+	mi := &file_godwit_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2114,7 +2226,7 @@ func (x *ResumeSource) String() string {
 func (*ResumeSource) ProtoMessage() {}
 
 func (x *ResumeSource) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[26]
+	mi := &file_godwit_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2127,7 +2239,7 @@ func (x *ResumeSource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeSource.ProtoReflect.Descriptor instead.
 func (*ResumeSource) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ResumeSource) GetVm() string {
@@ -2173,7 +2285,7 @@ type ReleaseTarget struct {
 
 func (x *ReleaseTarget) Reset() {
 	*x = ReleaseTarget{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[27]
+	mi := &file_godwit_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2185,7 +2297,7 @@ func (x *ReleaseTarget) String() string {
 func (*ReleaseTarget) ProtoMessage() {}
 
 func (x *ReleaseTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[27]
+	mi := &file_godwit_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2198,7 +2310,7 @@ func (x *ReleaseTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseTarget.ProtoReflect.Descriptor instead.
 func (*ReleaseTarget) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ReleaseTarget) GetVm() string {
@@ -2240,7 +2352,7 @@ type RunTarget struct {
 
 func (x *RunTarget) Reset() {
 	*x = RunTarget{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[28]
+	mi := &file_godwit_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2252,7 +2364,7 @@ func (x *RunTarget) String() string {
 func (*RunTarget) ProtoMessage() {}
 
 func (x *RunTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[28]
+	mi := &file_godwit_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2265,7 +2377,7 @@ func (x *RunTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunTarget.ProtoReflect.Descriptor instead.
 func (*RunTarget) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RunTarget) GetVm() string {
@@ -2291,7 +2403,7 @@ type RetireSource struct {
 
 func (x *RetireSource) Reset() {
 	*x = RetireSource{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[29]
+	mi := &file_godwit_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2303,7 +2415,7 @@ func (x *RetireSource) String() string {
 func (*RetireSource) ProtoMessage() {}
 
 func (x *RetireSource) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[29]
+	mi := &file_godwit_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2316,7 +2428,7 @@ func (x *RetireSource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireSource.ProtoReflect.Descriptor instead.
 func (*RetireSource) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RetireSource) GetVm() string {
@@ -2335,7 +2447,7 @@ type ReleaseSource struct {
 
 func (x *ReleaseSource) Reset() {
 	*x = ReleaseSource{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[30]
+	mi := &file_godwit_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2347,7 +2459,7 @@ func (x *ReleaseSource) String() string {
 func (*ReleaseSource) ProtoMessage() {}
 
 func (x *ReleaseSource) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[30]
+	mi := &file_godwit_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2360,7 +2472,7 @@ func (x *ReleaseSource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseSource.ProtoReflect.Descriptor instead.
 func (*ReleaseSource) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ReleaseSource) GetVm() string {
@@ -2379,7 +2491,7 @@ type FinishTarget struct {
 
 func (x *FinishTarget) Reset() {
 	*x = FinishTarget{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[31]
+	mi := &file_godwit_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2391,7 +2503,7 @@ func (x *FinishTarget) String() string {
 func (*FinishTarget) ProtoMessage() {}
 
 func (x *FinishTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[31]
+	mi := &file_godwit_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2404,7 +2516,7 @@ func (x *FinishTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishTarget.ProtoReflect.Descriptor instead.
 func (*FinishTarget) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *FinishTarget) GetVm() string {
@@ -2440,6 +2552,7 @@ type Report struct {
 	//	*Report_TargetRefused
 	//	*Report_SourceRanOn
 	//	*Report_DisksRemoved
+	//	*Report_HardwareChanged
 	Event         isReport_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2447,7 +2560,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[32]
+	mi := &file_godwit_v1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2459,7 +2572,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[32]
+	mi := &file_godwit_v1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2472,7 +2585,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{32}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Report) GetSubject() string {
@@ -2654,6 +2767,15 @@ func (x *Report) GetDisksRemoved() *DisksRemoved {
 	return nil
 }
 
+func (x *Report) GetHardwareChanged() *HardwareChanged {
+	if x != nil {
+		if x, ok := x.Event.(*Report_HardwareChanged); ok {
+			return x.HardwareChanged
+		}
+	}
+	return nil
+}
+
 type isReport_Event interface {
 	isReport_Event()
 }
@@ -2722,6 +2844,10 @@ type Report_DisksRemoved struct {
 	DisksRemoved *DisksRemoved `protobuf:"bytes,20,opt,name=disks_removed,json=disksRemoved,proto3,oneof"`
 }
 
+type Report_HardwareChanged struct {
+	HardwareChanged *HardwareChanged `protobuf:"bytes,25,opt,name=hardware_changed,json=hardwareChanged,proto3,oneof"`
+}
+
 func (*Report_Instance) isReport_Event() {}
 
 func (*Report_TargetPrepared) isReport_Event() {}
@@ -2754,6 +2880,8 @@ func (*Report_SourceRanOn) isReport_Event() {}
 
 func (*Report_DisksRemoved) isReport_Event() {}
 
+func (*Report_HardwareChanged) isReport_Event() {}
+
 type TargetPrepared struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Port  uint32                 `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
@@ -2768,7 +2896,7 @@ type TargetPrepared struct {
 
 func (x *TargetPrepared) Reset() {
 	*x = TargetPrepared{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[33]
+	mi := &file_godwit_v1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2780,7 +2908,7 @@ func (x *TargetPrepared) String() string {
 func (*TargetPrepared) ProtoMessage() {}
 
 func (x *TargetPrepared) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[33]
+	mi := &file_godwit_v1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2793,7 +2921,7 @@ func (x *TargetPrepared) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetPrepared.ProtoReflect.Descriptor instead.
 func (*TargetPrepared) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{33}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *TargetPrepared) GetPort() uint32 {
@@ -2845,7 +2973,7 @@ type CopyProgress struct {
 
 func (x *CopyProgress) Reset() {
 	*x = CopyProgress{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[34]
+	mi := &file_godwit_v1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2857,7 +2985,7 @@ func (x *CopyProgress) String() string {
 func (*CopyProgress) ProtoMessage() {}
 
 func (x *CopyProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[34]
+	mi := &file_godwit_v1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2870,7 +2998,7 @@ func (x *CopyProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyProgress.ProtoReflect.Descriptor instead.
 func (*CopyProgress) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{34}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *CopyProgress) GetPass() int32 {
@@ -2955,7 +3083,7 @@ type SourceStopped struct {
 
 func (x *SourceStopped) Reset() {
 	*x = SourceStopped{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[35]
+	mi := &file_godwit_v1_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2967,7 +3095,7 @@ func (x *SourceStopped) String() string {
 func (*SourceStopped) ProtoMessage() {}
 
 func (x *SourceStopped) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[35]
+	mi := &file_godwit_v1_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2980,7 +3108,7 @@ func (x *SourceStopped) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceStopped.ProtoReflect.Descriptor instead.
 func (*SourceStopped) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{35}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *SourceStopped) GetStoppedBy() string {
@@ -3019,7 +3147,7 @@ type StopReason struct {
 
 func (x *StopReason) Reset() {
 	*x = StopReason{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[36]
+	mi := &file_godwit_v1_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3031,7 +3159,7 @@ func (x *StopReason) String() string {
 func (*StopReason) ProtoMessage() {}
 
 func (x *StopReason) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[36]
+	mi := &file_godwit_v1_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3044,7 +3172,7 @@ func (x *StopReason) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopReason.ProtoReflect.Descriptor instead.
 func (*StopReason) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{36}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *StopReason) GetRemainingBytes() uint64 {
@@ -3092,7 +3220,7 @@ type SwitchMeasured struct {
 
 func (x *SwitchMeasured) Reset() {
 	*x = SwitchMeasured{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[37]
+	mi := &file_godwit_v1_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3104,7 +3232,7 @@ func (x *SwitchMeasured) String() string {
 func (*SwitchMeasured) ProtoMessage() {}
 
 func (x *SwitchMeasured) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[37]
+	mi := &file_godwit_v1_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3117,7 +3245,7 @@ func (x *SwitchMeasured) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SwitchMeasured.ProtoReflect.Descriptor instead.
 func (*SwitchMeasured) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{37}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *SwitchMeasured) GetMarks() *SourceMarks {
@@ -3178,7 +3306,7 @@ type SourceMarks struct {
 
 func (x *SourceMarks) Reset() {
 	*x = SourceMarks{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[38]
+	mi := &file_godwit_v1_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3190,7 +3318,7 @@ func (x *SourceMarks) String() string {
 func (*SourceMarks) ProtoMessage() {}
 
 func (x *SourceMarks) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[38]
+	mi := &file_godwit_v1_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3203,7 +3331,7 @@ func (x *SourceMarks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceMarks.ProtoReflect.Descriptor instead.
 func (*SourceMarks) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{38}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *SourceMarks) GetGateFlipped() *timestamppb.Timestamp {
@@ -3260,7 +3388,7 @@ type TargetMarks struct {
 
 func (x *TargetMarks) Reset() {
 	*x = TargetMarks{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[39]
+	mi := &file_godwit_v1_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3272,7 +3400,7 @@ func (x *TargetMarks) String() string {
 func (*TargetMarks) ProtoMessage() {}
 
 func (x *TargetMarks) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[39]
+	mi := &file_godwit_v1_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3285,7 +3413,7 @@ func (x *TargetMarks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetMarks.ProtoReflect.Descriptor instead.
 func (*TargetMarks) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{39}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *TargetMarks) GetLoaded() *timestamppb.Timestamp {
@@ -3324,7 +3452,7 @@ type SourceResumed struct {
 
 func (x *SourceResumed) Reset() {
 	*x = SourceResumed{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[40]
+	mi := &file_godwit_v1_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3336,7 +3464,7 @@ func (x *SourceResumed) String() string {
 func (*SourceResumed) ProtoMessage() {}
 
 func (x *SourceResumed) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[40]
+	mi := &file_godwit_v1_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3349,7 +3477,7 @@ func (x *SourceResumed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceResumed.ProtoReflect.Descriptor instead.
 func (*SourceResumed) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{40}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{41}
 }
 
 type TargetReleased struct {
@@ -3363,7 +3491,7 @@ type TargetReleased struct {
 
 func (x *TargetReleased) Reset() {
 	*x = TargetReleased{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[41]
+	mi := &file_godwit_v1_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3375,7 +3503,7 @@ func (x *TargetReleased) String() string {
 func (*TargetReleased) ProtoMessage() {}
 
 func (x *TargetReleased) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[41]
+	mi := &file_godwit_v1_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3388,7 +3516,7 @@ func (x *TargetReleased) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetReleased.ProtoReflect.Descriptor instead.
 func (*TargetReleased) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{41}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *TargetReleased) GetFramesReturned() int64 {
@@ -3414,7 +3542,7 @@ type TargetRunning struct {
 
 func (x *TargetRunning) Reset() {
 	*x = TargetRunning{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[42]
+	mi := &file_godwit_v1_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3426,7 +3554,7 @@ func (x *TargetRunning) String() string {
 func (*TargetRunning) ProtoMessage() {}
 
 func (x *TargetRunning) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[42]
+	mi := &file_godwit_v1_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3439,7 +3567,7 @@ func (x *TargetRunning) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetRunning.ProtoReflect.Descriptor instead.
 func (*TargetRunning) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{42}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *TargetRunning) GetMarks() *TargetMarks {
@@ -3457,7 +3585,7 @@ type SourceRetired struct {
 
 func (x *SourceRetired) Reset() {
 	*x = SourceRetired{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[43]
+	mi := &file_godwit_v1_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3469,7 +3597,7 @@ func (x *SourceRetired) String() string {
 func (*SourceRetired) ProtoMessage() {}
 
 func (x *SourceRetired) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[43]
+	mi := &file_godwit_v1_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3482,7 +3610,7 @@ func (x *SourceRetired) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceRetired.ProtoReflect.Descriptor instead.
 func (*SourceRetired) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{43}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{44}
 }
 
 type SourceReleased struct {
@@ -3493,7 +3621,7 @@ type SourceReleased struct {
 
 func (x *SourceReleased) Reset() {
 	*x = SourceReleased{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[44]
+	mi := &file_godwit_v1_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3505,7 +3633,7 @@ func (x *SourceReleased) String() string {
 func (*SourceReleased) ProtoMessage() {}
 
 func (x *SourceReleased) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[44]
+	mi := &file_godwit_v1_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3518,7 +3646,7 @@ func (x *SourceReleased) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceReleased.ProtoReflect.Descriptor instead.
 func (*SourceReleased) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{44}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{45}
 }
 
 type TargetFinished struct {
@@ -3529,7 +3657,7 @@ type TargetFinished struct {
 
 func (x *TargetFinished) Reset() {
 	*x = TargetFinished{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[45]
+	mi := &file_godwit_v1_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3541,7 +3669,7 @@ func (x *TargetFinished) String() string {
 func (*TargetFinished) ProtoMessage() {}
 
 func (x *TargetFinished) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[45]
+	mi := &file_godwit_v1_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3554,7 +3682,7 @@ func (x *TargetFinished) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetFinished.ProtoReflect.Descriptor instead.
 func (*TargetFinished) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{45}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{46}
 }
 
 type SourceFailed struct {
@@ -3570,7 +3698,7 @@ type SourceFailed struct {
 
 func (x *SourceFailed) Reset() {
 	*x = SourceFailed{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[46]
+	mi := &file_godwit_v1_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3582,7 +3710,7 @@ func (x *SourceFailed) String() string {
 func (*SourceFailed) ProtoMessage() {}
 
 func (x *SourceFailed) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[46]
+	mi := &file_godwit_v1_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3595,7 +3723,7 @@ func (x *SourceFailed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceFailed.ProtoReflect.Descriptor instead.
 func (*SourceFailed) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{46}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *SourceFailed) GetCode() string {
@@ -3640,7 +3768,7 @@ type TargetFailed struct {
 
 func (x *TargetFailed) Reset() {
 	*x = TargetFailed{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[47]
+	mi := &file_godwit_v1_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3652,7 +3780,7 @@ func (x *TargetFailed) String() string {
 func (*TargetFailed) ProtoMessage() {}
 
 func (x *TargetFailed) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[47]
+	mi := &file_godwit_v1_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3665,7 +3793,7 @@ func (x *TargetFailed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetFailed.ProtoReflect.Descriptor instead.
 func (*TargetFailed) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{47}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *TargetFailed) GetCode() string {
@@ -3703,6 +3831,86 @@ func (x *TargetFailed) GetUnrun() bool {
 	return false
 }
 
+// HardwareChanged answers ChangeHardware, or tells that the guest has let go of a
+// card by itself: that was asked for before, and had failed.
+type HardwareChanged struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The card's.
+	Slot    uint32 `protobuf:"varint,1,opt,name=slot,proto3" json:"slot,omitempty"`
+	Removed bool   `protobuf:"varint,2,opt,name=removed,proto3" json:"removed,omitempty"`
+	// If it has failed, in which case the instance is as it was.
+	Code          string `protobuf:"bytes,3,opt,name=code,proto3" json:"code,omitempty"`
+	Cause         string `protobuf:"bytes,4,opt,name=cause,proto3" json:"cause,omitempty"`
+	Hint          string `protobuf:"bytes,5,opt,name=hint,proto3" json:"hint,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HardwareChanged) Reset() {
+	*x = HardwareChanged{}
+	mi := &file_godwit_v1_agent_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HardwareChanged) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HardwareChanged) ProtoMessage() {}
+
+func (x *HardwareChanged) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_agent_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HardwareChanged.ProtoReflect.Descriptor instead.
+func (*HardwareChanged) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *HardwareChanged) GetSlot() uint32 {
+	if x != nil {
+		return x.Slot
+	}
+	return 0
+}
+
+func (x *HardwareChanged) GetRemoved() bool {
+	if x != nil {
+		return x.Removed
+	}
+	return false
+}
+
+func (x *HardwareChanged) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
+func (x *HardwareChanged) GetCause() string {
+	if x != nil {
+		return x.Cause
+	}
+	return ""
+}
+
+func (x *HardwareChanged) GetHint() string {
+	if x != nil {
+		return x.Hint
+	}
+	return ""
+}
+
 // TargetRefused: asked by its source, the target has given up its right to run
 // for good.
 type TargetRefused struct {
@@ -3714,7 +3922,7 @@ type TargetRefused struct {
 
 func (x *TargetRefused) Reset() {
 	*x = TargetRefused{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[48]
+	mi := &file_godwit_v1_agent_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3726,7 +3934,7 @@ func (x *TargetRefused) String() string {
 func (*TargetRefused) ProtoMessage() {}
 
 func (x *TargetRefused) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[48]
+	mi := &file_godwit_v1_agent_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3739,7 +3947,7 @@ func (x *TargetRefused) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetRefused.ProtoReflect.Descriptor instead.
 func (*TargetRefused) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{48}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *TargetRefused) GetCause() string {
@@ -3759,7 +3967,7 @@ type DisksRemoved struct {
 
 func (x *DisksRemoved) Reset() {
 	*x = DisksRemoved{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[49]
+	mi := &file_godwit_v1_agent_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3771,7 +3979,7 @@ func (x *DisksRemoved) String() string {
 func (*DisksRemoved) ProtoMessage() {}
 
 func (x *DisksRemoved) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[49]
+	mi := &file_godwit_v1_agent_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3784,7 +3992,7 @@ func (x *DisksRemoved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisksRemoved.ProtoReflect.Descriptor instead.
 func (*DisksRemoved) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{49}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *DisksRemoved) GetUid() string {
@@ -3804,7 +4012,7 @@ type SourceRanOn struct {
 
 func (x *SourceRanOn) Reset() {
 	*x = SourceRanOn{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[50]
+	mi := &file_godwit_v1_agent_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3816,7 +4024,7 @@ func (x *SourceRanOn) String() string {
 func (*SourceRanOn) ProtoMessage() {}
 
 func (x *SourceRanOn) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[50]
+	mi := &file_godwit_v1_agent_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3829,7 +4037,7 @@ func (x *SourceRanOn) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceRanOn.ProtoReflect.Descriptor instead.
 func (*SourceRanOn) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{50}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *SourceRanOn) GetCause() string {
@@ -3851,7 +4059,7 @@ type AddressMap struct {
 
 func (x *AddressMap) Reset() {
 	*x = AddressMap{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[51]
+	mi := &file_godwit_v1_agent_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3863,7 +4071,7 @@ func (x *AddressMap) String() string {
 func (*AddressMap) ProtoMessage() {}
 
 func (x *AddressMap) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[51]
+	mi := &file_godwit_v1_agent_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3876,7 +4084,7 @@ func (x *AddressMap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressMap.ProtoReflect.Descriptor instead.
 func (*AddressMap) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{51}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *AddressMap) GetVersion() int64 {
@@ -3908,7 +4116,7 @@ type NetworkMap struct {
 
 func (x *NetworkMap) Reset() {
 	*x = NetworkMap{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[52]
+	mi := &file_godwit_v1_agent_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3920,7 +4128,7 @@ func (x *NetworkMap) String() string {
 func (*NetworkMap) ProtoMessage() {}
 
 func (x *NetworkMap) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[52]
+	mi := &file_godwit_v1_agent_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3933,7 +4141,7 @@ func (x *NetworkMap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkMap.ProtoReflect.Descriptor instead.
 func (*NetworkMap) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{52}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *NetworkMap) GetName() string {
@@ -3993,7 +4201,7 @@ type AddressEntry struct {
 
 func (x *AddressEntry) Reset() {
 	*x = AddressEntry{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[53]
+	mi := &file_godwit_v1_agent_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4005,7 +4213,7 @@ func (x *AddressEntry) String() string {
 func (*AddressEntry) ProtoMessage() {}
 
 func (x *AddressEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[53]
+	mi := &file_godwit_v1_agent_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4018,7 +4226,7 @@ func (x *AddressEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressEntry.ProtoReflect.Descriptor instead.
 func (*AddressEntry) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{53}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *AddressEntry) GetMac() string {
@@ -4072,7 +4280,7 @@ type AddressesApplied struct {
 
 func (x *AddressesApplied) Reset() {
 	*x = AddressesApplied{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[54]
+	mi := &file_godwit_v1_agent_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4084,7 +4292,7 @@ func (x *AddressesApplied) String() string {
 func (*AddressesApplied) ProtoMessage() {}
 
 func (x *AddressesApplied) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[54]
+	mi := &file_godwit_v1_agent_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4097,7 +4305,7 @@ func (x *AddressesApplied) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressesApplied.ProtoReflect.Descriptor instead.
 func (*AddressesApplied) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{54}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *AddressesApplied) GetVersion() int64 {
@@ -4205,7 +4413,7 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\x04port\x18\x01 \x01(\tR\x04port\x12\x10\n" +
 	"\x03vni\x18\x02 \x01(\rR\x03vni\x12\x10\n" +
 	"\x03mtu\x18\x03 \x01(\x05R\x03mtu\x12\x16\n" +
-	"\x06tunnel\x18\x04 \x01(\rR\x06tunnel\"\xea\x06\n" +
+	"\x06tunnel\x18\x04 \x01(\rR\x06tunnel\"\xb0\a\n" +
 	"\aCommand\x12\x18\n" +
 	"\asubject\x18\x01 \x01(\tR\asubject\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1a\n" +
@@ -4225,12 +4433,22 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\x0erelease_source\x18\f \x01(\v2\x18.godwit.v1.ReleaseSourceH\x00R\rreleaseSource\x12>\n" +
 	"\rfinish_target\x18\r \x01(\v2\x17.godwit.v1.FinishTargetH\x00R\ffinishTarget\x12D\n" +
 	"\x0fforget_instance\x18\x0e \x01(\v2\x19.godwit.v1.ForgetInstanceH\x00R\x0eforgetInstance\x12;\n" +
-	"\fremove_disks\x18\x10 \x01(\v2\x16.godwit.v1.RemoveDisksH\x00R\vremoveDisksB\x04\n" +
+	"\fremove_disks\x18\x10 \x01(\v2\x16.godwit.v1.RemoveDisksH\x00R\vremoveDisks\x12D\n" +
+	"\x0fchange_hardware\x18\x14 \x01(\v2\x19.godwit.v1.ChangeHardwareH\x00R\x0echangeHardwareB\x04\n" +
 	"\x02op\"_\n" +
 	"\rStartInstance\x12/\n" +
 	"\binstance\x18\x01 \x01(\v2\x13.godwit.v1.InstanceR\binstance\x12\x1d\n" +
 	"\n" +
-	"volume_key\x18\x02 \x01(\fR\tvolumeKey\"9\n" +
+	"volume_key\x18\x02 \x01(\fR\tvolumeKey\"\x91\x02\n" +
+	"\x0eChangeHardware\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x16\n" +
+	"\x06remove\x18\x02 \x01(\bR\x06remove\x12#\n" +
+	"\x04disk\x18\x03 \x01(\v2\x0f.godwit.v1.DiskR\x04disk\x12#\n" +
+	"\x04port\x18\x04 \x01(\v2\x0f.godwit.v1.PortR\x04port\x120\n" +
+	"\anetwork\x18\x05 \x01(\v2\x16.godwit.v1.PortNetworkR\anetwork\x12<\n" +
+	"\rvolume_server\x18\x06 \x01(\v2\x17.godwit.v1.VolumeServerR\fvolumeServer\x12\x1d\n" +
+	"\n" +
+	"volume_key\x18\a \x01(\fR\tvolumeKey\"9\n" +
 	"\fStopInstance\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x19\n" +
 	"\bgrace_ms\x18\x02 \x01(\x03R\agraceMs\"|\n" +
@@ -4282,7 +4500,7 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\rReleaseSource\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\"\x1e\n" +
 	"\fFinishTarget\x12\x0e\n" +
-	"\x02vm\x18\x01 \x01(\tR\x02vm\"\xad\t\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\"\xf6\t\n" +
 	"\x06Report\x12\x18\n" +
 	"\asubject\x18\x01 \x01(\tR\asubject\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1a\n" +
@@ -4304,7 +4522,8 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\x0fswitch_measured\x18\x11 \x01(\v2\x19.godwit.v1.SwitchMeasuredH\x00R\x0eswitchMeasured\x12A\n" +
 	"\x0etarget_refused\x18\x12 \x01(\v2\x18.godwit.v1.TargetRefusedH\x00R\rtargetRefused\x12<\n" +
 	"\rsource_ran_on\x18\x13 \x01(\v2\x16.godwit.v1.SourceRanOnH\x00R\vsourceRanOn\x12>\n" +
-	"\rdisks_removed\x18\x14 \x01(\v2\x17.godwit.v1.DisksRemovedH\x00R\fdisksRemovedB\a\n" +
+	"\rdisks_removed\x18\x14 \x01(\v2\x17.godwit.v1.DisksRemovedH\x00R\fdisksRemoved\x12G\n" +
+	"\x10hardware_changed\x18\x19 \x01(\v2\x1a.godwit.v1.HardwareChangedH\x00R\x0fhardwareChangedB\a\n" +
 	"\x05event\"\x9b\x01\n" +
 	"\x0eTargetPrepared\x12\x12\n" +
 	"\x04port\x18\x01 \x01(\rR\x04port\x12!\n" +
@@ -4378,7 +4597,13 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\x05cause\x18\x02 \x01(\tR\x05cause\x12\x12\n" +
 	"\x04hint\x18\x03 \x01(\tR\x04hint\x12\x12\n" +
 	"\x04gone\x18\x04 \x01(\bR\x04gone\x12\x14\n" +
-	"\x05unrun\x18\x05 \x01(\bR\x05unrun\"%\n" +
+	"\x05unrun\x18\x05 \x01(\bR\x05unrun\"}\n" +
+	"\x0fHardwareChanged\x12\x12\n" +
+	"\x04slot\x18\x01 \x01(\rR\x04slot\x12\x18\n" +
+	"\aremoved\x18\x02 \x01(\bR\aremoved\x12\x12\n" +
+	"\x04code\x18\x03 \x01(\tR\x04code\x12\x14\n" +
+	"\x05cause\x18\x04 \x01(\tR\x05cause\x12\x12\n" +
+	"\x04hint\x18\x05 \x01(\tR\x04hint\"%\n" +
 	"\rTargetRefused\x12\x14\n" +
 	"\x05cause\x18\x01 \x01(\tR\x05cause\" \n" +
 	"\fDisksRemoved\x12\x10\n" +
@@ -4428,7 +4653,7 @@ func file_godwit_v1_agent_proto_rawDescGZIP() []byte {
 	return file_godwit_v1_agent_proto_rawDescData
 }
 
-var file_godwit_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 55)
+var file_godwit_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 57)
 var file_godwit_v1_agent_proto_goTypes = []any{
 	(*ReadConsoleRequest)(nil),    // 0: godwit.v1.ReadConsoleRequest
 	(*ReadConsoleResponse)(nil),   // 1: godwit.v1.ReadConsoleResponse
@@ -4451,130 +4676,140 @@ var file_godwit_v1_agent_proto_goTypes = []any{
 	(*PortNetwork)(nil),           // 18: godwit.v1.PortNetwork
 	(*Command)(nil),               // 19: godwit.v1.Command
 	(*StartInstance)(nil),         // 20: godwit.v1.StartInstance
-	(*StopInstance)(nil),          // 21: godwit.v1.StopInstance
-	(*ForgetInstance)(nil),        // 22: godwit.v1.ForgetInstance
-	(*RemoveDisks)(nil),           // 23: godwit.v1.RemoveDisks
-	(*PrepareTarget)(nil),         // 24: godwit.v1.PrepareTarget
-	(*StartCopy)(nil),             // 25: godwit.v1.StartCopy
-	(*ResumeSource)(nil),          // 26: godwit.v1.ResumeSource
-	(*ReleaseTarget)(nil),         // 27: godwit.v1.ReleaseTarget
-	(*RunTarget)(nil),             // 28: godwit.v1.RunTarget
-	(*RetireSource)(nil),          // 29: godwit.v1.RetireSource
-	(*ReleaseSource)(nil),         // 30: godwit.v1.ReleaseSource
-	(*FinishTarget)(nil),          // 31: godwit.v1.FinishTarget
-	(*Report)(nil),                // 32: godwit.v1.Report
-	(*TargetPrepared)(nil),        // 33: godwit.v1.TargetPrepared
-	(*CopyProgress)(nil),          // 34: godwit.v1.CopyProgress
-	(*SourceStopped)(nil),         // 35: godwit.v1.SourceStopped
-	(*StopReason)(nil),            // 36: godwit.v1.StopReason
-	(*SwitchMeasured)(nil),        // 37: godwit.v1.SwitchMeasured
-	(*SourceMarks)(nil),           // 38: godwit.v1.SourceMarks
-	(*TargetMarks)(nil),           // 39: godwit.v1.TargetMarks
-	(*SourceResumed)(nil),         // 40: godwit.v1.SourceResumed
-	(*TargetReleased)(nil),        // 41: godwit.v1.TargetReleased
-	(*TargetRunning)(nil),         // 42: godwit.v1.TargetRunning
-	(*SourceRetired)(nil),         // 43: godwit.v1.SourceRetired
-	(*SourceReleased)(nil),        // 44: godwit.v1.SourceReleased
-	(*TargetFinished)(nil),        // 45: godwit.v1.TargetFinished
-	(*SourceFailed)(nil),          // 46: godwit.v1.SourceFailed
-	(*TargetFailed)(nil),          // 47: godwit.v1.TargetFailed
-	(*TargetRefused)(nil),         // 48: godwit.v1.TargetRefused
-	(*DisksRemoved)(nil),          // 49: godwit.v1.DisksRemoved
-	(*SourceRanOn)(nil),           // 50: godwit.v1.SourceRanOn
-	(*AddressMap)(nil),            // 51: godwit.v1.AddressMap
-	(*NetworkMap)(nil),            // 52: godwit.v1.NetworkMap
-	(*AddressEntry)(nil),          // 53: godwit.v1.AddressEntry
-	(*AddressesApplied)(nil),      // 54: godwit.v1.AddressesApplied
-	(*Host)(nil),                  // 55: godwit.v1.Host
-	(*VMSpec)(nil),                // 56: godwit.v1.VMSpec
-	(*VolumeServer)(nil),          // 57: godwit.v1.VolumeServer
-	(*timestamppb.Timestamp)(nil), // 58: google.protobuf.Timestamp
-	(*Endpoint)(nil),              // 59: godwit.v1.Endpoint
+	(*ChangeHardware)(nil),        // 21: godwit.v1.ChangeHardware
+	(*StopInstance)(nil),          // 22: godwit.v1.StopInstance
+	(*ForgetInstance)(nil),        // 23: godwit.v1.ForgetInstance
+	(*RemoveDisks)(nil),           // 24: godwit.v1.RemoveDisks
+	(*PrepareTarget)(nil),         // 25: godwit.v1.PrepareTarget
+	(*StartCopy)(nil),             // 26: godwit.v1.StartCopy
+	(*ResumeSource)(nil),          // 27: godwit.v1.ResumeSource
+	(*ReleaseTarget)(nil),         // 28: godwit.v1.ReleaseTarget
+	(*RunTarget)(nil),             // 29: godwit.v1.RunTarget
+	(*RetireSource)(nil),          // 30: godwit.v1.RetireSource
+	(*ReleaseSource)(nil),         // 31: godwit.v1.ReleaseSource
+	(*FinishTarget)(nil),          // 32: godwit.v1.FinishTarget
+	(*Report)(nil),                // 33: godwit.v1.Report
+	(*TargetPrepared)(nil),        // 34: godwit.v1.TargetPrepared
+	(*CopyProgress)(nil),          // 35: godwit.v1.CopyProgress
+	(*SourceStopped)(nil),         // 36: godwit.v1.SourceStopped
+	(*StopReason)(nil),            // 37: godwit.v1.StopReason
+	(*SwitchMeasured)(nil),        // 38: godwit.v1.SwitchMeasured
+	(*SourceMarks)(nil),           // 39: godwit.v1.SourceMarks
+	(*TargetMarks)(nil),           // 40: godwit.v1.TargetMarks
+	(*SourceResumed)(nil),         // 41: godwit.v1.SourceResumed
+	(*TargetReleased)(nil),        // 42: godwit.v1.TargetReleased
+	(*TargetRunning)(nil),         // 43: godwit.v1.TargetRunning
+	(*SourceRetired)(nil),         // 44: godwit.v1.SourceRetired
+	(*SourceReleased)(nil),        // 45: godwit.v1.SourceReleased
+	(*TargetFinished)(nil),        // 46: godwit.v1.TargetFinished
+	(*SourceFailed)(nil),          // 47: godwit.v1.SourceFailed
+	(*TargetFailed)(nil),          // 48: godwit.v1.TargetFailed
+	(*HardwareChanged)(nil),       // 49: godwit.v1.HardwareChanged
+	(*TargetRefused)(nil),         // 50: godwit.v1.TargetRefused
+	(*DisksRemoved)(nil),          // 51: godwit.v1.DisksRemoved
+	(*SourceRanOn)(nil),           // 52: godwit.v1.SourceRanOn
+	(*AddressMap)(nil),            // 53: godwit.v1.AddressMap
+	(*NetworkMap)(nil),            // 54: godwit.v1.NetworkMap
+	(*AddressEntry)(nil),          // 55: godwit.v1.AddressEntry
+	(*AddressesApplied)(nil),      // 56: godwit.v1.AddressesApplied
+	(*Host)(nil),                  // 57: godwit.v1.Host
+	(*VMSpec)(nil),                // 58: godwit.v1.VMSpec
+	(*VolumeServer)(nil),          // 59: godwit.v1.VolumeServer
+	(*Disk)(nil),                  // 60: godwit.v1.Disk
+	(*Port)(nil),                  // 61: godwit.v1.Port
+	(*timestamppb.Timestamp)(nil), // 62: google.protobuf.Timestamp
+	(*Endpoint)(nil),              // 63: godwit.v1.Endpoint
 }
 var file_godwit_v1_agent_proto_depIdxs = []int32{
 	11, // 0: godwit.v1.SessionRequest.hello:type_name -> godwit.v1.Hello
-	32, // 1: godwit.v1.SessionRequest.report:type_name -> godwit.v1.Report
-	54, // 2: godwit.v1.SessionRequest.addresses_applied:type_name -> godwit.v1.AddressesApplied
+	33, // 1: godwit.v1.SessionRequest.report:type_name -> godwit.v1.Report
+	56, // 2: godwit.v1.SessionRequest.addresses_applied:type_name -> godwit.v1.AddressesApplied
 	10, // 3: godwit.v1.SessionRequest.heartbeat:type_name -> godwit.v1.Heartbeat
 	12, // 4: godwit.v1.SessionResponse.welcome:type_name -> godwit.v1.Welcome
 	19, // 5: godwit.v1.SessionResponse.command:type_name -> godwit.v1.Command
-	51, // 6: godwit.v1.SessionResponse.addresses:type_name -> godwit.v1.AddressMap
+	53, // 6: godwit.v1.SessionResponse.addresses:type_name -> godwit.v1.AddressMap
 	10, // 7: godwit.v1.SessionResponse.heartbeat:type_name -> godwit.v1.Heartbeat
 	13, // 8: godwit.v1.Heartbeat.store:type_name -> godwit.v1.StoreMark
-	55, // 9: godwit.v1.Hello.host:type_name -> godwit.v1.Host
+	57, // 9: godwit.v1.Hello.host:type_name -> godwit.v1.Host
 	14, // 10: godwit.v1.Hello.instances:type_name -> godwit.v1.InstanceReport
 	13, // 11: godwit.v1.Hello.store:type_name -> godwit.v1.StoreMark
 	13, // 12: godwit.v1.Welcome.store:type_name -> godwit.v1.StoreMark
-	56, // 13: godwit.v1.Instance.spec:type_name -> godwit.v1.VMSpec
+	58, // 13: godwit.v1.Instance.spec:type_name -> godwit.v1.VMSpec
 	18, // 14: godwit.v1.Instance.networks:type_name -> godwit.v1.PortNetwork
-	57, // 15: godwit.v1.Instance.volume_servers:type_name -> godwit.v1.VolumeServer
+	59, // 15: godwit.v1.Instance.volume_servers:type_name -> godwit.v1.VolumeServer
 	20, // 16: godwit.v1.Command.start_instance:type_name -> godwit.v1.StartInstance
-	21, // 17: godwit.v1.Command.stop_instance:type_name -> godwit.v1.StopInstance
-	24, // 18: godwit.v1.Command.prepare_target:type_name -> godwit.v1.PrepareTarget
-	25, // 19: godwit.v1.Command.start_copy:type_name -> godwit.v1.StartCopy
-	26, // 20: godwit.v1.Command.resume_source:type_name -> godwit.v1.ResumeSource
-	27, // 21: godwit.v1.Command.release_target:type_name -> godwit.v1.ReleaseTarget
-	28, // 22: godwit.v1.Command.run_target:type_name -> godwit.v1.RunTarget
-	29, // 23: godwit.v1.Command.retire_source:type_name -> godwit.v1.RetireSource
-	30, // 24: godwit.v1.Command.release_source:type_name -> godwit.v1.ReleaseSource
-	31, // 25: godwit.v1.Command.finish_target:type_name -> godwit.v1.FinishTarget
-	22, // 26: godwit.v1.Command.forget_instance:type_name -> godwit.v1.ForgetInstance
-	23, // 27: godwit.v1.Command.remove_disks:type_name -> godwit.v1.RemoveDisks
-	17, // 28: godwit.v1.StartInstance.instance:type_name -> godwit.v1.Instance
-	17, // 29: godwit.v1.PrepareTarget.instance:type_name -> godwit.v1.Instance
-	18, // 30: godwit.v1.StartCopy.networks:type_name -> godwit.v1.PortNetwork
-	57, // 31: godwit.v1.ResumeSource.volume_servers:type_name -> godwit.v1.VolumeServer
-	58, // 32: godwit.v1.Report.at:type_name -> google.protobuf.Timestamp
-	14, // 33: godwit.v1.Report.instance:type_name -> godwit.v1.InstanceReport
-	33, // 34: godwit.v1.Report.target_prepared:type_name -> godwit.v1.TargetPrepared
-	34, // 35: godwit.v1.Report.copy_progress:type_name -> godwit.v1.CopyProgress
-	35, // 36: godwit.v1.Report.source_stopped:type_name -> godwit.v1.SourceStopped
-	40, // 37: godwit.v1.Report.source_resumed:type_name -> godwit.v1.SourceResumed
-	41, // 38: godwit.v1.Report.target_released:type_name -> godwit.v1.TargetReleased
-	42, // 39: godwit.v1.Report.target_running:type_name -> godwit.v1.TargetRunning
-	43, // 40: godwit.v1.Report.source_retired:type_name -> godwit.v1.SourceRetired
-	44, // 41: godwit.v1.Report.source_released:type_name -> godwit.v1.SourceReleased
-	45, // 42: godwit.v1.Report.target_finished:type_name -> godwit.v1.TargetFinished
-	46, // 43: godwit.v1.Report.source_failed:type_name -> godwit.v1.SourceFailed
-	47, // 44: godwit.v1.Report.target_failed:type_name -> godwit.v1.TargetFailed
-	37, // 45: godwit.v1.Report.switch_measured:type_name -> godwit.v1.SwitchMeasured
-	48, // 46: godwit.v1.Report.target_refused:type_name -> godwit.v1.TargetRefused
-	50, // 47: godwit.v1.Report.source_ran_on:type_name -> godwit.v1.SourceRanOn
-	49, // 48: godwit.v1.Report.disks_removed:type_name -> godwit.v1.DisksRemoved
-	58, // 49: godwit.v1.SourceStopped.stopped:type_name -> google.protobuf.Timestamp
-	36, // 50: godwit.v1.SourceStopped.why:type_name -> godwit.v1.StopReason
-	38, // 51: godwit.v1.SwitchMeasured.marks:type_name -> godwit.v1.SourceMarks
-	58, // 52: godwit.v1.SourceMarks.gate_flipped:type_name -> google.protobuf.Timestamp
-	58, // 53: godwit.v1.SourceMarks.stopped:type_name -> google.protobuf.Timestamp
-	58, // 54: godwit.v1.SourceMarks.pre_switchover:type_name -> google.protobuf.Timestamp
-	58, // 55: godwit.v1.SourceMarks.continued:type_name -> google.protobuf.Timestamp
-	58, // 56: godwit.v1.SourceMarks.drained:type_name -> google.protobuf.Timestamp
-	58, // 57: godwit.v1.SourceMarks.completed:type_name -> google.protobuf.Timestamp
-	58, // 58: godwit.v1.TargetMarks.loaded:type_name -> google.protobuf.Timestamp
-	58, // 59: godwit.v1.TargetMarks.asked:type_name -> google.protobuf.Timestamp
-	58, // 60: godwit.v1.TargetMarks.answered:type_name -> google.protobuf.Timestamp
-	58, // 61: godwit.v1.TargetMarks.resumed:type_name -> google.protobuf.Timestamp
-	39, // 62: godwit.v1.TargetRunning.marks:type_name -> godwit.v1.TargetMarks
-	52, // 63: godwit.v1.AddressMap.networks:type_name -> godwit.v1.NetworkMap
-	53, // 64: godwit.v1.NetworkMap.entries:type_name -> godwit.v1.AddressEntry
-	59, // 65: godwit.v1.NetworkMap.endpoints:type_name -> godwit.v1.Endpoint
-	8,  // 66: godwit.v1.AgentService.Session:input_type -> godwit.v1.SessionRequest
-	15, // 67: godwit.v1.AgentService.Commit:input_type -> godwit.v1.CommitRequest
-	4,  // 68: godwit.v1.PeerService.GiveUp:input_type -> godwit.v1.GiveUpRequest
-	6,  // 69: godwit.v1.PeerService.ReturnFrames:input_type -> godwit.v1.ReturnFramesRequest
-	0,  // 70: godwit.v1.ConsoleService.Read:input_type -> godwit.v1.ReadConsoleRequest
-	2,  // 71: godwit.v1.ConsoleService.Write:input_type -> godwit.v1.WriteConsoleRequest
-	9,  // 72: godwit.v1.AgentService.Session:output_type -> godwit.v1.SessionResponse
-	16, // 73: godwit.v1.AgentService.Commit:output_type -> godwit.v1.CommitResponse
-	5,  // 74: godwit.v1.PeerService.GiveUp:output_type -> godwit.v1.GiveUpResponse
-	7,  // 75: godwit.v1.PeerService.ReturnFrames:output_type -> godwit.v1.ReturnFramesResponse
-	1,  // 76: godwit.v1.ConsoleService.Read:output_type -> godwit.v1.ReadConsoleResponse
-	3,  // 77: godwit.v1.ConsoleService.Write:output_type -> godwit.v1.WriteConsoleResponse
-	72, // [72:78] is the sub-list for method output_type
-	66, // [66:72] is the sub-list for method input_type
-	66, // [66:66] is the sub-list for extension type_name
-	66, // [66:66] is the sub-list for extension extendee
-	0,  // [0:66] is the sub-list for field type_name
+	22, // 17: godwit.v1.Command.stop_instance:type_name -> godwit.v1.StopInstance
+	25, // 18: godwit.v1.Command.prepare_target:type_name -> godwit.v1.PrepareTarget
+	26, // 19: godwit.v1.Command.start_copy:type_name -> godwit.v1.StartCopy
+	27, // 20: godwit.v1.Command.resume_source:type_name -> godwit.v1.ResumeSource
+	28, // 21: godwit.v1.Command.release_target:type_name -> godwit.v1.ReleaseTarget
+	29, // 22: godwit.v1.Command.run_target:type_name -> godwit.v1.RunTarget
+	30, // 23: godwit.v1.Command.retire_source:type_name -> godwit.v1.RetireSource
+	31, // 24: godwit.v1.Command.release_source:type_name -> godwit.v1.ReleaseSource
+	32, // 25: godwit.v1.Command.finish_target:type_name -> godwit.v1.FinishTarget
+	23, // 26: godwit.v1.Command.forget_instance:type_name -> godwit.v1.ForgetInstance
+	24, // 27: godwit.v1.Command.remove_disks:type_name -> godwit.v1.RemoveDisks
+	21, // 28: godwit.v1.Command.change_hardware:type_name -> godwit.v1.ChangeHardware
+	17, // 29: godwit.v1.StartInstance.instance:type_name -> godwit.v1.Instance
+	60, // 30: godwit.v1.ChangeHardware.disk:type_name -> godwit.v1.Disk
+	61, // 31: godwit.v1.ChangeHardware.port:type_name -> godwit.v1.Port
+	18, // 32: godwit.v1.ChangeHardware.network:type_name -> godwit.v1.PortNetwork
+	59, // 33: godwit.v1.ChangeHardware.volume_server:type_name -> godwit.v1.VolumeServer
+	17, // 34: godwit.v1.PrepareTarget.instance:type_name -> godwit.v1.Instance
+	18, // 35: godwit.v1.StartCopy.networks:type_name -> godwit.v1.PortNetwork
+	59, // 36: godwit.v1.ResumeSource.volume_servers:type_name -> godwit.v1.VolumeServer
+	62, // 37: godwit.v1.Report.at:type_name -> google.protobuf.Timestamp
+	14, // 38: godwit.v1.Report.instance:type_name -> godwit.v1.InstanceReport
+	34, // 39: godwit.v1.Report.target_prepared:type_name -> godwit.v1.TargetPrepared
+	35, // 40: godwit.v1.Report.copy_progress:type_name -> godwit.v1.CopyProgress
+	36, // 41: godwit.v1.Report.source_stopped:type_name -> godwit.v1.SourceStopped
+	41, // 42: godwit.v1.Report.source_resumed:type_name -> godwit.v1.SourceResumed
+	42, // 43: godwit.v1.Report.target_released:type_name -> godwit.v1.TargetReleased
+	43, // 44: godwit.v1.Report.target_running:type_name -> godwit.v1.TargetRunning
+	44, // 45: godwit.v1.Report.source_retired:type_name -> godwit.v1.SourceRetired
+	45, // 46: godwit.v1.Report.source_released:type_name -> godwit.v1.SourceReleased
+	46, // 47: godwit.v1.Report.target_finished:type_name -> godwit.v1.TargetFinished
+	47, // 48: godwit.v1.Report.source_failed:type_name -> godwit.v1.SourceFailed
+	48, // 49: godwit.v1.Report.target_failed:type_name -> godwit.v1.TargetFailed
+	38, // 50: godwit.v1.Report.switch_measured:type_name -> godwit.v1.SwitchMeasured
+	50, // 51: godwit.v1.Report.target_refused:type_name -> godwit.v1.TargetRefused
+	52, // 52: godwit.v1.Report.source_ran_on:type_name -> godwit.v1.SourceRanOn
+	51, // 53: godwit.v1.Report.disks_removed:type_name -> godwit.v1.DisksRemoved
+	49, // 54: godwit.v1.Report.hardware_changed:type_name -> godwit.v1.HardwareChanged
+	62, // 55: godwit.v1.SourceStopped.stopped:type_name -> google.protobuf.Timestamp
+	37, // 56: godwit.v1.SourceStopped.why:type_name -> godwit.v1.StopReason
+	39, // 57: godwit.v1.SwitchMeasured.marks:type_name -> godwit.v1.SourceMarks
+	62, // 58: godwit.v1.SourceMarks.gate_flipped:type_name -> google.protobuf.Timestamp
+	62, // 59: godwit.v1.SourceMarks.stopped:type_name -> google.protobuf.Timestamp
+	62, // 60: godwit.v1.SourceMarks.pre_switchover:type_name -> google.protobuf.Timestamp
+	62, // 61: godwit.v1.SourceMarks.continued:type_name -> google.protobuf.Timestamp
+	62, // 62: godwit.v1.SourceMarks.drained:type_name -> google.protobuf.Timestamp
+	62, // 63: godwit.v1.SourceMarks.completed:type_name -> google.protobuf.Timestamp
+	62, // 64: godwit.v1.TargetMarks.loaded:type_name -> google.protobuf.Timestamp
+	62, // 65: godwit.v1.TargetMarks.asked:type_name -> google.protobuf.Timestamp
+	62, // 66: godwit.v1.TargetMarks.answered:type_name -> google.protobuf.Timestamp
+	62, // 67: godwit.v1.TargetMarks.resumed:type_name -> google.protobuf.Timestamp
+	40, // 68: godwit.v1.TargetRunning.marks:type_name -> godwit.v1.TargetMarks
+	54, // 69: godwit.v1.AddressMap.networks:type_name -> godwit.v1.NetworkMap
+	55, // 70: godwit.v1.NetworkMap.entries:type_name -> godwit.v1.AddressEntry
+	63, // 71: godwit.v1.NetworkMap.endpoints:type_name -> godwit.v1.Endpoint
+	8,  // 72: godwit.v1.AgentService.Session:input_type -> godwit.v1.SessionRequest
+	15, // 73: godwit.v1.AgentService.Commit:input_type -> godwit.v1.CommitRequest
+	4,  // 74: godwit.v1.PeerService.GiveUp:input_type -> godwit.v1.GiveUpRequest
+	6,  // 75: godwit.v1.PeerService.ReturnFrames:input_type -> godwit.v1.ReturnFramesRequest
+	0,  // 76: godwit.v1.ConsoleService.Read:input_type -> godwit.v1.ReadConsoleRequest
+	2,  // 77: godwit.v1.ConsoleService.Write:input_type -> godwit.v1.WriteConsoleRequest
+	9,  // 78: godwit.v1.AgentService.Session:output_type -> godwit.v1.SessionResponse
+	16, // 79: godwit.v1.AgentService.Commit:output_type -> godwit.v1.CommitResponse
+	5,  // 80: godwit.v1.PeerService.GiveUp:output_type -> godwit.v1.GiveUpResponse
+	7,  // 81: godwit.v1.PeerService.ReturnFrames:output_type -> godwit.v1.ReturnFramesResponse
+	1,  // 82: godwit.v1.ConsoleService.Read:output_type -> godwit.v1.ReadConsoleResponse
+	3,  // 83: godwit.v1.ConsoleService.Write:output_type -> godwit.v1.WriteConsoleResponse
+	78, // [78:84] is the sub-list for method output_type
+	72, // [72:78] is the sub-list for method input_type
+	72, // [72:72] is the sub-list for extension type_name
+	72, // [72:72] is the sub-list for extension extendee
+	0,  // [0:72] is the sub-list for field type_name
 }
 
 func init() { file_godwit_v1_agent_proto_init() }
@@ -4609,8 +4844,9 @@ func file_godwit_v1_agent_proto_init() {
 		(*Command_FinishTarget)(nil),
 		(*Command_ForgetInstance)(nil),
 		(*Command_RemoveDisks)(nil),
+		(*Command_ChangeHardware)(nil),
 	}
-	file_godwit_v1_agent_proto_msgTypes[32].OneofWrappers = []any{
+	file_godwit_v1_agent_proto_msgTypes[33].OneofWrappers = []any{
 		(*Report_Instance)(nil),
 		(*Report_TargetPrepared)(nil),
 		(*Report_CopyProgress)(nil),
@@ -4627,6 +4863,7 @@ func file_godwit_v1_agent_proto_init() {
 		(*Report_TargetRefused)(nil),
 		(*Report_SourceRanOn)(nil),
 		(*Report_DisksRemoved)(nil),
+		(*Report_HardwareChanged)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -4634,7 +4871,7 @@ func file_godwit_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_godwit_v1_agent_proto_rawDesc), len(file_godwit_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   55,
+			NumMessages:   57,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

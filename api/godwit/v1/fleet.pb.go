@@ -520,7 +520,9 @@ type VM struct {
 	MigrationCapabilities []string `protobuf:"bytes,12,rep,name=migration_capabilities,json=migrationCapabilities,proto3" json:"migration_capabilities,omitempty"`
 	// The host that has its local disks, and so the only one on which it can start.
 	// Empty before the first start, and of a VM without.
-	LocalHost     string `protobuf:"bytes,13,opt,name=local_host,json=localHost,proto3" json:"local_host,omitempty"`
+	LocalHost string `protobuf:"bytes,13,opt,name=local_host,json=localHost,proto3" json:"local_host,omitempty"`
+	// The last change of its hardware while it ran.
+	Change        *HardwareChange `protobuf:"bytes,15,opt,name=change,proto3" json:"change,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -646,6 +648,103 @@ func (x *VM) GetLocalHost() string {
 	return ""
 }
 
+func (x *VM) GetChange() *HardwareChange {
+	if x != nil {
+		return x.Change
+	}
+	return nil
+}
+
+// HardwareChange adds one disk or port to a running VM, or removes one. The VM's
+// spec is what it has: it changes when the change is done.
+type HardwareChange struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Grows with every change of the VM.
+	Sequence uint64 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	Remove   bool   `protobuf:"varint,2,opt,name=remove,proto3" json:"remove,omitempty"`
+	// One of the two.
+	Disk *Disk `protobuf:"bytes,3,opt,name=disk,proto3" json:"disk,omitempty"`
+	Port *Port `protobuf:"bytes,4,opt,name=port,proto3" json:"port,omitempty"`
+	// "pending", "done" or "failed".
+	State string `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"`
+	// Why it has failed.
+	Cause         string `protobuf:"bytes,6,opt,name=cause,proto3" json:"cause,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HardwareChange) Reset() {
+	*x = HardwareChange{}
+	mi := &file_godwit_v1_fleet_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HardwareChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HardwareChange) ProtoMessage() {}
+
+func (x *HardwareChange) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_fleet_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HardwareChange.ProtoReflect.Descriptor instead.
+func (*HardwareChange) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_fleet_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *HardwareChange) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *HardwareChange) GetRemove() bool {
+	if x != nil {
+		return x.Remove
+	}
+	return false
+}
+
+func (x *HardwareChange) GetDisk() *Disk {
+	if x != nil {
+		return x.Disk
+	}
+	return nil
+}
+
+func (x *HardwareChange) GetPort() *Port {
+	if x != nil {
+		return x.Port
+	}
+	return nil
+}
+
+func (x *HardwareChange) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *HardwareChange) GetCause() string {
+	if x != nil {
+		return x.Cause
+	}
+	return ""
+}
+
 // State of a host: "up", "down" (its agent has no session), "cordoned" (up,
 // but takes no VMs).
 type Host struct {
@@ -677,7 +776,7 @@ type Host struct {
 
 func (x *Host) Reset() {
 	*x = Host{}
-	mi := &file_godwit_v1_fleet_proto_msgTypes[7]
+	mi := &file_godwit_v1_fleet_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -689,7 +788,7 @@ func (x *Host) String() string {
 func (*Host) ProtoMessage() {}
 
 func (x *Host) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_fleet_proto_msgTypes[7]
+	mi := &file_godwit_v1_fleet_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -702,7 +801,7 @@ func (x *Host) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Host.ProtoReflect.Descriptor instead.
 func (*Host) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_fleet_proto_rawDescGZIP(), []int{7}
+	return file_godwit_v1_fleet_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Host) GetName() string {
@@ -847,7 +946,7 @@ type Network struct {
 
 func (x *Network) Reset() {
 	*x = Network{}
-	mi := &file_godwit_v1_fleet_proto_msgTypes[8]
+	mi := &file_godwit_v1_fleet_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -859,7 +958,7 @@ func (x *Network) String() string {
 func (*Network) ProtoMessage() {}
 
 func (x *Network) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_fleet_proto_msgTypes[8]
+	mi := &file_godwit_v1_fleet_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -872,7 +971,7 @@ func (x *Network) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Network.ProtoReflect.Descriptor instead.
 func (*Network) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_fleet_proto_rawDescGZIP(), []int{8}
+	return file_godwit_v1_fleet_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Network) GetName() string {
@@ -932,7 +1031,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_godwit_v1_fleet_proto_msgTypes[9]
+	mi := &file_godwit_v1_fleet_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -944,7 +1043,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_fleet_proto_msgTypes[9]
+	mi := &file_godwit_v1_fleet_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -957,7 +1056,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_fleet_proto_rawDescGZIP(), []int{9}
+	return file_godwit_v1_fleet_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Endpoint) GetName() string {
@@ -1011,7 +1110,7 @@ type VolumeServer struct {
 
 func (x *VolumeServer) Reset() {
 	*x = VolumeServer{}
-	mi := &file_godwit_v1_fleet_proto_msgTypes[10]
+	mi := &file_godwit_v1_fleet_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1023,7 +1122,7 @@ func (x *VolumeServer) String() string {
 func (*VolumeServer) ProtoMessage() {}
 
 func (x *VolumeServer) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_fleet_proto_msgTypes[10]
+	mi := &file_godwit_v1_fleet_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1036,7 +1135,7 @@ func (x *VolumeServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeServer.ProtoReflect.Descriptor instead.
 func (*VolumeServer) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_fleet_proto_rawDescGZIP(), []int{10}
+	return file_godwit_v1_fleet_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *VolumeServer) GetName() string {
@@ -1116,7 +1215,7 @@ const file_godwit_v1_fleet_proto_rawDesc = "" +
 	"\x03mac\x18\x03 \x01(\tR\x03mac\x12\x10\n" +
 	"\x03ips\x18\x04 \x03(\tR\x03ips\x12\x16\n" +
 	"\x06queues\x18\x05 \x01(\x05R\x06queues\x12\x12\n" +
-	"\x04slot\x18\x0f \x01(\rR\x04slot\"\xa2\x03\n" +
+	"\x04slot\x18\x0f \x01(\rR\x04slot\"\xd5\x03\n" +
 	"\x02VM\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12%\n" +
@@ -1132,7 +1231,15 @@ const file_godwit_v1_fleet_proto_rawDesc = "" +
 	"\fqemu_version\x18\v \x01(\tR\vqemuVersion\x125\n" +
 	"\x16migration_capabilities\x18\f \x03(\tR\x15migrationCapabilities\x12\x1d\n" +
 	"\n" +
-	"local_host\x18\r \x01(\tR\tlocalHost\"\xbe\x05\n" +
+	"local_host\x18\r \x01(\tR\tlocalHost\x121\n" +
+	"\x06change\x18\x0f \x01(\v2\x19.godwit.v1.HardwareChangeR\x06change\"\xba\x01\n" +
+	"\x0eHardwareChange\x12\x1a\n" +
+	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x16\n" +
+	"\x06remove\x18\x02 \x01(\bR\x06remove\x12#\n" +
+	"\x04disk\x18\x03 \x01(\v2\x0f.godwit.v1.DiskR\x04disk\x12#\n" +
+	"\x04port\x18\x04 \x01(\v2\x0f.godwit.v1.PortR\x04port\x12\x14\n" +
+	"\x05state\x18\x05 \x01(\tR\x05state\x12\x14\n" +
+	"\x05cause\x18\x06 \x01(\tR\x05cause\"\xbe\x05\n" +
 	"\x04Host\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x14\n" +
@@ -1189,7 +1296,7 @@ func file_godwit_v1_fleet_proto_rawDescGZIP() []byte {
 	return file_godwit_v1_fleet_proto_rawDescData
 }
 
-var file_godwit_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_godwit_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_godwit_v1_fleet_proto_goTypes = []any{
 	(*PageRequest)(nil),           // 0: godwit.v1.PageRequest
 	(*Owner)(nil),                 // 1: godwit.v1.Owner
@@ -1198,12 +1305,13 @@ var file_godwit_v1_fleet_proto_goTypes = []any{
 	(*Disk)(nil),                  // 4: godwit.v1.Disk
 	(*Port)(nil),                  // 5: godwit.v1.Port
 	(*VM)(nil),                    // 6: godwit.v1.VM
-	(*Host)(nil),                  // 7: godwit.v1.Host
-	(*Network)(nil),               // 8: godwit.v1.Network
-	(*Endpoint)(nil),              // 9: godwit.v1.Endpoint
-	(*VolumeServer)(nil),          // 10: godwit.v1.VolumeServer
-	nil,                           // 11: godwit.v1.Host.MachineAliasesEntry
-	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
+	(*HardwareChange)(nil),        // 7: godwit.v1.HardwareChange
+	(*Host)(nil),                  // 8: godwit.v1.Host
+	(*Network)(nil),               // 9: godwit.v1.Network
+	(*Endpoint)(nil),              // 10: godwit.v1.Endpoint
+	(*VolumeServer)(nil),          // 11: godwit.v1.VolumeServer
+	nil,                           // 12: godwit.v1.Host.MachineAliasesEntry
+	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
 }
 var file_godwit_v1_fleet_proto_depIdxs = []int32{
 	3,  // 0: godwit.v1.VMSpec.boot:type_name -> godwit.v1.Boot
@@ -1211,15 +1319,18 @@ var file_godwit_v1_fleet_proto_depIdxs = []int32{
 	5,  // 2: godwit.v1.VMSpec.ports:type_name -> godwit.v1.Port
 	2,  // 3: godwit.v1.VM.spec:type_name -> godwit.v1.VMSpec
 	1,  // 4: godwit.v1.VM.owner:type_name -> godwit.v1.Owner
-	12, // 5: godwit.v1.VM.created:type_name -> google.protobuf.Timestamp
-	12, // 6: godwit.v1.Host.seen:type_name -> google.protobuf.Timestamp
-	11, // 7: godwit.v1.Host.machine_aliases:type_name -> godwit.v1.Host.MachineAliasesEntry
-	9,  // 8: godwit.v1.Network.endpoints:type_name -> godwit.v1.Endpoint
-	9,  // [9:9] is the sub-list for method output_type
-	9,  // [9:9] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	13, // 5: godwit.v1.VM.created:type_name -> google.protobuf.Timestamp
+	7,  // 6: godwit.v1.VM.change:type_name -> godwit.v1.HardwareChange
+	4,  // 7: godwit.v1.HardwareChange.disk:type_name -> godwit.v1.Disk
+	5,  // 8: godwit.v1.HardwareChange.port:type_name -> godwit.v1.Port
+	13, // 9: godwit.v1.Host.seen:type_name -> google.protobuf.Timestamp
+	12, // 10: godwit.v1.Host.machine_aliases:type_name -> godwit.v1.Host.MachineAliasesEntry
+	10, // 11: godwit.v1.Network.endpoints:type_name -> godwit.v1.Endpoint
+	12, // [12:12] is the sub-list for method output_type
+	12, // [12:12] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_godwit_v1_fleet_proto_init() }
@@ -1233,7 +1344,7 @@ func file_godwit_v1_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_godwit_v1_fleet_proto_rawDesc), len(file_godwit_v1_fleet_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   12,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -985,6 +985,460 @@ func (*TypeResponse) Descriptor() ([]byte, []int) {
 	return file_godwit_v1_vm_proto_rawDescGZIP(), []int{17}
 }
 
+type AddDiskRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Disk  *Disk                  `protobuf:"bytes,2,opt,name=disk,proto3" json:"disk,omitempty"`
+	// If not zero, the version that the record must have.
+	Version int64 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
+	// As of CreateVMRequest.
+	RequestId     string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddDiskRequest) Reset() {
+	*x = AddDiskRequest{}
+	mi := &file_godwit_v1_vm_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddDiskRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddDiskRequest) ProtoMessage() {}
+
+func (x *AddDiskRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_vm_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddDiskRequest.ProtoReflect.Descriptor instead.
+func (*AddDiskRequest) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_vm_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *AddDiskRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AddDiskRequest) GetDisk() *Disk {
+	if x != nil {
+		return x.Disk
+	}
+	return nil
+}
+
+func (x *AddDiskRequest) GetVersion() int64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *AddDiskRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+type AddDiskResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            *VM                    `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddDiskResponse) Reset() {
+	*x = AddDiskResponse{}
+	mi := &file_godwit_v1_vm_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddDiskResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddDiskResponse) ProtoMessage() {}
+
+func (x *AddDiskResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_vm_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddDiskResponse.ProtoReflect.Descriptor instead.
+func (*AddDiskResponse) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_vm_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *AddDiskResponse) GetVm() *VM {
+	if x != nil {
+		return x.Vm
+	}
+	return nil
+}
+
+type RemoveDiskRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Of the disk.
+	Disk          string `protobuf:"bytes,2,opt,name=disk,proto3" json:"disk,omitempty"`
+	Version       int64  `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
+	RequestId     string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveDiskRequest) Reset() {
+	*x = RemoveDiskRequest{}
+	mi := &file_godwit_v1_vm_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveDiskRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveDiskRequest) ProtoMessage() {}
+
+func (x *RemoveDiskRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_vm_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveDiskRequest.ProtoReflect.Descriptor instead.
+func (*RemoveDiskRequest) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_vm_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *RemoveDiskRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RemoveDiskRequest) GetDisk() string {
+	if x != nil {
+		return x.Disk
+	}
+	return ""
+}
+
+func (x *RemoveDiskRequest) GetVersion() int64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *RemoveDiskRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+type RemoveDiskResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            *VM                    `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveDiskResponse) Reset() {
+	*x = RemoveDiskResponse{}
+	mi := &file_godwit_v1_vm_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveDiskResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveDiskResponse) ProtoMessage() {}
+
+func (x *RemoveDiskResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_vm_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveDiskResponse.ProtoReflect.Descriptor instead.
+func (*RemoveDiskResponse) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_vm_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *RemoveDiskResponse) GetVm() *VM {
+	if x != nil {
+		return x.Vm
+	}
+	return nil
+}
+
+type AddPortRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Port  *Port                  `protobuf:"bytes,2,opt,name=port,proto3" json:"port,omitempty"`
+	// If not zero, the version that the record must have.
+	Version int64 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
+	// As of CreateVMRequest.
+	RequestId     string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddPortRequest) Reset() {
+	*x = AddPortRequest{}
+	mi := &file_godwit_v1_vm_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddPortRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddPortRequest) ProtoMessage() {}
+
+func (x *AddPortRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_vm_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddPortRequest.ProtoReflect.Descriptor instead.
+func (*AddPortRequest) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_vm_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *AddPortRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AddPortRequest) GetPort() *Port {
+	if x != nil {
+		return x.Port
+	}
+	return nil
+}
+
+func (x *AddPortRequest) GetVersion() int64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *AddPortRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+type AddPortResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            *VM                    `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddPortResponse) Reset() {
+	*x = AddPortResponse{}
+	mi := &file_godwit_v1_vm_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddPortResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddPortResponse) ProtoMessage() {}
+
+func (x *AddPortResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_vm_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddPortResponse.ProtoReflect.Descriptor instead.
+func (*AddPortResponse) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_vm_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *AddPortResponse) GetVm() *VM {
+	if x != nil {
+		return x.Vm
+	}
+	return nil
+}
+
+type RemovePortRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Of the port.
+	Port          string `protobuf:"bytes,2,opt,name=port,proto3" json:"port,omitempty"`
+	Version       int64  `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
+	RequestId     string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemovePortRequest) Reset() {
+	*x = RemovePortRequest{}
+	mi := &file_godwit_v1_vm_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemovePortRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemovePortRequest) ProtoMessage() {}
+
+func (x *RemovePortRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_vm_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemovePortRequest.ProtoReflect.Descriptor instead.
+func (*RemovePortRequest) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_vm_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *RemovePortRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RemovePortRequest) GetPort() string {
+	if x != nil {
+		return x.Port
+	}
+	return ""
+}
+
+func (x *RemovePortRequest) GetVersion() int64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *RemovePortRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+type RemovePortResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            *VM                    `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemovePortResponse) Reset() {
+	*x = RemovePortResponse{}
+	mi := &file_godwit_v1_vm_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemovePortResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemovePortResponse) ProtoMessage() {}
+
+func (x *RemovePortResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_vm_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemovePortResponse.ProtoReflect.Descriptor instead.
+func (*RemovePortResponse) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_vm_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *RemovePortResponse) GetVm() *VM {
+	if x != nil {
+		return x.Vm
+	}
+	return nil
+}
+
 var File_godwit_v1_vm_proto protoreflect.FileDescriptor
 
 const file_godwit_v1_vm_proto_rawDesc = "" +
@@ -1046,14 +1500,52 @@ const file_godwit_v1_vm_proto_rawDesc = "" +
 	"\vTypeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05input\x18\x02 \x01(\fR\x05input\"\x0e\n" +
-	"\fTypeResponse2\xc8\x04\n" +
+	"\fTypeResponse\"\x82\x01\n" +
+	"\x0eAddDiskRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12#\n" +
+	"\x04disk\x18\x02 \x01(\v2\x0f.godwit.v1.DiskR\x04disk\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\x03R\aversion\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x04 \x01(\tR\trequestId\"0\n" +
+	"\x0fAddDiskResponse\x12\x1d\n" +
+	"\x02vm\x18\x01 \x01(\v2\r.godwit.v1.VMR\x02vm\"t\n" +
+	"\x11RemoveDiskRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04disk\x18\x02 \x01(\tR\x04disk\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\x03R\aversion\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x04 \x01(\tR\trequestId\"3\n" +
+	"\x12RemoveDiskResponse\x12\x1d\n" +
+	"\x02vm\x18\x01 \x01(\v2\r.godwit.v1.VMR\x02vm\"\x82\x01\n" +
+	"\x0eAddPortRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12#\n" +
+	"\x04port\x18\x02 \x01(\v2\x0f.godwit.v1.PortR\x04port\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\x03R\aversion\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x04 \x01(\tR\trequestId\"0\n" +
+	"\x0fAddPortResponse\x12\x1d\n" +
+	"\x02vm\x18\x01 \x01(\v2\r.godwit.v1.VMR\x02vm\"t\n" +
+	"\x11RemovePortRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04port\x18\x02 \x01(\tR\x04port\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\x03R\aversion\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x04 \x01(\tR\trequestId\"3\n" +
+	"\x12RemovePortResponse\x12\x1d\n" +
+	"\x02vm\x18\x01 \x01(\v2\r.godwit.v1.VMR\x02vm2\xe2\x06\n" +
 	"\tVMService\x12A\n" +
 	"\x06Create\x12\x1a.godwit.v1.CreateVMRequest\x1a\x1b.godwit.v1.CreateVMResponse\x128\n" +
 	"\x03Get\x12\x17.godwit.v1.GetVMRequest\x1a\x18.godwit.v1.GetVMResponse\x12=\n" +
 	"\x04List\x12\x19.godwit.v1.ListVMsRequest\x1a\x1a.godwit.v1.ListVMsResponse\x12>\n" +
 	"\x05Start\x12\x19.godwit.v1.StartVMRequest\x1a\x1a.godwit.v1.StartVMResponse\x12;\n" +
 	"\x04Stop\x12\x18.godwit.v1.StopVMRequest\x1a\x19.godwit.v1.StopVMResponse\x12A\n" +
-	"\x06Delete\x12\x1a.godwit.v1.DeleteVMRequest\x1a\x1b.godwit.v1.DeleteVMResponse\x12B\n" +
+	"\x06Delete\x12\x1a.godwit.v1.DeleteVMRequest\x1a\x1b.godwit.v1.DeleteVMResponse\x12@\n" +
+	"\aAddDisk\x12\x19.godwit.v1.AddDiskRequest\x1a\x1a.godwit.v1.AddDiskResponse\x12I\n" +
+	"\n" +
+	"RemoveDisk\x12\x1c.godwit.v1.RemoveDiskRequest\x1a\x1d.godwit.v1.RemoveDiskResponse\x12@\n" +
+	"\aAddPort\x12\x19.godwit.v1.AddPortRequest\x1a\x1a.godwit.v1.AddPortResponse\x12I\n" +
+	"\n" +
+	"RemovePort\x12\x1c.godwit.v1.RemovePortRequest\x1a\x1d.godwit.v1.RemovePortResponse\x12B\n" +
 	"\x05Watch\x12\x1a.godwit.v1.WatchVMsRequest\x1a\x1b.godwit.v1.WatchVMsResponse0\x01\x12B\n" +
 	"\aConsole\x12\x19.godwit.v1.ConsoleRequest\x1a\x1a.godwit.v1.ConsoleResponse0\x01\x127\n" +
 	"\x04Type\x12\x16.godwit.v1.TypeRequest\x1a\x17.godwit.v1.TypeResponseB*Z(godwit.dev/godwit/api/godwit/v1;godwitv1b\x06proto3"
@@ -1070,62 +1562,86 @@ func file_godwit_v1_vm_proto_rawDescGZIP() []byte {
 	return file_godwit_v1_vm_proto_rawDescData
 }
 
-var file_godwit_v1_vm_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_godwit_v1_vm_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_godwit_v1_vm_proto_goTypes = []any{
-	(*CreateVMRequest)(nil),  // 0: godwit.v1.CreateVMRequest
-	(*CreateVMResponse)(nil), // 1: godwit.v1.CreateVMResponse
-	(*GetVMRequest)(nil),     // 2: godwit.v1.GetVMRequest
-	(*GetVMResponse)(nil),    // 3: godwit.v1.GetVMResponse
-	(*ListVMsRequest)(nil),   // 4: godwit.v1.ListVMsRequest
-	(*ListVMsResponse)(nil),  // 5: godwit.v1.ListVMsResponse
-	(*StartVMRequest)(nil),   // 6: godwit.v1.StartVMRequest
-	(*StartVMResponse)(nil),  // 7: godwit.v1.StartVMResponse
-	(*StopVMRequest)(nil),    // 8: godwit.v1.StopVMRequest
-	(*StopVMResponse)(nil),   // 9: godwit.v1.StopVMResponse
-	(*DeleteVMRequest)(nil),  // 10: godwit.v1.DeleteVMRequest
-	(*DeleteVMResponse)(nil), // 11: godwit.v1.DeleteVMResponse
-	(*WatchVMsRequest)(nil),  // 12: godwit.v1.WatchVMsRequest
-	(*WatchVMsResponse)(nil), // 13: godwit.v1.WatchVMsResponse
-	(*ConsoleRequest)(nil),   // 14: godwit.v1.ConsoleRequest
-	(*ConsoleResponse)(nil),  // 15: godwit.v1.ConsoleResponse
-	(*TypeRequest)(nil),      // 16: godwit.v1.TypeRequest
-	(*TypeResponse)(nil),     // 17: godwit.v1.TypeResponse
-	(*VMSpec)(nil),           // 18: godwit.v1.VMSpec
-	(*VM)(nil),               // 19: godwit.v1.VM
-	(*PageRequest)(nil),      // 20: godwit.v1.PageRequest
+	(*CreateVMRequest)(nil),    // 0: godwit.v1.CreateVMRequest
+	(*CreateVMResponse)(nil),   // 1: godwit.v1.CreateVMResponse
+	(*GetVMRequest)(nil),       // 2: godwit.v1.GetVMRequest
+	(*GetVMResponse)(nil),      // 3: godwit.v1.GetVMResponse
+	(*ListVMsRequest)(nil),     // 4: godwit.v1.ListVMsRequest
+	(*ListVMsResponse)(nil),    // 5: godwit.v1.ListVMsResponse
+	(*StartVMRequest)(nil),     // 6: godwit.v1.StartVMRequest
+	(*StartVMResponse)(nil),    // 7: godwit.v1.StartVMResponse
+	(*StopVMRequest)(nil),      // 8: godwit.v1.StopVMRequest
+	(*StopVMResponse)(nil),     // 9: godwit.v1.StopVMResponse
+	(*DeleteVMRequest)(nil),    // 10: godwit.v1.DeleteVMRequest
+	(*DeleteVMResponse)(nil),   // 11: godwit.v1.DeleteVMResponse
+	(*WatchVMsRequest)(nil),    // 12: godwit.v1.WatchVMsRequest
+	(*WatchVMsResponse)(nil),   // 13: godwit.v1.WatchVMsResponse
+	(*ConsoleRequest)(nil),     // 14: godwit.v1.ConsoleRequest
+	(*ConsoleResponse)(nil),    // 15: godwit.v1.ConsoleResponse
+	(*TypeRequest)(nil),        // 16: godwit.v1.TypeRequest
+	(*TypeResponse)(nil),       // 17: godwit.v1.TypeResponse
+	(*AddDiskRequest)(nil),     // 18: godwit.v1.AddDiskRequest
+	(*AddDiskResponse)(nil),    // 19: godwit.v1.AddDiskResponse
+	(*RemoveDiskRequest)(nil),  // 20: godwit.v1.RemoveDiskRequest
+	(*RemoveDiskResponse)(nil), // 21: godwit.v1.RemoveDiskResponse
+	(*AddPortRequest)(nil),     // 22: godwit.v1.AddPortRequest
+	(*AddPortResponse)(nil),    // 23: godwit.v1.AddPortResponse
+	(*RemovePortRequest)(nil),  // 24: godwit.v1.RemovePortRequest
+	(*RemovePortResponse)(nil), // 25: godwit.v1.RemovePortResponse
+	(*VMSpec)(nil),             // 26: godwit.v1.VMSpec
+	(*VM)(nil),                 // 27: godwit.v1.VM
+	(*PageRequest)(nil),        // 28: godwit.v1.PageRequest
+	(*Disk)(nil),               // 29: godwit.v1.Disk
+	(*Port)(nil),               // 30: godwit.v1.Port
 }
 var file_godwit_v1_vm_proto_depIdxs = []int32{
-	18, // 0: godwit.v1.CreateVMRequest.spec:type_name -> godwit.v1.VMSpec
-	19, // 1: godwit.v1.CreateVMResponse.vm:type_name -> godwit.v1.VM
-	19, // 2: godwit.v1.GetVMResponse.vm:type_name -> godwit.v1.VM
-	20, // 3: godwit.v1.ListVMsRequest.page:type_name -> godwit.v1.PageRequest
-	19, // 4: godwit.v1.ListVMsResponse.vms:type_name -> godwit.v1.VM
-	19, // 5: godwit.v1.StartVMResponse.vm:type_name -> godwit.v1.VM
-	19, // 6: godwit.v1.StopVMResponse.vm:type_name -> godwit.v1.VM
-	19, // 7: godwit.v1.WatchVMsResponse.vm:type_name -> godwit.v1.VM
-	0,  // 8: godwit.v1.VMService.Create:input_type -> godwit.v1.CreateVMRequest
-	2,  // 9: godwit.v1.VMService.Get:input_type -> godwit.v1.GetVMRequest
-	4,  // 10: godwit.v1.VMService.List:input_type -> godwit.v1.ListVMsRequest
-	6,  // 11: godwit.v1.VMService.Start:input_type -> godwit.v1.StartVMRequest
-	8,  // 12: godwit.v1.VMService.Stop:input_type -> godwit.v1.StopVMRequest
-	10, // 13: godwit.v1.VMService.Delete:input_type -> godwit.v1.DeleteVMRequest
-	12, // 14: godwit.v1.VMService.Watch:input_type -> godwit.v1.WatchVMsRequest
-	14, // 15: godwit.v1.VMService.Console:input_type -> godwit.v1.ConsoleRequest
-	16, // 16: godwit.v1.VMService.Type:input_type -> godwit.v1.TypeRequest
-	1,  // 17: godwit.v1.VMService.Create:output_type -> godwit.v1.CreateVMResponse
-	3,  // 18: godwit.v1.VMService.Get:output_type -> godwit.v1.GetVMResponse
-	5,  // 19: godwit.v1.VMService.List:output_type -> godwit.v1.ListVMsResponse
-	7,  // 20: godwit.v1.VMService.Start:output_type -> godwit.v1.StartVMResponse
-	9,  // 21: godwit.v1.VMService.Stop:output_type -> godwit.v1.StopVMResponse
-	11, // 22: godwit.v1.VMService.Delete:output_type -> godwit.v1.DeleteVMResponse
-	13, // 23: godwit.v1.VMService.Watch:output_type -> godwit.v1.WatchVMsResponse
-	15, // 24: godwit.v1.VMService.Console:output_type -> godwit.v1.ConsoleResponse
-	17, // 25: godwit.v1.VMService.Type:output_type -> godwit.v1.TypeResponse
-	17, // [17:26] is the sub-list for method output_type
-	8,  // [8:17] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	26, // 0: godwit.v1.CreateVMRequest.spec:type_name -> godwit.v1.VMSpec
+	27, // 1: godwit.v1.CreateVMResponse.vm:type_name -> godwit.v1.VM
+	27, // 2: godwit.v1.GetVMResponse.vm:type_name -> godwit.v1.VM
+	28, // 3: godwit.v1.ListVMsRequest.page:type_name -> godwit.v1.PageRequest
+	27, // 4: godwit.v1.ListVMsResponse.vms:type_name -> godwit.v1.VM
+	27, // 5: godwit.v1.StartVMResponse.vm:type_name -> godwit.v1.VM
+	27, // 6: godwit.v1.StopVMResponse.vm:type_name -> godwit.v1.VM
+	27, // 7: godwit.v1.WatchVMsResponse.vm:type_name -> godwit.v1.VM
+	29, // 8: godwit.v1.AddDiskRequest.disk:type_name -> godwit.v1.Disk
+	27, // 9: godwit.v1.AddDiskResponse.vm:type_name -> godwit.v1.VM
+	27, // 10: godwit.v1.RemoveDiskResponse.vm:type_name -> godwit.v1.VM
+	30, // 11: godwit.v1.AddPortRequest.port:type_name -> godwit.v1.Port
+	27, // 12: godwit.v1.AddPortResponse.vm:type_name -> godwit.v1.VM
+	27, // 13: godwit.v1.RemovePortResponse.vm:type_name -> godwit.v1.VM
+	0,  // 14: godwit.v1.VMService.Create:input_type -> godwit.v1.CreateVMRequest
+	2,  // 15: godwit.v1.VMService.Get:input_type -> godwit.v1.GetVMRequest
+	4,  // 16: godwit.v1.VMService.List:input_type -> godwit.v1.ListVMsRequest
+	6,  // 17: godwit.v1.VMService.Start:input_type -> godwit.v1.StartVMRequest
+	8,  // 18: godwit.v1.VMService.Stop:input_type -> godwit.v1.StopVMRequest
+	10, // 19: godwit.v1.VMService.Delete:input_type -> godwit.v1.DeleteVMRequest
+	18, // 20: godwit.v1.VMService.AddDisk:input_type -> godwit.v1.AddDiskRequest
+	20, // 21: godwit.v1.VMService.RemoveDisk:input_type -> godwit.v1.RemoveDiskRequest
+	22, // 22: godwit.v1.VMService.AddPort:input_type -> godwit.v1.AddPortRequest
+	24, // 23: godwit.v1.VMService.RemovePort:input_type -> godwit.v1.RemovePortRequest
+	12, // 24: godwit.v1.VMService.Watch:input_type -> godwit.v1.WatchVMsRequest
+	14, // 25: godwit.v1.VMService.Console:input_type -> godwit.v1.ConsoleRequest
+	16, // 26: godwit.v1.VMService.Type:input_type -> godwit.v1.TypeRequest
+	1,  // 27: godwit.v1.VMService.Create:output_type -> godwit.v1.CreateVMResponse
+	3,  // 28: godwit.v1.VMService.Get:output_type -> godwit.v1.GetVMResponse
+	5,  // 29: godwit.v1.VMService.List:output_type -> godwit.v1.ListVMsResponse
+	7,  // 30: godwit.v1.VMService.Start:output_type -> godwit.v1.StartVMResponse
+	9,  // 31: godwit.v1.VMService.Stop:output_type -> godwit.v1.StopVMResponse
+	11, // 32: godwit.v1.VMService.Delete:output_type -> godwit.v1.DeleteVMResponse
+	19, // 33: godwit.v1.VMService.AddDisk:output_type -> godwit.v1.AddDiskResponse
+	21, // 34: godwit.v1.VMService.RemoveDisk:output_type -> godwit.v1.RemoveDiskResponse
+	23, // 35: godwit.v1.VMService.AddPort:output_type -> godwit.v1.AddPortResponse
+	25, // 36: godwit.v1.VMService.RemovePort:output_type -> godwit.v1.RemovePortResponse
+	13, // 37: godwit.v1.VMService.Watch:output_type -> godwit.v1.WatchVMsResponse
+	15, // 38: godwit.v1.VMService.Console:output_type -> godwit.v1.ConsoleResponse
+	17, // 39: godwit.v1.VMService.Type:output_type -> godwit.v1.TypeResponse
+	27, // [27:40] is the sub-list for method output_type
+	14, // [14:27] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_godwit_v1_vm_proto_init() }
@@ -1140,7 +1656,7 @@ func file_godwit_v1_vm_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_godwit_v1_vm_proto_rawDesc), len(file_godwit_v1_vm_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   18,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

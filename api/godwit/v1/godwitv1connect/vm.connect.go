@@ -45,6 +45,14 @@ const (
 	VMServiceStopProcedure = "/godwit.v1.VMService/Stop"
 	// VMServiceDeleteProcedure is the fully-qualified name of the VMService's Delete RPC.
 	VMServiceDeleteProcedure = "/godwit.v1.VMService/Delete"
+	// VMServiceAddDiskProcedure is the fully-qualified name of the VMService's AddDisk RPC.
+	VMServiceAddDiskProcedure = "/godwit.v1.VMService/AddDisk"
+	// VMServiceRemoveDiskProcedure is the fully-qualified name of the VMService's RemoveDisk RPC.
+	VMServiceRemoveDiskProcedure = "/godwit.v1.VMService/RemoveDisk"
+	// VMServiceAddPortProcedure is the fully-qualified name of the VMService's AddPort RPC.
+	VMServiceAddPortProcedure = "/godwit.v1.VMService/AddPort"
+	// VMServiceRemovePortProcedure is the fully-qualified name of the VMService's RemovePort RPC.
+	VMServiceRemovePortProcedure = "/godwit.v1.VMService/RemovePort"
 	// VMServiceWatchProcedure is the fully-qualified name of the VMService's Watch RPC.
 	VMServiceWatchProcedure = "/godwit.v1.VMService/Watch"
 	// VMServiceConsoleProcedure is the fully-qualified name of the VMService's Console RPC.
@@ -68,6 +76,15 @@ type VMServiceClient interface {
 	Stop(context.Context, *v1.StopVMRequest) (*v1.StopVMResponse, error)
 	// Delete removes the record of a VM that is stopped; its disks stay.
 	Delete(context.Context, *v1.DeleteVMRequest) (*v1.DeleteVMResponse, error)
+	// AddDisk, RemoveDisk, AddPort and RemovePort change the hardware of a VM. Of one
+	// that is stopped the record changes at once. Of one that runs the answer comes
+	// when the order is recorded: the VM's change is pending, becomes done or failed,
+	// and the spec follows when it is done. They are refused while a migration holds
+	// the VM, and while another change is pending.
+	AddDisk(context.Context, *v1.AddDiskRequest) (*v1.AddDiskResponse, error)
+	RemoveDisk(context.Context, *v1.RemoveDiskRequest) (*v1.RemoveDiskResponse, error)
+	AddPort(context.Context, *v1.AddPortRequest) (*v1.AddPortResponse, error)
+	RemovePort(context.Context, *v1.RemovePortRequest) (*v1.RemovePortResponse, error)
 	// Watch sends the present state and then every change.
 	Watch(context.Context, *v1.WatchVMsRequest) (*connect.ServerStreamForClient[v1.WatchVMsResponse], error)
 	// Console sends what the VM says on its serial console and goes on wherever the
@@ -124,6 +141,30 @@ func NewVMServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...c
 			connect.WithSchema(vMServiceMethods.ByName("Delete")),
 			connect.WithClientOptions(opts...),
 		),
+		addDisk: connect.NewClient[v1.AddDiskRequest, v1.AddDiskResponse](
+			httpClient,
+			baseURL+VMServiceAddDiskProcedure,
+			connect.WithSchema(vMServiceMethods.ByName("AddDisk")),
+			connect.WithClientOptions(opts...),
+		),
+		removeDisk: connect.NewClient[v1.RemoveDiskRequest, v1.RemoveDiskResponse](
+			httpClient,
+			baseURL+VMServiceRemoveDiskProcedure,
+			connect.WithSchema(vMServiceMethods.ByName("RemoveDisk")),
+			connect.WithClientOptions(opts...),
+		),
+		addPort: connect.NewClient[v1.AddPortRequest, v1.AddPortResponse](
+			httpClient,
+			baseURL+VMServiceAddPortProcedure,
+			connect.WithSchema(vMServiceMethods.ByName("AddPort")),
+			connect.WithClientOptions(opts...),
+		),
+		removePort: connect.NewClient[v1.RemovePortRequest, v1.RemovePortResponse](
+			httpClient,
+			baseURL+VMServiceRemovePortProcedure,
+			connect.WithSchema(vMServiceMethods.ByName("RemovePort")),
+			connect.WithClientOptions(opts...),
+		),
 		watch: connect.NewClient[v1.WatchVMsRequest, v1.WatchVMsResponse](
 			httpClient,
 			baseURL+VMServiceWatchProcedure,
@@ -147,15 +188,19 @@ func NewVMServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...c
 
 // vMServiceClient implements VMServiceClient.
 type vMServiceClient struct {
-	create  *connect.Client[v1.CreateVMRequest, v1.CreateVMResponse]
-	get     *connect.Client[v1.GetVMRequest, v1.GetVMResponse]
-	list    *connect.Client[v1.ListVMsRequest, v1.ListVMsResponse]
-	start   *connect.Client[v1.StartVMRequest, v1.StartVMResponse]
-	stop    *connect.Client[v1.StopVMRequest, v1.StopVMResponse]
-	delete  *connect.Client[v1.DeleteVMRequest, v1.DeleteVMResponse]
-	watch   *connect.Client[v1.WatchVMsRequest, v1.WatchVMsResponse]
-	console *connect.Client[v1.ConsoleRequest, v1.ConsoleResponse]
-	_type   *connect.Client[v1.TypeRequest, v1.TypeResponse]
+	create     *connect.Client[v1.CreateVMRequest, v1.CreateVMResponse]
+	get        *connect.Client[v1.GetVMRequest, v1.GetVMResponse]
+	list       *connect.Client[v1.ListVMsRequest, v1.ListVMsResponse]
+	start      *connect.Client[v1.StartVMRequest, v1.StartVMResponse]
+	stop       *connect.Client[v1.StopVMRequest, v1.StopVMResponse]
+	delete     *connect.Client[v1.DeleteVMRequest, v1.DeleteVMResponse]
+	addDisk    *connect.Client[v1.AddDiskRequest, v1.AddDiskResponse]
+	removeDisk *connect.Client[v1.RemoveDiskRequest, v1.RemoveDiskResponse]
+	addPort    *connect.Client[v1.AddPortRequest, v1.AddPortResponse]
+	removePort *connect.Client[v1.RemovePortRequest, v1.RemovePortResponse]
+	watch      *connect.Client[v1.WatchVMsRequest, v1.WatchVMsResponse]
+	console    *connect.Client[v1.ConsoleRequest, v1.ConsoleResponse]
+	_type      *connect.Client[v1.TypeRequest, v1.TypeResponse]
 }
 
 // Create calls godwit.v1.VMService.Create.
@@ -212,6 +257,42 @@ func (c *vMServiceClient) Delete(ctx context.Context, req *v1.DeleteVMRequest) (
 	return nil, err
 }
 
+// AddDisk calls godwit.v1.VMService.AddDisk.
+func (c *vMServiceClient) AddDisk(ctx context.Context, req *v1.AddDiskRequest) (*v1.AddDiskResponse, error) {
+	response, err := c.addDisk.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// RemoveDisk calls godwit.v1.VMService.RemoveDisk.
+func (c *vMServiceClient) RemoveDisk(ctx context.Context, req *v1.RemoveDiskRequest) (*v1.RemoveDiskResponse, error) {
+	response, err := c.removeDisk.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// AddPort calls godwit.v1.VMService.AddPort.
+func (c *vMServiceClient) AddPort(ctx context.Context, req *v1.AddPortRequest) (*v1.AddPortResponse, error) {
+	response, err := c.addPort.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// RemovePort calls godwit.v1.VMService.RemovePort.
+func (c *vMServiceClient) RemovePort(ctx context.Context, req *v1.RemovePortRequest) (*v1.RemovePortResponse, error) {
+	response, err := c.removePort.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // Watch calls godwit.v1.VMService.Watch.
 func (c *vMServiceClient) Watch(ctx context.Context, req *v1.WatchVMsRequest) (*connect.ServerStreamForClient[v1.WatchVMsResponse], error) {
 	return c.watch.CallServerStream(ctx, connect.NewRequest(req))
@@ -246,6 +327,15 @@ type VMServiceHandler interface {
 	Stop(context.Context, *v1.StopVMRequest) (*v1.StopVMResponse, error)
 	// Delete removes the record of a VM that is stopped; its disks stay.
 	Delete(context.Context, *v1.DeleteVMRequest) (*v1.DeleteVMResponse, error)
+	// AddDisk, RemoveDisk, AddPort and RemovePort change the hardware of a VM. Of one
+	// that is stopped the record changes at once. Of one that runs the answer comes
+	// when the order is recorded: the VM's change is pending, becomes done or failed,
+	// and the spec follows when it is done. They are refused while a migration holds
+	// the VM, and while another change is pending.
+	AddDisk(context.Context, *v1.AddDiskRequest) (*v1.AddDiskResponse, error)
+	RemoveDisk(context.Context, *v1.RemoveDiskRequest) (*v1.RemoveDiskResponse, error)
+	AddPort(context.Context, *v1.AddPortRequest) (*v1.AddPortResponse, error)
+	RemovePort(context.Context, *v1.RemovePortRequest) (*v1.RemovePortResponse, error)
 	// Watch sends the present state and then every change.
 	Watch(context.Context, *v1.WatchVMsRequest, *connect.ServerStream[v1.WatchVMsResponse]) error
 	// Console sends what the VM says on its serial console and goes on wherever the
@@ -298,6 +388,30 @@ func NewVMServiceHandler(svc VMServiceHandler, opts ...connect.HandlerOption) (s
 		connect.WithSchema(vMServiceMethods.ByName("Delete")),
 		connect.WithHandlerOptions(opts...),
 	)
+	vMServiceAddDiskHandler := connect.NewUnaryHandlerSimple(
+		VMServiceAddDiskProcedure,
+		svc.AddDisk,
+		connect.WithSchema(vMServiceMethods.ByName("AddDisk")),
+		connect.WithHandlerOptions(opts...),
+	)
+	vMServiceRemoveDiskHandler := connect.NewUnaryHandlerSimple(
+		VMServiceRemoveDiskProcedure,
+		svc.RemoveDisk,
+		connect.WithSchema(vMServiceMethods.ByName("RemoveDisk")),
+		connect.WithHandlerOptions(opts...),
+	)
+	vMServiceAddPortHandler := connect.NewUnaryHandlerSimple(
+		VMServiceAddPortProcedure,
+		svc.AddPort,
+		connect.WithSchema(vMServiceMethods.ByName("AddPort")),
+		connect.WithHandlerOptions(opts...),
+	)
+	vMServiceRemovePortHandler := connect.NewUnaryHandlerSimple(
+		VMServiceRemovePortProcedure,
+		svc.RemovePort,
+		connect.WithSchema(vMServiceMethods.ByName("RemovePort")),
+		connect.WithHandlerOptions(opts...),
+	)
 	vMServiceWatchHandler := connect.NewServerStreamHandlerSimple(
 		VMServiceWatchProcedure,
 		svc.Watch,
@@ -330,6 +444,14 @@ func NewVMServiceHandler(svc VMServiceHandler, opts ...connect.HandlerOption) (s
 			vMServiceStopHandler.ServeHTTP(w, r)
 		case VMServiceDeleteProcedure:
 			vMServiceDeleteHandler.ServeHTTP(w, r)
+		case VMServiceAddDiskProcedure:
+			vMServiceAddDiskHandler.ServeHTTP(w, r)
+		case VMServiceRemoveDiskProcedure:
+			vMServiceRemoveDiskHandler.ServeHTTP(w, r)
+		case VMServiceAddPortProcedure:
+			vMServiceAddPortHandler.ServeHTTP(w, r)
+		case VMServiceRemovePortProcedure:
+			vMServiceRemovePortHandler.ServeHTTP(w, r)
 		case VMServiceWatchProcedure:
 			vMServiceWatchHandler.ServeHTTP(w, r)
 		case VMServiceConsoleProcedure:
@@ -367,6 +489,22 @@ func (UnimplementedVMServiceHandler) Stop(context.Context, *v1.StopVMRequest) (*
 
 func (UnimplementedVMServiceHandler) Delete(context.Context, *v1.DeleteVMRequest) (*v1.DeleteVMResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.VMService.Delete is not implemented"))
+}
+
+func (UnimplementedVMServiceHandler) AddDisk(context.Context, *v1.AddDiskRequest) (*v1.AddDiskResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.VMService.AddDisk is not implemented"))
+}
+
+func (UnimplementedVMServiceHandler) RemoveDisk(context.Context, *v1.RemoveDiskRequest) (*v1.RemoveDiskResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.VMService.RemoveDisk is not implemented"))
+}
+
+func (UnimplementedVMServiceHandler) AddPort(context.Context, *v1.AddPortRequest) (*v1.AddPortResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.VMService.AddPort is not implemented"))
+}
+
+func (UnimplementedVMServiceHandler) RemovePort(context.Context, *v1.RemovePortRequest) (*v1.RemovePortResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.VMService.RemovePort is not implemented"))
 }
 
 func (UnimplementedVMServiceHandler) Watch(context.Context, *v1.WatchVMsRequest, *connect.ServerStream[v1.WatchVMsResponse]) error {
