@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -157,7 +158,7 @@ func (m *machine) adoptInstance(ctx context.Context) (instance *qemu.Instance, p
 	if err != nil && fleet.CodeOf(err) != fleet.NotFound {
 		return nil, nil, err
 	}
-	if ports, err = m.adoptPorts(instance); err == nil && instance != nil && m.record.Role == alone {
+	if ports, err = m.adoptPorts(ctx, instance); err == nil && instance != nil && m.record.Role == alone {
 		err = m.runAlone(ctx, instance)
 	}
 	if err == nil {
@@ -191,9 +192,9 @@ func (m *machine) runAlone(ctx context.Context, instance *qemu.Instance) error {
 	return nil
 }
 
-func (m *machine) adoptPorts(instance *qemu.Instance) (ports []*port, err error) {
+func (m *machine) adoptPorts(ctx context.Context, instance *qemu.Instance) (ports []*port, err error) {
 	for _, one := range m.record.Ports {
-		port, err := m.adoptPort(one, instance)
+		port, err := m.adoptPort(ctx, one, instance)
 		if err != nil {
 			return ports, err
 		}
@@ -204,19 +205,35 @@ func (m *machine) adoptPorts(instance *qemu.Instance) (ports []*port, err error)
 	return ports, nil
 }
 
+// unplugged: a port was being plugged in or out when an earlier agent ended, and the
+// instance has no card of it.
+func unplugged(ctx context.Context, instance *qemu.Instance, name string) bool {
+	nics := instance.Config().NICs
+	at := slices.IndexFunc(nics, func(n qemu.NIC) bool { return n.Name == name })
+	if at < 0 {
+		return true
+	}
+	gone, err := instance.Gone(ctx)
+	return err == nil && slices.Contains(gone, fleet.PortSlot(nics[at].Slot, at))
+}
+
 // adoptWithin bounds the adoption of one instance.
 const adoptWithin = 5 * time.Second
 
 // adoptPort takes copies of the tap's queues from QEMU; a tap whose QEMU has
-// ended is opened anew.
-func (m *machine) adoptPort(one portRecord, instance *qemu.Instance) (*port, error) {
+// ended, or has no card of it, is opened anew.
+func (m *machine) adoptPort(ctx context.Context, one portRecord, instance *qemu.Instance) (*port, error) {
 	config, err := one.tapConfig(network.Gate{Mode: network.Closed, Epoch: m.key.epoch})
 	if err != nil {
 		return nil, err
 	}
 	var fds []int
 	if instance != nil {
-		if fds, err = instance.TapFDs(one.Tap); err != nil {
+		fds, err = instance.TapFDs(one.Tap)
+		switch {
+		case fleet.CodeOf(err) == fleet.NotFound && unplugged(ctx, instance, one.Name):
+			instance = nil
+		case err != nil:
 			return nil, fmt.Errorf("take over tap %s: %w", one.Tap, err)
 		}
 	}

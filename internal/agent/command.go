@@ -72,6 +72,11 @@ func (a *Agent) command(ctx context.Context, command *godwitv1.Command) {
 		})
 	case *godwitv1.Command_RemoveDisks:
 		go a.removeDisks(command)
+	case *godwitv1.Command_ChangeHardware:
+		key := machineKey{fleet.VMName(op.ChangeHardware.GetVm()), fleet.Epoch(command.GetEpoch())}
+		a.with(ctx, command, key, nil, func(m *machine) *godwitv1.Report {
+			return m.changeHardware(ctx, command, op.ChangeHardware)
+		})
 	case *godwitv1.Command_PrepareTarget:
 		m, err := a.machineFor(ctx, command, op.PrepareTarget.GetInstance())
 		if err != nil {

@@ -44,6 +44,13 @@
 // does not give up, since its source could not run on. An error of a disk stops a
 // guest; if it has volumes, the agent lets it go on, until the volume server is back.
 //
+// # Hardware
+//
+// A card is plugged into an instance that runs, or out of it, by a command of the VM's life
+// cycle, and only while the instance is its VM's only one. What was begun is written down
+// with the command's sequence, and so is the answer; an older command does nothing. A card of
+// which the guest has let go by itself is told in every session.
+//
 // # Life and death
 //
 // QEMU outlives the agent, and so do taps, gates and tunnels. An agent that

@@ -122,6 +122,7 @@ func (m *machine) launch(ctx context.Context, want *godwitv1.Instance, gate netw
 	m.mu.Unlock()
 	go m.watchEnd(m.life, instance)
 	go m.outliveErrors(m.life, instance)
+	go m.followCards(m.life, instance)
 	return nil
 }
 
@@ -171,32 +172,47 @@ func (m *machine) qemuConfig(spec fleet.VMSpec, incoming bool) (qemu.Config, err
 		config.Kernel, config.Initrd, config.Cmdline = spec.Boot.Kernel, spec.Boot.Initrd, spec.Boot.Cmdline
 	}
 	for _, disk := range spec.Disks {
-		one := qemu.Disk{Name: disk.Name, Path: disk.Path, Format: disk.Format, ReadOnly: disk.ReadOnly, Slot: disk.Slot}
-		var err error
-		if disk.Kind == fleet.DiskLocal {
-			one.Path, one.Local = m.localDisk(disk), true
-		}
-		if disk.Kind == fleet.DiskVolume {
-			one.Volume, err = m.record.Volumes.qemuVolume(disk, m.key.epoch)
-		}
-		if err == nil && one.Volume != nil && config.VolumeCreds == "" {
-			config.VolumeCreds, err = m.credentials()
-		}
+		one, creds, err := m.qemuDisk(disk)
 		if err != nil {
 			return config, err
 		}
-		config.Disks = append(config.Disks, one)
+		config.Disks, config.VolumeCreds = append(config.Disks, one), cmp.Or(config.VolumeCreds, creds)
 	}
 	for i, port := range m.ports {
-		nic := qemu.NIC{Name: port.name, MAC: port.mac, MTU: m.record.Ports[i].MTU, FDs: port.tap.FDs(), Slot: spec.Ports[i].Slot}
-		vhost, err := network.OpenVhost(len(nic.FDs))
-		if err != nil && fleet.CodeOf(err) != fleet.Unsupported {
+		nic, err := qemuNIC(port, m.record.Ports[i].MTU, spec.Ports[i].Slot)
+		if err != nil {
 			return config, err
 		}
-		nic.VhostFDs = vhost // none where the host has no vhost-net
 		config.NICs = append(config.NICs, nic)
 	}
 	return config, nil
+}
+
+// qemuDisk gives a disk as QEMU is told of it, and the folder of credentials that it
+// needs.
+func (m *machine) qemuDisk(disk fleet.Disk) (one qemu.Disk, creds string, err error) {
+	one = qemu.Disk{Name: disk.Name, Path: disk.Path, Format: disk.Format, ReadOnly: disk.ReadOnly, Slot: disk.Slot}
+	if disk.Kind == fleet.DiskLocal {
+		one.Path, one.Local = m.localDisk(disk), true
+	}
+	if disk.Kind != fleet.DiskVolume {
+		return one, "", nil
+	}
+	if one.Volume, err = m.record.Volumes.qemuVolume(disk, m.key.epoch); err == nil {
+		creds, err = m.credentials()
+	}
+	return one, creds, err
+}
+
+// qemuNIC gives a port as QEMU is told of it; closeVhost has to follow.
+func qemuNIC(port *port, mtu int, slot fleet.Slot) (qemu.NIC, error) {
+	nic := qemu.NIC{Name: port.name, MAC: port.mac, MTU: mtu, FDs: port.tap.FDs(), Slot: slot}
+	vhost, err := network.OpenVhost(len(nic.FDs))
+	if err != nil && fleet.CodeOf(err) != fleet.Unsupported {
+		return nic, err
+	}
+	nic.VhostFDs = vhost // none where the host has no vhost-net
+	return nic, nil
 }
 
 // closeVhost closes the agent's copies; QEMU has its own.

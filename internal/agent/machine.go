@@ -46,6 +46,7 @@ type machine struct {
 	hurry     chan struct{}         // closed when a stop must not wait for the guest
 	marks     *godwitv1.TargetMarks // of a target that has the source's state
 	receives  bool                  // a target whose taps take the VM's frames
+	outlives  *qemu.Instance        // whose disks' errors are looked after
 	launching bool                  // the instance is being started
 	mayWrite  bool                  // its leases of volumes may have been activated
 	leaving   bool                  // its taps want no frames any more
@@ -99,6 +100,7 @@ func (m *machine) watch() (first func()) {
 	if instance != nil {
 		go m.watchEnd(m.life, instance)
 		go m.outliveErrors(m.life, instance)
+		go m.followCards(m.life, instance)
 	}
 	switch {
 	case part == refused:
@@ -139,10 +141,13 @@ func (m *machine) fact(subject string, report *godwitv1.Report) {
 
 func (m *machine) tellFacts() {
 	m.mu.Lock()
-	facts := m.facts
+	facts, gone := m.facts, m.record.Gone
 	m.mu.Unlock()
 	for _, report := range facts {
 		m.agent.say(report)
+	}
+	for _, slot := range gone {
+		m.agent.say(m.goneReport(slot))
 	}
 }
 

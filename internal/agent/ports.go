@@ -33,10 +33,7 @@ func (m *machine) makePorts(spec fleet.VMSpec, networks []*godwitv1.PortNetwork,
 	var taps []portRecord
 	for _, want := range spec.Ports {
 		known := byPort[want.Name]
-		taps = append(taps, portRecord{
-			Name: want.Name, Network: want.Network, MAC: want.MAC, Queues: max(1, want.Queues),
-			Tap: tapName(m.key, want.Name), MTU: int(known.GetMtu()), Tunnel: fleet.TunnelID(known.GetTunnel()),
-		})
+		taps = append(taps, m.portRecord(want, known))
 	}
 	next := m.record
 	next.Ports = taps
@@ -49,6 +46,13 @@ func (m *machine) makePorts(spec fleet.VMSpec, networks []*godwitv1.PortNetwork,
 		}
 	}
 	return nil
+}
+
+func (m *machine) portRecord(want fleet.Port, known *godwitv1.PortNetwork) portRecord {
+	return portRecord{
+		Name: want.Name, Network: want.Network, MAC: want.MAC, Queues: max(1, want.Queues),
+		Tap: tapName(m.key, want.Name), MTU: int(known.GetMtu()), Tunnel: fleet.TunnelID(known.GetTunnel()),
+	}
 }
 
 func (m *machine) makePort(want portRecord, known *godwitv1.PortNetwork, gate network.Gate) error {
@@ -101,6 +105,26 @@ func (m *machine) removePorts() error {
 		errs = append(errs, port.tap.Remove())
 	}
 	return errors.Join(errs...)
+}
+
+// removePort removes the tap of one port, if there is one.
+func (m *machine) removePort(name string) error {
+	m.mu.Lock()
+	at := slices.IndexFunc(m.ports, func(p *port) bool { return p.name == name })
+	var tap *network.Tap
+	if at >= 0 {
+		tap = m.ports[at].tap
+		m.ports = slices.Delete(slices.Clone(m.ports), at, at+1)
+	}
+	m.mu.Unlock()
+	if tap != nil {
+		if err := tap.Remove(); err != nil {
+			return err
+		}
+	}
+	next := m.record
+	next.Ports = slices.DeleteFunc(slices.Clone(next.Ports), func(p portRecord) bool { return p.Name == name })
+	return m.note(next)
 }
 
 func (m *machine) networks() (names []fleet.NetworkName) {

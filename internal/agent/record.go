@@ -26,6 +26,8 @@ type record struct {
 	Ports     []portRecord      `json:"ports"`
 	Volumes   *volumesRecord    `json:"volumes,omitempty"` // none without
 	Disks     string            `json:"disks,omitempty"`   // the folder of its local disks
+	Plug      *plugRecord       `json:"plug,omitempty"`    // none before the first change
+	Gone      []fleet.Slot      `json:"gone,omitempty"`    // cards of which the guest has let go by itself
 }
 
 type portRecord struct {

@@ -34,6 +34,9 @@ type volumesRecord struct {
 	Volumes []fleet.VolumesOf    `json:"volumes"`
 	Key     []byte               `json:"key,omitempty"` // of the leases of its epoch; it comes with the right to run
 	Until   time.Time            `json:"until"`         // the end of the certificate with which QEMU has opened them
+	// Keys are of the volumes that were added while the guest ran, by leaseName: each
+	// has one of its own.
+	Keys map[string][]byte `json:"keys,omitempty"`
 }
 
 // setVolumes notes which volumes the machine has, and where; its record is written
@@ -104,15 +107,15 @@ func (m *machine) activate(ctx context.Context, epoch fleet.Epoch) error {
 		return nil
 	}
 	var group errgroup.Group
-	for _, of := range volumes.Volumes {
+	for _, of := range volumes.leases() {
 		group.Go(func() error { return m.agent.activate(ctx, volumes, of, epoch) })
 	}
 	return group.Wait()
 }
 
 // activate activates the leases of an epoch at one volume server.
-func (a *Agent) activate(ctx context.Context, volumes *volumesRecord, of fleet.VolumesOf, epoch fleet.Epoch) error {
-	request := &godwitv1.ActivateLeasesRequest{Epoch: uint64(epoch), Key: volumes.Key}
+func (a *Agent) activate(ctx context.Context, volumes *volumesRecord, of keyedVolumes, epoch fleet.Epoch) error {
+	request := &godwitv1.ActivateLeasesRequest{Epoch: uint64(epoch), Key: of.key}
 	for _, volume := range of.Volumes {
 		request.Volumes = append(request.Volumes, string(volume))
 	}
@@ -239,12 +242,12 @@ func (m *machine) openVolumes(ctx context.Context, epoch fleet.Epoch) error {
 		if disk.Volume == nil {
 			continue
 		}
-		name, _, _ := strings.Cut(disk.Volume.Export, "@")
-		server, err := m.record.Volumes.server(fleet.VolumeServerName(strings.TrimSuffix(disk.Volume.TLSHostname, pki.VolumeServerName(""))))
+		one := diskOf(disk)
+		server, err := m.record.Volumes.server(one.Server)
 		if err != nil {
 			return err
 		}
-		to[disk.Name] = qemu.Volume{Server: server.NBD, TLSHostname: disk.Volume.TLSHostname, Export: fmt.Sprintf("%s@%d", name, epoch)}
+		to[disk.Name] = qemu.Volume{Server: server.NBD, TLSHostname: disk.Volume.TLSHostname, Export: fmt.Sprintf("%s@%d", one.Volume, epoch)}
 	}
 	return m.instance.MoveVolumes(ctx, to, creds)
 }

@@ -20,9 +20,12 @@ const (
 // back has all that it has acknowledged.
 func (m *machine) outliveErrors(ctx context.Context, instance *qemu.Instance) {
 	m.mu.Lock()
-	volumes := m.record.Volumes
+	done := m.record.Volumes == nil || m.outlives == instance
+	if !done {
+		m.outlives = instance
+	}
 	m.mu.Unlock()
-	if volumes == nil {
+	if done {
 		return
 	}
 	events := instance.Subscribe()

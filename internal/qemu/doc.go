@@ -68,6 +68,13 @@
 // so does what waits for them, QEMU's monitor included: CutMirrors ends it. While a
 // disk is mirrored, QEMU ignores the guest's discards (in all versions that were tried).
 //
+// # Cards
+//
+// Each disk and network card has a PCI slot, by which all that belongs to it is named. PlugDisk
+// and PlugNIC write down what the instance is to have before it has it, and Unplug and DropCard
+// that it has not when nothing of it is left; Gone tells what is written down and not there. A
+// guest may let go of a card at any time after Unplug has asked for it: see CardGone.
+//
 // All methods of an Instance may be called by any number of goroutines, those
 // that begin or end a migration by one at a time.
 package qemu
