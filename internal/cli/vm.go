@@ -21,7 +21,7 @@ func newVMCommand(app *App) *cobra.Command {
 phase. It keeps its name, its disks and its addresses through every move.`,
 		"  godwit vm list\n  godwit vm create -f web1.yaml",
 		newVMCreate(app), newVMList(app), newVMShow(app), newVMStart(app),
-		newVMStop(app), newVMDelete(app), newVMWatch(app), newVMConsole(app))
+		newVMStop(app), newVMDelete(app), newVMDisk(app), newVMPort(app), newVMWatch(app), newVMConsole(app))
 }
 
 func newVMList(app *App) *cobra.Command {
@@ -183,6 +183,9 @@ func (a *App) showVM(w io.Writer, vm *godwitv1.VM) {
 		s.row("Owner", fmt.Sprintf("%s, epoch %d", owner.GetHost(), owner.GetEpoch()))
 	}
 	s.row("Migration", vm.GetMigration())
+	if vm.GetChange() != nil {
+		s.row("Change", changeLine(vm.GetChange()))
+	}
 	s.row("Created", a.moment(vm.GetCreated()))
 	s.row("Version", number(vm.GetVersion()))
 

@@ -35,6 +35,8 @@ type order struct {
 	told func(context.Context, *client.Client) (*godwitv1.VM, error)
 	// done tells whether it has come about; its error, that it never will.
 	done func(*godwitv1.VM) (bool, error)
+	// say prints what has become of it; nil tells what the VM is doing.
+	say func(*godwitv1.VM) func(io.Writer)
 }
 
 // addNoWait is called after addTimeout, whose limit is on the waiting too.
@@ -63,7 +65,10 @@ func (a *App) give(ctx context.Context, c *client.Client, o order, name string, 
 			return named(o.op, "vm "+name, err)
 		}
 	}
-	return a.printOne(vm, vmLine(vm))
+	if o.say == nil {
+		o.say = vmLine
+	}
+	return a.printOne(vm, o.say(vm))
 }
 
 // awaitVM follows a VM until it has carried out what it was told.
