@@ -40,7 +40,8 @@ type Guest struct {
 	Name  string
 	Addrs []netip.Addr // of its ports
 
-	fleet *Fleet
+	fleet  *Fleet
+	number byte
 }
 
 func (c *GuestConfig) complete() {
@@ -80,25 +81,29 @@ func (f *Fleet) Plan(config GuestConfig) (*Guest, *godwitv1.CreateVMRequest, err
 	if number >= maxGuests || config.Ports < 1 || config.Ports > f.config.Networks {
 		return nil, nil, fmt.Errorf("plan vm %s: it is number %d and has %d ports", config.Name, number, config.Ports)
 	}
-	g := &Guest{Name: config.Name, fleet: f}
+	g := &Guest{Name: config.Name, fleet: f, number: byte(number)}
 	args := witness.Args{Dirty: config.Dirty, Disk: witness.Disk{Rate: config.Records}}
 	spec := &godwitv1.VMSpec{Cpus: config.CPUs, MemoryBytes: uint64(config.Memory), Disks: config.Disks}
 	for i, network := range networks[:config.Ports] {
-		mac := net.HardwareAddr{0x52, 0x54, 0, 0x90, byte(i), byte(number)}
-		address := network.address(firstGuest + byte(number))
-		g.Addrs = append(g.Addrs, address)
-		args.Ports = append(args.Ports, witness.Port{
-			MAC: mac, Addresses: []netip.Prefix{netip.PrefixFrom(address, network.Prefix.Bits())},
-		})
-		spec.Ports = append(spec.Ports, &godwitv1.Port{
-			Name: fmt.Sprintf("eth%d", i), Network: network.Name, Mac: mac.String(),
-			Ips: []string{address.String()}, Queues: config.Queues,
-		})
+		port, message := g.port(i, network)
+		g.Addrs = append(g.Addrs, port.Addresses[0].Addr())
+		args.Ports = append(args.Ports, port)
+		message.Queues = config.Queues
+		spec.Ports = append(spec.Ports, message)
 	}
 	spec.Boot = &godwitv1.Boot{
 		Kernel: f.config.Image.Kernel, Initrd: f.config.Image.Initrd, Cmdline: args.CommandLine(),
 	}
 	return g, &godwitv1.CreateVMRequest{Name: config.Name, Spec: spec, Host: config.Host}, nil
+}
+
+// port gives the guest's port in one of the networks, to the guest and to the server.
+func (g *Guest) port(i int, in Network) (witness.Port, *godwitv1.Port) {
+	mac := net.HardwareAddr{0x52, 0x54, 0, 0x90, byte(i), g.number}
+	address := in.address(firstGuest + g.number)
+	return witness.Port{MAC: mac, Addresses: []netip.Prefix{netip.PrefixFrom(address, in.Prefix.Bits())}}, &godwitv1.Port{
+		Name: fmt.Sprintf("eth%d", i), Network: in.Name, Mac: mac.String(), Ips: []string{address.String()},
+	}
 }
 
 // Probe is what asks the guest for its own view, from the client.

@@ -162,31 +162,26 @@ type diskWriter struct {
 	blocks uint64
 	every  time.Duration
 	block  []byte // page-aligned, as O_DIRECT wants it
+	enough chan struct{}
+	ended  chan struct{}
 
 	mu   sync.Mutex
 	seen witness.DiskReport
 }
 
-// writeDisks begins to write to all disks.
-func (g *guest) writeDisks(rate int) error {
+// openDisks opens all disks that there are.
+func openDisks(rate int) (disks []*diskWriter, err error) {
 	for letter := 'a'; letter <= 'z'; letter++ {
 		disk, err := openDisk("/dev/vd"+string(letter), rate)
-		if letter > 'a' && errors.Is(err, fs.ErrNotExist) {
+		if len(disks) > 0 && errors.Is(err, fs.ErrNotExist) {
 			break
 		}
 		if err != nil {
-			return err
+			return nil, err
 		}
-		g.disks = append(g.disks, disk)
+		disks = append(disks, disk)
 	}
-	for i, disk := range g.disks {
-		acknowledged := func(witness.Record) {}
-		if i == 0 {
-			acknowledged = g.ledger.Wrote
-		}
-		go disk.run(g, acknowledged)
-	}
-	return nil
+	return disks, nil
 }
 
 func openDisk(path string, rate int) (*diskWriter, error) {
@@ -209,14 +204,29 @@ func openDisk(path string, rate int) (*diskWriter, error) {
 		file: file, block: block,
 		blocks: uint64(size) / witness.BlockSize,
 		every:  time.Second / time.Duration(rate),
+		enough: make(chan struct{}), ended: make(chan struct{}),
 	}, nil
 }
 
-// run writes for ever, and tells of each record that the disk has acknowledged.
+// end ends the writing, and lets go of the disk.
+func (w *diskWriter) end() {
+	close(w.enough)
+	<-w.ended
+	w.file.Close()
+}
+
+// run writes until the end, and tells of each record that the disk has acknowledged.
 func (w *diskWriter) run(g *guest, acknowledged func(witness.Record)) {
+	defer close(w.ended)
 	var record witness.Record
 	var nonces witness.Nonces
-	for range time.Tick(w.every) {
+	for tick := time.NewTicker(w.every); ; {
+		select {
+		case <-tick.C:
+		case <-w.enough:
+			tick.Stop()
+			return
+		}
 		if next := w.report().Written + 1; next != record.Sequence { // else it failed, and is written again as it was
 			now := g.clock()
 			record = witness.Record{

@@ -18,6 +18,7 @@ import (
 	"os"
 	"runtime/debug"
 	"strconv"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -85,8 +86,10 @@ type guest struct {
 	pulse  *pulse
 	stream stream
 	dirty  *dirtier
-	disks  []*diskWriter // none without a disk load
-	ports  []port
+
+	mu    sync.Mutex    // of what follows
+	disks []*diskWriter // none without a disk load
+	ports []port
 }
 
 func newGuest() *guest {
@@ -106,24 +109,56 @@ func (g *guest) clock() time.Duration { return time.Since(g.start) }
 
 func (g *guest) bringUp(ctx context.Context, args witness.Args) error {
 	for _, wanted := range args.Ports {
-		p, err := openPort(wanted)
-		if err != nil {
-			return fmt.Errorf("port %s: %w", wanted.MAC, err)
-		}
-		g.ports = append(g.ports, p)
-		if err := g.serve(ctx, p); err != nil {
-			return fmt.Errorf("port %s: %w", wanted.MAC, err)
-		}
-	}
-	if args.Disk.Rate > 0 {
-		if err := g.writeDisks(args.Disk.Rate); err != nil {
+		if err := g.addPort(ctx, wanted); err != nil {
 			return err
 		}
+	}
+	if err := g.setDisks(args.Disk); err != nil {
+		return err
 	}
 	if err := g.dirty.set(args.Dirty); err != nil {
 		return err
 	}
 	go g.dirty.run()
+	return nil
+}
+
+// addPort brings a port up and serves it.
+func (g *guest) addPort(ctx context.Context, wanted witness.Port) error {
+	p, err := openPort(wanted)
+	if err == nil {
+		err = g.serve(ctx, p)
+	}
+	if err != nil {
+		return fmt.Errorf("port %s: %w", wanted.MAC, err)
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.ports = append(g.ports, p)
+	return nil
+}
+
+// setDisks ends the load on the disks, if there is one, and begins the wanted one on all
+// that there are.
+func (g *guest) setDisks(wanted witness.Disk) (err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, disk := range g.disks {
+		disk.end()
+	}
+	if g.disks = nil; wanted.Rate == 0 {
+		return nil
+	}
+	if g.disks, err = openDisks(wanted.Rate); err != nil {
+		return err
+	}
+	for i, disk := range g.disks {
+		acknowledged := func(witness.Record) {}
+		if i == 0 {
+			acknowledged = g.ledger.Wrote
+		}
+		go disk.run(g, acknowledged)
+	}
 	return nil
 }
 
@@ -134,6 +169,13 @@ func (g *guest) handle(r witness.Request) witness.Report {
 	case witness.OpStatus:
 	case witness.OpDirty:
 		err = g.dirty.set(r.Dirty)
+	case witness.OpDisk:
+		err = g.setDisks(r.Disk)
+	case witness.OpPort:
+		var wanted witness.Port
+		if wanted, err = witness.ParsePort(r.Port); err == nil {
+			err = g.addPort(context.Background(), wanted)
+		}
 	case witness.OpPowerOff:
 		// The answer has a moment to leave; nobody waits for more of it.
 		time.AfterFunc(100*time.Millisecond, powerOff)
@@ -155,6 +197,8 @@ func (g *guest) report(kind string) witness.Report {
 		TCPBytes: g.stream.bytes.Load(),
 		Dirty:    g.dirty.report(),
 	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	for _, p := range g.ports {
 		r.Ports = append(r.Ports, p.report())
 	}

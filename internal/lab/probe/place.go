@@ -45,6 +45,18 @@ func (g Guest) SetDirty(ctx context.Context, load witness.Dirty) error {
 	return err
 }
 
+// SetDisk has the guest write to its disks like this from now on.
+func (g Guest) SetDisk(ctx context.Context, load witness.Disk) error {
+	_, err := g.ask(ctx, witness.Request{Op: witness.OpDisk, Disk: load})
+	return err
+}
+
+// AddPort has the guest bring a port up that it has got.
+func (g Guest) AddPort(ctx context.Context, port witness.Port) error {
+	_, err := g.ask(ctx, witness.Request{Op: witness.OpPort, Port: port.String()})
+	return err
+}
+
 // PowerOff has the guest power off; it does not wait for that.
 func (g Guest) PowerOff(ctx context.Context) error {
 	_, err := g.ask(ctx, witness.Request{Op: witness.OpPowerOff})

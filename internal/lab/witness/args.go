@@ -34,6 +34,15 @@ type Port struct {
 	Addresses []netip.Prefix
 }
 
+// String gives the port as ParsePort reads it.
+func (p Port) String() string {
+	text := p.MAC.String()
+	for _, prefix := range p.Addresses {
+		text += "," + prefix.String()
+	}
+	return text
+}
+
 // Dirty is a load on the guest's memory. The zero value is none.
 type Dirty struct {
 	RateMiB int     `json:"rate_mib"` // MiB written per second
@@ -51,9 +60,9 @@ const (
 	Hot        Pattern = "hot"        // nine writes of ten to a tenth of the set
 )
 
-// Disk is a load on every disk that is there at the boot. The zero value is none.
+// Disk is a load on every disk that is there when it begins. The zero value is none.
 type Disk struct {
-	Rate int // records written per second to each, each flushed before the next
+	Rate int `json:"rate"` // records written per second to each, each flushed before the next
 }
 
 // Valid says what is wrong with d, or nil.
@@ -78,11 +87,7 @@ func (d Dirty) Valid() error {
 func (a Args) String() string {
 	var words []string
 	for _, p := range a.Ports {
-		word := "godwit.port=" + p.MAC.String()
-		for _, prefix := range p.Addresses {
-			word += "," + prefix.String()
-		}
-		words = append(words, word)
+		words = append(words, "godwit.port="+p.String())
 	}
 	if d := a.Dirty; d != (Dirty{}) {
 		word := fmt.Sprintf("godwit.dirty=%d,%d", d.RateMiB, d.SetMiB)
@@ -113,7 +118,9 @@ func ParseArgs(line string) (Args, error) {
 		var err error
 		switch key {
 		case "port":
-			err = args.addPort(value)
+			var port Port
+			port, err = ParsePort(value)
+			args.Ports = append(args.Ports, port)
 		case "dirty":
 			args.Dirty, err = parseDirty(value)
 		case "disk":
@@ -128,22 +135,22 @@ func ParseArgs(line string) (Args, error) {
 	return args, nil
 }
 
-func (a *Args) addPort(value string) error {
+// ParsePort reads MAC[,ADDRESS/BITS...].
+func ParsePort(value string) (Port, error) {
 	fields := strings.Split(value, ",")
 	mac, err := net.ParseMAC(fields[0])
 	if err != nil {
-		return err
+		return Port{}, err
 	}
 	port := Port{MAC: mac}
 	for _, field := range fields[1:] {
 		prefix, err := netip.ParsePrefix(field)
 		if err != nil {
-			return err
+			return Port{}, err
 		}
 		port.Addresses = append(port.Addresses, prefix)
 	}
-	a.Ports = append(a.Ports, port)
-	return nil
+	return port, nil
 }
 
 func parseDirty(value string) (Dirty, error) {

@@ -55,13 +55,17 @@ type DiskReport struct {
 // Request is one line to the control port. Every request is answered by a
 // Report made after it took effect, or one of KindFatal that says why not.
 type Request struct {
-	Op    string `json:"op"` // OpStatus, OpDirty or OpPowerOff
+	Op    string `json:"op"` // one of the operations
 	Dirty Dirty  `json:"dirty,omitzero"`
+	Disk  Disk   `json:"disk,omitzero"`
+	Port  string `json:"port,omitempty"` // as it stands on the command line
 }
 
 // Operations of the control port.
 const (
 	OpStatus   = "status"
 	OpDirty    = "dirty"    // dirty memory like this from now on
+	OpDisk     = "disk"     // write records like this from now on, to the disks that there are
+	OpPort     = "port"     // bring this port up, too
 	OpPowerOff = "poweroff" // power off after the answer
 )
