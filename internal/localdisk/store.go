@@ -144,13 +144,22 @@ func (s *Store) Mark(c Copy) error {
 	return nil
 }
 
-// Make makes a copy with all of the disks, by create. What an earlier try has left of
-// the same epoch is removed before.
+// Make makes a copy with all of the disks, by create. What an earlier migration has
+// left unfinished of the same epoch is removed before; anything else is a Conflict.
 func (s *Store) Make(c Copy, disks []fleet.Disk, create func(path, format string, size fleet.Bytes) error) (Copy, error) {
 	if err := checkUID(c.UID); err != nil {
 		return c, err
 	}
 	c.Dir = filepath.Join(s.dir, string(c.UID), strconv.FormatUint(uint64(c.Epoch), 10))
+	switch there, err := read(c.Dir); {
+	case err == nil && there.State != Filling:
+		return Copy{}, &fleet.Error{
+			Code: fleet.Conflict, Op: "make local disks", Subject: c.Dir, Cause: fmt.Sprintf("there are %s ones of epoch %d", there.State, there.Epoch),
+			Hint: "see that no server runs on an old copy of the store; if nobody needs them, remove the folder",
+		}
+	case err != nil && !errors.Is(err, ErrNone):
+		return Copy{}, err
+	}
 	if err := s.Remove(c); err != nil {
 		return c, err
 	}

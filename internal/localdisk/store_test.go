@@ -150,6 +150,14 @@ func TestMakeFails(t *testing.T) {
 	if _, err := store.Make(one, []fleet.Disk{{Name: "../x", Format: "raw", Size: 1}}, empty); err == nil {
 		t.Error("a name leads elsewhere")
 	}
+	put(t, store, 1, localdisk.Filling)
+	made := put(t, store, 1, localdisk.Good)
+	if _, err := store.Make(one, disks, empty); fleet.CodeOf(err) != fleet.Conflict {
+		t.Errorf("made over what is good: %v", err)
+	}
+	if err := store.Remove(made); err != nil {
+		t.Error(err)
+	}
 	one.UID = "../../x"
 	if _, err := store.Make(one, disks, empty); fleet.CodeOf(err) != fleet.Invalid {
 		t.Errorf("a uid leads elsewhere: %v", err)
