@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"connectrpc.com/connect"
+
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/lab/bootsector"
@@ -197,6 +199,34 @@ func TestLocalDiskIsTakenBack(t *testing.T) {
 		t.Errorf("release: %v", got)
 	}
 	m.target.checkCopies("released,", "")
+}
+
+// Agents that come new when everything was sent end what the ones before have left,
+// and the target runs with the disk.
+func TestLocalDiskNewAgents(t *testing.T) {
+	m := newLocalMove(t)
+	disks := m.prepareDisks()
+	waits := make(chan struct{}, 64)
+	m.fleet.onCommit(func(context.Context, *godwitv1.CommitRequest) (*godwitv1.CommitResponse, error) {
+		waits <- struct{}{}
+		return nil, connect.NewError(connect.CodeUnavailable, nil)
+	})
+	start := m.copyDisksCommand(disks, 0)
+	m.source.sendCommand(start)
+	receive(t, "commit", waits)
+	for _, h := range []*testHost{m.source, m.target} {
+		h.stop()
+		h.start()
+	}
+	m.source.sendCommand(start)
+	run := m.runCommand()
+	if got := m.target.do(run); got.GetTargetRunning() == nil {
+		t.Fatalf("run: %v", got)
+	}
+	m.target.diskIO(2, "read -P 17 0 4M")
+	m.target.checkCopies("running,", "good@2")
+	m.settle()
+	m.source.checkCopies("left,", "old@1")
 }
 
 // A target that is lost in the copy of the disk fails the migration with the cause,
