@@ -65,6 +65,8 @@ type Agent struct {
 	disks       *localdisk.Store
 	disksMarked chan struct{} // that one of its copies is old
 
+	shows chan struct{} // those that are under way
+
 	mu       sync.Mutex
 	machines map[machineKey]*machine
 	session  *session       // nil while there is none
@@ -90,7 +92,7 @@ func New(ctx context.Context, config Config) (*Agent, error) {
 	a := &Agent{
 		config: config, lock: lock, servers: newServers(config.Servers, config.Dial),
 		log: config.Log, process: rand.Text(), machines: map[machineKey]*machine{}, marked: make(chan struct{}, 1),
-		volumes: newVolumeClients(config.Keeper), disksMarked: make(chan struct{}, 1),
+		volumes: newVolumeClients(config.Keeper), disksMarked: make(chan struct{}, 1), shows: make(chan struct{}, showsMax),
 	}
 	if err := a.load(ctx); err != nil {
 		return nil, errors.Join(err, lock.Close())

@@ -63,6 +63,9 @@ func (m *machine) prepare(ctx context.Context, migration string, want *godwitv1.
 		m.record.Role, m.record.Migration = arriving, migration
 		m.record.Peer = peerRecord{Host: fleet.HostName(want.GetSource())}
 		m.mu.Unlock()
+		if err := m.lookAtSource(ctx, want); err != nil {
+			return 0, err
+		}
 		if err := m.launch(ctx, want.GetInstance(), network.Gate{Mode: network.Closed, Epoch: m.key.epoch}, nil); err != nil {
 			return 0, err
 		}

@@ -28,6 +28,7 @@ var imports = map[string][]string{
 
 	// Of files and processes, whatever they are for.
 	"internal/durable":   {},
+	"internal/imagelock": {},
 	"internal/supervise": {},
 
 	// What crosses the wire.
@@ -48,7 +49,7 @@ var imports = map[string][]string{
 
 	// The long-running programs.
 	"internal/agent": {"api", "internal/durable", "internal/fleet", "internal/migration", "internal/wire",
-		"internal/qmp", "internal/qemu", "internal/network", "internal/volume", "internal/localdisk", "internal/pledge", "internal/pki"},
+		"internal/imagelock", "internal/qmp", "internal/qemu", "internal/network", "internal/volume", "internal/localdisk", "internal/pledge", "internal/pki"},
 	"internal/server": {"api", "internal/durable", "internal/fleet", "internal/migration", "internal/predict", "internal/placement",
 		"internal/campaign", "internal/wire", "internal/store", "internal/reconcile", "internal/lifecycle", "internal/leases", "internal/pki"},
 	"internal/volumeserver": {"api", "internal/fleet", "internal/wire", "internal/volume", "internal/pki"},

@@ -81,7 +81,8 @@ func (r *Reconciler) prepareTarget(m *migration.Migration, command *godwitv1.Com
 			Vm: string(m.VM), Uid: string(m.UID), Epoch: uint64(m.Epoch + 1),
 			Spec: wire.EncodeSpec(vm.Value.Spec), Networks: networks,
 		},
-		Source: string(m.Source), SourceAddress: source.Address.String(), Connections: uint32(m.Connections),
+		Source: string(m.Source), SourceAddress: source.Address.String(), SourcePeerPort: uint32(source.PeerPort),
+		Connections: uint32(m.Connections),
 	}}
 	return nil
 }

@@ -100,9 +100,9 @@ func EventOf(report *godwitv1.Report) (event migration.Event, known bool) {
 	case *godwitv1.Report_TargetFinished:
 		event.Kind = migration.TargetFinished
 	case *godwitv1.Report_SourceFailed:
-		event.Kind, event.Detail, event.Gone = migration.SourceFailed, wire.Bounded(said.SourceFailed.GetCause()), said.SourceFailed.GetGone()
+		event.Kind, event.Detail, event.Gone = migration.SourceFailed, failureOf(said.SourceFailed), said.SourceFailed.GetGone()
 	case *godwitv1.Report_TargetFailed:
-		event.Kind, event.Detail, event.Gone = migration.TargetFailed, wire.Bounded(said.TargetFailed.GetCause()), said.TargetFailed.GetGone()
+		event.Kind, event.Detail, event.Gone = migration.TargetFailed, failureOf(said.TargetFailed), said.TargetFailed.GetGone()
 		event.Unrun = said.TargetFailed.GetUnrun()
 	case *godwitv1.Report_TargetRefused:
 		event.Kind, event.Detail = migration.TargetRefused, wire.Bounded(said.TargetRefused.GetCause())
@@ -112,6 +112,17 @@ func EventOf(report *godwitv1.Report) (event migration.Event, known bool) {
 		return event, false
 	}
 	return event, true
+}
+
+// failureOf is what a host says of a failure, and what it says can be done about it.
+func failureOf(said interface {
+	GetCause() string
+	GetHint() string
+}) string {
+	if said.GetHint() == "" {
+		return wire.Bounded(said.GetCause())
+	}
+	return wire.Bounded(said.GetCause()) + "; " + wire.Bounded(said.GetHint())
 }
 
 func progressOf(at *timestamppb.Timestamp, said *godwitv1.CopyProgress) migration.Progress {

@@ -266,6 +266,182 @@ func (*WriteConsoleResponse) Descriptor() ([]byte, []int) {
 	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{3}
 }
 
+type ShowInstanceRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Uid           string                 `protobuf:"bytes,3,opt,name=uid,proto3" json:"uid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ShowInstanceRequest) Reset() {
+	*x = ShowInstanceRequest{}
+	mi := &file_godwit_v1_agent_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ShowInstanceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ShowInstanceRequest) ProtoMessage() {}
+
+func (x *ShowInstanceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_agent_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ShowInstanceRequest.ProtoReflect.Descriptor instead.
+func (*ShowInstanceRequest) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ShowInstanceRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *ShowInstanceRequest) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *ShowInstanceRequest) GetUid() string {
+	if x != nil {
+		return x.Uid
+	}
+	return ""
+}
+
+type ShowInstanceResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its disks of kind "file".
+	Images        []*ShownImage `protobuf:"bytes,1,rep,name=images,proto3" json:"images,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ShowInstanceResponse) Reset() {
+	*x = ShowInstanceResponse{}
+	mi := &file_godwit_v1_agent_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ShowInstanceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ShowInstanceResponse) ProtoMessage() {}
+
+func (x *ShowInstanceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_agent_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ShowInstanceResponse.ProtoReflect.Descriptor instead.
+func (*ShowInstanceResponse) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ShowInstanceResponse) GetImages() []*ShownImage {
+	if x != nil {
+		return x.Images
+	}
+	return nil
+}
+
+// ShownImage is an image as its instance's host sees it.
+type ShownImage struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Disk  string                 `protobuf:"bytes,1,opt,name=disk,proto3" json:"disk,omitempty"`
+	Path  string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	// The byte that is locked; 0 if none is, because the disk is read-only.
+	LockedByte int64 `protobuf:"varint,3,opt,name=locked_byte,json=lockedByte,proto3" json:"locked_byte,omitempty"`
+	// Of the file.
+	Bytes         uint64 `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ShownImage) Reset() {
+	*x = ShownImage{}
+	mi := &file_godwit_v1_agent_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ShownImage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ShownImage) ProtoMessage() {}
+
+func (x *ShownImage) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_agent_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ShownImage.ProtoReflect.Descriptor instead.
+func (*ShownImage) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ShownImage) GetDisk() string {
+	if x != nil {
+		return x.Disk
+	}
+	return ""
+}
+
+func (x *ShownImage) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *ShownImage) GetLockedByte() int64 {
+	if x != nil {
+		return x.LockedByte
+	}
+	return 0
+}
+
+func (x *ShownImage) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
 type GiveUpRequest struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	Migration string                 `protobuf:"bytes,1,opt,name=migration,proto3" json:"migration,omitempty"`
@@ -278,7 +454,7 @@ type GiveUpRequest struct {
 
 func (x *GiveUpRequest) Reset() {
 	*x = GiveUpRequest{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[4]
+	mi := &file_godwit_v1_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -290,7 +466,7 @@ func (x *GiveUpRequest) String() string {
 func (*GiveUpRequest) ProtoMessage() {}
 
 func (x *GiveUpRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[4]
+	mi := &file_godwit_v1_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -303,7 +479,7 @@ func (x *GiveUpRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GiveUpRequest.ProtoReflect.Descriptor instead.
 func (*GiveUpRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{4}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *GiveUpRequest) GetMigration() string {
@@ -337,7 +513,7 @@ type GiveUpResponse struct {
 
 func (x *GiveUpResponse) Reset() {
 	*x = GiveUpResponse{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[5]
+	mi := &file_godwit_v1_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -349,7 +525,7 @@ func (x *GiveUpResponse) String() string {
 func (*GiveUpResponse) ProtoMessage() {}
 
 func (x *GiveUpResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[5]
+	mi := &file_godwit_v1_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -362,7 +538,7 @@ func (x *GiveUpResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GiveUpResponse.ProtoReflect.Descriptor instead.
 func (*GiveUpResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{5}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *GiveUpResponse) GetRefused() bool {
@@ -385,7 +561,7 @@ type ReturnFramesRequest struct {
 
 func (x *ReturnFramesRequest) Reset() {
 	*x = ReturnFramesRequest{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[6]
+	mi := &file_godwit_v1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -397,7 +573,7 @@ func (x *ReturnFramesRequest) String() string {
 func (*ReturnFramesRequest) ProtoMessage() {}
 
 func (x *ReturnFramesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[6]
+	mi := &file_godwit_v1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -410,7 +586,7 @@ func (x *ReturnFramesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReturnFramesRequest.ProtoReflect.Descriptor instead.
 func (*ReturnFramesRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{6}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ReturnFramesRequest) GetMigration() string {
@@ -450,7 +626,7 @@ type ReturnFramesResponse struct {
 
 func (x *ReturnFramesResponse) Reset() {
 	*x = ReturnFramesResponse{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[7]
+	mi := &file_godwit_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -462,7 +638,7 @@ func (x *ReturnFramesResponse) String() string {
 func (*ReturnFramesResponse) ProtoMessage() {}
 
 func (x *ReturnFramesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[7]
+	mi := &file_godwit_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -475,7 +651,7 @@ func (x *ReturnFramesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReturnFramesResponse.ProtoReflect.Descriptor instead.
 func (*ReturnFramesResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ReturnFramesResponse) GetFrames() int64 {
@@ -500,7 +676,7 @@ type SessionRequest struct {
 
 func (x *SessionRequest) Reset() {
 	*x = SessionRequest{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[8]
+	mi := &file_godwit_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -512,7 +688,7 @@ func (x *SessionRequest) String() string {
 func (*SessionRequest) ProtoMessage() {}
 
 func (x *SessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[8]
+	mi := &file_godwit_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -525,7 +701,7 @@ func (x *SessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionRequest.ProtoReflect.Descriptor instead.
 func (*SessionRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *SessionRequest) GetMessage() isSessionRequest_Message {
@@ -614,7 +790,7 @@ type SessionResponse struct {
 
 func (x *SessionResponse) Reset() {
 	*x = SessionResponse{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[9]
+	mi := &file_godwit_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -626,7 +802,7 @@ func (x *SessionResponse) String() string {
 func (*SessionResponse) ProtoMessage() {}
 
 func (x *SessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[9]
+	mi := &file_godwit_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -639,7 +815,7 @@ func (x *SessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionResponse.ProtoReflect.Descriptor instead.
 func (*SessionResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *SessionResponse) GetMessage() isSessionResponse_Message {
@@ -723,7 +899,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[10]
+	mi := &file_godwit_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -735,7 +911,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[10]
+	mi := &file_godwit_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -748,7 +924,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Heartbeat) GetStore() *StoreMark {
@@ -776,7 +952,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[11]
+	mi := &file_godwit_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -788,7 +964,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[11]
+	mi := &file_godwit_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -801,7 +977,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Hello) GetHost() *Host {
@@ -860,7 +1036,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[12]
+	mi := &file_godwit_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -872,7 +1048,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[12]
+	mi := &file_godwit_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -885,7 +1061,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Welcome) GetHeartbeatMs() int64 {
@@ -924,7 +1100,7 @@ type StoreMark struct {
 
 func (x *StoreMark) Reset() {
 	*x = StoreMark{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[13]
+	mi := &file_godwit_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -936,7 +1112,7 @@ func (x *StoreMark) String() string {
 func (*StoreMark) ProtoMessage() {}
 
 func (x *StoreMark) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[13]
+	mi := &file_godwit_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -949,7 +1125,7 @@ func (x *StoreMark) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreMark.ProtoReflect.Descriptor instead.
 func (*StoreMark) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *StoreMark) GetCluster() uint64 {
@@ -992,7 +1168,7 @@ type InstanceReport struct {
 
 func (x *InstanceReport) Reset() {
 	*x = InstanceReport{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[14]
+	mi := &file_godwit_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1004,7 +1180,7 @@ func (x *InstanceReport) String() string {
 func (*InstanceReport) ProtoMessage() {}
 
 func (x *InstanceReport) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[14]
+	mi := &file_godwit_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1017,7 +1193,7 @@ func (x *InstanceReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstanceReport.ProtoReflect.Descriptor instead.
 func (*InstanceReport) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *InstanceReport) GetVm() string {
@@ -1087,7 +1263,7 @@ type CommitRequest struct {
 
 func (x *CommitRequest) Reset() {
 	*x = CommitRequest{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[15]
+	mi := &file_godwit_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1099,7 +1275,7 @@ func (x *CommitRequest) String() string {
 func (*CommitRequest) ProtoMessage() {}
 
 func (x *CommitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[15]
+	mi := &file_godwit_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1112,7 +1288,7 @@ func (x *CommitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitRequest.ProtoReflect.Descriptor instead.
 func (*CommitRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CommitRequest) GetMigration() string {
@@ -1152,7 +1328,7 @@ type CommitResponse struct {
 
 func (x *CommitResponse) Reset() {
 	*x = CommitResponse{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[16]
+	mi := &file_godwit_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1164,7 +1340,7 @@ func (x *CommitResponse) String() string {
 func (*CommitResponse) ProtoMessage() {}
 
 func (x *CommitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[16]
+	mi := &file_godwit_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1177,7 +1353,7 @@ func (x *CommitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitResponse.ProtoReflect.Descriptor instead.
 func (*CommitResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CommitResponse) GetSourceStopped() bool {
@@ -1226,7 +1402,7 @@ type Instance struct {
 
 func (x *Instance) Reset() {
 	*x = Instance{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[17]
+	mi := &file_godwit_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1238,7 +1414,7 @@ func (x *Instance) String() string {
 func (*Instance) ProtoMessage() {}
 
 func (x *Instance) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[17]
+	mi := &file_godwit_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1251,7 +1427,7 @@ func (x *Instance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Instance.ProtoReflect.Descriptor instead.
 func (*Instance) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Instance) GetVm() string {
@@ -1316,7 +1492,7 @@ type PortNetwork struct {
 
 func (x *PortNetwork) Reset() {
 	*x = PortNetwork{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[18]
+	mi := &file_godwit_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1328,7 +1504,7 @@ func (x *PortNetwork) String() string {
 func (*PortNetwork) ProtoMessage() {}
 
 func (x *PortNetwork) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[18]
+	mi := &file_godwit_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1341,7 +1517,7 @@ func (x *PortNetwork) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortNetwork.ProtoReflect.Descriptor instead.
 func (*PortNetwork) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *PortNetwork) GetPort() string {
@@ -1405,7 +1581,7 @@ type Command struct {
 
 func (x *Command) Reset() {
 	*x = Command{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[19]
+	mi := &file_godwit_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1417,7 +1593,7 @@ func (x *Command) String() string {
 func (*Command) ProtoMessage() {}
 
 func (x *Command) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[19]
+	mi := &file_godwit_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1430,7 +1606,7 @@ func (x *Command) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Command.ProtoReflect.Descriptor instead.
 func (*Command) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Command) GetSubject() string {
@@ -1678,7 +1854,7 @@ type StartInstance struct {
 
 func (x *StartInstance) Reset() {
 	*x = StartInstance{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[20]
+	mi := &file_godwit_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1690,7 +1866,7 @@ func (x *StartInstance) String() string {
 func (*StartInstance) ProtoMessage() {}
 
 func (x *StartInstance) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[20]
+	mi := &file_godwit_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1703,7 +1879,7 @@ func (x *StartInstance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartInstance.ProtoReflect.Descriptor instead.
 func (*StartInstance) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *StartInstance) GetInstance() *Instance {
@@ -1739,7 +1915,7 @@ type ChangeHardware struct {
 
 func (x *ChangeHardware) Reset() {
 	*x = ChangeHardware{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[21]
+	mi := &file_godwit_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1751,7 +1927,7 @@ func (x *ChangeHardware) String() string {
 func (*ChangeHardware) ProtoMessage() {}
 
 func (x *ChangeHardware) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[21]
+	mi := &file_godwit_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1764,7 +1940,7 @@ func (x *ChangeHardware) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeHardware.ProtoReflect.Descriptor instead.
 func (*ChangeHardware) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ChangeHardware) GetVm() string {
@@ -1826,7 +2002,7 @@ type StopInstance struct {
 
 func (x *StopInstance) Reset() {
 	*x = StopInstance{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[22]
+	mi := &file_godwit_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1838,7 +2014,7 @@ func (x *StopInstance) String() string {
 func (*StopInstance) ProtoMessage() {}
 
 func (x *StopInstance) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[22]
+	mi := &file_godwit_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1851,7 +2027,7 @@ func (x *StopInstance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopInstance.ProtoReflect.Descriptor instead.
 func (*StopInstance) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *StopInstance) GetVm() string {
@@ -1886,7 +2062,7 @@ type ForgetInstance struct {
 
 func (x *ForgetInstance) Reset() {
 	*x = ForgetInstance{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[23]
+	mi := &file_godwit_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1898,7 +2074,7 @@ func (x *ForgetInstance) String() string {
 func (*ForgetInstance) ProtoMessage() {}
 
 func (x *ForgetInstance) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[23]
+	mi := &file_godwit_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1911,7 +2087,7 @@ func (x *ForgetInstance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetInstance.ProtoReflect.Descriptor instead.
 func (*ForgetInstance) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ForgetInstance) GetVm() string {
@@ -1960,7 +2136,7 @@ type RemoveDisks struct {
 
 func (x *RemoveDisks) Reset() {
 	*x = RemoveDisks{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[24]
+	mi := &file_godwit_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1972,7 +2148,7 @@ func (x *RemoveDisks) String() string {
 func (*RemoveDisks) ProtoMessage() {}
 
 func (x *RemoveDisks) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[24]
+	mi := &file_godwit_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1985,7 +2161,7 @@ func (x *RemoveDisks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveDisks.ProtoReflect.Descriptor instead.
 func (*RemoveDisks) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RemoveDisks) GetVm() string {
@@ -2009,14 +2185,17 @@ type PrepareTarget struct {
 	Source        string `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`
 	SourceAddress string `protobuf:"bytes,3,opt,name=source_address,json=sourceAddress,proto3" json:"source_address,omitempty"`
 	// The connections that carry the memory; 1: QEMU's main one does.
-	Connections   uint32 `protobuf:"varint,4,opt,name=connections,proto3" json:"connections,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Connections uint32 `protobuf:"varint,4,opt,name=connections,proto3" json:"connections,omitempty"`
+	// Where the source's agent listens, which is asked to show its instance; 0 if it
+	// does not, and then nothing is compared.
+	SourcePeerPort uint32 `protobuf:"varint,5,opt,name=source_peer_port,json=sourcePeerPort,proto3" json:"source_peer_port,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *PrepareTarget) Reset() {
 	*x = PrepareTarget{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[25]
+	mi := &file_godwit_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2028,7 +2207,7 @@ func (x *PrepareTarget) String() string {
 func (*PrepareTarget) ProtoMessage() {}
 
 func (x *PrepareTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[25]
+	mi := &file_godwit_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2041,7 +2220,7 @@ func (x *PrepareTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareTarget.ProtoReflect.Descriptor instead.
 func (*PrepareTarget) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *PrepareTarget) GetInstance() *Instance {
@@ -2072,6 +2251,13 @@ func (x *PrepareTarget) GetConnections() uint32 {
 	return 0
 }
 
+func (x *PrepareTarget) GetSourcePeerPort() uint32 {
+	if x != nil {
+		return x.SourcePeerPort
+	}
+	return 0
+}
+
 type StartCopy struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
@@ -2094,7 +2280,7 @@ type StartCopy struct {
 
 func (x *StartCopy) Reset() {
 	*x = StartCopy{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[26]
+	mi := &file_godwit_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2106,7 +2292,7 @@ func (x *StartCopy) String() string {
 func (*StartCopy) ProtoMessage() {}
 
 func (x *StartCopy) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[26]
+	mi := &file_godwit_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2119,7 +2305,7 @@ func (x *StartCopy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartCopy.ProtoReflect.Descriptor instead.
 func (*StartCopy) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *StartCopy) GetVm() string {
@@ -2214,7 +2400,7 @@ type ResumeSource struct {
 
 func (x *ResumeSource) Reset() {
 	*x = ResumeSource{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[27]
+	mi := &file_godwit_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2226,7 +2412,7 @@ func (x *ResumeSource) String() string {
 func (*ResumeSource) ProtoMessage() {}
 
 func (x *ResumeSource) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[27]
+	mi := &file_godwit_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2239,7 +2425,7 @@ func (x *ResumeSource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeSource.ProtoReflect.Descriptor instead.
 func (*ResumeSource) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ResumeSource) GetVm() string {
@@ -2285,7 +2471,7 @@ type ReleaseTarget struct {
 
 func (x *ReleaseTarget) Reset() {
 	*x = ReleaseTarget{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[28]
+	mi := &file_godwit_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2297,7 +2483,7 @@ func (x *ReleaseTarget) String() string {
 func (*ReleaseTarget) ProtoMessage() {}
 
 func (x *ReleaseTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[28]
+	mi := &file_godwit_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2310,7 +2496,7 @@ func (x *ReleaseTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseTarget.ProtoReflect.Descriptor instead.
 func (*ReleaseTarget) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ReleaseTarget) GetVm() string {
@@ -2352,7 +2538,7 @@ type RunTarget struct {
 
 func (x *RunTarget) Reset() {
 	*x = RunTarget{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[29]
+	mi := &file_godwit_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2364,7 +2550,7 @@ func (x *RunTarget) String() string {
 func (*RunTarget) ProtoMessage() {}
 
 func (x *RunTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[29]
+	mi := &file_godwit_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2377,7 +2563,7 @@ func (x *RunTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunTarget.ProtoReflect.Descriptor instead.
 func (*RunTarget) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RunTarget) GetVm() string {
@@ -2403,7 +2589,7 @@ type RetireSource struct {
 
 func (x *RetireSource) Reset() {
 	*x = RetireSource{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[30]
+	mi := &file_godwit_v1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2415,7 +2601,7 @@ func (x *RetireSource) String() string {
 func (*RetireSource) ProtoMessage() {}
 
 func (x *RetireSource) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[30]
+	mi := &file_godwit_v1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2428,7 +2614,7 @@ func (x *RetireSource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireSource.ProtoReflect.Descriptor instead.
 func (*RetireSource) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RetireSource) GetVm() string {
@@ -2447,7 +2633,7 @@ type ReleaseSource struct {
 
 func (x *ReleaseSource) Reset() {
 	*x = ReleaseSource{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[31]
+	mi := &file_godwit_v1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2459,7 +2645,7 @@ func (x *ReleaseSource) String() string {
 func (*ReleaseSource) ProtoMessage() {}
 
 func (x *ReleaseSource) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[31]
+	mi := &file_godwit_v1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2472,7 +2658,7 @@ func (x *ReleaseSource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseSource.ProtoReflect.Descriptor instead.
 func (*ReleaseSource) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ReleaseSource) GetVm() string {
@@ -2491,7 +2677,7 @@ type FinishTarget struct {
 
 func (x *FinishTarget) Reset() {
 	*x = FinishTarget{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[32]
+	mi := &file_godwit_v1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2503,7 +2689,7 @@ func (x *FinishTarget) String() string {
 func (*FinishTarget) ProtoMessage() {}
 
 func (x *FinishTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[32]
+	mi := &file_godwit_v1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2516,7 +2702,7 @@ func (x *FinishTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishTarget.ProtoReflect.Descriptor instead.
 func (*FinishTarget) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{32}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *FinishTarget) GetVm() string {
@@ -2560,7 +2746,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[33]
+	mi := &file_godwit_v1_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2572,7 +2758,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[33]
+	mi := &file_godwit_v1_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2585,7 +2771,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{33}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Report) GetSubject() string {
@@ -2896,7 +3082,7 @@ type TargetPrepared struct {
 
 func (x *TargetPrepared) Reset() {
 	*x = TargetPrepared{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[34]
+	mi := &file_godwit_v1_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2908,7 +3094,7 @@ func (x *TargetPrepared) String() string {
 func (*TargetPrepared) ProtoMessage() {}
 
 func (x *TargetPrepared) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[34]
+	mi := &file_godwit_v1_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2921,7 +3107,7 @@ func (x *TargetPrepared) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetPrepared.ProtoReflect.Descriptor instead.
 func (*TargetPrepared) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{34}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *TargetPrepared) GetPort() uint32 {
@@ -2973,7 +3159,7 @@ type CopyProgress struct {
 
 func (x *CopyProgress) Reset() {
 	*x = CopyProgress{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[35]
+	mi := &file_godwit_v1_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2985,7 +3171,7 @@ func (x *CopyProgress) String() string {
 func (*CopyProgress) ProtoMessage() {}
 
 func (x *CopyProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[35]
+	mi := &file_godwit_v1_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2998,7 +3184,7 @@ func (x *CopyProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyProgress.ProtoReflect.Descriptor instead.
 func (*CopyProgress) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{35}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *CopyProgress) GetPass() int32 {
@@ -3083,7 +3269,7 @@ type SourceStopped struct {
 
 func (x *SourceStopped) Reset() {
 	*x = SourceStopped{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[36]
+	mi := &file_godwit_v1_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3095,7 +3281,7 @@ func (x *SourceStopped) String() string {
 func (*SourceStopped) ProtoMessage() {}
 
 func (x *SourceStopped) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[36]
+	mi := &file_godwit_v1_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3108,7 +3294,7 @@ func (x *SourceStopped) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceStopped.ProtoReflect.Descriptor instead.
 func (*SourceStopped) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{36}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *SourceStopped) GetStoppedBy() string {
@@ -3147,7 +3333,7 @@ type StopReason struct {
 
 func (x *StopReason) Reset() {
 	*x = StopReason{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[37]
+	mi := &file_godwit_v1_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3159,7 +3345,7 @@ func (x *StopReason) String() string {
 func (*StopReason) ProtoMessage() {}
 
 func (x *StopReason) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[37]
+	mi := &file_godwit_v1_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3172,7 +3358,7 @@ func (x *StopReason) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopReason.ProtoReflect.Descriptor instead.
 func (*StopReason) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{37}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *StopReason) GetRemainingBytes() uint64 {
@@ -3220,7 +3406,7 @@ type SwitchMeasured struct {
 
 func (x *SwitchMeasured) Reset() {
 	*x = SwitchMeasured{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[38]
+	mi := &file_godwit_v1_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3232,7 +3418,7 @@ func (x *SwitchMeasured) String() string {
 func (*SwitchMeasured) ProtoMessage() {}
 
 func (x *SwitchMeasured) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[38]
+	mi := &file_godwit_v1_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3245,7 +3431,7 @@ func (x *SwitchMeasured) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SwitchMeasured.ProtoReflect.Descriptor instead.
 func (*SwitchMeasured) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{38}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *SwitchMeasured) GetMarks() *SourceMarks {
@@ -3306,7 +3492,7 @@ type SourceMarks struct {
 
 func (x *SourceMarks) Reset() {
 	*x = SourceMarks{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[39]
+	mi := &file_godwit_v1_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3318,7 +3504,7 @@ func (x *SourceMarks) String() string {
 func (*SourceMarks) ProtoMessage() {}
 
 func (x *SourceMarks) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[39]
+	mi := &file_godwit_v1_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3331,7 +3517,7 @@ func (x *SourceMarks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceMarks.ProtoReflect.Descriptor instead.
 func (*SourceMarks) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{39}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *SourceMarks) GetGateFlipped() *timestamppb.Timestamp {
@@ -3388,7 +3574,7 @@ type TargetMarks struct {
 
 func (x *TargetMarks) Reset() {
 	*x = TargetMarks{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[40]
+	mi := &file_godwit_v1_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3400,7 +3586,7 @@ func (x *TargetMarks) String() string {
 func (*TargetMarks) ProtoMessage() {}
 
 func (x *TargetMarks) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[40]
+	mi := &file_godwit_v1_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3413,7 +3599,7 @@ func (x *TargetMarks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetMarks.ProtoReflect.Descriptor instead.
 func (*TargetMarks) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{40}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *TargetMarks) GetLoaded() *timestamppb.Timestamp {
@@ -3452,7 +3638,7 @@ type SourceResumed struct {
 
 func (x *SourceResumed) Reset() {
 	*x = SourceResumed{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[41]
+	mi := &file_godwit_v1_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3464,7 +3650,7 @@ func (x *SourceResumed) String() string {
 func (*SourceResumed) ProtoMessage() {}
 
 func (x *SourceResumed) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[41]
+	mi := &file_godwit_v1_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3477,7 +3663,7 @@ func (x *SourceResumed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceResumed.ProtoReflect.Descriptor instead.
 func (*SourceResumed) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{41}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{44}
 }
 
 type TargetReleased struct {
@@ -3491,7 +3677,7 @@ type TargetReleased struct {
 
 func (x *TargetReleased) Reset() {
 	*x = TargetReleased{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[42]
+	mi := &file_godwit_v1_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3503,7 +3689,7 @@ func (x *TargetReleased) String() string {
 func (*TargetReleased) ProtoMessage() {}
 
 func (x *TargetReleased) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[42]
+	mi := &file_godwit_v1_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3516,7 +3702,7 @@ func (x *TargetReleased) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetReleased.ProtoReflect.Descriptor instead.
 func (*TargetReleased) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{42}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *TargetReleased) GetFramesReturned() int64 {
@@ -3542,7 +3728,7 @@ type TargetRunning struct {
 
 func (x *TargetRunning) Reset() {
 	*x = TargetRunning{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[43]
+	mi := &file_godwit_v1_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3554,7 +3740,7 @@ func (x *TargetRunning) String() string {
 func (*TargetRunning) ProtoMessage() {}
 
 func (x *TargetRunning) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[43]
+	mi := &file_godwit_v1_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3567,7 +3753,7 @@ func (x *TargetRunning) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetRunning.ProtoReflect.Descriptor instead.
 func (*TargetRunning) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{43}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *TargetRunning) GetMarks() *TargetMarks {
@@ -3585,7 +3771,7 @@ type SourceRetired struct {
 
 func (x *SourceRetired) Reset() {
 	*x = SourceRetired{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[44]
+	mi := &file_godwit_v1_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3597,7 +3783,7 @@ func (x *SourceRetired) String() string {
 func (*SourceRetired) ProtoMessage() {}
 
 func (x *SourceRetired) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[44]
+	mi := &file_godwit_v1_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3610,7 +3796,7 @@ func (x *SourceRetired) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceRetired.ProtoReflect.Descriptor instead.
 func (*SourceRetired) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{44}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{47}
 }
 
 type SourceReleased struct {
@@ -3621,7 +3807,7 @@ type SourceReleased struct {
 
 func (x *SourceReleased) Reset() {
 	*x = SourceReleased{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[45]
+	mi := &file_godwit_v1_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3633,7 +3819,7 @@ func (x *SourceReleased) String() string {
 func (*SourceReleased) ProtoMessage() {}
 
 func (x *SourceReleased) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[45]
+	mi := &file_godwit_v1_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3646,7 +3832,7 @@ func (x *SourceReleased) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceReleased.ProtoReflect.Descriptor instead.
 func (*SourceReleased) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{45}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{48}
 }
 
 type TargetFinished struct {
@@ -3657,7 +3843,7 @@ type TargetFinished struct {
 
 func (x *TargetFinished) Reset() {
 	*x = TargetFinished{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[46]
+	mi := &file_godwit_v1_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3669,7 +3855,7 @@ func (x *TargetFinished) String() string {
 func (*TargetFinished) ProtoMessage() {}
 
 func (x *TargetFinished) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[46]
+	mi := &file_godwit_v1_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3682,7 +3868,7 @@ func (x *TargetFinished) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetFinished.ProtoReflect.Descriptor instead.
 func (*TargetFinished) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{46}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{49}
 }
 
 type SourceFailed struct {
@@ -3698,7 +3884,7 @@ type SourceFailed struct {
 
 func (x *SourceFailed) Reset() {
 	*x = SourceFailed{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[47]
+	mi := &file_godwit_v1_agent_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3710,7 +3896,7 @@ func (x *SourceFailed) String() string {
 func (*SourceFailed) ProtoMessage() {}
 
 func (x *SourceFailed) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[47]
+	mi := &file_godwit_v1_agent_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3723,7 +3909,7 @@ func (x *SourceFailed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceFailed.ProtoReflect.Descriptor instead.
 func (*SourceFailed) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{47}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *SourceFailed) GetCode() string {
@@ -3768,7 +3954,7 @@ type TargetFailed struct {
 
 func (x *TargetFailed) Reset() {
 	*x = TargetFailed{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[48]
+	mi := &file_godwit_v1_agent_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3780,7 +3966,7 @@ func (x *TargetFailed) String() string {
 func (*TargetFailed) ProtoMessage() {}
 
 func (x *TargetFailed) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[48]
+	mi := &file_godwit_v1_agent_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3793,7 +3979,7 @@ func (x *TargetFailed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetFailed.ProtoReflect.Descriptor instead.
 func (*TargetFailed) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{48}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *TargetFailed) GetCode() string {
@@ -3848,7 +4034,7 @@ type HardwareChanged struct {
 
 func (x *HardwareChanged) Reset() {
 	*x = HardwareChanged{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[49]
+	mi := &file_godwit_v1_agent_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3860,7 +4046,7 @@ func (x *HardwareChanged) String() string {
 func (*HardwareChanged) ProtoMessage() {}
 
 func (x *HardwareChanged) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[49]
+	mi := &file_godwit_v1_agent_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3873,7 +4059,7 @@ func (x *HardwareChanged) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HardwareChanged.ProtoReflect.Descriptor instead.
 func (*HardwareChanged) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{49}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *HardwareChanged) GetSlot() uint32 {
@@ -3922,7 +4108,7 @@ type TargetRefused struct {
 
 func (x *TargetRefused) Reset() {
 	*x = TargetRefused{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[50]
+	mi := &file_godwit_v1_agent_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3934,7 +4120,7 @@ func (x *TargetRefused) String() string {
 func (*TargetRefused) ProtoMessage() {}
 
 func (x *TargetRefused) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[50]
+	mi := &file_godwit_v1_agent_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3947,7 +4133,7 @@ func (x *TargetRefused) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetRefused.ProtoReflect.Descriptor instead.
 func (*TargetRefused) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{50}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *TargetRefused) GetCause() string {
@@ -3967,7 +4153,7 @@ type DisksRemoved struct {
 
 func (x *DisksRemoved) Reset() {
 	*x = DisksRemoved{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[51]
+	mi := &file_godwit_v1_agent_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3979,7 +4165,7 @@ func (x *DisksRemoved) String() string {
 func (*DisksRemoved) ProtoMessage() {}
 
 func (x *DisksRemoved) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[51]
+	mi := &file_godwit_v1_agent_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3992,7 +4178,7 @@ func (x *DisksRemoved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisksRemoved.ProtoReflect.Descriptor instead.
 func (*DisksRemoved) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{51}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *DisksRemoved) GetUid() string {
@@ -4012,7 +4198,7 @@ type SourceRanOn struct {
 
 func (x *SourceRanOn) Reset() {
 	*x = SourceRanOn{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[52]
+	mi := &file_godwit_v1_agent_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4024,7 +4210,7 @@ func (x *SourceRanOn) String() string {
 func (*SourceRanOn) ProtoMessage() {}
 
 func (x *SourceRanOn) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[52]
+	mi := &file_godwit_v1_agent_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4037,7 +4223,7 @@ func (x *SourceRanOn) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceRanOn.ProtoReflect.Descriptor instead.
 func (*SourceRanOn) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{52}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *SourceRanOn) GetCause() string {
@@ -4059,7 +4245,7 @@ type AddressMap struct {
 
 func (x *AddressMap) Reset() {
 	*x = AddressMap{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[53]
+	mi := &file_godwit_v1_agent_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4071,7 +4257,7 @@ func (x *AddressMap) String() string {
 func (*AddressMap) ProtoMessage() {}
 
 func (x *AddressMap) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[53]
+	mi := &file_godwit_v1_agent_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4084,7 +4270,7 @@ func (x *AddressMap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressMap.ProtoReflect.Descriptor instead.
 func (*AddressMap) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{53}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *AddressMap) GetVersion() int64 {
@@ -4116,7 +4302,7 @@ type NetworkMap struct {
 
 func (x *NetworkMap) Reset() {
 	*x = NetworkMap{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[54]
+	mi := &file_godwit_v1_agent_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4128,7 +4314,7 @@ func (x *NetworkMap) String() string {
 func (*NetworkMap) ProtoMessage() {}
 
 func (x *NetworkMap) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[54]
+	mi := &file_godwit_v1_agent_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4141,7 +4327,7 @@ func (x *NetworkMap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkMap.ProtoReflect.Descriptor instead.
 func (*NetworkMap) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{54}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *NetworkMap) GetName() string {
@@ -4201,7 +4387,7 @@ type AddressEntry struct {
 
 func (x *AddressEntry) Reset() {
 	*x = AddressEntry{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[55]
+	mi := &file_godwit_v1_agent_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4213,7 +4399,7 @@ func (x *AddressEntry) String() string {
 func (*AddressEntry) ProtoMessage() {}
 
 func (x *AddressEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[55]
+	mi := &file_godwit_v1_agent_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4226,7 +4412,7 @@ func (x *AddressEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressEntry.ProtoReflect.Descriptor instead.
 func (*AddressEntry) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{55}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *AddressEntry) GetMac() string {
@@ -4280,7 +4466,7 @@ type AddressesApplied struct {
 
 func (x *AddressesApplied) Reset() {
 	*x = AddressesApplied{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[56]
+	mi := &file_godwit_v1_agent_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4292,7 +4478,7 @@ func (x *AddressesApplied) String() string {
 func (*AddressesApplied) ProtoMessage() {}
 
 func (x *AddressesApplied) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[56]
+	mi := &file_godwit_v1_agent_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4305,7 +4491,7 @@ func (x *AddressesApplied) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressesApplied.ProtoReflect.Descriptor instead.
 func (*AddressesApplied) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{56}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *AddressesApplied) GetVersion() int64 {
@@ -4336,7 +4522,20 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x10\n" +
 	"\x03uid\x18\x03 \x01(\tR\x03uid\x12\x14\n" +
 	"\x05input\x18\x04 \x01(\fR\x05input\"\x16\n" +
-	"\x14WriteConsoleResponse\"S\n" +
+	"\x14WriteConsoleResponse\"M\n" +
+	"\x13ShowInstanceRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x10\n" +
+	"\x03uid\x18\x03 \x01(\tR\x03uid\"E\n" +
+	"\x14ShowInstanceResponse\x12-\n" +
+	"\x06images\x18\x01 \x03(\v2\x15.godwit.v1.ShownImageR\x06images\"k\n" +
+	"\n" +
+	"ShownImage\x12\x12\n" +
+	"\x04disk\x18\x01 \x01(\tR\x04disk\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x12\x1f\n" +
+	"\vlocked_byte\x18\x03 \x01(\x03R\n" +
+	"lockedByte\x12\x14\n" +
+	"\x05bytes\x18\x04 \x01(\x04R\x05bytes\"S\n" +
 	"\rGiveUpRequest\x12\x1c\n" +
 	"\tmigration\x18\x01 \x01(\tR\tmigration\x12\x0e\n" +
 	"\x02vm\x18\x02 \x01(\tR\x02vm\x12\x14\n" +
@@ -4460,12 +4659,13 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\tmigration\x18\x05 \x01(\tR\tmigration\"/\n" +
 	"\vRemoveDisks\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x10\n" +
-	"\x03uid\x18\x02 \x01(\tR\x03uid\"\xa1\x01\n" +
+	"\x03uid\x18\x02 \x01(\tR\x03uid\"\xcb\x01\n" +
 	"\rPrepareTarget\x12/\n" +
 	"\binstance\x18\x01 \x01(\v2\x13.godwit.v1.InstanceR\binstance\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12%\n" +
 	"\x0esource_address\x18\x03 \x01(\tR\rsourceAddress\x12 \n" +
-	"\vconnections\x18\x04 \x01(\rR\vconnections\"\x89\x03\n" +
+	"\vconnections\x18\x04 \x01(\rR\vconnections\x12(\n" +
+	"\x10source_peer_port\x18\x05 \x01(\rR\x0esourcePeerPort\"\x89\x03\n" +
 	"\tStartCopy\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x16\n" +
 	"\x06target\x18\x02 \x01(\tR\x06target\x12%\n" +
@@ -4633,8 +4833,9 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\aversion\x18\x01 \x01(\x03R\aversion2\x97\x01\n" +
 	"\fAgentService\x12D\n" +
 	"\aSession\x12\x19.godwit.v1.SessionRequest\x1a\x1a.godwit.v1.SessionResponse(\x010\x01\x12A\n" +
-	"\x06Commit\x12\x18.godwit.v1.CommitRequest\x1a\x19.godwit.v1.CommitResponse(\x010\x012\x9d\x01\n" +
-	"\vPeerService\x12=\n" +
+	"\x06Commit\x12\x18.godwit.v1.CommitRequest\x1a\x19.godwit.v1.CommitResponse(\x010\x012\xf0\x01\n" +
+	"\vPeerService\x12Q\n" +
+	"\fShowInstance\x12\x1e.godwit.v1.ShowInstanceRequest\x1a\x1f.godwit.v1.ShowInstanceResponse0\x01\x12=\n" +
 	"\x06GiveUp\x12\x18.godwit.v1.GiveUpRequest\x1a\x19.godwit.v1.GiveUpResponse\x12O\n" +
 	"\fReturnFrames\x12\x1e.godwit.v1.ReturnFramesRequest\x1a\x1f.godwit.v1.ReturnFramesResponse2\xa3\x01\n" +
 	"\x0eConsoleService\x12G\n" +
@@ -4653,163 +4854,169 @@ func file_godwit_v1_agent_proto_rawDescGZIP() []byte {
 	return file_godwit_v1_agent_proto_rawDescData
 }
 
-var file_godwit_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 57)
+var file_godwit_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
 var file_godwit_v1_agent_proto_goTypes = []any{
 	(*ReadConsoleRequest)(nil),    // 0: godwit.v1.ReadConsoleRequest
 	(*ReadConsoleResponse)(nil),   // 1: godwit.v1.ReadConsoleResponse
 	(*WriteConsoleRequest)(nil),   // 2: godwit.v1.WriteConsoleRequest
 	(*WriteConsoleResponse)(nil),  // 3: godwit.v1.WriteConsoleResponse
-	(*GiveUpRequest)(nil),         // 4: godwit.v1.GiveUpRequest
-	(*GiveUpResponse)(nil),        // 5: godwit.v1.GiveUpResponse
-	(*ReturnFramesRequest)(nil),   // 6: godwit.v1.ReturnFramesRequest
-	(*ReturnFramesResponse)(nil),  // 7: godwit.v1.ReturnFramesResponse
-	(*SessionRequest)(nil),        // 8: godwit.v1.SessionRequest
-	(*SessionResponse)(nil),       // 9: godwit.v1.SessionResponse
-	(*Heartbeat)(nil),             // 10: godwit.v1.Heartbeat
-	(*Hello)(nil),                 // 11: godwit.v1.Hello
-	(*Welcome)(nil),               // 12: godwit.v1.Welcome
-	(*StoreMark)(nil),             // 13: godwit.v1.StoreMark
-	(*InstanceReport)(nil),        // 14: godwit.v1.InstanceReport
-	(*CommitRequest)(nil),         // 15: godwit.v1.CommitRequest
-	(*CommitResponse)(nil),        // 16: godwit.v1.CommitResponse
-	(*Instance)(nil),              // 17: godwit.v1.Instance
-	(*PortNetwork)(nil),           // 18: godwit.v1.PortNetwork
-	(*Command)(nil),               // 19: godwit.v1.Command
-	(*StartInstance)(nil),         // 20: godwit.v1.StartInstance
-	(*ChangeHardware)(nil),        // 21: godwit.v1.ChangeHardware
-	(*StopInstance)(nil),          // 22: godwit.v1.StopInstance
-	(*ForgetInstance)(nil),        // 23: godwit.v1.ForgetInstance
-	(*RemoveDisks)(nil),           // 24: godwit.v1.RemoveDisks
-	(*PrepareTarget)(nil),         // 25: godwit.v1.PrepareTarget
-	(*StartCopy)(nil),             // 26: godwit.v1.StartCopy
-	(*ResumeSource)(nil),          // 27: godwit.v1.ResumeSource
-	(*ReleaseTarget)(nil),         // 28: godwit.v1.ReleaseTarget
-	(*RunTarget)(nil),             // 29: godwit.v1.RunTarget
-	(*RetireSource)(nil),          // 30: godwit.v1.RetireSource
-	(*ReleaseSource)(nil),         // 31: godwit.v1.ReleaseSource
-	(*FinishTarget)(nil),          // 32: godwit.v1.FinishTarget
-	(*Report)(nil),                // 33: godwit.v1.Report
-	(*TargetPrepared)(nil),        // 34: godwit.v1.TargetPrepared
-	(*CopyProgress)(nil),          // 35: godwit.v1.CopyProgress
-	(*SourceStopped)(nil),         // 36: godwit.v1.SourceStopped
-	(*StopReason)(nil),            // 37: godwit.v1.StopReason
-	(*SwitchMeasured)(nil),        // 38: godwit.v1.SwitchMeasured
-	(*SourceMarks)(nil),           // 39: godwit.v1.SourceMarks
-	(*TargetMarks)(nil),           // 40: godwit.v1.TargetMarks
-	(*SourceResumed)(nil),         // 41: godwit.v1.SourceResumed
-	(*TargetReleased)(nil),        // 42: godwit.v1.TargetReleased
-	(*TargetRunning)(nil),         // 43: godwit.v1.TargetRunning
-	(*SourceRetired)(nil),         // 44: godwit.v1.SourceRetired
-	(*SourceReleased)(nil),        // 45: godwit.v1.SourceReleased
-	(*TargetFinished)(nil),        // 46: godwit.v1.TargetFinished
-	(*SourceFailed)(nil),          // 47: godwit.v1.SourceFailed
-	(*TargetFailed)(nil),          // 48: godwit.v1.TargetFailed
-	(*HardwareChanged)(nil),       // 49: godwit.v1.HardwareChanged
-	(*TargetRefused)(nil),         // 50: godwit.v1.TargetRefused
-	(*DisksRemoved)(nil),          // 51: godwit.v1.DisksRemoved
-	(*SourceRanOn)(nil),           // 52: godwit.v1.SourceRanOn
-	(*AddressMap)(nil),            // 53: godwit.v1.AddressMap
-	(*NetworkMap)(nil),            // 54: godwit.v1.NetworkMap
-	(*AddressEntry)(nil),          // 55: godwit.v1.AddressEntry
-	(*AddressesApplied)(nil),      // 56: godwit.v1.AddressesApplied
-	(*Host)(nil),                  // 57: godwit.v1.Host
-	(*VMSpec)(nil),                // 58: godwit.v1.VMSpec
-	(*VolumeServer)(nil),          // 59: godwit.v1.VolumeServer
-	(*Disk)(nil),                  // 60: godwit.v1.Disk
-	(*Port)(nil),                  // 61: godwit.v1.Port
-	(*timestamppb.Timestamp)(nil), // 62: google.protobuf.Timestamp
-	(*Endpoint)(nil),              // 63: godwit.v1.Endpoint
+	(*ShowInstanceRequest)(nil),   // 4: godwit.v1.ShowInstanceRequest
+	(*ShowInstanceResponse)(nil),  // 5: godwit.v1.ShowInstanceResponse
+	(*ShownImage)(nil),            // 6: godwit.v1.ShownImage
+	(*GiveUpRequest)(nil),         // 7: godwit.v1.GiveUpRequest
+	(*GiveUpResponse)(nil),        // 8: godwit.v1.GiveUpResponse
+	(*ReturnFramesRequest)(nil),   // 9: godwit.v1.ReturnFramesRequest
+	(*ReturnFramesResponse)(nil),  // 10: godwit.v1.ReturnFramesResponse
+	(*SessionRequest)(nil),        // 11: godwit.v1.SessionRequest
+	(*SessionResponse)(nil),       // 12: godwit.v1.SessionResponse
+	(*Heartbeat)(nil),             // 13: godwit.v1.Heartbeat
+	(*Hello)(nil),                 // 14: godwit.v1.Hello
+	(*Welcome)(nil),               // 15: godwit.v1.Welcome
+	(*StoreMark)(nil),             // 16: godwit.v1.StoreMark
+	(*InstanceReport)(nil),        // 17: godwit.v1.InstanceReport
+	(*CommitRequest)(nil),         // 18: godwit.v1.CommitRequest
+	(*CommitResponse)(nil),        // 19: godwit.v1.CommitResponse
+	(*Instance)(nil),              // 20: godwit.v1.Instance
+	(*PortNetwork)(nil),           // 21: godwit.v1.PortNetwork
+	(*Command)(nil),               // 22: godwit.v1.Command
+	(*StartInstance)(nil),         // 23: godwit.v1.StartInstance
+	(*ChangeHardware)(nil),        // 24: godwit.v1.ChangeHardware
+	(*StopInstance)(nil),          // 25: godwit.v1.StopInstance
+	(*ForgetInstance)(nil),        // 26: godwit.v1.ForgetInstance
+	(*RemoveDisks)(nil),           // 27: godwit.v1.RemoveDisks
+	(*PrepareTarget)(nil),         // 28: godwit.v1.PrepareTarget
+	(*StartCopy)(nil),             // 29: godwit.v1.StartCopy
+	(*ResumeSource)(nil),          // 30: godwit.v1.ResumeSource
+	(*ReleaseTarget)(nil),         // 31: godwit.v1.ReleaseTarget
+	(*RunTarget)(nil),             // 32: godwit.v1.RunTarget
+	(*RetireSource)(nil),          // 33: godwit.v1.RetireSource
+	(*ReleaseSource)(nil),         // 34: godwit.v1.ReleaseSource
+	(*FinishTarget)(nil),          // 35: godwit.v1.FinishTarget
+	(*Report)(nil),                // 36: godwit.v1.Report
+	(*TargetPrepared)(nil),        // 37: godwit.v1.TargetPrepared
+	(*CopyProgress)(nil),          // 38: godwit.v1.CopyProgress
+	(*SourceStopped)(nil),         // 39: godwit.v1.SourceStopped
+	(*StopReason)(nil),            // 40: godwit.v1.StopReason
+	(*SwitchMeasured)(nil),        // 41: godwit.v1.SwitchMeasured
+	(*SourceMarks)(nil),           // 42: godwit.v1.SourceMarks
+	(*TargetMarks)(nil),           // 43: godwit.v1.TargetMarks
+	(*SourceResumed)(nil),         // 44: godwit.v1.SourceResumed
+	(*TargetReleased)(nil),        // 45: godwit.v1.TargetReleased
+	(*TargetRunning)(nil),         // 46: godwit.v1.TargetRunning
+	(*SourceRetired)(nil),         // 47: godwit.v1.SourceRetired
+	(*SourceReleased)(nil),        // 48: godwit.v1.SourceReleased
+	(*TargetFinished)(nil),        // 49: godwit.v1.TargetFinished
+	(*SourceFailed)(nil),          // 50: godwit.v1.SourceFailed
+	(*TargetFailed)(nil),          // 51: godwit.v1.TargetFailed
+	(*HardwareChanged)(nil),       // 52: godwit.v1.HardwareChanged
+	(*TargetRefused)(nil),         // 53: godwit.v1.TargetRefused
+	(*DisksRemoved)(nil),          // 54: godwit.v1.DisksRemoved
+	(*SourceRanOn)(nil),           // 55: godwit.v1.SourceRanOn
+	(*AddressMap)(nil),            // 56: godwit.v1.AddressMap
+	(*NetworkMap)(nil),            // 57: godwit.v1.NetworkMap
+	(*AddressEntry)(nil),          // 58: godwit.v1.AddressEntry
+	(*AddressesApplied)(nil),      // 59: godwit.v1.AddressesApplied
+	(*Host)(nil),                  // 60: godwit.v1.Host
+	(*VMSpec)(nil),                // 61: godwit.v1.VMSpec
+	(*VolumeServer)(nil),          // 62: godwit.v1.VolumeServer
+	(*Disk)(nil),                  // 63: godwit.v1.Disk
+	(*Port)(nil),                  // 64: godwit.v1.Port
+	(*timestamppb.Timestamp)(nil), // 65: google.protobuf.Timestamp
+	(*Endpoint)(nil),              // 66: godwit.v1.Endpoint
 }
 var file_godwit_v1_agent_proto_depIdxs = []int32{
-	11, // 0: godwit.v1.SessionRequest.hello:type_name -> godwit.v1.Hello
-	33, // 1: godwit.v1.SessionRequest.report:type_name -> godwit.v1.Report
-	56, // 2: godwit.v1.SessionRequest.addresses_applied:type_name -> godwit.v1.AddressesApplied
-	10, // 3: godwit.v1.SessionRequest.heartbeat:type_name -> godwit.v1.Heartbeat
-	12, // 4: godwit.v1.SessionResponse.welcome:type_name -> godwit.v1.Welcome
-	19, // 5: godwit.v1.SessionResponse.command:type_name -> godwit.v1.Command
-	53, // 6: godwit.v1.SessionResponse.addresses:type_name -> godwit.v1.AddressMap
-	10, // 7: godwit.v1.SessionResponse.heartbeat:type_name -> godwit.v1.Heartbeat
-	13, // 8: godwit.v1.Heartbeat.store:type_name -> godwit.v1.StoreMark
-	57, // 9: godwit.v1.Hello.host:type_name -> godwit.v1.Host
-	14, // 10: godwit.v1.Hello.instances:type_name -> godwit.v1.InstanceReport
-	13, // 11: godwit.v1.Hello.store:type_name -> godwit.v1.StoreMark
-	13, // 12: godwit.v1.Welcome.store:type_name -> godwit.v1.StoreMark
-	58, // 13: godwit.v1.Instance.spec:type_name -> godwit.v1.VMSpec
-	18, // 14: godwit.v1.Instance.networks:type_name -> godwit.v1.PortNetwork
-	59, // 15: godwit.v1.Instance.volume_servers:type_name -> godwit.v1.VolumeServer
-	20, // 16: godwit.v1.Command.start_instance:type_name -> godwit.v1.StartInstance
-	22, // 17: godwit.v1.Command.stop_instance:type_name -> godwit.v1.StopInstance
-	25, // 18: godwit.v1.Command.prepare_target:type_name -> godwit.v1.PrepareTarget
-	26, // 19: godwit.v1.Command.start_copy:type_name -> godwit.v1.StartCopy
-	27, // 20: godwit.v1.Command.resume_source:type_name -> godwit.v1.ResumeSource
-	28, // 21: godwit.v1.Command.release_target:type_name -> godwit.v1.ReleaseTarget
-	29, // 22: godwit.v1.Command.run_target:type_name -> godwit.v1.RunTarget
-	30, // 23: godwit.v1.Command.retire_source:type_name -> godwit.v1.RetireSource
-	31, // 24: godwit.v1.Command.release_source:type_name -> godwit.v1.ReleaseSource
-	32, // 25: godwit.v1.Command.finish_target:type_name -> godwit.v1.FinishTarget
-	23, // 26: godwit.v1.Command.forget_instance:type_name -> godwit.v1.ForgetInstance
-	24, // 27: godwit.v1.Command.remove_disks:type_name -> godwit.v1.RemoveDisks
-	21, // 28: godwit.v1.Command.change_hardware:type_name -> godwit.v1.ChangeHardware
-	17, // 29: godwit.v1.StartInstance.instance:type_name -> godwit.v1.Instance
-	60, // 30: godwit.v1.ChangeHardware.disk:type_name -> godwit.v1.Disk
-	61, // 31: godwit.v1.ChangeHardware.port:type_name -> godwit.v1.Port
-	18, // 32: godwit.v1.ChangeHardware.network:type_name -> godwit.v1.PortNetwork
-	59, // 33: godwit.v1.ChangeHardware.volume_server:type_name -> godwit.v1.VolumeServer
-	17, // 34: godwit.v1.PrepareTarget.instance:type_name -> godwit.v1.Instance
-	18, // 35: godwit.v1.StartCopy.networks:type_name -> godwit.v1.PortNetwork
-	59, // 36: godwit.v1.ResumeSource.volume_servers:type_name -> godwit.v1.VolumeServer
-	62, // 37: godwit.v1.Report.at:type_name -> google.protobuf.Timestamp
-	14, // 38: godwit.v1.Report.instance:type_name -> godwit.v1.InstanceReport
-	34, // 39: godwit.v1.Report.target_prepared:type_name -> godwit.v1.TargetPrepared
-	35, // 40: godwit.v1.Report.copy_progress:type_name -> godwit.v1.CopyProgress
-	36, // 41: godwit.v1.Report.source_stopped:type_name -> godwit.v1.SourceStopped
-	41, // 42: godwit.v1.Report.source_resumed:type_name -> godwit.v1.SourceResumed
-	42, // 43: godwit.v1.Report.target_released:type_name -> godwit.v1.TargetReleased
-	43, // 44: godwit.v1.Report.target_running:type_name -> godwit.v1.TargetRunning
-	44, // 45: godwit.v1.Report.source_retired:type_name -> godwit.v1.SourceRetired
-	45, // 46: godwit.v1.Report.source_released:type_name -> godwit.v1.SourceReleased
-	46, // 47: godwit.v1.Report.target_finished:type_name -> godwit.v1.TargetFinished
-	47, // 48: godwit.v1.Report.source_failed:type_name -> godwit.v1.SourceFailed
-	48, // 49: godwit.v1.Report.target_failed:type_name -> godwit.v1.TargetFailed
-	38, // 50: godwit.v1.Report.switch_measured:type_name -> godwit.v1.SwitchMeasured
-	50, // 51: godwit.v1.Report.target_refused:type_name -> godwit.v1.TargetRefused
-	52, // 52: godwit.v1.Report.source_ran_on:type_name -> godwit.v1.SourceRanOn
-	51, // 53: godwit.v1.Report.disks_removed:type_name -> godwit.v1.DisksRemoved
-	49, // 54: godwit.v1.Report.hardware_changed:type_name -> godwit.v1.HardwareChanged
-	62, // 55: godwit.v1.SourceStopped.stopped:type_name -> google.protobuf.Timestamp
-	37, // 56: godwit.v1.SourceStopped.why:type_name -> godwit.v1.StopReason
-	39, // 57: godwit.v1.SwitchMeasured.marks:type_name -> godwit.v1.SourceMarks
-	62, // 58: godwit.v1.SourceMarks.gate_flipped:type_name -> google.protobuf.Timestamp
-	62, // 59: godwit.v1.SourceMarks.stopped:type_name -> google.protobuf.Timestamp
-	62, // 60: godwit.v1.SourceMarks.pre_switchover:type_name -> google.protobuf.Timestamp
-	62, // 61: godwit.v1.SourceMarks.continued:type_name -> google.protobuf.Timestamp
-	62, // 62: godwit.v1.SourceMarks.drained:type_name -> google.protobuf.Timestamp
-	62, // 63: godwit.v1.SourceMarks.completed:type_name -> google.protobuf.Timestamp
-	62, // 64: godwit.v1.TargetMarks.loaded:type_name -> google.protobuf.Timestamp
-	62, // 65: godwit.v1.TargetMarks.asked:type_name -> google.protobuf.Timestamp
-	62, // 66: godwit.v1.TargetMarks.answered:type_name -> google.protobuf.Timestamp
-	62, // 67: godwit.v1.TargetMarks.resumed:type_name -> google.protobuf.Timestamp
-	40, // 68: godwit.v1.TargetRunning.marks:type_name -> godwit.v1.TargetMarks
-	54, // 69: godwit.v1.AddressMap.networks:type_name -> godwit.v1.NetworkMap
-	55, // 70: godwit.v1.NetworkMap.entries:type_name -> godwit.v1.AddressEntry
-	63, // 71: godwit.v1.NetworkMap.endpoints:type_name -> godwit.v1.Endpoint
-	8,  // 72: godwit.v1.AgentService.Session:input_type -> godwit.v1.SessionRequest
-	15, // 73: godwit.v1.AgentService.Commit:input_type -> godwit.v1.CommitRequest
-	4,  // 74: godwit.v1.PeerService.GiveUp:input_type -> godwit.v1.GiveUpRequest
-	6,  // 75: godwit.v1.PeerService.ReturnFrames:input_type -> godwit.v1.ReturnFramesRequest
-	0,  // 76: godwit.v1.ConsoleService.Read:input_type -> godwit.v1.ReadConsoleRequest
-	2,  // 77: godwit.v1.ConsoleService.Write:input_type -> godwit.v1.WriteConsoleRequest
-	9,  // 78: godwit.v1.AgentService.Session:output_type -> godwit.v1.SessionResponse
-	16, // 79: godwit.v1.AgentService.Commit:output_type -> godwit.v1.CommitResponse
-	5,  // 80: godwit.v1.PeerService.GiveUp:output_type -> godwit.v1.GiveUpResponse
-	7,  // 81: godwit.v1.PeerService.ReturnFrames:output_type -> godwit.v1.ReturnFramesResponse
-	1,  // 82: godwit.v1.ConsoleService.Read:output_type -> godwit.v1.ReadConsoleResponse
-	3,  // 83: godwit.v1.ConsoleService.Write:output_type -> godwit.v1.WriteConsoleResponse
-	78, // [78:84] is the sub-list for method output_type
-	72, // [72:78] is the sub-list for method input_type
-	72, // [72:72] is the sub-list for extension type_name
-	72, // [72:72] is the sub-list for extension extendee
-	0,  // [0:72] is the sub-list for field type_name
+	6,  // 0: godwit.v1.ShowInstanceResponse.images:type_name -> godwit.v1.ShownImage
+	14, // 1: godwit.v1.SessionRequest.hello:type_name -> godwit.v1.Hello
+	36, // 2: godwit.v1.SessionRequest.report:type_name -> godwit.v1.Report
+	59, // 3: godwit.v1.SessionRequest.addresses_applied:type_name -> godwit.v1.AddressesApplied
+	13, // 4: godwit.v1.SessionRequest.heartbeat:type_name -> godwit.v1.Heartbeat
+	15, // 5: godwit.v1.SessionResponse.welcome:type_name -> godwit.v1.Welcome
+	22, // 6: godwit.v1.SessionResponse.command:type_name -> godwit.v1.Command
+	56, // 7: godwit.v1.SessionResponse.addresses:type_name -> godwit.v1.AddressMap
+	13, // 8: godwit.v1.SessionResponse.heartbeat:type_name -> godwit.v1.Heartbeat
+	16, // 9: godwit.v1.Heartbeat.store:type_name -> godwit.v1.StoreMark
+	60, // 10: godwit.v1.Hello.host:type_name -> godwit.v1.Host
+	17, // 11: godwit.v1.Hello.instances:type_name -> godwit.v1.InstanceReport
+	16, // 12: godwit.v1.Hello.store:type_name -> godwit.v1.StoreMark
+	16, // 13: godwit.v1.Welcome.store:type_name -> godwit.v1.StoreMark
+	61, // 14: godwit.v1.Instance.spec:type_name -> godwit.v1.VMSpec
+	21, // 15: godwit.v1.Instance.networks:type_name -> godwit.v1.PortNetwork
+	62, // 16: godwit.v1.Instance.volume_servers:type_name -> godwit.v1.VolumeServer
+	23, // 17: godwit.v1.Command.start_instance:type_name -> godwit.v1.StartInstance
+	25, // 18: godwit.v1.Command.stop_instance:type_name -> godwit.v1.StopInstance
+	28, // 19: godwit.v1.Command.prepare_target:type_name -> godwit.v1.PrepareTarget
+	29, // 20: godwit.v1.Command.start_copy:type_name -> godwit.v1.StartCopy
+	30, // 21: godwit.v1.Command.resume_source:type_name -> godwit.v1.ResumeSource
+	31, // 22: godwit.v1.Command.release_target:type_name -> godwit.v1.ReleaseTarget
+	32, // 23: godwit.v1.Command.run_target:type_name -> godwit.v1.RunTarget
+	33, // 24: godwit.v1.Command.retire_source:type_name -> godwit.v1.RetireSource
+	34, // 25: godwit.v1.Command.release_source:type_name -> godwit.v1.ReleaseSource
+	35, // 26: godwit.v1.Command.finish_target:type_name -> godwit.v1.FinishTarget
+	26, // 27: godwit.v1.Command.forget_instance:type_name -> godwit.v1.ForgetInstance
+	27, // 28: godwit.v1.Command.remove_disks:type_name -> godwit.v1.RemoveDisks
+	24, // 29: godwit.v1.Command.change_hardware:type_name -> godwit.v1.ChangeHardware
+	20, // 30: godwit.v1.StartInstance.instance:type_name -> godwit.v1.Instance
+	63, // 31: godwit.v1.ChangeHardware.disk:type_name -> godwit.v1.Disk
+	64, // 32: godwit.v1.ChangeHardware.port:type_name -> godwit.v1.Port
+	21, // 33: godwit.v1.ChangeHardware.network:type_name -> godwit.v1.PortNetwork
+	62, // 34: godwit.v1.ChangeHardware.volume_server:type_name -> godwit.v1.VolumeServer
+	20, // 35: godwit.v1.PrepareTarget.instance:type_name -> godwit.v1.Instance
+	21, // 36: godwit.v1.StartCopy.networks:type_name -> godwit.v1.PortNetwork
+	62, // 37: godwit.v1.ResumeSource.volume_servers:type_name -> godwit.v1.VolumeServer
+	65, // 38: godwit.v1.Report.at:type_name -> google.protobuf.Timestamp
+	17, // 39: godwit.v1.Report.instance:type_name -> godwit.v1.InstanceReport
+	37, // 40: godwit.v1.Report.target_prepared:type_name -> godwit.v1.TargetPrepared
+	38, // 41: godwit.v1.Report.copy_progress:type_name -> godwit.v1.CopyProgress
+	39, // 42: godwit.v1.Report.source_stopped:type_name -> godwit.v1.SourceStopped
+	44, // 43: godwit.v1.Report.source_resumed:type_name -> godwit.v1.SourceResumed
+	45, // 44: godwit.v1.Report.target_released:type_name -> godwit.v1.TargetReleased
+	46, // 45: godwit.v1.Report.target_running:type_name -> godwit.v1.TargetRunning
+	47, // 46: godwit.v1.Report.source_retired:type_name -> godwit.v1.SourceRetired
+	48, // 47: godwit.v1.Report.source_released:type_name -> godwit.v1.SourceReleased
+	49, // 48: godwit.v1.Report.target_finished:type_name -> godwit.v1.TargetFinished
+	50, // 49: godwit.v1.Report.source_failed:type_name -> godwit.v1.SourceFailed
+	51, // 50: godwit.v1.Report.target_failed:type_name -> godwit.v1.TargetFailed
+	41, // 51: godwit.v1.Report.switch_measured:type_name -> godwit.v1.SwitchMeasured
+	53, // 52: godwit.v1.Report.target_refused:type_name -> godwit.v1.TargetRefused
+	55, // 53: godwit.v1.Report.source_ran_on:type_name -> godwit.v1.SourceRanOn
+	54, // 54: godwit.v1.Report.disks_removed:type_name -> godwit.v1.DisksRemoved
+	52, // 55: godwit.v1.Report.hardware_changed:type_name -> godwit.v1.HardwareChanged
+	65, // 56: godwit.v1.SourceStopped.stopped:type_name -> google.protobuf.Timestamp
+	40, // 57: godwit.v1.SourceStopped.why:type_name -> godwit.v1.StopReason
+	42, // 58: godwit.v1.SwitchMeasured.marks:type_name -> godwit.v1.SourceMarks
+	65, // 59: godwit.v1.SourceMarks.gate_flipped:type_name -> google.protobuf.Timestamp
+	65, // 60: godwit.v1.SourceMarks.stopped:type_name -> google.protobuf.Timestamp
+	65, // 61: godwit.v1.SourceMarks.pre_switchover:type_name -> google.protobuf.Timestamp
+	65, // 62: godwit.v1.SourceMarks.continued:type_name -> google.protobuf.Timestamp
+	65, // 63: godwit.v1.SourceMarks.drained:type_name -> google.protobuf.Timestamp
+	65, // 64: godwit.v1.SourceMarks.completed:type_name -> google.protobuf.Timestamp
+	65, // 65: godwit.v1.TargetMarks.loaded:type_name -> google.protobuf.Timestamp
+	65, // 66: godwit.v1.TargetMarks.asked:type_name -> google.protobuf.Timestamp
+	65, // 67: godwit.v1.TargetMarks.answered:type_name -> google.protobuf.Timestamp
+	65, // 68: godwit.v1.TargetMarks.resumed:type_name -> google.protobuf.Timestamp
+	43, // 69: godwit.v1.TargetRunning.marks:type_name -> godwit.v1.TargetMarks
+	57, // 70: godwit.v1.AddressMap.networks:type_name -> godwit.v1.NetworkMap
+	58, // 71: godwit.v1.NetworkMap.entries:type_name -> godwit.v1.AddressEntry
+	66, // 72: godwit.v1.NetworkMap.endpoints:type_name -> godwit.v1.Endpoint
+	11, // 73: godwit.v1.AgentService.Session:input_type -> godwit.v1.SessionRequest
+	18, // 74: godwit.v1.AgentService.Commit:input_type -> godwit.v1.CommitRequest
+	4,  // 75: godwit.v1.PeerService.ShowInstance:input_type -> godwit.v1.ShowInstanceRequest
+	7,  // 76: godwit.v1.PeerService.GiveUp:input_type -> godwit.v1.GiveUpRequest
+	9,  // 77: godwit.v1.PeerService.ReturnFrames:input_type -> godwit.v1.ReturnFramesRequest
+	0,  // 78: godwit.v1.ConsoleService.Read:input_type -> godwit.v1.ReadConsoleRequest
+	2,  // 79: godwit.v1.ConsoleService.Write:input_type -> godwit.v1.WriteConsoleRequest
+	12, // 80: godwit.v1.AgentService.Session:output_type -> godwit.v1.SessionResponse
+	19, // 81: godwit.v1.AgentService.Commit:output_type -> godwit.v1.CommitResponse
+	5,  // 82: godwit.v1.PeerService.ShowInstance:output_type -> godwit.v1.ShowInstanceResponse
+	8,  // 83: godwit.v1.PeerService.GiveUp:output_type -> godwit.v1.GiveUpResponse
+	10, // 84: godwit.v1.PeerService.ReturnFrames:output_type -> godwit.v1.ReturnFramesResponse
+	1,  // 85: godwit.v1.ConsoleService.Read:output_type -> godwit.v1.ReadConsoleResponse
+	3,  // 86: godwit.v1.ConsoleService.Write:output_type -> godwit.v1.WriteConsoleResponse
+	80, // [80:87] is the sub-list for method output_type
+	73, // [73:80] is the sub-list for method input_type
+	73, // [73:73] is the sub-list for extension type_name
+	73, // [73:73] is the sub-list for extension extendee
+	0,  // [0:73] is the sub-list for field type_name
 }
 
 func init() { file_godwit_v1_agent_proto_init() }
@@ -4819,19 +5026,19 @@ func file_godwit_v1_agent_proto_init() {
 	}
 	file_godwit_v1_fleet_proto_init()
 	file_godwit_v1_agent_proto_msgTypes[0].OneofWrappers = []any{}
-	file_godwit_v1_agent_proto_msgTypes[8].OneofWrappers = []any{
+	file_godwit_v1_agent_proto_msgTypes[11].OneofWrappers = []any{
 		(*SessionRequest_Hello)(nil),
 		(*SessionRequest_Report)(nil),
 		(*SessionRequest_AddressesApplied)(nil),
 		(*SessionRequest_Heartbeat)(nil),
 	}
-	file_godwit_v1_agent_proto_msgTypes[9].OneofWrappers = []any{
+	file_godwit_v1_agent_proto_msgTypes[12].OneofWrappers = []any{
 		(*SessionResponse_Welcome)(nil),
 		(*SessionResponse_Command)(nil),
 		(*SessionResponse_Addresses)(nil),
 		(*SessionResponse_Heartbeat)(nil),
 	}
-	file_godwit_v1_agent_proto_msgTypes[19].OneofWrappers = []any{
+	file_godwit_v1_agent_proto_msgTypes[22].OneofWrappers = []any{
 		(*Command_StartInstance)(nil),
 		(*Command_StopInstance)(nil),
 		(*Command_PrepareTarget)(nil),
@@ -4846,7 +5053,7 @@ func file_godwit_v1_agent_proto_init() {
 		(*Command_RemoveDisks)(nil),
 		(*Command_ChangeHardware)(nil),
 	}
-	file_godwit_v1_agent_proto_msgTypes[33].OneofWrappers = []any{
+	file_godwit_v1_agent_proto_msgTypes[36].OneofWrappers = []any{
 		(*Report_Instance)(nil),
 		(*Report_TargetPrepared)(nil),
 		(*Report_CopyProgress)(nil),
@@ -4871,7 +5078,7 @@ func file_godwit_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_godwit_v1_agent_proto_rawDesc), len(file_godwit_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   57,
+			NumMessages:   60,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

@@ -41,6 +41,9 @@ const (
 	AgentServiceSessionProcedure = "/godwit.v1.AgentService/Session"
 	// AgentServiceCommitProcedure is the fully-qualified name of the AgentService's Commit RPC.
 	AgentServiceCommitProcedure = "/godwit.v1.AgentService/Commit"
+	// PeerServiceShowInstanceProcedure is the fully-qualified name of the PeerService's ShowInstance
+	// RPC.
+	PeerServiceShowInstanceProcedure = "/godwit.v1.PeerService/ShowInstance"
 	// PeerServiceGiveUpProcedure is the fully-qualified name of the PeerService's GiveUp RPC.
 	PeerServiceGiveUpProcedure = "/godwit.v1.PeerService/GiveUp"
 	// PeerServiceReturnFramesProcedure is the fully-qualified name of the PeerService's ReturnFrames
@@ -166,6 +169,10 @@ func (UnimplementedAgentServiceHandler) Commit(context.Context, *connect.BidiStr
 
 // PeerServiceClient is a client for the godwit.v1.PeerService service.
 type PeerServiceClient interface {
+	// ShowInstance shows an instance that runs to the host of its target. The images
+	// of its disks are locked as long as the call lasts, which the source ends after
+	// some seconds.
+	ShowInstance(context.Context, *v1.ShowInstanceRequest) (*connect.ServerStreamForClient[v1.ShowInstanceResponse], error)
 	// GiveUp asks a target to give up its right to run for good. Only the source
 	// of its migration may ask. It is answered when the refusal is on the disk and
 	// the instance has ended, or when the target is found to have the right.
@@ -186,6 +193,12 @@ func NewPeerServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 	baseURL = strings.TrimRight(baseURL, "/")
 	peerServiceMethods := v1.File_godwit_v1_agent_proto.Services().ByName("PeerService").Methods()
 	return &peerServiceClient{
+		showInstance: connect.NewClient[v1.ShowInstanceRequest, v1.ShowInstanceResponse](
+			httpClient,
+			baseURL+PeerServiceShowInstanceProcedure,
+			connect.WithSchema(peerServiceMethods.ByName("ShowInstance")),
+			connect.WithClientOptions(opts...),
+		),
 		giveUp: connect.NewClient[v1.GiveUpRequest, v1.GiveUpResponse](
 			httpClient,
 			baseURL+PeerServiceGiveUpProcedure,
@@ -203,8 +216,14 @@ func NewPeerServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 
 // peerServiceClient implements PeerServiceClient.
 type peerServiceClient struct {
+	showInstance *connect.Client[v1.ShowInstanceRequest, v1.ShowInstanceResponse]
 	giveUp       *connect.Client[v1.GiveUpRequest, v1.GiveUpResponse]
 	returnFrames *connect.Client[v1.ReturnFramesRequest, v1.ReturnFramesResponse]
+}
+
+// ShowInstance calls godwit.v1.PeerService.ShowInstance.
+func (c *peerServiceClient) ShowInstance(ctx context.Context, req *v1.ShowInstanceRequest) (*connect.ServerStreamForClient[v1.ShowInstanceResponse], error) {
+	return c.showInstance.CallServerStream(ctx, connect.NewRequest(req))
 }
 
 // GiveUp calls godwit.v1.PeerService.GiveUp.
@@ -227,6 +246,10 @@ func (c *peerServiceClient) ReturnFrames(ctx context.Context, req *v1.ReturnFram
 
 // PeerServiceHandler is an implementation of the godwit.v1.PeerService service.
 type PeerServiceHandler interface {
+	// ShowInstance shows an instance that runs to the host of its target. The images
+	// of its disks are locked as long as the call lasts, which the source ends after
+	// some seconds.
+	ShowInstance(context.Context, *v1.ShowInstanceRequest, *connect.ServerStream[v1.ShowInstanceResponse]) error
 	// GiveUp asks a target to give up its right to run for good. Only the source
 	// of its migration may ask. It is answered when the refusal is on the disk and
 	// the instance has ended, or when the target is found to have the right.
@@ -243,6 +266,12 @@ type PeerServiceHandler interface {
 // and JSON codecs. They also support gzip compression.
 func NewPeerServiceHandler(svc PeerServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
 	peerServiceMethods := v1.File_godwit_v1_agent_proto.Services().ByName("PeerService").Methods()
+	peerServiceShowInstanceHandler := connect.NewServerStreamHandlerSimple(
+		PeerServiceShowInstanceProcedure,
+		svc.ShowInstance,
+		connect.WithSchema(peerServiceMethods.ByName("ShowInstance")),
+		connect.WithHandlerOptions(opts...),
+	)
 	peerServiceGiveUpHandler := connect.NewUnaryHandlerSimple(
 		PeerServiceGiveUpProcedure,
 		svc.GiveUp,
@@ -257,6 +286,8 @@ func NewPeerServiceHandler(svc PeerServiceHandler, opts ...connect.HandlerOption
 	)
 	return "/godwit.v1.PeerService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
+		case PeerServiceShowInstanceProcedure:
+			peerServiceShowInstanceHandler.ServeHTTP(w, r)
 		case PeerServiceGiveUpProcedure:
 			peerServiceGiveUpHandler.ServeHTTP(w, r)
 		case PeerServiceReturnFramesProcedure:
@@ -269,6 +300,10 @@ func NewPeerServiceHandler(svc PeerServiceHandler, opts ...connect.HandlerOption
 
 // UnimplementedPeerServiceHandler returns CodeUnimplemented from all methods.
 type UnimplementedPeerServiceHandler struct{}
+
+func (UnimplementedPeerServiceHandler) ShowInstance(context.Context, *v1.ShowInstanceRequest, *connect.ServerStream[v1.ShowInstanceResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.PeerService.ShowInstance is not implemented"))
+}
 
 func (UnimplementedPeerServiceHandler) GiveUp(context.Context, *v1.GiveUpRequest) (*v1.GiveUpResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.PeerService.GiveUp is not implemented"))

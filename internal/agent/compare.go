@@ -1,0 +1,153 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/imagelock"
+	"godwit.dev/godwit/internal/wire"
+)
+
+const (
+	// lookWithin bounds all that a target looks at of its source: an agent that is
+	// started again is back by then.
+	lookWithin = 10 * time.Second
+	lookAgain  = 200 * time.Millisecond // between tries
+)
+
+// lookAtSource has the source's agent show its instance, and compares with it what
+// this host sees, before anything is made here.
+func (m *machine) lookAtSource(ctx context.Context, want *godwitv1.PrepareTarget) error {
+	address := peerAddress(want.GetSourceAddress(), want.GetSourcePeerPort())
+	if address == "" {
+		return nil
+	}
+	spec, err := wire.DecodeSpec(want.GetInstance().GetSpec())
+	if err != nil {
+		return err
+	}
+	if err := checkFiles(spec); err != nil {
+		return err
+	}
+	source := peerRecord{Host: fleet.HostName(want.GetSource()), Address: address}
+	ctx, cancel := context.WithTimeout(ctx, lookWithin)
+	defer cancel()
+	for {
+		err := m.lookOnce(ctx, source, spec)
+		if fleet.CodeOf(err) != fleet.Unavailable {
+			return err
+		}
+		again := time.NewTimer(lookAgain)
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			again.Stop()
+			return err
+		}
+	}
+}
+
+func (m *machine) lookOnce(ctx context.Context, source peerRecord, spec fleet.VMSpec) error {
+	failed := func(err error) error {
+		return &fleet.Error{
+			Code: fleet.CodeOf(err), Op: "compare with the source", Subject: "vm " + string(m.key.vm), Err: err,
+			Cause: fmt.Sprintf("the agent on %s does not show the instance there", source.Host),
+			Hint:  fmt.Sprintf("see that the agent on %s is up, has this one's version, and can be reached from %s at %s", source.Host, m.agent.config.Name, source.Address),
+		}
+	}
+	client, err := m.agent.dialPeer(source)
+	if err != nil {
+		return failed(err)
+	}
+	defer client.Close()
+	ctx, cancel := context.WithCancel(ctx) // ends the call, and with it the locks
+	defer cancel()
+	stream, err := client.ShowInstance(ctx, &godwitv1.ShowInstanceRequest{Vm: string(m.key.vm), Epoch: uint64(m.key.epoch - 1), Uid: string(m.uid)})
+	if err != nil {
+		return failed(err)
+	}
+	defer stream.Close()
+	if !stream.Receive() {
+		return failed(errors.Join(stream.Err(), ctx.Err()))
+	}
+	return m.compareImages(ctx, source.Host, spec, stream.Msg().GetImages())
+}
+
+// compareImages refuses a target that does not see the images of its source. A file
+// that does not answer is left to a goroutine.
+func (m *machine) compareImages(ctx context.Context, source fleet.HostName, spec fleet.VMSpec, images []*godwitv1.ShownImage) error {
+	done := make(chan error, 1)
+	go func() {
+		for _, disk := range spec.Disks {
+			if disk.Kind != fleet.DiskFile {
+				continue
+			}
+			if err := m.compareImage(source, disk, images); err != nil {
+				done <- err
+				return
+			}
+		}
+		done <- nil
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return &fleet.Error{
+			Code: fleet.Deadline, Op: "compare disks", Subject: "vm " + string(m.key.vm),
+			Cause: fmt.Sprintf("the images of its disks do not answer on %s", m.agent.config.Name), Hint: "see the storage that they are on",
+		}
+	}
+}
+
+func (m *machine) compareImage(source fleet.HostName, disk fleet.Disk, images []*godwitv1.ShownImage) error {
+	host := m.agent.config.Name
+	refuse := func(cause, hint string) error {
+		return &fleet.Error{Code: fleet.Conflict, Op: "use disk", Subject: disk.Name, Cause: cause, Hint: hint}
+	}
+	size, err := imagelock.Size(disk.Path)
+	if err != nil {
+		return &fleet.Error{Code: fleet.Failed, Op: "open disk", Subject: disk.Name, Err: err, Hint: sharedHint(disk.Path)}
+	}
+	image := shownImage(images, disk.Name)
+	switch {
+	case image == nil:
+		return refuse(fmt.Sprintf("the instance on %s has no such disk of kind file", source), "stop and start the VM, whose record was changed since it began")
+	case disk.ReadOnly && uint64(size) != image.GetBytes():
+		return refuse(fmt.Sprintf("%s has %d bytes on %s and %d on %s", disk.Path, image.GetBytes(), source, size, host), "give both hosts the same file, or a copy of it")
+	case disk.ReadOnly:
+		return nil
+	}
+	seen, err := imagelock.Sees(disk.Path, image.GetLockedByte())
+	if err != nil {
+		return &fleet.Error{Code: fleet.Unsupported, Op: "look for locks", Subject: disk.Name, Err: err, Hint: sharedHint(disk.Path)}
+	}
+	switch {
+	case seen:
+		return nil
+	case imagelock.IsDevice(disk.Path):
+		return refuse(fmt.Sprintf("%s is a block device, and a lock that %s takes on it is not seen on %s", disk.Path, source, host),
+			"make the disk a volume (godwit volume serve): its server keeps two hosts from writing at once")
+	}
+	return refuse(fmt.Sprintf("%s on %s is not the file that %s has as %s, or locks that %s takes on it are not seen on %s",
+		disk.Path, host, source, image.GetPath(), source, host), sharedHint(disk.Path))
+}
+
+func shownImage(images []*godwitv1.ShownImage, disk string) *godwitv1.ShownImage {
+	for _, image := range images {
+		if image.GetDisk() == disk {
+			return image
+		}
+	}
+	return nil
+}
+
+// sharedHint says what a file needs that more than one host uses.
+func sharedHint(path string) string {
+	return fmt.Sprintf("mount one file system with locks that all hosts see (NFS without nolock or local_lock) at %s on both, or make the disk a volume", filepath.Dir(path))
+}
