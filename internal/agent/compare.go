@@ -5,56 +5,59 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"strings"
 	"time"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/imagelock"
+	"godwit.dev/godwit/internal/qemu"
 	"godwit.dev/godwit/internal/wire"
 )
 
 const (
 	// lookWithin bounds all that a target looks at of its source: an agent that is
 	// started again is back by then.
-	lookWithin = 10 * time.Second
+	lookWithin = 20 * time.Second
 	lookAgain  = 200 * time.Millisecond // between tries
 )
 
 // lookAtSource has the source's agent show its instance, and compares with it what
-// this host sees, before anything is made here.
-func (m *machine) lookAtSource(ctx context.Context, want *godwitv1.PrepareTarget) error {
+// this host sees, before anything is made here. It gives the source's machine, nil if
+// there is nobody to ask.
+func (m *machine) lookAtSource(ctx context.Context, want *godwitv1.PrepareTarget) (fleet.Machine, error) {
 	address := peerAddress(want.GetSourceAddress(), want.GetSourcePeerPort())
 	if address == "" {
-		return nil
+		return nil, nil
 	}
 	spec, err := wire.DecodeSpec(want.GetInstance().GetSpec())
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := checkFiles(spec); err != nil {
-		return err
+		return nil, err
 	}
 	source := peerRecord{Host: fleet.HostName(want.GetSource()), Address: address}
 	ctx, cancel := context.WithTimeout(ctx, lookWithin)
 	defer cancel()
 	for {
-		err := m.lookOnce(ctx, source, spec)
+		seen, err := m.lookOnce(ctx, source, spec)
 		if fleet.CodeOf(err) != fleet.Unavailable {
-			return err
+			return seen, err
 		}
 		again := time.NewTimer(lookAgain)
 		select {
 		case <-again.C:
 		case <-ctx.Done():
 			again.Stop()
-			return err
+			return nil, err
 		}
 	}
 }
 
-func (m *machine) lookOnce(ctx context.Context, source peerRecord, spec fleet.VMSpec) error {
-	failed := func(err error) error {
-		return &fleet.Error{
+func (m *machine) lookOnce(ctx context.Context, source peerRecord, spec fleet.VMSpec) (fleet.Machine, error) {
+	failed := func(err error) (fleet.Machine, error) {
+		return nil, &fleet.Error{
 			Code: fleet.CodeOf(err), Op: "compare with the source", Subject: "vm " + string(m.key.vm), Err: err,
 			Cause: fmt.Sprintf("the agent on %s does not show the instance there", source.Host),
 			Hint:  fmt.Sprintf("see that the agent on %s is up, has this one's version, and can be reached from %s at %s", source.Host, m.agent.config.Name, source.Address),
@@ -75,7 +78,8 @@ func (m *machine) lookOnce(ctx context.Context, source peerRecord, spec fleet.VM
 	if !stream.Receive() {
 		return failed(errors.Join(stream.Err(), ctx.Err()))
 	}
-	return m.compareImages(ctx, source.Host, spec, stream.Msg().GetImages())
+	shown := stream.Msg()
+	return wire.MachineOf(shown.GetMachine()), m.compareImages(ctx, source.Host, spec, shown.GetImages())
 }
 
 // compareImages refuses a target that does not see the images of its source. A file
@@ -150,4 +154,58 @@ func shownImage(images []*godwitv1.ShownImage, disk string) *godwitv1.ShownImage
 // sharedHint says what a file needs that more than one host uses.
 func sharedHint(path string) string {
 	return fmt.Sprintf("mount one file system with locks that all hosts see (NFS without nolock or local_lock) at %s on both, or make the disk a volume", filepath.Dir(path))
+}
+
+// describeWithin bounds what a QEMU takes to say what its guest sees.
+const describeWithin = 20 * time.Second
+
+// compareMachine refuses a target whose guest would see another machine than it has at
+// the source.
+func (m *machine) compareMachine(ctx context.Context, source fleet.HostName, seen fleet.Machine) error {
+	if seen == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, describeWithin)
+	defer cancel()
+	own, err := m.instance.Describe(ctx)
+	if err != nil {
+		return err
+	}
+	differences := seen.Differences(own)
+	if len(differences) == 0 {
+		return nil
+	}
+	var list []string
+	for _, one := range differences[:min(len(differences), differencesShown)] {
+		list = append(list, one.String())
+	}
+	if more := len(differences) - len(list); more > 0 {
+		list = append(list, fmt.Sprintf("and %d more", more))
+	}
+	return &fleet.Error{
+		Code: fleet.Conflict, Op: "prepare the target", Subject: "vm " + string(m.key.vm),
+		Cause: fmt.Sprintf("its guest would see another machine on %s than on %s: %s", m.agent.config.Name, source, strings.Join(list, "; ")),
+		Hint:  differences[0].Remedy(),
+	}
+}
+
+// differencesShown is how many an error names.
+const differencesShown = 6
+
+// tellMachine says what the guest of a target sees that runs, for the server to
+// compare. Nobody waits for it.
+func (m *machine) tellMachine(ctx context.Context, instance *qemu.Instance, migration string) {
+	ctx, cancel := context.WithTimeout(ctx, describeWithin)
+	defer cancel()
+	own, err := instance.Describe(ctx)
+	if err != nil {
+		m.agent.log.Warn("a target's machine is not compared with its source's", "vm", m.key.vm, "migration", migration, "error", err)
+		return
+	}
+	m.mu.Lock()
+	late := m.record.Migration != migration // it has finished, and its facts are forgotten
+	m.mu.Unlock()
+	if !late {
+		m.fact(migration, &godwitv1.Report{Event: &godwitv1.Report_TargetCompared{TargetCompared: &godwitv1.TargetCompared{Machine: wire.EncodeMachine(own)}}})
+	}
 }

@@ -48,6 +48,7 @@ type machine struct {
 	receives  bool                  // a target whose taps take the VM's frames
 	outlives  *qemu.Instance        // whose disks' errors are looked after
 	launching bool                  // the instance is being started
+	lockless  bool                  // a target that could not run for want of a lock; the worker's
 	mayWrite  bool                  // its leases of volumes may have been activated
 	leaving   bool                  // its taps want no frames any more
 	copying   *copying              // of a migration away from here
@@ -113,6 +114,8 @@ func (m *machine) watch() (first func()) {
 	case instance == nil:
 	case part == arriving:
 		go m.arriveAgain(m.life, migration)
+	case part == arrived:
+		go m.tellMachine(m.life, instance, migration)
 	case part == source:
 		if state, err := instance.Status(m.life); err != nil || !state.Running() {
 			m.awaitDecision()

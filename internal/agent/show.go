@@ -12,12 +12,13 @@ import (
 	"godwit.dev/godwit/internal/imagelock"
 	"godwit.dev/godwit/internal/pki"
 	"godwit.dev/godwit/internal/qemu"
+	"godwit.dev/godwit/internal/wire"
 )
 
 const (
 	// showWithin is how long an instance is shown to the host of its target, which
-	// looks at once.
-	showWithin = 10 * time.Second
+	// looks at once, but on a busy host waits for its turn.
+	showWithin = 20 * time.Second
 	// showsMax is how many are shown at the same time, with those that wait for a
 	// file that does not answer.
 	showsMax = 32
@@ -25,8 +26,9 @@ const (
 
 // shown is an instance that is shown to the host of its target.
 type shown struct {
-	images []*godwitv1.ShownImage
-	locks  []*imagelock.Shown
+	machine fleet.Machine
+	images  []*godwitv1.ShownImage
+	locks   []*imagelock.Shown
 }
 
 func (s *shown) close() {
@@ -52,7 +54,7 @@ func (s peerService) ShowInstance(ctx context.Context, request *godwitv1.ShowIns
 		return err
 	}
 	defer one.close()
-	if err := stream.Send(&godwitv1.ShowInstanceResponse{Images: one.images}); err != nil {
+	if err := stream.Send(&godwitv1.ShowInstanceResponse{Images: one.images, Machine: wire.EncodeMachine(one.machine)}); err != nil {
 		return err
 	}
 	<-ctx.Done()
@@ -89,6 +91,11 @@ func (a *Agent) show(ctx context.Context, instance *qemu.Instance) (*shown, erro
 	done := make(chan answer, 1)
 	go func() {
 		one, err := showImages(instance)
+		if err == nil {
+			if one.machine, err = instance.Describe(ctx); err != nil {
+				one.close()
+			}
+		}
 		<-a.shows
 		done <- answer{one, err}
 	}()
@@ -117,7 +124,7 @@ func showImages(instance *qemu.Instance) (*shown, error) {
 		image, err := one.add(disk, instance.PID())
 		if err != nil {
 			one.close()
-			return nil, &fleet.Error{Code: fleet.Unavailable, Op: "show disk", Subject: disk.Name, Err: err, Hint: "stop and start the VM, if its image is meant to be this one"}
+			return nil, &fleet.Error{Code: fleet.Conflict, Op: "show disk", Subject: disk.Name, Err: err, Hint: "stop and start the VM, if its image is meant to be this one"}
 		}
 		one.images = append(one.images, image)
 	}

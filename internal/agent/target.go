@@ -16,6 +16,7 @@ import (
 	"godwit.dev/godwit/internal/pki"
 	"godwit.dev/godwit/internal/pledge"
 	"godwit.dev/godwit/internal/qemu"
+	"godwit.dev/godwit/internal/wire"
 )
 
 // runWithin bounds the start of a target's vCPUs.
@@ -30,7 +31,7 @@ func (m *machine) prepareTarget(ctx context.Context, migration string, want *god
 	}
 	bounded, cancel := context.WithTimeout(ctx, startWithin)
 	defer cancel()
-	listening, err := m.prepare(bounded, migration, want)
+	listening, seen, err := m.prepare(bounded, migration, want)
 	var disks uint16
 	if err == nil {
 		disks, err = m.export(bounded, want)
@@ -42,35 +43,44 @@ func (m *machine) prepareTarget(ctx context.Context, migration string, want *god
 	can := m.instance.Abilities()
 	return &godwitv1.Report{Event: &godwitv1.Report_TargetPrepared{TargetPrepared: &godwitv1.TargetPrepared{
 		Port: uint32(listening), QemuVersion: can.Version, MigrationCapabilities: can.Capabilities, DiskPort: uint32(disks),
+		SourceMachine: wire.EncodeMachine(seen),
 	}}}
 }
 
-func (m *machine) prepare(ctx context.Context, migration string, want *godwitv1.PrepareTarget) (uint16, error) {
+// prepare gives the port at which the instance waits, and the source's machine, nil if
+// that was not compared.
+func (m *machine) prepare(ctx context.Context, migration string, want *godwitv1.PrepareTarget) (uint16, fleet.Machine, error) {
 	if m.record.Role == refused {
-		return 0, errGaveUp
+		return 0, nil, errGaveUp
 	}
 	// An earlier agent may have done it, and nobody heard its answer.
 	adopted := m.instance != nil && !m.instance.Ended()
+	source := fleet.HostName(want.GetSource())
+	if !adopted {
+		m.mu.Lock()
+		m.record.Role, m.record.Migration, m.record.Peer = arriving, migration, peerRecord{Host: source}
+		m.mu.Unlock()
+	}
+	seen, err := m.lookAtSource(ctx, want)
+	if err == nil && !adopted {
+		err = m.launch(ctx, want.GetInstance(), network.Gate{Mode: network.Closed, Epoch: m.key.epoch}, nil)
+	}
+	if err == nil {
+		err = m.compareMachine(ctx, source, seen)
+	}
+	if err != nil {
+		return 0, nil, err
+	}
 	if adopted {
 		if listening, err := m.instance.Port(ctx); err == nil {
 			if m.armed() {
-				return listening, nil
+				return listening, seen, nil
 			}
-			return listening, m.arm(ctx)
-		}
-	} else {
-		m.mu.Lock()
-		m.record.Role, m.record.Migration = arriving, migration
-		m.record.Peer = peerRecord{Host: fleet.HostName(want.GetSource())}
-		m.mu.Unlock()
-		if err := m.lookAtSource(ctx, want); err != nil {
-			return 0, err
-		}
-		if err := m.launch(ctx, want.GetInstance(), network.Gate{Mode: network.Closed, Epoch: m.key.epoch}, nil); err != nil {
-			return 0, err
+			return listening, seen, m.arm(ctx)
 		}
 	}
-	return m.listen(ctx, migration, want, adopted)
+	listening, err := m.listen(ctx, migration, want, adopted)
+	return listening, seen, err
 }
 
 // listen has the instance wait for state, and arms the taps; adopted says that an
@@ -306,6 +316,11 @@ func (m *machine) runTarget(ctx context.Context, volumeKey []byte) *godwitv1.Rep
 	if m.instance == nil || m.instance.Ended() { // between two agents
 		return m.targetGone(ctx, "its instance has ended")
 	}
+	if m.looksForLocks() {
+		if waits := m.imageWait(ctx); waits != nil {
+			return waits
+		}
+	}
 	m.setVolumeKey(volumeKey)
 	if err := m.activate(ctx, m.key.epoch); err != nil {
 		return pledge.TargetFailed(err, m.instance.Ended())
@@ -318,7 +333,7 @@ func (m *machine) runTarget(ctx context.Context, volumeKey []byte) *godwitv1.Rep
 	}
 	resumed, err := m.instance.Resume(ctx)
 	if err != nil {
-		return pledge.TargetFailed(err, m.instance.Ended())
+		return m.notResumed(ctx, err)
 	}
 	m.mu.Lock()
 	if m.marks == nil { // of an agent that ended since
@@ -330,6 +345,7 @@ func (m *machine) runTarget(ctx context.Context, volumeKey []byte) *godwitv1.Rep
 	if err := errors.Join(m.disksRan(), m.setRole(arrived, migration)); err != nil {
 		m.agent.log.Error("the machine's record was not written", "vm", m.key.vm, "error", err)
 	}
+	go m.tellMachine(m.life, m.instance, migration)
 	return &godwitv1.Report{Event: &godwitv1.Report_TargetRunning{TargetRunning: &godwitv1.TargetRunning{Marks: marks}}}
 }
 

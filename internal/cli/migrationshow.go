@@ -64,6 +64,24 @@ func apart(ms float64) string {
 	return ""
 }
 
+// compared says how the target's machine compared with the source's, if it ran.
+func compared(m *godwitv1.Migration) string {
+	differences := m.GetComparison().GetDifferences()
+	switch {
+	case !m.GetTargetRuns():
+		return ""
+	case m.GetComparison() == nil:
+		return "not compared with the source's"
+	case len(differences) == 0:
+		return "as at the source"
+	}
+	var list []string
+	for _, one := range differences {
+		list = append(list, fmt.Sprintf("%s is %s, was %s", one.GetField(), one.GetTarget(), one.GetSource()))
+	}
+	return "differs: " + strings.Join(list, "; ")
+}
+
 func (a *App) showMigration(w io.Writer, m *godwitv1.Migration) {
 	s := sheet{w, a.style()}
 	s.row("Migration", m.GetId())
@@ -72,6 +90,8 @@ func (a *App) showMigration(w io.Writer, m *godwitv1.Migration) {
 	s.row("To", m.GetTarget())
 	s.row("State", s.style.state(m.GetState()))
 	s.row("Cause", m.GetCause())
+	s.row("Waits for", a.imageWait(m))
+	s.row("Machine", compared(m))
 	s.row("Reason", m.GetReason())
 	s.row("Requested", a.moment(m.GetCreated()))
 	s.row("Ended", a.moment(m.GetEnded()))

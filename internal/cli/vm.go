@@ -66,7 +66,8 @@ func newVMShow(app *App) *cobra.Command {
 				return named("show", "vm "+name, err)
 			}
 			vm := response.GetVm()
-			return app.printOne(vm, func(w io.Writer) { app.showVM(w, vm) })
+			waits := app.imageWaitOf(ctx, c, vm)
+			return app.printOne(vm, func(w io.Writer) { app.showVM(w, vm, waits) })
 		})
 }
 
@@ -173,7 +174,7 @@ func (a *App) vmTable(vms []*godwitv1.VM) table {
 	return t
 }
 
-func (a *App) showVM(w io.Writer, vm *godwitv1.VM) {
+func (a *App) showVM(w io.Writer, vm *godwitv1.VM, waits string) {
 	s, spec := sheet{w, a.style()}, vm.GetSpec()
 	s.row("Name", vm.GetName())
 	s.row("UID", vm.GetUid())
@@ -186,6 +187,7 @@ func (a *App) showVM(w io.Writer, vm *godwitv1.VM) {
 	if vm.GetChange() != nil {
 		s.row("Change", changeLine(vm.GetChange()))
 	}
+	s.row("Waits for", waits)
 	s.row("Created", a.moment(vm.GetCreated()))
 	s.row("Version", number(vm.GetVersion()))
 

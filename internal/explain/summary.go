@@ -18,6 +18,13 @@ func (t teller) summary() []string {
 	if cause := t.GetCause(); cause != "" {
 		summary = append(summary, "Cause: "+cause+".")
 	}
+	if wait := t.GetImageWait(); wait != nil {
+		summary = append(summary, fmt.Sprintf("%s waits since %s for the lock on the image of disk %s, which as far as can be told the instance on %s has.",
+			t.GetTarget(), t.since(wait.GetSince().AsTime()), wait.GetDisk(), wait.GetHolder()))
+	}
+	if machine := t.machine(); machine != "" {
+		summary = append(summary, machine)
+	}
 	if t.GetDeadline() != nil {
 		summary = append(summary, fmt.Sprintf("Its next timer is at %s: %s.", t.since(t.GetDeadline().AsTime()), t.GetDeadlineMeans()))
 	}

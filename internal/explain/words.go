@@ -47,6 +47,8 @@ func (t teller) event(entry *godwitv1.StoryEntry) string {
 		return "has ended its instance and forwards what still comes"
 	case migration.AddressesKnown:
 		return with("every host sends to "+t.GetTarget()+" directly", "; but ", detail)
+	case migration.TargetCompared:
+		return t.compared()
 	case migration.SourceReleased:
 		return "has ended the forwarding and cleaned up"
 	case migration.TargetFinished:

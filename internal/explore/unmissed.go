@@ -35,6 +35,7 @@ func UnmissedGuards() []Unmissed {
 		{"Migration.SourceMayRunOn: the source has not ended", "it takes three faults, and then the VM is locked until the source's host answers, or is declared lost too"},
 		{"Migration.Down: the target is lost", "while the VM is locked, its target has also no instance any more"},
 		{"Step: a failure that was told before, and changes nothing, is late", "only the story would tell it twice"},
+		{"awaitsComparison: the source's machine is known, was not compared, and the target has run", "only people read it"},
 		{"noteProgress and the causes: what is kept and how it is put", "only people read it"},
 	}
 }

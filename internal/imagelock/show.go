@@ -1,14 +1,10 @@
 package imagelock
 
 import (
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"math/rand/v2"
 	"os"
-	"path/filepath"
-	"strconv"
 
 	"golang.org/x/sys/unix"
 )
@@ -52,24 +48,12 @@ func (s *Shown) OpenIn(pid int) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	dir := filepath.Join("/proc", strconv.Itoa(pid), "fd")
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return false, err
-	}
-	for _, entry := range entries {
-		info, err := os.Stat(filepath.Join(dir, entry.Name()))
-		if errors.Is(err, fs.ErrNotExist) { // closed meanwhile
-			continue
-		}
-		if err != nil {
-			return false, err
-		}
-		if os.SameFile(own, info) {
-			return true, nil
-		}
-	}
-	return false, nil
+	open := false
+	err = eachOpen(pid, own, func(string) error {
+		open = true
+		return nil
+	})
+	return open, err
 }
 
 // Sees tells whether the file at a path is locked by another at exactly this byte:

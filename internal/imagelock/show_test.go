@@ -103,3 +103,28 @@ func TestOpenIn(t *testing.T) {
 		t.Errorf("a file that took the path of another is found in its place: %v", err)
 	}
 }
+
+func TestTaken(t *testing.T) {
+	path := image(t, "disk")
+	show(t, path) // is no QEMU's
+	if taken, err := Taken(path, os.Getppid()); err != nil || taken {
+		t.Errorf("an image that nobody has is taken: %v, %v", taken, err)
+	}
+	for _, at := range []int64{101, 201} {
+		file, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lock := unix.Flock_t{Type: unix.F_RDLCK, Start: at, Len: 1}
+		if err := unix.FcntlFlock(file.Fd(), unix.F_OFD_SETLK, &lock); err != nil {
+			t.Fatal(err)
+		}
+		if taken, err := Taken(path, os.Getppid()); err != nil || !taken {
+			t.Errorf("an image with a lock on byte %d is not taken: %v", at, err)
+		}
+		if taken, err := Taken(path, os.Getpid()); err != nil || taken {
+			t.Errorf("an image that the QEMU has itself is taken by another: %v", err)
+		}
+		file.Close()
+	}
+}

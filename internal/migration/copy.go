@@ -13,7 +13,7 @@ func abortPlan(m *Migration, event Event) {
 
 func copyMemory(m *Migration, event Event) {
 	m.State = Copying
-	m.Port, m.DiskPort, m.TargetQEMU = event.Port, event.DiskPort, event.QEMU
+	m.Port, m.DiskPort, m.TargetQEMU, m.Machine = event.Port, event.DiskPort, event.QEMU, event.Machine
 	m.CopyStarted = true
 	m.want(StartCopy, m.Source)
 	m.setTimer(event.At, m.Policy.CopyMax, "the copy did not converge in time")

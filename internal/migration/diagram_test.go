@@ -68,6 +68,11 @@ func variants(m Migration, kind EventKind) (events []Event) {
 		e.Gone, e.Unrun = fate.gone, fate.unrun
 		events = append(events, e)
 	}
+	if kind == TargetFailed {
+		e := event(m, kind)
+		e.Locked = "root"
+		events = append(events, e)
+	}
 	if kind == HostLost {
 		e := event(m, kind)
 		e.From = string(m.Source)
@@ -80,7 +85,7 @@ func variants(m Migration, kind EventKind) (events []Event) {
 func shapeOf(t *testing.T, m Migration) string {
 	t.Helper()
 	m.Sequence, m.Story, m.Passes, m.Progress, m.Ended = 0, nil, nil, Progress{}, time.Time{}
-	m.Cause, m.Remedies, m.Unaware, m.SourceMarks, m.TargetMarks = "", nil, "", nil, nil
+	m.Cause, m.Remedies, m.Unaware, m.SourceMarks, m.TargetMarks, m.Compared = "", nil, "", nil, nil, nil
 	if m.Timer != nil {
 		m.Timer = &Timer{What: m.Timer.What}
 	}

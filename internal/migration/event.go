@@ -14,7 +14,7 @@ const (
 	Started        EventKind = "started"         // the server takes it up
 	CancelAsked    EventKind = "cancel-asked"    // by a person or another request; Detail says why
 	TimerFired     EventKind = "timer-fired"     // the time of Timer has come
-	TargetPrepared EventKind = "target-prepared" // answers PrepareTarget; Port and QEMU are set
+	TargetPrepared EventKind = "target-prepared" // answers PrepareTarget; Port and QEMU are set; Machine is the source's
 	TargetFailed   EventKind = "target-failed"   // Detail and Gone are set
 	CopyProgressed EventKind = "copy-progressed" // Progress is set
 	SourceStopped  EventKind = "source-stopped"  // the source is paused behind its redirecting gate; Detail: by whom
@@ -28,6 +28,7 @@ const (
 	TargetRunning  EventKind = "target-running"  // answers RunTarget; Target is set
 	SourceRetired  EventKind = "source-retired"  // answers RetireSource
 	AddressesKnown EventKind = "addresses-known" // every host sends to the target directly; Detail: but those
+	TargetCompared EventKind = "target-compared" // Machine is the target's, which runs
 	SourceReleased EventKind = "source-released" // answers ReleaseSource
 	TargetFinished EventKind = "target-finished" // answers FinishTarget
 	SourceResumed  EventKind = "source-resumed"  // answers ResumeSource
@@ -40,7 +41,7 @@ func Events() []EventKind {
 		Started, CancelAsked, TimerFired, TargetPrepared, TargetFailed,
 		CopyProgressed, SourceStopped, SourceFailed, TargetLoaded,
 		TargetRefused, SourceRanOn, ReturnAsked, HostLost,
-		SwitchMeasured, TargetRunning, SourceRetired, AddressesKnown,
+		SwitchMeasured, TargetRunning, SourceRetired, AddressesKnown, TargetCompared,
 		SourceReleased, TargetFinished, SourceResumed, TargetReleased,
 	}
 }
@@ -53,12 +54,14 @@ type Event struct {
 	Answers uint64 // sequence of the effect it answers; zero for none
 	Detail  string // one sentence
 	Gone    bool   // the instance at From has ended
+	Locked  string // the disk whose image's lock a target with the right to run waits for
 	Unrun   bool   // and it never ran an instruction, with Gone of a target
 
 	Due      time.Time // of TimerFired: At of the timer
 	Port     uint16
 	DiskPort uint16             // of TargetPrepared: where it takes local disks; 0 without
 	QEMU     fleet.InstanceQEMU // of the target
+	Machine  fleet.Machine      // nil if it is not known
 	Frames   int
 	Progress Progress
 	Source   SourceMarks

@@ -28,6 +28,12 @@ type Migration struct {
 	// before it is prepared.
 	SourceQEMU fleet.InstanceQEMU `json:"sourceQEMU,omitzero"`
 	TargetQEMU fleet.InstanceQEMU `json:"targetQEMU,omitzero"`
+	// The source's machine before the copy, and how the target's compared with it;
+	// nil if it was not.
+	Machine  fleet.Machine `json:"machine,omitempty"`
+	Compared *Comparison   `json:"compared,omitempty"`
+	// ImageWait is nil unless the target waits for a lock.
+	ImageWait *ImageWait `json:"imageWait,omitempty"`
 
 	State     State     `json:"state"`
 	Committed bool      `json:"committed"`

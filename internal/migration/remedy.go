@@ -10,6 +10,8 @@ import (
 // is needed.
 func (m *Migration) remedies() []string {
 	switch {
+	case m.awaitsImage() && !m.Abandoned:
+		return m.imageRemedies()
 	case m.State != NeedsOperator:
 		return nil
 	case m.Abandoned: // where the VM is now

@@ -13,7 +13,7 @@ import (
 func TestRemediesHelp(t *testing.T) {
 	given := map[string]bool{}
 	check := func(how string, m Migration) {
-		if (m.State == NeedsOperator) != (len(m.Remedies) > 0) {
+		if (m.State == NeedsOperator || m.awaitsImage()) != (len(m.Remedies) > 0) {
 			t.Errorf("%s: %s has remedies %q", how, m.State, m.Remedies)
 		}
 		for _, remedy := range m.Remedies {
@@ -47,6 +47,8 @@ func flawOf(m Migration, remedy string) string {
 		host = m.Target
 	}
 	switch {
+	case m.awaitsImage() && !strings.HasPrefix(remedy, "godwit"):
+		return flawOfWait(m, remedy)
 	case remedy == "godwit vm start web1":
 		return flawUnless(m.Class(StartVM) == Allow && m.Down(), "nothing is started while somebody may have the VM")
 	case remedy == "godwit vm show web1":
@@ -61,6 +63,20 @@ func flawOf(m Migration, remedy string) string {
 		return flawUnless(slices.ContainsFunc(m.Pending, awaited), "nothing waits for it")
 	case remedy == fmt.Sprintf("end QEMU of web1 on %s, if the agent there is up and fails: web1 has failed then", host):
 		return leadsOn(m, hostEvent(m, endOf(m, host), host))
+	}
+	return "nobody knows what that is"
+}
+
+// flawOfWait is flawOf of what makes the lock of an image free.
+func flawOfWait(m Migration, remedy string) string {
+	switch remedy {
+	case "start the agent on h1, if it is down: it will go on by itself": // it asks the target to give up
+		next, _, verdict := Step(m, event(m, TargetRefused))
+		return flawUnless(verdict == Act && next.Owner().Host == m.Source, "the source does not go on")
+	case "end QEMU of web1 on h1, if the agent there can't be started: h2 runs web1 then":
+		return flawUnless(m.isPending(RunTarget) && !m.SourceGone, "the target does not run")
+	case "end what else has the image of disk root of web1 open, on whichever host":
+		return flawUnless(m.isPending(RunTarget) && m.SourceGone, "the source may have it")
 	}
 	return "nobody knows what that is"
 }

@@ -14,7 +14,7 @@ func takeBack(m *Migration, event Event) {
 		return
 	}
 	m.drop(RunTarget, ReleaseSource)
-	m.TakenBack, m.TargetGone, m.Ended = true, false, time.Time{}
+	m.TakenBack, m.TargetGone, m.ImageWait, m.Ended = true, false, nil, time.Time{}
 	rollBack(m, event)
 	m.Cause = fmt.Sprintf("after the commit, before %s ran: %s", m.Target, m.Cause)
 }

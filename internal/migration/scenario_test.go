@@ -97,6 +97,8 @@ func parseEvent(t *testing.T, m Migration, line string) Event {
 			e.Due = epochZero.Add(time.Duration(number) * time.Second)
 		case "gone":
 			e.Gone = true
+		case "locked":
+			e.Locked = value
 		case "unrun":
 			e.Unrun = true
 		case "pass":

@@ -10,7 +10,7 @@ import (
 
 func targetRuns(m *Migration, event Event) {
 	m.State, m.Ended = Settling, time.Time{}
-	m.TargetRuns = true
+	m.TargetRuns, m.ImageWait = true, nil
 	m.TargetMarks = new(event.Target)
 	m.Cause = ""
 	m.want(RetireSource, m.Source)
@@ -112,6 +112,7 @@ func noteSourceGone(m *Migration, event Event) {
 
 func targetFailedAfterCommit(m *Migration, event Event) {
 	m.Cause = event.Detail
+	m.noteImageWait(event)
 	switch {
 	case !event.Gone:
 	case m.TargetRuns: // then the VM has ended, as any may; what is left to do is the same
@@ -126,7 +127,7 @@ func targetFailedAfterCommit(m *Migration, event Event) {
 // the target may have done, so it must not run on.
 func (m *Migration) lose(event Event, cause string) {
 	m.drop(RunTarget, StartCopy, RetireSource, FinishTarget)
-	m.TargetGone = true
+	m.TargetGone, m.ImageWait = true, nil
 	m.want(ReleaseTarget, m.Target)
 	if !m.Released {
 		m.want(ReleaseSource, m.Source)

@@ -57,6 +57,10 @@ func (c cell) unlessAsked() cell {
 	return c.given(func(m *Migration) bool { return !m.AwaitsSource() }, Late)
 }
 
+// unlessCompared makes the target's machine Late that was compared before, or that
+// there is nothing to compare with.
+func (c cell) unlessCompared() cell { return c.given((*Migration).awaitsComparison, Late) }
+
 // table decides every event in every state. An answer (see the map answers)
 // whose effect is not pending is Late before the table is asked, so "broken"
 // in an answer's column says that its effect can't be pending in that state.
@@ -69,6 +73,7 @@ var table = map[State]map[EventKind]cell{
 		HostLost:       lost(abortPlan, abortPlan),
 		TargetPrepared: broken, SwitchMeasured: broken, TargetRunning: broken, SourceRetired: broken,
 		SourceReleased: broken, TargetFinished: broken, SourceResumed: broken, TargetReleased: broken,
+		TargetCompared: broken,
 	},
 	Preparing: {
 		Started: late, CancelAsked: act(rollBack), TimerFired: act(rollBack),
@@ -78,6 +83,7 @@ var table = map[State]map[EventKind]cell{
 		HostLost:       lost(rollBack, rollBack),
 		TargetPrepared: act(copyMemory), SwitchMeasured: broken, TargetRunning: broken, SourceRetired: broken,
 		SourceReleased: broken, TargetFinished: broken, SourceResumed: broken, TargetReleased: broken,
+		TargetCompared: broken,
 	},
 	Copying: {
 		Started: late, CancelAsked: act(rollBack), TimerFired: act(rollBack),
@@ -87,6 +93,7 @@ var table = map[State]map[EventKind]cell{
 		HostLost:       lost(sourceFailedInCopy, rollBack),
 		TargetPrepared: broken, SwitchMeasured: act(switchMeasured), TargetRunning: broken, SourceRetired: broken,
 		SourceReleased: broken, TargetFinished: broken, SourceResumed: broken, TargetReleased: broken,
+		TargetCompared: broken,
 	},
 	Switching: {
 		Started: late, CancelAsked: act(rollBack), TimerFired: act(rollBack),
@@ -96,6 +103,7 @@ var table = map[State]map[EventKind]cell{
 		HostLost:       lost(sourceFailedInSwitch, rollBack),
 		TargetPrepared: broken, SwitchMeasured: act(switchMeasured), TargetRunning: broken, SourceRetired: broken,
 		SourceReleased: broken, TargetFinished: broken, SourceResumed: broken, TargetReleased: broken,
+		TargetCompared: broken,
 	},
 	Settling: {
 		Started: late, CancelAsked: refuse, TimerFired: act(settleTimer),
@@ -106,6 +114,7 @@ var table = map[State]map[EventKind]cell{
 		HostLost:       lost(noteSourceGone, targetLost),
 		TargetPrepared: broken, SwitchMeasured: act(noteSwitch), TargetRunning: act(targetRuns), SourceRetired: act(settle),
 		SourceReleased: act(sourceReleased), TargetFinished: act(settle), SourceResumed: broken, TargetReleased: broken,
+		TargetCompared: act(noteCompared).unlessCompared(),
 	},
 	RollingBack: {
 		Started: late, CancelAsked: late, TimerFired: act(rollbackTimer),
@@ -115,6 +124,7 @@ var table = map[State]map[EventKind]cell{
 		HostLost:       lost(sourceFailedInRollback, nothingMore),
 		TargetPrepared: broken, SwitchMeasured: broken, TargetRunning: broken, SourceRetired: broken,
 		SourceReleased: broken, TargetFinished: broken, SourceResumed: act(releaseTarget), TargetReleased: act(finishRollback),
+		TargetCompared: late,
 	},
 	Succeeded: {
 		Started: late, CancelAsked: refuse, TimerFired: late,
@@ -124,6 +134,7 @@ var table = map[State]map[EventKind]cell{
 		HostLost:       lost(noteSourceGone, nothingMore),
 		TargetPrepared: broken, SwitchMeasured: act(noteSwitch), TargetRunning: broken, SourceRetired: act(nothingMore),
 		SourceReleased: act(nothingMore), TargetFinished: act(nothingMore), SourceResumed: broken, TargetReleased: broken,
+		TargetCompared: act(noteCompared).unlessCompared(),
 	},
 	Aborted: {
 		Started: late, CancelAsked: refuse, TimerFired: late,
@@ -133,6 +144,7 @@ var table = map[State]map[EventKind]cell{
 		HostLost:       lost(nothingMore, nothingMore),
 		TargetPrepared: broken, SwitchMeasured: broken, TargetRunning: broken, SourceRetired: broken,
 		SourceReleased: broken, TargetFinished: broken, SourceResumed: broken, TargetReleased: act(noteReturned),
+		TargetCompared: late,
 	},
 	NeedsOperator: {
 		Started: late, CancelAsked: refuse, TimerFired: late,
@@ -143,5 +155,6 @@ var table = map[State]map[EventKind]cell{
 		HostLost:       lost(sourceFailedUnresolved, targetLost),
 		TargetPrepared: broken, SwitchMeasured: act(noteSwitch), TargetRunning: act(targetRuns), SourceRetired: broken,
 		SourceReleased: act(nothingMore), TargetFinished: broken, SourceResumed: act(releaseTarget), TargetReleased: act(noteReturned),
+		TargetCompared: act(noteCompared).unlessCompared(),
 	},
 }

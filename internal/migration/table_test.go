@@ -47,6 +47,9 @@ func event(m Migration, kind EventKind) Event {
 			e.Answers = effect.Sequence
 		}
 	}
+	if kind == TargetPrepared || kind == TargetCompared {
+		e.Machine = fleet.Machine{fleet.MachineRAM: "1GiB"}
+	}
 	if kind == TimerFired && m.Timer != nil {
 		e.At, e.Due = m.Timer.At, m.Timer.At
 	}

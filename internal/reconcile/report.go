@@ -65,7 +65,7 @@ func (r *Reconciler) heard(ctx context.Context, id fleet.MigrationID, host fleet
 func ofTarget(kind migration.EventKind) bool {
 	switch kind {
 	case migration.TargetPrepared, migration.TargetFailed, migration.TargetLoaded,
-		migration.TargetRunning, migration.TargetFinished, migration.TargetReleased, migration.TargetRefused:
+		migration.TargetRunning, migration.TargetCompared, migration.TargetFinished, migration.TargetReleased, migration.TargetRefused:
 		return true
 	}
 	return false
@@ -78,7 +78,7 @@ func EventOf(report *godwitv1.Report) (event migration.Event, known bool) {
 	case *godwitv1.Report_TargetPrepared:
 		event.Kind, event.Port = migration.TargetPrepared, uint16(said.TargetPrepared.GetPort())
 		event.DiskPort = uint16(said.TargetPrepared.GetDiskPort())
-		event.QEMU = wire.QEMUOf(said.TargetPrepared)
+		event.QEMU, event.Machine = wire.QEMUOf(said.TargetPrepared), wire.MachineOf(said.TargetPrepared.GetSourceMachine())
 	case *godwitv1.Report_CopyProgress:
 		event.Kind, event.Progress = migration.CopyProgressed, progressOf(report.GetAt(), said.CopyProgress)
 	case *godwitv1.Report_SourceStopped:
@@ -93,6 +93,8 @@ func EventOf(report *godwitv1.Report) (event migration.Event, known bool) {
 		event.Detail = wire.Bounded(said.TargetReleased.GetReturnError())
 	case *godwitv1.Report_TargetRunning:
 		event.Kind, event.Target = migration.TargetRunning, targetMarksOf(said.TargetRunning.GetMarks())
+	case *godwitv1.Report_TargetCompared:
+		event.Kind, event.Machine = migration.TargetCompared, wire.MachineOf(said.TargetCompared.GetMachine())
 	case *godwitv1.Report_SourceRetired:
 		event.Kind = migration.SourceRetired
 	case *godwitv1.Report_SourceReleased:
@@ -103,7 +105,7 @@ func EventOf(report *godwitv1.Report) (event migration.Event, known bool) {
 		event.Kind, event.Detail, event.Gone = migration.SourceFailed, failureOf(said.SourceFailed), said.SourceFailed.GetGone()
 	case *godwitv1.Report_TargetFailed:
 		event.Kind, event.Detail, event.Gone = migration.TargetFailed, failureOf(said.TargetFailed), said.TargetFailed.GetGone()
-		event.Unrun = said.TargetFailed.GetUnrun()
+		event.Unrun, event.Locked = said.TargetFailed.GetUnrun(), wire.Bounded(said.TargetFailed.GetLockedDisk())
 	case *godwitv1.Report_TargetRefused:
 		event.Kind, event.Detail = migration.TargetRefused, wire.Bounded(said.TargetRefused.GetCause())
 	case *godwitv1.Report_SourceRanOn:

@@ -26,6 +26,7 @@ func migrationMessage(entry store.Entry[migration.Migration]) *godwitv1.Migratio
 	}
 	addDecisions(message, m)
 	addStory(message, m)
+	addComparison(message, m)
 	for _, refused := range m.Refused {
 		message.Refused = append(message.Refused, &godwitv1.RefusedHost{Host: string(refused.Host), Why: refused.Why})
 	}

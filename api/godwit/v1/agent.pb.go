@@ -330,6 +330,7 @@ type ShowInstanceResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Its disks of kind "file".
 	Images        []*ShownImage `protobuf:"bytes,1,rep,name=images,proto3" json:"images,omitempty"`
+	Machine       *Machine      `protobuf:"bytes,2,opt,name=machine,proto3" json:"machine,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -367,6 +368,13 @@ func (*ShowInstanceResponse) Descriptor() ([]byte, []int) {
 func (x *ShowInstanceResponse) GetImages() []*ShownImage {
 	if x != nil {
 		return x.Images
+	}
+	return nil
+}
+
+func (x *ShowInstanceResponse) GetMachine() *Machine {
+	if x != nil {
+		return x.Machine
 	}
 	return nil
 }
@@ -2739,6 +2747,7 @@ type Report struct {
 	//	*Report_SourceRanOn
 	//	*Report_DisksRemoved
 	//	*Report_HardwareChanged
+	//	*Report_TargetCompared
 	Event         isReport_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2962,6 +2971,15 @@ func (x *Report) GetHardwareChanged() *HardwareChanged {
 	return nil
 }
 
+func (x *Report) GetTargetCompared() *TargetCompared {
+	if x != nil {
+		if x, ok := x.Event.(*Report_TargetCompared); ok {
+			return x.TargetCompared
+		}
+	}
+	return nil
+}
+
 type isReport_Event interface {
 	isReport_Event()
 }
@@ -3034,6 +3052,10 @@ type Report_HardwareChanged struct {
 	HardwareChanged *HardwareChanged `protobuf:"bytes,25,opt,name=hardware_changed,json=hardwareChanged,proto3,oneof"`
 }
 
+type Report_TargetCompared struct {
+	TargetCompared *TargetCompared `protobuf:"bytes,26,opt,name=target_compared,json=targetCompared,proto3,oneof"`
+}
+
 func (*Report_Instance) isReport_Event() {}
 
 func (*Report_TargetPrepared) isReport_Event() {}
@@ -3068,6 +3090,8 @@ func (*Report_DisksRemoved) isReport_Event() {}
 
 func (*Report_HardwareChanged) isReport_Event() {}
 
+func (*Report_TargetCompared) isReport_Event() {}
+
 type TargetPrepared struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Port  uint32                 `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
@@ -3075,7 +3099,9 @@ type TargetPrepared struct {
 	QemuVersion           string   `protobuf:"bytes,2,opt,name=qemu_version,json=qemuVersion,proto3" json:"qemu_version,omitempty"`
 	MigrationCapabilities []string `protobuf:"bytes,3,rep,name=migration_capabilities,json=migrationCapabilities,proto3" json:"migration_capabilities,omitempty"`
 	// Where it takes the local disks, if there are any.
-	DiskPort      uint32 `protobuf:"varint,4,opt,name=disk_port,json=diskPort,proto3" json:"disk_port,omitempty"`
+	DiskPort uint32 `protobuf:"varint,4,opt,name=disk_port,json=diskPort,proto3" json:"disk_port,omitempty"`
+	// The source's, as the target was compared with it; not set if it was not.
+	SourceMachine *Machine `protobuf:"bytes,5,opt,name=source_machine,json=sourceMachine,proto3" json:"source_machine,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3138,6 +3164,59 @@ func (x *TargetPrepared) GetDiskPort() uint32 {
 	return 0
 }
 
+func (x *TargetPrepared) GetSourceMachine() *Machine {
+	if x != nil {
+		return x.SourceMachine
+	}
+	return nil
+}
+
+// TargetCompared gives the machine of a target that runs, to be compared with its
+// source's.
+type TargetCompared struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Machine       *Machine               `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TargetCompared) Reset() {
+	*x = TargetCompared{}
+	mi := &file_godwit_v1_agent_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TargetCompared) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TargetCompared) ProtoMessage() {}
+
+func (x *TargetCompared) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_agent_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TargetCompared.ProtoReflect.Descriptor instead.
+func (*TargetCompared) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *TargetCompared) GetMachine() *Machine {
+	if x != nil {
+		return x.Machine
+	}
+	return nil
+}
+
 type CopyProgress struct {
 	state                   protoimpl.MessageState `protogen:"open.v1"`
 	Pass                    int32                  `protobuf:"varint,1,opt,name=pass,proto3" json:"pass,omitempty"`
@@ -3159,7 +3238,7 @@ type CopyProgress struct {
 
 func (x *CopyProgress) Reset() {
 	*x = CopyProgress{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[38]
+	mi := &file_godwit_v1_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3171,7 +3250,7 @@ func (x *CopyProgress) String() string {
 func (*CopyProgress) ProtoMessage() {}
 
 func (x *CopyProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[38]
+	mi := &file_godwit_v1_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3184,7 +3263,7 @@ func (x *CopyProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyProgress.ProtoReflect.Descriptor instead.
 func (*CopyProgress) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{38}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *CopyProgress) GetPass() int32 {
@@ -3269,7 +3348,7 @@ type SourceStopped struct {
 
 func (x *SourceStopped) Reset() {
 	*x = SourceStopped{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[39]
+	mi := &file_godwit_v1_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3281,7 +3360,7 @@ func (x *SourceStopped) String() string {
 func (*SourceStopped) ProtoMessage() {}
 
 func (x *SourceStopped) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[39]
+	mi := &file_godwit_v1_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3294,7 +3373,7 @@ func (x *SourceStopped) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceStopped.ProtoReflect.Descriptor instead.
 func (*SourceStopped) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{39}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *SourceStopped) GetStoppedBy() string {
@@ -3333,7 +3412,7 @@ type StopReason struct {
 
 func (x *StopReason) Reset() {
 	*x = StopReason{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[40]
+	mi := &file_godwit_v1_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3345,7 +3424,7 @@ func (x *StopReason) String() string {
 func (*StopReason) ProtoMessage() {}
 
 func (x *StopReason) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[40]
+	mi := &file_godwit_v1_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3358,7 +3437,7 @@ func (x *StopReason) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopReason.ProtoReflect.Descriptor instead.
 func (*StopReason) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{40}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *StopReason) GetRemainingBytes() uint64 {
@@ -3406,7 +3485,7 @@ type SwitchMeasured struct {
 
 func (x *SwitchMeasured) Reset() {
 	*x = SwitchMeasured{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[41]
+	mi := &file_godwit_v1_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3418,7 +3497,7 @@ func (x *SwitchMeasured) String() string {
 func (*SwitchMeasured) ProtoMessage() {}
 
 func (x *SwitchMeasured) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[41]
+	mi := &file_godwit_v1_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3431,7 +3510,7 @@ func (x *SwitchMeasured) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SwitchMeasured.ProtoReflect.Descriptor instead.
 func (*SwitchMeasured) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{41}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *SwitchMeasured) GetMarks() *SourceMarks {
@@ -3492,7 +3571,7 @@ type SourceMarks struct {
 
 func (x *SourceMarks) Reset() {
 	*x = SourceMarks{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[42]
+	mi := &file_godwit_v1_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3504,7 +3583,7 @@ func (x *SourceMarks) String() string {
 func (*SourceMarks) ProtoMessage() {}
 
 func (x *SourceMarks) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[42]
+	mi := &file_godwit_v1_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3517,7 +3596,7 @@ func (x *SourceMarks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceMarks.ProtoReflect.Descriptor instead.
 func (*SourceMarks) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{42}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *SourceMarks) GetGateFlipped() *timestamppb.Timestamp {
@@ -3574,7 +3653,7 @@ type TargetMarks struct {
 
 func (x *TargetMarks) Reset() {
 	*x = TargetMarks{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[43]
+	mi := &file_godwit_v1_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3586,7 +3665,7 @@ func (x *TargetMarks) String() string {
 func (*TargetMarks) ProtoMessage() {}
 
 func (x *TargetMarks) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[43]
+	mi := &file_godwit_v1_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3599,7 +3678,7 @@ func (x *TargetMarks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetMarks.ProtoReflect.Descriptor instead.
 func (*TargetMarks) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{43}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *TargetMarks) GetLoaded() *timestamppb.Timestamp {
@@ -3638,7 +3717,7 @@ type SourceResumed struct {
 
 func (x *SourceResumed) Reset() {
 	*x = SourceResumed{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[44]
+	mi := &file_godwit_v1_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3650,7 +3729,7 @@ func (x *SourceResumed) String() string {
 func (*SourceResumed) ProtoMessage() {}
 
 func (x *SourceResumed) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[44]
+	mi := &file_godwit_v1_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3663,7 +3742,7 @@ func (x *SourceResumed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceResumed.ProtoReflect.Descriptor instead.
 func (*SourceResumed) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{44}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{45}
 }
 
 type TargetReleased struct {
@@ -3677,7 +3756,7 @@ type TargetReleased struct {
 
 func (x *TargetReleased) Reset() {
 	*x = TargetReleased{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[45]
+	mi := &file_godwit_v1_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3689,7 +3768,7 @@ func (x *TargetReleased) String() string {
 func (*TargetReleased) ProtoMessage() {}
 
 func (x *TargetReleased) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[45]
+	mi := &file_godwit_v1_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3702,7 +3781,7 @@ func (x *TargetReleased) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetReleased.ProtoReflect.Descriptor instead.
 func (*TargetReleased) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{45}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *TargetReleased) GetFramesReturned() int64 {
@@ -3728,7 +3807,7 @@ type TargetRunning struct {
 
 func (x *TargetRunning) Reset() {
 	*x = TargetRunning{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[46]
+	mi := &file_godwit_v1_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3740,7 +3819,7 @@ func (x *TargetRunning) String() string {
 func (*TargetRunning) ProtoMessage() {}
 
 func (x *TargetRunning) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[46]
+	mi := &file_godwit_v1_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3753,7 +3832,7 @@ func (x *TargetRunning) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetRunning.ProtoReflect.Descriptor instead.
 func (*TargetRunning) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{46}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *TargetRunning) GetMarks() *TargetMarks {
@@ -3771,7 +3850,7 @@ type SourceRetired struct {
 
 func (x *SourceRetired) Reset() {
 	*x = SourceRetired{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[47]
+	mi := &file_godwit_v1_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3783,7 +3862,7 @@ func (x *SourceRetired) String() string {
 func (*SourceRetired) ProtoMessage() {}
 
 func (x *SourceRetired) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[47]
+	mi := &file_godwit_v1_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3796,7 +3875,7 @@ func (x *SourceRetired) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceRetired.ProtoReflect.Descriptor instead.
 func (*SourceRetired) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{47}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{48}
 }
 
 type SourceReleased struct {
@@ -3807,7 +3886,7 @@ type SourceReleased struct {
 
 func (x *SourceReleased) Reset() {
 	*x = SourceReleased{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[48]
+	mi := &file_godwit_v1_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3819,7 +3898,7 @@ func (x *SourceReleased) String() string {
 func (*SourceReleased) ProtoMessage() {}
 
 func (x *SourceReleased) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[48]
+	mi := &file_godwit_v1_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3832,7 +3911,7 @@ func (x *SourceReleased) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceReleased.ProtoReflect.Descriptor instead.
 func (*SourceReleased) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{48}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{49}
 }
 
 type TargetFinished struct {
@@ -3843,7 +3922,7 @@ type TargetFinished struct {
 
 func (x *TargetFinished) Reset() {
 	*x = TargetFinished{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[49]
+	mi := &file_godwit_v1_agent_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3855,7 +3934,7 @@ func (x *TargetFinished) String() string {
 func (*TargetFinished) ProtoMessage() {}
 
 func (x *TargetFinished) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[49]
+	mi := &file_godwit_v1_agent_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3868,7 +3947,7 @@ func (x *TargetFinished) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetFinished.ProtoReflect.Descriptor instead.
 func (*TargetFinished) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{49}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{50}
 }
 
 type SourceFailed struct {
@@ -3884,7 +3963,7 @@ type SourceFailed struct {
 
 func (x *SourceFailed) Reset() {
 	*x = SourceFailed{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[50]
+	mi := &file_godwit_v1_agent_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3896,7 +3975,7 @@ func (x *SourceFailed) String() string {
 func (*SourceFailed) ProtoMessage() {}
 
 func (x *SourceFailed) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[50]
+	mi := &file_godwit_v1_agent_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3909,7 +3988,7 @@ func (x *SourceFailed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceFailed.ProtoReflect.Descriptor instead.
 func (*SourceFailed) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{50}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *SourceFailed) GetCode() string {
@@ -3947,14 +4026,16 @@ type TargetFailed struct {
 	Hint  string                 `protobuf:"bytes,3,opt,name=hint,proto3" json:"hint,omitempty"`
 	Gone  bool                   `protobuf:"varint,4,opt,name=gone,proto3" json:"gone,omitempty"`
 	// With gone: it is certain that the instance never ran.
-	Unrun         bool `protobuf:"varint,5,opt,name=unrun,proto3" json:"unrun,omitempty"`
+	Unrun bool `protobuf:"varint,5,opt,name=unrun,proto3" json:"unrun,omitempty"`
+	// It has the right to run, and waits for the lock on the image of this disk.
+	LockedDisk    string `protobuf:"bytes,6,opt,name=locked_disk,json=lockedDisk,proto3" json:"locked_disk,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TargetFailed) Reset() {
 	*x = TargetFailed{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[51]
+	mi := &file_godwit_v1_agent_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3966,7 +4047,7 @@ func (x *TargetFailed) String() string {
 func (*TargetFailed) ProtoMessage() {}
 
 func (x *TargetFailed) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[51]
+	mi := &file_godwit_v1_agent_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3979,7 +4060,7 @@ func (x *TargetFailed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetFailed.ProtoReflect.Descriptor instead.
 func (*TargetFailed) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{51}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *TargetFailed) GetCode() string {
@@ -4017,6 +4098,13 @@ func (x *TargetFailed) GetUnrun() bool {
 	return false
 }
 
+func (x *TargetFailed) GetLockedDisk() string {
+	if x != nil {
+		return x.LockedDisk
+	}
+	return ""
+}
+
 // HardwareChanged answers ChangeHardware, or tells that the guest has let go of a
 // card by itself: that was asked for before, and had failed.
 type HardwareChanged struct {
@@ -4034,7 +4122,7 @@ type HardwareChanged struct {
 
 func (x *HardwareChanged) Reset() {
 	*x = HardwareChanged{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[52]
+	mi := &file_godwit_v1_agent_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4046,7 +4134,7 @@ func (x *HardwareChanged) String() string {
 func (*HardwareChanged) ProtoMessage() {}
 
 func (x *HardwareChanged) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[52]
+	mi := &file_godwit_v1_agent_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4059,7 +4147,7 @@ func (x *HardwareChanged) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HardwareChanged.ProtoReflect.Descriptor instead.
 func (*HardwareChanged) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{52}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *HardwareChanged) GetSlot() uint32 {
@@ -4108,7 +4196,7 @@ type TargetRefused struct {
 
 func (x *TargetRefused) Reset() {
 	*x = TargetRefused{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[53]
+	mi := &file_godwit_v1_agent_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4120,7 +4208,7 @@ func (x *TargetRefused) String() string {
 func (*TargetRefused) ProtoMessage() {}
 
 func (x *TargetRefused) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[53]
+	mi := &file_godwit_v1_agent_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4133,7 +4221,7 @@ func (x *TargetRefused) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetRefused.ProtoReflect.Descriptor instead.
 func (*TargetRefused) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{53}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *TargetRefused) GetCause() string {
@@ -4153,7 +4241,7 @@ type DisksRemoved struct {
 
 func (x *DisksRemoved) Reset() {
 	*x = DisksRemoved{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[54]
+	mi := &file_godwit_v1_agent_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4165,7 +4253,7 @@ func (x *DisksRemoved) String() string {
 func (*DisksRemoved) ProtoMessage() {}
 
 func (x *DisksRemoved) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[54]
+	mi := &file_godwit_v1_agent_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4178,7 +4266,7 @@ func (x *DisksRemoved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisksRemoved.ProtoReflect.Descriptor instead.
 func (*DisksRemoved) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{54}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *DisksRemoved) GetUid() string {
@@ -4198,7 +4286,7 @@ type SourceRanOn struct {
 
 func (x *SourceRanOn) Reset() {
 	*x = SourceRanOn{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[55]
+	mi := &file_godwit_v1_agent_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4210,7 +4298,7 @@ func (x *SourceRanOn) String() string {
 func (*SourceRanOn) ProtoMessage() {}
 
 func (x *SourceRanOn) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[55]
+	mi := &file_godwit_v1_agent_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4223,7 +4311,7 @@ func (x *SourceRanOn) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceRanOn.ProtoReflect.Descriptor instead.
 func (*SourceRanOn) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{55}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *SourceRanOn) GetCause() string {
@@ -4245,7 +4333,7 @@ type AddressMap struct {
 
 func (x *AddressMap) Reset() {
 	*x = AddressMap{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[56]
+	mi := &file_godwit_v1_agent_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4257,7 +4345,7 @@ func (x *AddressMap) String() string {
 func (*AddressMap) ProtoMessage() {}
 
 func (x *AddressMap) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[56]
+	mi := &file_godwit_v1_agent_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4270,7 +4358,7 @@ func (x *AddressMap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressMap.ProtoReflect.Descriptor instead.
 func (*AddressMap) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{56}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *AddressMap) GetVersion() int64 {
@@ -4302,7 +4390,7 @@ type NetworkMap struct {
 
 func (x *NetworkMap) Reset() {
 	*x = NetworkMap{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[57]
+	mi := &file_godwit_v1_agent_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4314,7 +4402,7 @@ func (x *NetworkMap) String() string {
 func (*NetworkMap) ProtoMessage() {}
 
 func (x *NetworkMap) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[57]
+	mi := &file_godwit_v1_agent_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4327,7 +4415,7 @@ func (x *NetworkMap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkMap.ProtoReflect.Descriptor instead.
 func (*NetworkMap) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{57}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *NetworkMap) GetName() string {
@@ -4387,7 +4475,7 @@ type AddressEntry struct {
 
 func (x *AddressEntry) Reset() {
 	*x = AddressEntry{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[58]
+	mi := &file_godwit_v1_agent_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4399,7 +4487,7 @@ func (x *AddressEntry) String() string {
 func (*AddressEntry) ProtoMessage() {}
 
 func (x *AddressEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[58]
+	mi := &file_godwit_v1_agent_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4412,7 +4500,7 @@ func (x *AddressEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressEntry.ProtoReflect.Descriptor instead.
 func (*AddressEntry) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{58}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *AddressEntry) GetMac() string {
@@ -4466,7 +4554,7 @@ type AddressesApplied struct {
 
 func (x *AddressesApplied) Reset() {
 	*x = AddressesApplied{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[59]
+	mi := &file_godwit_v1_agent_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4478,7 +4566,7 @@ func (x *AddressesApplied) String() string {
 func (*AddressesApplied) ProtoMessage() {}
 
 func (x *AddressesApplied) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[59]
+	mi := &file_godwit_v1_agent_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4491,7 +4579,7 @@ func (x *AddressesApplied) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressesApplied.ProtoReflect.Descriptor instead.
 func (*AddressesApplied) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{59}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *AddressesApplied) GetVersion() int64 {
@@ -4526,9 +4614,10 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\x13ShowInstanceRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x10\n" +
-	"\x03uid\x18\x03 \x01(\tR\x03uid\"E\n" +
+	"\x03uid\x18\x03 \x01(\tR\x03uid\"s\n" +
 	"\x14ShowInstanceResponse\x12-\n" +
-	"\x06images\x18\x01 \x03(\v2\x15.godwit.v1.ShownImageR\x06images\"k\n" +
+	"\x06images\x18\x01 \x03(\v2\x15.godwit.v1.ShownImageR\x06images\x12,\n" +
+	"\amachine\x18\x02 \x01(\v2\x12.godwit.v1.MachineR\amachine\"k\n" +
 	"\n" +
 	"ShownImage\x12\x12\n" +
 	"\x04disk\x18\x01 \x01(\tR\x04disk\x12\x12\n" +
@@ -4700,7 +4789,8 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\rReleaseSource\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\"\x1e\n" +
 	"\fFinishTarget\x12\x0e\n" +
-	"\x02vm\x18\x01 \x01(\tR\x02vm\"\xf6\t\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\"\xbc\n" +
+	"\n" +
 	"\x06Report\x12\x18\n" +
 	"\asubject\x18\x01 \x01(\tR\asubject\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1a\n" +
@@ -4723,13 +4813,17 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\x0etarget_refused\x18\x12 \x01(\v2\x18.godwit.v1.TargetRefusedH\x00R\rtargetRefused\x12<\n" +
 	"\rsource_ran_on\x18\x13 \x01(\v2\x16.godwit.v1.SourceRanOnH\x00R\vsourceRanOn\x12>\n" +
 	"\rdisks_removed\x18\x14 \x01(\v2\x17.godwit.v1.DisksRemovedH\x00R\fdisksRemoved\x12G\n" +
-	"\x10hardware_changed\x18\x19 \x01(\v2\x1a.godwit.v1.HardwareChangedH\x00R\x0fhardwareChangedB\a\n" +
-	"\x05event\"\x9b\x01\n" +
+	"\x10hardware_changed\x18\x19 \x01(\v2\x1a.godwit.v1.HardwareChangedH\x00R\x0fhardwareChanged\x12D\n" +
+	"\x0ftarget_compared\x18\x1a \x01(\v2\x19.godwit.v1.TargetComparedH\x00R\x0etargetComparedB\a\n" +
+	"\x05event\"\xd6\x01\n" +
 	"\x0eTargetPrepared\x12\x12\n" +
 	"\x04port\x18\x01 \x01(\rR\x04port\x12!\n" +
 	"\fqemu_version\x18\x02 \x01(\tR\vqemuVersion\x125\n" +
 	"\x16migration_capabilities\x18\x03 \x03(\tR\x15migrationCapabilities\x12\x1b\n" +
-	"\tdisk_port\x18\x04 \x01(\rR\bdiskPort\"\xa7\x03\n" +
+	"\tdisk_port\x18\x04 \x01(\rR\bdiskPort\x129\n" +
+	"\x0esource_machine\x18\x05 \x01(\v2\x12.godwit.v1.MachineR\rsourceMachine\">\n" +
+	"\x0eTargetCompared\x12,\n" +
+	"\amachine\x18\x01 \x01(\v2\x12.godwit.v1.MachineR\amachine\"\xa7\x03\n" +
 	"\fCopyProgress\x12\x12\n" +
 	"\x04pass\x18\x01 \x01(\x05R\x04pass\x12\x1d\n" +
 	"\n" +
@@ -4791,13 +4885,15 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x14\n" +
 	"\x05cause\x18\x02 \x01(\tR\x05cause\x12\x12\n" +
 	"\x04hint\x18\x03 \x01(\tR\x04hint\x12\x12\n" +
-	"\x04gone\x18\x04 \x01(\bR\x04gone\"v\n" +
+	"\x04gone\x18\x04 \x01(\bR\x04gone\"\x97\x01\n" +
 	"\fTargetFailed\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x14\n" +
 	"\x05cause\x18\x02 \x01(\tR\x05cause\x12\x12\n" +
 	"\x04hint\x18\x03 \x01(\tR\x04hint\x12\x12\n" +
 	"\x04gone\x18\x04 \x01(\bR\x04gone\x12\x14\n" +
-	"\x05unrun\x18\x05 \x01(\bR\x05unrun\"}\n" +
+	"\x05unrun\x18\x05 \x01(\bR\x05unrun\x12\x1f\n" +
+	"\vlocked_disk\x18\x06 \x01(\tR\n" +
+	"lockedDisk\"}\n" +
 	"\x0fHardwareChanged\x12\x12\n" +
 	"\x04slot\x18\x01 \x01(\rR\x04slot\x12\x18\n" +
 	"\aremoved\x18\x02 \x01(\bR\aremoved\x12\x12\n" +
@@ -4854,7 +4950,7 @@ func file_godwit_v1_agent_proto_rawDescGZIP() []byte {
 	return file_godwit_v1_agent_proto_rawDescData
 }
 
-var file_godwit_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
+var file_godwit_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 61)
 var file_godwit_v1_agent_proto_goTypes = []any{
 	(*ReadConsoleRequest)(nil),    // 0: godwit.v1.ReadConsoleRequest
 	(*ReadConsoleResponse)(nil),   // 1: godwit.v1.ReadConsoleResponse
@@ -4894,129 +4990,135 @@ var file_godwit_v1_agent_proto_goTypes = []any{
 	(*FinishTarget)(nil),          // 35: godwit.v1.FinishTarget
 	(*Report)(nil),                // 36: godwit.v1.Report
 	(*TargetPrepared)(nil),        // 37: godwit.v1.TargetPrepared
-	(*CopyProgress)(nil),          // 38: godwit.v1.CopyProgress
-	(*SourceStopped)(nil),         // 39: godwit.v1.SourceStopped
-	(*StopReason)(nil),            // 40: godwit.v1.StopReason
-	(*SwitchMeasured)(nil),        // 41: godwit.v1.SwitchMeasured
-	(*SourceMarks)(nil),           // 42: godwit.v1.SourceMarks
-	(*TargetMarks)(nil),           // 43: godwit.v1.TargetMarks
-	(*SourceResumed)(nil),         // 44: godwit.v1.SourceResumed
-	(*TargetReleased)(nil),        // 45: godwit.v1.TargetReleased
-	(*TargetRunning)(nil),         // 46: godwit.v1.TargetRunning
-	(*SourceRetired)(nil),         // 47: godwit.v1.SourceRetired
-	(*SourceReleased)(nil),        // 48: godwit.v1.SourceReleased
-	(*TargetFinished)(nil),        // 49: godwit.v1.TargetFinished
-	(*SourceFailed)(nil),          // 50: godwit.v1.SourceFailed
-	(*TargetFailed)(nil),          // 51: godwit.v1.TargetFailed
-	(*HardwareChanged)(nil),       // 52: godwit.v1.HardwareChanged
-	(*TargetRefused)(nil),         // 53: godwit.v1.TargetRefused
-	(*DisksRemoved)(nil),          // 54: godwit.v1.DisksRemoved
-	(*SourceRanOn)(nil),           // 55: godwit.v1.SourceRanOn
-	(*AddressMap)(nil),            // 56: godwit.v1.AddressMap
-	(*NetworkMap)(nil),            // 57: godwit.v1.NetworkMap
-	(*AddressEntry)(nil),          // 58: godwit.v1.AddressEntry
-	(*AddressesApplied)(nil),      // 59: godwit.v1.AddressesApplied
-	(*Host)(nil),                  // 60: godwit.v1.Host
-	(*VMSpec)(nil),                // 61: godwit.v1.VMSpec
-	(*VolumeServer)(nil),          // 62: godwit.v1.VolumeServer
-	(*Disk)(nil),                  // 63: godwit.v1.Disk
-	(*Port)(nil),                  // 64: godwit.v1.Port
-	(*timestamppb.Timestamp)(nil), // 65: google.protobuf.Timestamp
-	(*Endpoint)(nil),              // 66: godwit.v1.Endpoint
+	(*TargetCompared)(nil),        // 38: godwit.v1.TargetCompared
+	(*CopyProgress)(nil),          // 39: godwit.v1.CopyProgress
+	(*SourceStopped)(nil),         // 40: godwit.v1.SourceStopped
+	(*StopReason)(nil),            // 41: godwit.v1.StopReason
+	(*SwitchMeasured)(nil),        // 42: godwit.v1.SwitchMeasured
+	(*SourceMarks)(nil),           // 43: godwit.v1.SourceMarks
+	(*TargetMarks)(nil),           // 44: godwit.v1.TargetMarks
+	(*SourceResumed)(nil),         // 45: godwit.v1.SourceResumed
+	(*TargetReleased)(nil),        // 46: godwit.v1.TargetReleased
+	(*TargetRunning)(nil),         // 47: godwit.v1.TargetRunning
+	(*SourceRetired)(nil),         // 48: godwit.v1.SourceRetired
+	(*SourceReleased)(nil),        // 49: godwit.v1.SourceReleased
+	(*TargetFinished)(nil),        // 50: godwit.v1.TargetFinished
+	(*SourceFailed)(nil),          // 51: godwit.v1.SourceFailed
+	(*TargetFailed)(nil),          // 52: godwit.v1.TargetFailed
+	(*HardwareChanged)(nil),       // 53: godwit.v1.HardwareChanged
+	(*TargetRefused)(nil),         // 54: godwit.v1.TargetRefused
+	(*DisksRemoved)(nil),          // 55: godwit.v1.DisksRemoved
+	(*SourceRanOn)(nil),           // 56: godwit.v1.SourceRanOn
+	(*AddressMap)(nil),            // 57: godwit.v1.AddressMap
+	(*NetworkMap)(nil),            // 58: godwit.v1.NetworkMap
+	(*AddressEntry)(nil),          // 59: godwit.v1.AddressEntry
+	(*AddressesApplied)(nil),      // 60: godwit.v1.AddressesApplied
+	(*Machine)(nil),               // 61: godwit.v1.Machine
+	(*Host)(nil),                  // 62: godwit.v1.Host
+	(*VMSpec)(nil),                // 63: godwit.v1.VMSpec
+	(*VolumeServer)(nil),          // 64: godwit.v1.VolumeServer
+	(*Disk)(nil),                  // 65: godwit.v1.Disk
+	(*Port)(nil),                  // 66: godwit.v1.Port
+	(*timestamppb.Timestamp)(nil), // 67: google.protobuf.Timestamp
+	(*Endpoint)(nil),              // 68: godwit.v1.Endpoint
 }
 var file_godwit_v1_agent_proto_depIdxs = []int32{
 	6,  // 0: godwit.v1.ShowInstanceResponse.images:type_name -> godwit.v1.ShownImage
-	14, // 1: godwit.v1.SessionRequest.hello:type_name -> godwit.v1.Hello
-	36, // 2: godwit.v1.SessionRequest.report:type_name -> godwit.v1.Report
-	59, // 3: godwit.v1.SessionRequest.addresses_applied:type_name -> godwit.v1.AddressesApplied
-	13, // 4: godwit.v1.SessionRequest.heartbeat:type_name -> godwit.v1.Heartbeat
-	15, // 5: godwit.v1.SessionResponse.welcome:type_name -> godwit.v1.Welcome
-	22, // 6: godwit.v1.SessionResponse.command:type_name -> godwit.v1.Command
-	56, // 7: godwit.v1.SessionResponse.addresses:type_name -> godwit.v1.AddressMap
-	13, // 8: godwit.v1.SessionResponse.heartbeat:type_name -> godwit.v1.Heartbeat
-	16, // 9: godwit.v1.Heartbeat.store:type_name -> godwit.v1.StoreMark
-	60, // 10: godwit.v1.Hello.host:type_name -> godwit.v1.Host
-	17, // 11: godwit.v1.Hello.instances:type_name -> godwit.v1.InstanceReport
-	16, // 12: godwit.v1.Hello.store:type_name -> godwit.v1.StoreMark
-	16, // 13: godwit.v1.Welcome.store:type_name -> godwit.v1.StoreMark
-	61, // 14: godwit.v1.Instance.spec:type_name -> godwit.v1.VMSpec
-	21, // 15: godwit.v1.Instance.networks:type_name -> godwit.v1.PortNetwork
-	62, // 16: godwit.v1.Instance.volume_servers:type_name -> godwit.v1.VolumeServer
-	23, // 17: godwit.v1.Command.start_instance:type_name -> godwit.v1.StartInstance
-	25, // 18: godwit.v1.Command.stop_instance:type_name -> godwit.v1.StopInstance
-	28, // 19: godwit.v1.Command.prepare_target:type_name -> godwit.v1.PrepareTarget
-	29, // 20: godwit.v1.Command.start_copy:type_name -> godwit.v1.StartCopy
-	30, // 21: godwit.v1.Command.resume_source:type_name -> godwit.v1.ResumeSource
-	31, // 22: godwit.v1.Command.release_target:type_name -> godwit.v1.ReleaseTarget
-	32, // 23: godwit.v1.Command.run_target:type_name -> godwit.v1.RunTarget
-	33, // 24: godwit.v1.Command.retire_source:type_name -> godwit.v1.RetireSource
-	34, // 25: godwit.v1.Command.release_source:type_name -> godwit.v1.ReleaseSource
-	35, // 26: godwit.v1.Command.finish_target:type_name -> godwit.v1.FinishTarget
-	26, // 27: godwit.v1.Command.forget_instance:type_name -> godwit.v1.ForgetInstance
-	27, // 28: godwit.v1.Command.remove_disks:type_name -> godwit.v1.RemoveDisks
-	24, // 29: godwit.v1.Command.change_hardware:type_name -> godwit.v1.ChangeHardware
-	20, // 30: godwit.v1.StartInstance.instance:type_name -> godwit.v1.Instance
-	63, // 31: godwit.v1.ChangeHardware.disk:type_name -> godwit.v1.Disk
-	64, // 32: godwit.v1.ChangeHardware.port:type_name -> godwit.v1.Port
-	21, // 33: godwit.v1.ChangeHardware.network:type_name -> godwit.v1.PortNetwork
-	62, // 34: godwit.v1.ChangeHardware.volume_server:type_name -> godwit.v1.VolumeServer
-	20, // 35: godwit.v1.PrepareTarget.instance:type_name -> godwit.v1.Instance
-	21, // 36: godwit.v1.StartCopy.networks:type_name -> godwit.v1.PortNetwork
-	62, // 37: godwit.v1.ResumeSource.volume_servers:type_name -> godwit.v1.VolumeServer
-	65, // 38: godwit.v1.Report.at:type_name -> google.protobuf.Timestamp
-	17, // 39: godwit.v1.Report.instance:type_name -> godwit.v1.InstanceReport
-	37, // 40: godwit.v1.Report.target_prepared:type_name -> godwit.v1.TargetPrepared
-	38, // 41: godwit.v1.Report.copy_progress:type_name -> godwit.v1.CopyProgress
-	39, // 42: godwit.v1.Report.source_stopped:type_name -> godwit.v1.SourceStopped
-	44, // 43: godwit.v1.Report.source_resumed:type_name -> godwit.v1.SourceResumed
-	45, // 44: godwit.v1.Report.target_released:type_name -> godwit.v1.TargetReleased
-	46, // 45: godwit.v1.Report.target_running:type_name -> godwit.v1.TargetRunning
-	47, // 46: godwit.v1.Report.source_retired:type_name -> godwit.v1.SourceRetired
-	48, // 47: godwit.v1.Report.source_released:type_name -> godwit.v1.SourceReleased
-	49, // 48: godwit.v1.Report.target_finished:type_name -> godwit.v1.TargetFinished
-	50, // 49: godwit.v1.Report.source_failed:type_name -> godwit.v1.SourceFailed
-	51, // 50: godwit.v1.Report.target_failed:type_name -> godwit.v1.TargetFailed
-	41, // 51: godwit.v1.Report.switch_measured:type_name -> godwit.v1.SwitchMeasured
-	53, // 52: godwit.v1.Report.target_refused:type_name -> godwit.v1.TargetRefused
-	55, // 53: godwit.v1.Report.source_ran_on:type_name -> godwit.v1.SourceRanOn
-	54, // 54: godwit.v1.Report.disks_removed:type_name -> godwit.v1.DisksRemoved
-	52, // 55: godwit.v1.Report.hardware_changed:type_name -> godwit.v1.HardwareChanged
-	65, // 56: godwit.v1.SourceStopped.stopped:type_name -> google.protobuf.Timestamp
-	40, // 57: godwit.v1.SourceStopped.why:type_name -> godwit.v1.StopReason
-	42, // 58: godwit.v1.SwitchMeasured.marks:type_name -> godwit.v1.SourceMarks
-	65, // 59: godwit.v1.SourceMarks.gate_flipped:type_name -> google.protobuf.Timestamp
-	65, // 60: godwit.v1.SourceMarks.stopped:type_name -> google.protobuf.Timestamp
-	65, // 61: godwit.v1.SourceMarks.pre_switchover:type_name -> google.protobuf.Timestamp
-	65, // 62: godwit.v1.SourceMarks.continued:type_name -> google.protobuf.Timestamp
-	65, // 63: godwit.v1.SourceMarks.drained:type_name -> google.protobuf.Timestamp
-	65, // 64: godwit.v1.SourceMarks.completed:type_name -> google.protobuf.Timestamp
-	65, // 65: godwit.v1.TargetMarks.loaded:type_name -> google.protobuf.Timestamp
-	65, // 66: godwit.v1.TargetMarks.asked:type_name -> google.protobuf.Timestamp
-	65, // 67: godwit.v1.TargetMarks.answered:type_name -> google.protobuf.Timestamp
-	65, // 68: godwit.v1.TargetMarks.resumed:type_name -> google.protobuf.Timestamp
-	43, // 69: godwit.v1.TargetRunning.marks:type_name -> godwit.v1.TargetMarks
-	57, // 70: godwit.v1.AddressMap.networks:type_name -> godwit.v1.NetworkMap
-	58, // 71: godwit.v1.NetworkMap.entries:type_name -> godwit.v1.AddressEntry
-	66, // 72: godwit.v1.NetworkMap.endpoints:type_name -> godwit.v1.Endpoint
-	11, // 73: godwit.v1.AgentService.Session:input_type -> godwit.v1.SessionRequest
-	18, // 74: godwit.v1.AgentService.Commit:input_type -> godwit.v1.CommitRequest
-	4,  // 75: godwit.v1.PeerService.ShowInstance:input_type -> godwit.v1.ShowInstanceRequest
-	7,  // 76: godwit.v1.PeerService.GiveUp:input_type -> godwit.v1.GiveUpRequest
-	9,  // 77: godwit.v1.PeerService.ReturnFrames:input_type -> godwit.v1.ReturnFramesRequest
-	0,  // 78: godwit.v1.ConsoleService.Read:input_type -> godwit.v1.ReadConsoleRequest
-	2,  // 79: godwit.v1.ConsoleService.Write:input_type -> godwit.v1.WriteConsoleRequest
-	12, // 80: godwit.v1.AgentService.Session:output_type -> godwit.v1.SessionResponse
-	19, // 81: godwit.v1.AgentService.Commit:output_type -> godwit.v1.CommitResponse
-	5,  // 82: godwit.v1.PeerService.ShowInstance:output_type -> godwit.v1.ShowInstanceResponse
-	8,  // 83: godwit.v1.PeerService.GiveUp:output_type -> godwit.v1.GiveUpResponse
-	10, // 84: godwit.v1.PeerService.ReturnFrames:output_type -> godwit.v1.ReturnFramesResponse
-	1,  // 85: godwit.v1.ConsoleService.Read:output_type -> godwit.v1.ReadConsoleResponse
-	3,  // 86: godwit.v1.ConsoleService.Write:output_type -> godwit.v1.WriteConsoleResponse
-	80, // [80:87] is the sub-list for method output_type
-	73, // [73:80] is the sub-list for method input_type
-	73, // [73:73] is the sub-list for extension type_name
-	73, // [73:73] is the sub-list for extension extendee
-	0,  // [0:73] is the sub-list for field type_name
+	61, // 1: godwit.v1.ShowInstanceResponse.machine:type_name -> godwit.v1.Machine
+	14, // 2: godwit.v1.SessionRequest.hello:type_name -> godwit.v1.Hello
+	36, // 3: godwit.v1.SessionRequest.report:type_name -> godwit.v1.Report
+	60, // 4: godwit.v1.SessionRequest.addresses_applied:type_name -> godwit.v1.AddressesApplied
+	13, // 5: godwit.v1.SessionRequest.heartbeat:type_name -> godwit.v1.Heartbeat
+	15, // 6: godwit.v1.SessionResponse.welcome:type_name -> godwit.v1.Welcome
+	22, // 7: godwit.v1.SessionResponse.command:type_name -> godwit.v1.Command
+	57, // 8: godwit.v1.SessionResponse.addresses:type_name -> godwit.v1.AddressMap
+	13, // 9: godwit.v1.SessionResponse.heartbeat:type_name -> godwit.v1.Heartbeat
+	16, // 10: godwit.v1.Heartbeat.store:type_name -> godwit.v1.StoreMark
+	62, // 11: godwit.v1.Hello.host:type_name -> godwit.v1.Host
+	17, // 12: godwit.v1.Hello.instances:type_name -> godwit.v1.InstanceReport
+	16, // 13: godwit.v1.Hello.store:type_name -> godwit.v1.StoreMark
+	16, // 14: godwit.v1.Welcome.store:type_name -> godwit.v1.StoreMark
+	63, // 15: godwit.v1.Instance.spec:type_name -> godwit.v1.VMSpec
+	21, // 16: godwit.v1.Instance.networks:type_name -> godwit.v1.PortNetwork
+	64, // 17: godwit.v1.Instance.volume_servers:type_name -> godwit.v1.VolumeServer
+	23, // 18: godwit.v1.Command.start_instance:type_name -> godwit.v1.StartInstance
+	25, // 19: godwit.v1.Command.stop_instance:type_name -> godwit.v1.StopInstance
+	28, // 20: godwit.v1.Command.prepare_target:type_name -> godwit.v1.PrepareTarget
+	29, // 21: godwit.v1.Command.start_copy:type_name -> godwit.v1.StartCopy
+	30, // 22: godwit.v1.Command.resume_source:type_name -> godwit.v1.ResumeSource
+	31, // 23: godwit.v1.Command.release_target:type_name -> godwit.v1.ReleaseTarget
+	32, // 24: godwit.v1.Command.run_target:type_name -> godwit.v1.RunTarget
+	33, // 25: godwit.v1.Command.retire_source:type_name -> godwit.v1.RetireSource
+	34, // 26: godwit.v1.Command.release_source:type_name -> godwit.v1.ReleaseSource
+	35, // 27: godwit.v1.Command.finish_target:type_name -> godwit.v1.FinishTarget
+	26, // 28: godwit.v1.Command.forget_instance:type_name -> godwit.v1.ForgetInstance
+	27, // 29: godwit.v1.Command.remove_disks:type_name -> godwit.v1.RemoveDisks
+	24, // 30: godwit.v1.Command.change_hardware:type_name -> godwit.v1.ChangeHardware
+	20, // 31: godwit.v1.StartInstance.instance:type_name -> godwit.v1.Instance
+	65, // 32: godwit.v1.ChangeHardware.disk:type_name -> godwit.v1.Disk
+	66, // 33: godwit.v1.ChangeHardware.port:type_name -> godwit.v1.Port
+	21, // 34: godwit.v1.ChangeHardware.network:type_name -> godwit.v1.PortNetwork
+	64, // 35: godwit.v1.ChangeHardware.volume_server:type_name -> godwit.v1.VolumeServer
+	20, // 36: godwit.v1.PrepareTarget.instance:type_name -> godwit.v1.Instance
+	21, // 37: godwit.v1.StartCopy.networks:type_name -> godwit.v1.PortNetwork
+	64, // 38: godwit.v1.ResumeSource.volume_servers:type_name -> godwit.v1.VolumeServer
+	67, // 39: godwit.v1.Report.at:type_name -> google.protobuf.Timestamp
+	17, // 40: godwit.v1.Report.instance:type_name -> godwit.v1.InstanceReport
+	37, // 41: godwit.v1.Report.target_prepared:type_name -> godwit.v1.TargetPrepared
+	39, // 42: godwit.v1.Report.copy_progress:type_name -> godwit.v1.CopyProgress
+	40, // 43: godwit.v1.Report.source_stopped:type_name -> godwit.v1.SourceStopped
+	45, // 44: godwit.v1.Report.source_resumed:type_name -> godwit.v1.SourceResumed
+	46, // 45: godwit.v1.Report.target_released:type_name -> godwit.v1.TargetReleased
+	47, // 46: godwit.v1.Report.target_running:type_name -> godwit.v1.TargetRunning
+	48, // 47: godwit.v1.Report.source_retired:type_name -> godwit.v1.SourceRetired
+	49, // 48: godwit.v1.Report.source_released:type_name -> godwit.v1.SourceReleased
+	50, // 49: godwit.v1.Report.target_finished:type_name -> godwit.v1.TargetFinished
+	51, // 50: godwit.v1.Report.source_failed:type_name -> godwit.v1.SourceFailed
+	52, // 51: godwit.v1.Report.target_failed:type_name -> godwit.v1.TargetFailed
+	42, // 52: godwit.v1.Report.switch_measured:type_name -> godwit.v1.SwitchMeasured
+	54, // 53: godwit.v1.Report.target_refused:type_name -> godwit.v1.TargetRefused
+	56, // 54: godwit.v1.Report.source_ran_on:type_name -> godwit.v1.SourceRanOn
+	55, // 55: godwit.v1.Report.disks_removed:type_name -> godwit.v1.DisksRemoved
+	53, // 56: godwit.v1.Report.hardware_changed:type_name -> godwit.v1.HardwareChanged
+	38, // 57: godwit.v1.Report.target_compared:type_name -> godwit.v1.TargetCompared
+	61, // 58: godwit.v1.TargetPrepared.source_machine:type_name -> godwit.v1.Machine
+	61, // 59: godwit.v1.TargetCompared.machine:type_name -> godwit.v1.Machine
+	67, // 60: godwit.v1.SourceStopped.stopped:type_name -> google.protobuf.Timestamp
+	41, // 61: godwit.v1.SourceStopped.why:type_name -> godwit.v1.StopReason
+	43, // 62: godwit.v1.SwitchMeasured.marks:type_name -> godwit.v1.SourceMarks
+	67, // 63: godwit.v1.SourceMarks.gate_flipped:type_name -> google.protobuf.Timestamp
+	67, // 64: godwit.v1.SourceMarks.stopped:type_name -> google.protobuf.Timestamp
+	67, // 65: godwit.v1.SourceMarks.pre_switchover:type_name -> google.protobuf.Timestamp
+	67, // 66: godwit.v1.SourceMarks.continued:type_name -> google.protobuf.Timestamp
+	67, // 67: godwit.v1.SourceMarks.drained:type_name -> google.protobuf.Timestamp
+	67, // 68: godwit.v1.SourceMarks.completed:type_name -> google.protobuf.Timestamp
+	67, // 69: godwit.v1.TargetMarks.loaded:type_name -> google.protobuf.Timestamp
+	67, // 70: godwit.v1.TargetMarks.asked:type_name -> google.protobuf.Timestamp
+	67, // 71: godwit.v1.TargetMarks.answered:type_name -> google.protobuf.Timestamp
+	67, // 72: godwit.v1.TargetMarks.resumed:type_name -> google.protobuf.Timestamp
+	44, // 73: godwit.v1.TargetRunning.marks:type_name -> godwit.v1.TargetMarks
+	58, // 74: godwit.v1.AddressMap.networks:type_name -> godwit.v1.NetworkMap
+	59, // 75: godwit.v1.NetworkMap.entries:type_name -> godwit.v1.AddressEntry
+	68, // 76: godwit.v1.NetworkMap.endpoints:type_name -> godwit.v1.Endpoint
+	11, // 77: godwit.v1.AgentService.Session:input_type -> godwit.v1.SessionRequest
+	18, // 78: godwit.v1.AgentService.Commit:input_type -> godwit.v1.CommitRequest
+	4,  // 79: godwit.v1.PeerService.ShowInstance:input_type -> godwit.v1.ShowInstanceRequest
+	7,  // 80: godwit.v1.PeerService.GiveUp:input_type -> godwit.v1.GiveUpRequest
+	9,  // 81: godwit.v1.PeerService.ReturnFrames:input_type -> godwit.v1.ReturnFramesRequest
+	0,  // 82: godwit.v1.ConsoleService.Read:input_type -> godwit.v1.ReadConsoleRequest
+	2,  // 83: godwit.v1.ConsoleService.Write:input_type -> godwit.v1.WriteConsoleRequest
+	12, // 84: godwit.v1.AgentService.Session:output_type -> godwit.v1.SessionResponse
+	19, // 85: godwit.v1.AgentService.Commit:output_type -> godwit.v1.CommitResponse
+	5,  // 86: godwit.v1.PeerService.ShowInstance:output_type -> godwit.v1.ShowInstanceResponse
+	8,  // 87: godwit.v1.PeerService.GiveUp:output_type -> godwit.v1.GiveUpResponse
+	10, // 88: godwit.v1.PeerService.ReturnFrames:output_type -> godwit.v1.ReturnFramesResponse
+	1,  // 89: godwit.v1.ConsoleService.Read:output_type -> godwit.v1.ReadConsoleResponse
+	3,  // 90: godwit.v1.ConsoleService.Write:output_type -> godwit.v1.WriteConsoleResponse
+	84, // [84:91] is the sub-list for method output_type
+	77, // [77:84] is the sub-list for method input_type
+	77, // [77:77] is the sub-list for extension type_name
+	77, // [77:77] is the sub-list for extension extendee
+	0,  // [0:77] is the sub-list for field type_name
 }
 
 func init() { file_godwit_v1_agent_proto_init() }
@@ -5071,6 +5173,7 @@ func file_godwit_v1_agent_proto_init() {
 		(*Report_SourceRanOn)(nil),
 		(*Report_DisksRemoved)(nil),
 		(*Report_HardwareChanged)(nil),
+		(*Report_TargetCompared)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -5078,7 +5181,7 @@ func file_godwit_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_godwit_v1_agent_proto_rawDesc), len(file_godwit_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   60,
+			NumMessages:   61,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

@@ -1173,6 +1173,52 @@ func (x *VolumeServer) GetSoftwareVersion() string {
 	return ""
 }
 
+// Machine is what a guest sees of the machine that it runs on, as its QEMU says.
+type Machine struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// By field, such as "memory": "512MiB".
+	Fields        map[string]string `protobuf:"bytes,1,rep,name=fields,proto3" json:"fields,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Machine) Reset() {
+	*x = Machine{}
+	mi := &file_godwit_v1_fleet_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Machine) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Machine) ProtoMessage() {}
+
+func (x *Machine) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_fleet_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Machine.ProtoReflect.Descriptor instead.
+func (*Machine) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_fleet_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Machine) GetFields() map[string]string {
+	if x != nil {
+		return x.Fields
+	}
+	return nil
+}
+
 var File_godwit_v1_fleet_proto protoreflect.FileDescriptor
 
 const file_godwit_v1_fleet_proto_rawDesc = "" +
@@ -1282,7 +1328,12 @@ const file_godwit_v1_fleet_proto_rawDesc = "" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x19\n" +
 	"\bnbd_port\x18\x03 \x01(\rR\anbdPort\x12!\n" +
 	"\fcontrol_port\x18\x04 \x01(\rR\vcontrolPort\x12)\n" +
-	"\x10software_version\x18\x05 \x01(\tR\x0fsoftwareVersionB*Z(godwit.dev/godwit/api/godwit/v1;godwitv1b\x06proto3"
+	"\x10software_version\x18\x05 \x01(\tR\x0fsoftwareVersion\"|\n" +
+	"\aMachine\x126\n" +
+	"\x06fields\x18\x01 \x03(\v2\x1e.godwit.v1.Machine.FieldsEntryR\x06fields\x1a9\n" +
+	"\vFieldsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B*Z(godwit.dev/godwit/api/godwit/v1;godwitv1b\x06proto3"
 
 var (
 	file_godwit_v1_fleet_proto_rawDescOnce sync.Once
@@ -1296,7 +1347,7 @@ func file_godwit_v1_fleet_proto_rawDescGZIP() []byte {
 	return file_godwit_v1_fleet_proto_rawDescData
 }
 
-var file_godwit_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_godwit_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_godwit_v1_fleet_proto_goTypes = []any{
 	(*PageRequest)(nil),           // 0: godwit.v1.PageRequest
 	(*Owner)(nil),                 // 1: godwit.v1.Owner
@@ -1310,8 +1361,10 @@ var file_godwit_v1_fleet_proto_goTypes = []any{
 	(*Network)(nil),               // 9: godwit.v1.Network
 	(*Endpoint)(nil),              // 10: godwit.v1.Endpoint
 	(*VolumeServer)(nil),          // 11: godwit.v1.VolumeServer
-	nil,                           // 12: godwit.v1.Host.MachineAliasesEntry
-	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
+	(*Machine)(nil),               // 12: godwit.v1.Machine
+	nil,                           // 13: godwit.v1.Host.MachineAliasesEntry
+	nil,                           // 14: godwit.v1.Machine.FieldsEntry
+	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
 }
 var file_godwit_v1_fleet_proto_depIdxs = []int32{
 	3,  // 0: godwit.v1.VMSpec.boot:type_name -> godwit.v1.Boot
@@ -1319,18 +1372,19 @@ var file_godwit_v1_fleet_proto_depIdxs = []int32{
 	5,  // 2: godwit.v1.VMSpec.ports:type_name -> godwit.v1.Port
 	2,  // 3: godwit.v1.VM.spec:type_name -> godwit.v1.VMSpec
 	1,  // 4: godwit.v1.VM.owner:type_name -> godwit.v1.Owner
-	13, // 5: godwit.v1.VM.created:type_name -> google.protobuf.Timestamp
+	15, // 5: godwit.v1.VM.created:type_name -> google.protobuf.Timestamp
 	7,  // 6: godwit.v1.VM.change:type_name -> godwit.v1.HardwareChange
 	4,  // 7: godwit.v1.HardwareChange.disk:type_name -> godwit.v1.Disk
 	5,  // 8: godwit.v1.HardwareChange.port:type_name -> godwit.v1.Port
-	13, // 9: godwit.v1.Host.seen:type_name -> google.protobuf.Timestamp
-	12, // 10: godwit.v1.Host.machine_aliases:type_name -> godwit.v1.Host.MachineAliasesEntry
+	15, // 9: godwit.v1.Host.seen:type_name -> google.protobuf.Timestamp
+	13, // 10: godwit.v1.Host.machine_aliases:type_name -> godwit.v1.Host.MachineAliasesEntry
 	10, // 11: godwit.v1.Network.endpoints:type_name -> godwit.v1.Endpoint
-	12, // [12:12] is the sub-list for method output_type
-	12, // [12:12] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	14, // 12: godwit.v1.Machine.fields:type_name -> godwit.v1.Machine.FieldsEntry
+	13, // [13:13] is the sub-list for method output_type
+	13, // [13:13] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_godwit_v1_fleet_proto_init() }
@@ -1344,7 +1398,7 @@ func file_godwit_v1_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_godwit_v1_fleet_proto_rawDesc), len(file_godwit_v1_fleet_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -766,7 +766,7 @@ type Migration struct {
 	Outcome  *Outcome               `protobuf:"bytes,14,opt,name=outcome,proto3" json:"outcome,omitempty"`
 	Story    []*StoryEntry          `protobuf:"bytes,15,rep,name=story,proto3" json:"story,omitempty"`
 	Refused  []*RefusedHost         `protobuf:"bytes,16,rep,name=refused,proto3" json:"refused,omitempty"`
-	// What an operator can run, in state "needs-operator".
+	// What an operator can run, in state "needs-operator" or with an image_wait.
 	Remedies []string `protobuf:"bytes,17,rep,name=remedies,proto3" json:"remedies,omitempty"`
 	Version  int64    `protobuf:"varint,18,opt,name=version,proto3" json:"version,omitempty"`
 	Passes   []*Pass  `protobuf:"bytes,19,rep,name=passes,proto3" json:"passes,omitempty"`
@@ -811,8 +811,14 @@ type Migration struct {
 	SourceLost bool `protobuf:"varint,41,opt,name=source_lost,json=sourceLost,proto3" json:"source_lost,omitempty"`
 	TargetLost bool `protobuf:"varint,42,opt,name=target_lost,json=targetLost,proto3" json:"target_lost,omitempty"`
 	// The versions of the QEMUs that the two instances run by, as far as known.
-	SourceQemu    string `protobuf:"bytes,43,opt,name=source_qemu,json=sourceQemu,proto3" json:"source_qemu,omitempty"`
-	TargetQemu    string `protobuf:"bytes,44,opt,name=target_qemu,json=targetQemu,proto3" json:"target_qemu,omitempty"`
+	SourceQemu string `protobuf:"bytes,43,opt,name=source_qemu,json=sourceQemu,proto3" json:"source_qemu,omitempty"`
+	TargetQemu string `protobuf:"bytes,44,opt,name=target_qemu,json=targetQemu,proto3" json:"target_qemu,omitempty"`
+	// The source's machine, as it was before the copy; not set if it is not known.
+	Machine *Machine `protobuf:"bytes,45,opt,name=machine,proto3" json:"machine,omitempty"`
+	// How the target's compared with it after it ran; not set: it was not compared.
+	Comparison *Comparison `protobuf:"bytes,46,opt,name=comparison,proto3" json:"comparison,omitempty"`
+	// What keeps a target from running that has the right to.
+	ImageWait     *ImageWait `protobuf:"bytes,47,opt,name=image_wait,json=imageWait,proto3" json:"image_wait,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1155,6 +1161,201 @@ func (x *Migration) GetTargetQemu() string {
 	return ""
 }
 
+func (x *Migration) GetMachine() *Machine {
+	if x != nil {
+		return x.Machine
+	}
+	return nil
+}
+
+func (x *Migration) GetComparison() *Comparison {
+	if x != nil {
+		return x.Comparison
+	}
+	return nil
+}
+
+func (x *Migration) GetImageWait() *ImageWait {
+	if x != nil {
+		return x.ImageWait
+	}
+	return nil
+}
+
+type Comparison struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	At            *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"`
+	Differences   []*Difference          `protobuf:"bytes,2,rep,name=differences,proto3" json:"differences,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Comparison) Reset() {
+	*x = Comparison{}
+	mi := &file_godwit_v1_migration_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Comparison) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Comparison) ProtoMessage() {}
+
+func (x *Comparison) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_migration_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Comparison.ProtoReflect.Descriptor instead.
+func (*Comparison) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Comparison) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *Comparison) GetDifferences() []*Difference {
+	if x != nil {
+		return x.Differences
+	}
+	return nil
+}
+
+type Difference struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Field         string                 `protobuf:"bytes,1,opt,name=field,proto3" json:"field,omitempty"`
+	Source        string                 `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`
+	Target        string                 `protobuf:"bytes,3,opt,name=target,proto3" json:"target,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Difference) Reset() {
+	*x = Difference{}
+	mi := &file_godwit_v1_migration_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Difference) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Difference) ProtoMessage() {}
+
+func (x *Difference) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_migration_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Difference.ProtoReflect.Descriptor instead.
+func (*Difference) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Difference) GetField() string {
+	if x != nil {
+		return x.Field
+	}
+	return ""
+}
+
+func (x *Difference) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *Difference) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+// ImageWait: an image of the VM is locked by another.
+type ImageWait struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Disk  string                 `protobuf:"bytes,1,opt,name=disk,proto3" json:"disk,omitempty"`
+	Since *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=since,proto3" json:"since,omitempty"`
+	// The host whose instance has it, as far as can be told.
+	Holder        string `protobuf:"bytes,3,opt,name=holder,proto3" json:"holder,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImageWait) Reset() {
+	*x = ImageWait{}
+	mi := &file_godwit_v1_migration_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImageWait) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImageWait) ProtoMessage() {}
+
+func (x *ImageWait) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_migration_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImageWait.ProtoReflect.Descriptor instead.
+func (*ImageWait) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ImageWait) GetDisk() string {
+	if x != nil {
+		return x.Disk
+	}
+	return ""
+}
+
+func (x *ImageWait) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *ImageWait) GetHolder() string {
+	if x != nil {
+		return x.Holder
+	}
+	return ""
+}
+
 // How the target was chosen, beside the hosts that were refused.
 type Choice struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1171,7 +1372,7 @@ type Choice struct {
 
 func (x *Choice) Reset() {
 	*x = Choice{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[14]
+	mi := &file_godwit_v1_migration_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1183,7 +1384,7 @@ func (x *Choice) String() string {
 func (*Choice) ProtoMessage() {}
 
 func (x *Choice) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[14]
+	mi := &file_godwit_v1_migration_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1196,7 +1397,7 @@ func (x *Choice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Choice.ProtoReflect.Descriptor instead.
 func (*Choice) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{14}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Choice) GetWhy() string {
@@ -1237,7 +1438,7 @@ type OtherHost struct {
 
 func (x *OtherHost) Reset() {
 	*x = OtherHost{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[15]
+	mi := &file_godwit_v1_migration_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1249,7 +1450,7 @@ func (x *OtherHost) String() string {
 func (*OtherHost) ProtoMessage() {}
 
 func (x *OtherHost) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[15]
+	mi := &file_godwit_v1_migration_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1262,7 +1463,7 @@ func (x *OtherHost) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OtherHost.ProtoReflect.Descriptor instead.
 func (*OtherHost) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{15}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *OtherHost) GetHost() string {
@@ -1295,7 +1496,7 @@ type PolicyValue struct {
 
 func (x *PolicyValue) Reset() {
 	*x = PolicyValue{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[16]
+	mi := &file_godwit_v1_migration_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1307,7 +1508,7 @@ func (x *PolicyValue) String() string {
 func (*PolicyValue) ProtoMessage() {}
 
 func (x *PolicyValue) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[16]
+	mi := &file_godwit_v1_migration_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1320,7 +1521,7 @@ func (x *PolicyValue) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyValue.ProtoReflect.Descriptor instead.
 func (*PolicyValue) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{16}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PolicyValue) GetName() string {
@@ -1369,7 +1570,7 @@ type Order struct {
 
 func (x *Order) Reset() {
 	*x = Order{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[17]
+	mi := &file_godwit_v1_migration_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1381,7 +1582,7 @@ func (x *Order) String() string {
 func (*Order) ProtoMessage() {}
 
 func (x *Order) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[17]
+	mi := &file_godwit_v1_migration_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1394,7 +1595,7 @@ func (x *Order) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Order.ProtoReflect.Descriptor instead.
 func (*Order) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{17}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Order) GetSequence() uint64 {
@@ -1457,7 +1658,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[18]
+	mi := &file_godwit_v1_migration_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1469,7 +1670,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[18]
+	mi := &file_godwit_v1_migration_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1482,7 +1683,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{18}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Progress) GetPass() int32 {
@@ -1581,7 +1782,7 @@ type Pass struct {
 
 func (x *Pass) Reset() {
 	*x = Pass{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[19]
+	mi := &file_godwit_v1_migration_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1593,7 +1794,7 @@ func (x *Pass) String() string {
 func (*Pass) ProtoMessage() {}
 
 func (x *Pass) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[19]
+	mi := &file_godwit_v1_migration_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1606,7 +1807,7 @@ func (x *Pass) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pass.ProtoReflect.Descriptor instead.
 func (*Pass) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{19}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Pass) GetNumber() int32 {
@@ -1671,7 +1872,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[20]
+	mi := &file_godwit_v1_migration_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1683,7 +1884,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[20]
+	mi := &file_godwit_v1_migration_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1696,7 +1897,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{20}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Outcome) GetTotalMs() float64 {
@@ -1800,7 +2001,7 @@ type BlackoutPhase struct {
 
 func (x *BlackoutPhase) Reset() {
 	*x = BlackoutPhase{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[21]
+	mi := &file_godwit_v1_migration_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1812,7 +2013,7 @@ func (x *BlackoutPhase) String() string {
 func (*BlackoutPhase) ProtoMessage() {}
 
 func (x *BlackoutPhase) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[21]
+	mi := &file_godwit_v1_migration_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1825,7 +2026,7 @@ func (x *BlackoutPhase) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlackoutPhase.ProtoReflect.Descriptor instead.
 func (*BlackoutPhase) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{21}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *BlackoutPhase) GetName() string {
@@ -1867,7 +2068,7 @@ type StoryEntry struct {
 
 func (x *StoryEntry) Reset() {
 	*x = StoryEntry{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[22]
+	mi := &file_godwit_v1_migration_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1879,7 +2080,7 @@ func (x *StoryEntry) String() string {
 func (*StoryEntry) ProtoMessage() {}
 
 func (x *StoryEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[22]
+	mi := &file_godwit_v1_migration_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1892,7 +2093,7 @@ func (x *StoryEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoryEntry.ProtoReflect.Descriptor instead.
 func (*StoryEntry) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{22}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *StoryEntry) GetAt() *timestamppb.Timestamp {
@@ -1982,7 +2183,7 @@ type RefusedHost struct {
 
 func (x *RefusedHost) Reset() {
 	*x = RefusedHost{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[23]
+	mi := &file_godwit_v1_migration_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1994,7 +2195,7 @@ func (x *RefusedHost) String() string {
 func (*RefusedHost) ProtoMessage() {}
 
 func (x *RefusedHost) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[23]
+	mi := &file_godwit_v1_migration_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2007,7 +2208,7 @@ func (x *RefusedHost) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefusedHost.ProtoReflect.Descriptor instead.
 func (*RefusedHost) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{23}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RefusedHost) GetHost() string {
@@ -2075,7 +2276,7 @@ const file_godwit_v1_migration_proto_rawDesc = "" +
 	"\x15WatchMigrationRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"L\n" +
 	"\x16WatchMigrationResponse\x122\n" +
-	"\tmigration\x18\x01 \x01(\v2\x14.godwit.v1.MigrationR\tmigration\"\xf7\f\n" +
+	"\tmigration\x18\x01 \x01(\v2\x14.godwit.v1.MigrationR\tmigration\"\x91\x0e\n" +
 	"\tMigration\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x0e\n" +
 	"\x02vm\x18\x02 \x01(\tR\x02vm\x12\x16\n" +
@@ -2130,10 +2331,29 @@ const file_godwit_v1_migration_proto_rawDesc = "" +
 	"\vsource_qemu\x18+ \x01(\tR\n" +
 	"sourceQemu\x12\x1f\n" +
 	"\vtarget_qemu\x18, \x01(\tR\n" +
-	"targetQemu\x1a:\n" +
+	"targetQemu\x12,\n" +
+	"\amachine\x18- \x01(\v2\x12.godwit.v1.MachineR\amachine\x125\n" +
+	"\n" +
+	"comparison\x18. \x01(\v2\x15.godwit.v1.ComparisonR\n" +
+	"comparison\x123\n" +
+	"\n" +
+	"image_wait\x18/ \x01(\v2\x14.godwit.v1.ImageWaitR\timageWait\x1a:\n" +
 	"\fTunnelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"z\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"q\n" +
+	"\n" +
+	"Comparison\x12*\n" +
+	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x127\n" +
+	"\vdifferences\x18\x02 \x03(\v2\x15.godwit.v1.DifferenceR\vdifferences\"R\n" +
+	"\n" +
+	"Difference\x12\x14\n" +
+	"\x05field\x18\x01 \x01(\tR\x05field\x12\x16\n" +
+	"\x06source\x18\x02 \x01(\tR\x06source\x12\x16\n" +
+	"\x06target\x18\x03 \x01(\tR\x06target\"i\n" +
+	"\tImageWait\x12\x12\n" +
+	"\x04disk\x18\x01 \x01(\tR\x04disk\x120\n" +
+	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x16\n" +
+	"\x06holder\x18\x03 \x01(\tR\x06holder\"z\n" +
 	"\x06Choice\x12\x10\n" +
 	"\x03why\x18\x01 \x01(\tR\x03why\x12\x14\n" +
 	"\x05named\x18\x02 \x01(\bR\x05named\x12,\n" +
@@ -2237,7 +2457,7 @@ func file_godwit_v1_migration_proto_rawDescGZIP() []byte {
 	return file_godwit_v1_migration_proto_rawDescData
 }
 
-var file_godwit_v1_migration_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_godwit_v1_migration_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_godwit_v1_migration_proto_goTypes = []any{
 	(*MigrationPolicy)(nil),         // 0: godwit.v1.MigrationPolicy
 	(*CreateMigrationRequest)(nil),  // 1: godwit.v1.CreateMigrationRequest
@@ -2253,72 +2473,82 @@ var file_godwit_v1_migration_proto_goTypes = []any{
 	(*WatchMigrationRequest)(nil),   // 11: godwit.v1.WatchMigrationRequest
 	(*WatchMigrationResponse)(nil),  // 12: godwit.v1.WatchMigrationResponse
 	(*Migration)(nil),               // 13: godwit.v1.Migration
-	(*Choice)(nil),                  // 14: godwit.v1.Choice
-	(*OtherHost)(nil),               // 15: godwit.v1.OtherHost
-	(*PolicyValue)(nil),             // 16: godwit.v1.PolicyValue
-	(*Order)(nil),                   // 17: godwit.v1.Order
-	(*Progress)(nil),                // 18: godwit.v1.Progress
-	(*Pass)(nil),                    // 19: godwit.v1.Pass
-	(*Outcome)(nil),                 // 20: godwit.v1.Outcome
-	(*BlackoutPhase)(nil),           // 21: godwit.v1.BlackoutPhase
-	(*StoryEntry)(nil),              // 22: godwit.v1.StoryEntry
-	(*RefusedHost)(nil),             // 23: godwit.v1.RefusedHost
-	nil,                             // 24: godwit.v1.Migration.TunnelsEntry
-	(*PageRequest)(nil),             // 25: godwit.v1.PageRequest
-	(*timestamppb.Timestamp)(nil),   // 26: google.protobuf.Timestamp
-	(*SourceMarks)(nil),             // 27: godwit.v1.SourceMarks
-	(*TargetMarks)(nil),             // 28: godwit.v1.TargetMarks
+	(*Comparison)(nil),              // 14: godwit.v1.Comparison
+	(*Difference)(nil),              // 15: godwit.v1.Difference
+	(*ImageWait)(nil),               // 16: godwit.v1.ImageWait
+	(*Choice)(nil),                  // 17: godwit.v1.Choice
+	(*OtherHost)(nil),               // 18: godwit.v1.OtherHost
+	(*PolicyValue)(nil),             // 19: godwit.v1.PolicyValue
+	(*Order)(nil),                   // 20: godwit.v1.Order
+	(*Progress)(nil),                // 21: godwit.v1.Progress
+	(*Pass)(nil),                    // 22: godwit.v1.Pass
+	(*Outcome)(nil),                 // 23: godwit.v1.Outcome
+	(*BlackoutPhase)(nil),           // 24: godwit.v1.BlackoutPhase
+	(*StoryEntry)(nil),              // 25: godwit.v1.StoryEntry
+	(*RefusedHost)(nil),             // 26: godwit.v1.RefusedHost
+	nil,                             // 27: godwit.v1.Migration.TunnelsEntry
+	(*PageRequest)(nil),             // 28: godwit.v1.PageRequest
+	(*timestamppb.Timestamp)(nil),   // 29: google.protobuf.Timestamp
+	(*SourceMarks)(nil),             // 30: godwit.v1.SourceMarks
+	(*TargetMarks)(nil),             // 31: godwit.v1.TargetMarks
+	(*Machine)(nil),                 // 32: godwit.v1.Machine
 }
 var file_godwit_v1_migration_proto_depIdxs = []int32{
 	0,  // 0: godwit.v1.CreateMigrationRequest.policy:type_name -> godwit.v1.MigrationPolicy
 	13, // 1: godwit.v1.CreateMigrationResponse.migration:type_name -> godwit.v1.Migration
 	13, // 2: godwit.v1.GetMigrationResponse.migration:type_name -> godwit.v1.Migration
-	25, // 3: godwit.v1.ListMigrationsRequest.page:type_name -> godwit.v1.PageRequest
-	26, // 4: godwit.v1.ListMigrationsRequest.since:type_name -> google.protobuf.Timestamp
+	28, // 3: godwit.v1.ListMigrationsRequest.page:type_name -> godwit.v1.PageRequest
+	29, // 4: godwit.v1.ListMigrationsRequest.since:type_name -> google.protobuf.Timestamp
 	13, // 5: godwit.v1.ListMigrationsResponse.migrations:type_name -> godwit.v1.Migration
 	13, // 6: godwit.v1.CancelMigrationResponse.migration:type_name -> godwit.v1.Migration
 	13, // 7: godwit.v1.ReturnMigrationResponse.migration:type_name -> godwit.v1.Migration
 	13, // 8: godwit.v1.WatchMigrationResponse.migration:type_name -> godwit.v1.Migration
 	0,  // 9: godwit.v1.Migration.policy:type_name -> godwit.v1.MigrationPolicy
-	26, // 10: godwit.v1.Migration.created:type_name -> google.protobuf.Timestamp
-	26, // 11: godwit.v1.Migration.ended:type_name -> google.protobuf.Timestamp
-	26, // 12: godwit.v1.Migration.deadline:type_name -> google.protobuf.Timestamp
-	18, // 13: godwit.v1.Migration.progress:type_name -> godwit.v1.Progress
-	20, // 14: godwit.v1.Migration.outcome:type_name -> godwit.v1.Outcome
-	22, // 15: godwit.v1.Migration.story:type_name -> godwit.v1.StoryEntry
-	23, // 16: godwit.v1.Migration.refused:type_name -> godwit.v1.RefusedHost
-	19, // 17: godwit.v1.Migration.passes:type_name -> godwit.v1.Pass
-	14, // 18: godwit.v1.Migration.choice:type_name -> godwit.v1.Choice
-	16, // 19: godwit.v1.Migration.limits:type_name -> godwit.v1.PolicyValue
-	27, // 20: godwit.v1.Migration.source_marks:type_name -> godwit.v1.SourceMarks
-	28, // 21: godwit.v1.Migration.target_marks:type_name -> godwit.v1.TargetMarks
-	17, // 22: godwit.v1.Migration.pending:type_name -> godwit.v1.Order
-	24, // 23: godwit.v1.Migration.tunnels:type_name -> godwit.v1.Migration.TunnelsEntry
-	15, // 24: godwit.v1.Choice.others:type_name -> godwit.v1.OtherHost
-	26, // 25: godwit.v1.Progress.at:type_name -> google.protobuf.Timestamp
-	26, // 26: godwit.v1.Progress.heard:type_name -> google.protobuf.Timestamp
-	26, // 27: godwit.v1.Pass.at:type_name -> google.protobuf.Timestamp
-	21, // 28: godwit.v1.Outcome.phases:type_name -> godwit.v1.BlackoutPhase
-	26, // 29: godwit.v1.StoryEntry.at:type_name -> google.protobuf.Timestamp
-	17, // 30: godwit.v1.StoryEntry.ordered:type_name -> godwit.v1.Order
-	26, // 31: godwit.v1.StoryEntry.deadline:type_name -> google.protobuf.Timestamp
-	1,  // 32: godwit.v1.MigrationService.Create:input_type -> godwit.v1.CreateMigrationRequest
-	3,  // 33: godwit.v1.MigrationService.Get:input_type -> godwit.v1.GetMigrationRequest
-	5,  // 34: godwit.v1.MigrationService.List:input_type -> godwit.v1.ListMigrationsRequest
-	7,  // 35: godwit.v1.MigrationService.Cancel:input_type -> godwit.v1.CancelMigrationRequest
-	9,  // 36: godwit.v1.MigrationService.Return:input_type -> godwit.v1.ReturnMigrationRequest
-	11, // 37: godwit.v1.MigrationService.Watch:input_type -> godwit.v1.WatchMigrationRequest
-	2,  // 38: godwit.v1.MigrationService.Create:output_type -> godwit.v1.CreateMigrationResponse
-	4,  // 39: godwit.v1.MigrationService.Get:output_type -> godwit.v1.GetMigrationResponse
-	6,  // 40: godwit.v1.MigrationService.List:output_type -> godwit.v1.ListMigrationsResponse
-	8,  // 41: godwit.v1.MigrationService.Cancel:output_type -> godwit.v1.CancelMigrationResponse
-	10, // 42: godwit.v1.MigrationService.Return:output_type -> godwit.v1.ReturnMigrationResponse
-	12, // 43: godwit.v1.MigrationService.Watch:output_type -> godwit.v1.WatchMigrationResponse
-	38, // [38:44] is the sub-list for method output_type
-	32, // [32:38] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	29, // 10: godwit.v1.Migration.created:type_name -> google.protobuf.Timestamp
+	29, // 11: godwit.v1.Migration.ended:type_name -> google.protobuf.Timestamp
+	29, // 12: godwit.v1.Migration.deadline:type_name -> google.protobuf.Timestamp
+	21, // 13: godwit.v1.Migration.progress:type_name -> godwit.v1.Progress
+	23, // 14: godwit.v1.Migration.outcome:type_name -> godwit.v1.Outcome
+	25, // 15: godwit.v1.Migration.story:type_name -> godwit.v1.StoryEntry
+	26, // 16: godwit.v1.Migration.refused:type_name -> godwit.v1.RefusedHost
+	22, // 17: godwit.v1.Migration.passes:type_name -> godwit.v1.Pass
+	17, // 18: godwit.v1.Migration.choice:type_name -> godwit.v1.Choice
+	19, // 19: godwit.v1.Migration.limits:type_name -> godwit.v1.PolicyValue
+	30, // 20: godwit.v1.Migration.source_marks:type_name -> godwit.v1.SourceMarks
+	31, // 21: godwit.v1.Migration.target_marks:type_name -> godwit.v1.TargetMarks
+	20, // 22: godwit.v1.Migration.pending:type_name -> godwit.v1.Order
+	27, // 23: godwit.v1.Migration.tunnels:type_name -> godwit.v1.Migration.TunnelsEntry
+	32, // 24: godwit.v1.Migration.machine:type_name -> godwit.v1.Machine
+	14, // 25: godwit.v1.Migration.comparison:type_name -> godwit.v1.Comparison
+	16, // 26: godwit.v1.Migration.image_wait:type_name -> godwit.v1.ImageWait
+	29, // 27: godwit.v1.Comparison.at:type_name -> google.protobuf.Timestamp
+	15, // 28: godwit.v1.Comparison.differences:type_name -> godwit.v1.Difference
+	29, // 29: godwit.v1.ImageWait.since:type_name -> google.protobuf.Timestamp
+	18, // 30: godwit.v1.Choice.others:type_name -> godwit.v1.OtherHost
+	29, // 31: godwit.v1.Progress.at:type_name -> google.protobuf.Timestamp
+	29, // 32: godwit.v1.Progress.heard:type_name -> google.protobuf.Timestamp
+	29, // 33: godwit.v1.Pass.at:type_name -> google.protobuf.Timestamp
+	24, // 34: godwit.v1.Outcome.phases:type_name -> godwit.v1.BlackoutPhase
+	29, // 35: godwit.v1.StoryEntry.at:type_name -> google.protobuf.Timestamp
+	20, // 36: godwit.v1.StoryEntry.ordered:type_name -> godwit.v1.Order
+	29, // 37: godwit.v1.StoryEntry.deadline:type_name -> google.protobuf.Timestamp
+	1,  // 38: godwit.v1.MigrationService.Create:input_type -> godwit.v1.CreateMigrationRequest
+	3,  // 39: godwit.v1.MigrationService.Get:input_type -> godwit.v1.GetMigrationRequest
+	5,  // 40: godwit.v1.MigrationService.List:input_type -> godwit.v1.ListMigrationsRequest
+	7,  // 41: godwit.v1.MigrationService.Cancel:input_type -> godwit.v1.CancelMigrationRequest
+	9,  // 42: godwit.v1.MigrationService.Return:input_type -> godwit.v1.ReturnMigrationRequest
+	11, // 43: godwit.v1.MigrationService.Watch:input_type -> godwit.v1.WatchMigrationRequest
+	2,  // 44: godwit.v1.MigrationService.Create:output_type -> godwit.v1.CreateMigrationResponse
+	4,  // 45: godwit.v1.MigrationService.Get:output_type -> godwit.v1.GetMigrationResponse
+	6,  // 46: godwit.v1.MigrationService.List:output_type -> godwit.v1.ListMigrationsResponse
+	8,  // 47: godwit.v1.MigrationService.Cancel:output_type -> godwit.v1.CancelMigrationResponse
+	10, // 48: godwit.v1.MigrationService.Return:output_type -> godwit.v1.ReturnMigrationResponse
+	12, // 49: godwit.v1.MigrationService.Watch:output_type -> godwit.v1.WatchMigrationResponse
+	44, // [44:50] is the sub-list for method output_type
+	38, // [38:44] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_godwit_v1_migration_proto_init() }
@@ -2328,14 +2558,14 @@ func file_godwit_v1_migration_proto_init() {
 	}
 	file_godwit_v1_agent_proto_init()
 	file_godwit_v1_fleet_proto_init()
-	file_godwit_v1_migration_proto_msgTypes[20].OneofWrappers = []any{}
+	file_godwit_v1_migration_proto_msgTypes[23].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_godwit_v1_migration_proto_rawDesc), len(file_godwit_v1_migration_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   25,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
