@@ -134,31 +134,40 @@ func (m *machine) setLaunching(launching bool) {
 	m.launching = launching
 }
 
-// checkFiles finds out before anything is made that a file can't be reached.
+// checkFiles finds out before anything is made that a file can't be reached, or not be
+// written that has to be.
 func checkFiles(spec fleet.VMSpec) error {
-	files := map[string]string{}
 	for _, disk := range spec.Disks {
-		if disk.Kind != fleet.DiskVolume && disk.Kind != fleet.DiskLocal {
-			files[disk.Path] = "disk " + disk.Name
+		if disk.Kind == fleet.DiskVolume || disk.Kind == fleet.DiskLocal {
+			continue
+		}
+		how := os.O_RDWR
+		if disk.ReadOnly {
+			how = os.O_RDONLY
+		}
+		if err := checkFile("disk "+disk.Name, disk.Path, how); err != nil {
+			return err
 		}
 	}
-	if spec.Boot != nil {
-		files[spec.Boot.Kernel] = "kernel"
-		if spec.Boot.Initrd != "" {
-			files[spec.Boot.Initrd] = "initrd"
-		}
+	if spec.Boot == nil {
+		return nil
 	}
-	for path, what := range files {
-		file, err := os.Open(path)
-		if err != nil {
-			return &fleet.Error{
-				Code: fleet.Unavailable, Op: "open", Subject: what, Err: err,
-				Hint: "every host that may run the VM must see this file under the same path",
-			}
-		}
-		file.Close()
+	if err := checkFile("kernel", spec.Boot.Kernel, os.O_RDONLY); err != nil || spec.Boot.Initrd == "" {
+		return err
 	}
-	return nil
+	return checkFile("initrd", spec.Boot.Initrd, os.O_RDONLY)
+}
+
+func checkFile(what, path string, how int) error {
+	file, err := os.OpenFile(path, how, 0)
+	if err == nil {
+		return file.Close()
+	}
+	hint := "every host that may run the VM must see this file under the same path"
+	if errors.Is(err, unix.EROFS) || errors.Is(err, unix.EACCES) {
+		hint = "every host that may run the VM must be able to write this file: mount its file system read-write, or make the disk read-only"
+	}
+	return &fleet.Error{Code: fleet.Unavailable, Op: "open", Subject: what, Err: err, Hint: hint}
 }
 
 func (m *machine) qemuConfig(spec fleet.VMSpec, incoming bool) (qemu.Config, error) {

@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/lab/bootsector"
@@ -42,6 +44,20 @@ func copyOf(t *testing.T, path string, more int) string {
 	return other
 }
 
+// readOnlyView gives the same file on a mount that is read-only.
+func readOnlyView(t *testing.T, path string) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := unix.Mount(filepath.Dir(path), dir, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	if err := unix.Mount("", dir, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(dir, filepath.Base(path))
+}
+
 // linkOf gives the same file by another path.
 func linkOf(t *testing.T, path string) string {
 	t.Helper()
@@ -74,6 +90,8 @@ func TestTargetSeesTheImage(t *testing.T) {
 	refused("a copy", other+" on h2 is not the file that h1 has as "+path, func(i *godwitv1.Instance) { i.Spec.Disks[0].Path = other })
 	refused("no such disk", "the instance on h1 has no such disk", func(i *godwitv1.Instance) { i.Spec.Disks[0].Name = "root2" })
 	refused("no file", "no such file", func(i *godwitv1.Instance) { i.Spec.Disks[0].Path = other + "-not" })
+	sealed := readOnlyView(t, path)
+	refused("a read-only file system", "open disk root: open "+sealed+": read-only file system", func(i *godwitv1.Instance) { i.Spec.Disks[0].Path = sealed })
 	link := linkOf(t, path)
 	prepared := m.target.do(m.compared(func(i *godwitv1.Instance) { i.Spec.Disks[0].Path = link }))
 	if prepared.GetTargetPrepared() == nil {
