@@ -51,6 +51,14 @@
 // with the command's sequence, and so is the answer; an older command does nothing. A card of
 // which the guest has let go by itself is told in every session.
 //
+// # The same disks and machine
+//
+// Before a target makes anything, it has the source's agent show its instance: the
+// images of disks, each with a byte of it locked, which the target must see, and what
+// QEMU says of the machine, which the target's must be. A target that may run, but
+// whose image another has locked, has not run and says that it waits; its source may
+// have the VM back (docs/decisions/0023, 0024).
+//
 // # Life and death
 //
 // QEMU outlives the agent, and so do taps, gates and tunnels. An agent that

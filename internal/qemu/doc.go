@@ -75,6 +75,11 @@
 // that it has not when nothing of it is left; Gone tells what is written down and not there. A
 // guest may let go of a card at any time after Unplug has asked for it: see CardGone.
 //
+// # The machine
+//
+// Describe gives what the guest sees of the machine, to be compared between a source
+// and its target.
+//
 // All methods of an Instance may be called by any number of goroutines, those
 // that begin or end a migration by one at a time.
 package qemu
