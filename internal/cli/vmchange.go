@@ -150,8 +150,8 @@ func newPortAdd(app *App) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "add VM",
 		Short: "Add a network port to a VM",
-		Long: `Add gives a VM one more port. What is left out is chosen: the MAC address, and an
-IP address of each family that the network has subnets of. The flags are the
+		Long: `Add gives a VM one more port. What is left out is chosen: the MAC address, and
+an IP address of each family that the network has subnets of. The flags are the
 fields of a port in the file for godwit vm create.` + hotHelp + waitHelp,
 		Example: `  godwit vm port add web1 --name dmz --network red
   godwit vm port add web1 --name dmz --network red --ip 10.30.0.7 --queues 2`,

@@ -58,9 +58,9 @@ func (l *Lifecycle) changeCommand(ctx context.Context, vm fleet.VM, command *god
 	return nil
 }
 
-// changed takes what the owner's host says of a change, or of a card of which the
+// hardwareChanged takes what the owner's host says of a change, or of a card of which the
 // guest has let go by itself.
-func (l *Lifecycle) changed(ctx context.Context, host fleet.HostName, report *godwitv1.Report) error {
+func (l *Lifecycle) hardwareChanged(ctx context.Context, host fleet.HostName, report *godwitv1.Report) error {
 	said := report.GetHardwareChanged()
 	return l.settle(ctx, fleet.VMName(report.GetSubject()), func(vm fleet.VM) (fleet.Change, bool) {
 		switch {

@@ -32,7 +32,7 @@ const reportWithin = 15 * time.Second
 // says nothing of either.
 func (l *Lifecycle) Report(ctx context.Context, host fleet.HostName, report *godwitv1.Report) error {
 	if report.GetHardwareChanged() != nil {
-		l.taken(host, &godwitv1.InstanceReport{Vm: report.GetSubject()}, l.changed(ctx, host, report))
+		l.taken(host, &godwitv1.InstanceReport{Vm: report.GetSubject()}, l.hardwareChanged(ctx, host, report))
 		return nil
 	}
 	instance := report.GetInstance()

@@ -41,7 +41,7 @@ func TestHotChanges(t *testing.T) {
 	if err := g.Write(t.Context(), witness.Disk{Rate: 50}); err != nil {
 		t.Fatal(err)
 	}
-	awaitRecords(t, g, 50)
+	awaitRecords(t, g, 200)
 	if got := leasesOf(t, v, "data"); got != "h2@2" {
 		t.Errorf("after the migration it is %q", got)
 	}
