@@ -139,10 +139,13 @@ func (i *Instance) CancelMigration(ctx context.Context) error {
 		}
 		switch status := statusOf(now); {
 		case status == StatusCompleted && now.RAM != nil:
+			if err := i.awaitSettled(ctx); err != nil {
+				return err
+			}
 			return &fleet.Error{Code: fleet.Conflict, Op: "cancel the migration", Subject: "vm " + string(i.config.VM),
 				Cause: "it was already completed"}
 		case !status.UnderWay():
-			return nil
+			return i.awaitSettled(ctx)
 		}
 		select {
 		case _, open := <-events.Events():
@@ -152,6 +155,28 @@ func (i *Instance) CancelMigration(ctx context.Context) error {
 		case <-ctx.Done():
 			return &fleet.Error{Code: fleet.Deadline, Op: "cancel the migration", Subject: "vm " + string(i.config.VM),
 				Cause: "QEMU has not ended it", Err: context.Cause(ctx)}
+		}
+	}
+}
+
+// settleEvery is how often is asked for what QEMU tells by no event.
+const settleEvery = time.Millisecond
+
+// awaitSettled waits until a migration that has ended has let go of the guest: QEMU
+// says that it has failed a moment before, and resumes no guest until then.
+func (i *Instance) awaitSettled(ctx context.Context) error {
+	ticker := time.NewTicker(settleEvery)
+	defer ticker.Stop()
+	for {
+		status, err := qmp.QueryStatus(ctx, i.monitor)
+		if err != nil || status.Status != qmp.RunStateFinishMigrate {
+			return i.wrap("await the end of the migration", err)
+		}
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return &fleet.Error{Code: fleet.Deadline, Op: "await the end of the migration", Subject: "vm " + string(i.config.VM),
+				Cause: "QEMU still holds the guest", Err: context.Cause(ctx)}
 		}
 	}
 }
