@@ -236,12 +236,13 @@ func (d *description) disks() {
 		if block.Inserted.Ro {
 			access = "read-only"
 		}
-		d.add(field+fleet.MachineSize, exact(fleet.Bytes(block.Inserted.Image.VirtualSize)))
 		d.add(field+" access", access)
 		d.add(field+" device", path.Base(object))
 		d.add(field+" format", block.Inserted.Drv)
 		if volume := exportOf(block.Inserted.Image.Filename); volume != "" {
-			d.add(field+" volume", volume)
+			d.add(field+" volume", volume) // and that is of one size, though a source may not know yet that it was grown
+		} else {
+			d.add(field+fleet.MachineSize, exact(fleet.Bytes(block.Inserted.Image.VirtualSize)))
 		}
 	}
 }

@@ -17,13 +17,12 @@ import (
 // there. After an error nothing of it is, as long as QEMU answers.
 func (i *Instance) PlugDisk(ctx context.Context, disk Disk, credsDir string) error {
 	next := i.Config()
-	if disk.Volume != nil && next.VolumeCreds == "" {
+	if disk.Volume != nil {
 		next.VolumeCreds = credsDir
 	}
-	if !slices.ContainsFunc(next.Disks, func(d Disk) bool { return d.Slot == disk.Slot && d.Name == disk.Name }) {
-		next.Disks = append(slices.Clone(next.Disks), disk)
-	}
-	return i.plug(ctx, "plug in disk "+disk.Name, disk.Slot, next, func() error { return i.addDisk(ctx, disk) })
+	next.Disks = slices.DeleteFunc(slices.Clone(next.Disks), func(d Disk) bool { return d.Slot == disk.Slot && d.Name == disk.Name })
+	next.Disks = append(next.Disks, disk)
+	return i.plug(ctx, "plug in disk "+disk.Name, disk.Slot, next, func() error { return i.addDisk(ctx, disk, credsDir) })
 }
 
 // PlugNIC is the same for a network card. Its descriptors stay the caller's. They must
@@ -79,10 +78,16 @@ func (i *Instance) undo(ctx context.Context, slot fleet.Slot) error {
 	return i.DropCard(ctx, slot)
 }
 
-func (i *Instance) addDisk(ctx context.Context, disk Disk) error {
+func (i *Instance) addDisk(ctx context.Context, disk Disk, credsDir string) error {
 	id := diskID(disk.Slot)
+	// What an earlier try, or an earlier disk, has left may be of another image.
+	if err := i.delNodes(ctx, id); err != nil {
+		return err
+	}
 	if disk.Volume != nil {
-		if err := i.ensureVolumeCreds(ctx); err != nil {
+		creds := credentials(credsDir, "client")
+		creds.ID = volumeCreds
+		if err := i.replaceObject(ctx, creds); err != nil {
 			return err
 		}
 	}
@@ -90,31 +95,12 @@ func (i *Instance) addDisk(ctx context.Context, disk Disk) error {
 	if err != nil {
 		return err
 	}
-	there, err := i.nodesOf(ctx, id)
-	if err != nil {
-		return err
-	}
 	for _, node := range nodes {
-		if slices.Contains(there, node.NodeName) {
-			continue
-		}
 		if err := i.monitor.Execute(ctx, "blockdev-add", node, nil); err != nil {
 			return err
 		}
 	}
 	return qmp.DeviceAdd(ctx, i.monitor, diskCard(i.config.Machine, disk.Slot, disk).arguments())
-}
-
-// ensureVolumeCreds makes the object with which volumes are reached, if it is the
-// first one.
-func (i *Instance) ensureVolumeCreds(ctx context.Context) error {
-	present, err := qmp.QOMList(ctx, i.monitor, qmp.QOMListArgs{Path: "/objects"})
-	if err != nil || slices.ContainsFunc(present, func(p qmp.QOMProperty) bool { return p.Name == volumeCreds }) {
-		return err
-	}
-	creds := credentials(i.Config().VolumeCreds, "client")
-	creds.ID = volumeCreds
-	return qmp.ObjectAdd(ctx, i.monitor, creds)
 }
 
 func (i *Instance) addNIC(ctx context.Context, nic NIC) error {
