@@ -76,6 +76,9 @@ func (m *machine) lookOnce(ctx context.Context, source peerRecord, spec fleet.VM
 	}
 	defer stream.Close()
 	if !stream.Receive() {
+		if fleet.CodeOf(stream.Err()) == fleet.Unsupported { // it is older than this
+			return nil, nil
+		}
 		return failed(errors.Join(stream.Err(), ctx.Err()))
 	}
 	shown := stream.Msg()

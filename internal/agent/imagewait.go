@@ -16,10 +16,10 @@ import (
 // right to run, and whose image is locked by another, does not run; the server has it
 // try again. It never ran, so that its source may have the VM back, if it asks.
 
-// images are the disks whose images the instance writes.
+// images are the disks whose images the instance writes, as others might.
 func (m *machine) images() (list []qemu.Disk) {
 	for _, disk := range m.instance.Config().Disks {
-		if disk.Volume == nil && !disk.ReadOnly {
+		if disk.Volume == nil && !disk.Local && !disk.ReadOnly {
 			list = append(list, disk)
 		}
 	}

@@ -104,6 +104,9 @@ func (m *machine) stopExporting() error {
 	return m.instance.StopExporting(ctx)
 }
 
+// olderDisksGo removes what else the host has of the VM's local disks.
+func (m *machine) olderDisksGo() error { return m.markDisks(m.agent.disks.RemoveOlder) }
+
 // disksRan marks the copy of a target that runs as the good one.
 func (m *machine) disksRan() error {
 	return m.markDisks(func(one localdisk.Copy) error {

@@ -99,26 +99,31 @@ func (m *machine) removePorts() error {
 	m.mu.Unlock()
 	var errs []error
 	for _, port := range ports {
-		if port.tunnel != 0 {
-			errs = append(errs, m.agent.config.Network.CloseTunnel(port.tunnel))
-		}
-		errs = append(errs, port.tap.Remove())
+		errs = append(errs, m.removeTap(port))
 	}
 	return errors.Join(errs...)
+}
+
+// removeTap removes a port's tap, and closes its tunnel.
+func (m *machine) removeTap(port *port) (err error) {
+	if port.tunnel != 0 {
+		err = m.agent.config.Network.CloseTunnel(port.tunnel)
+	}
+	return errors.Join(err, port.tap.Remove())
 }
 
 // removePort removes the tap of one port, if there is one.
 func (m *machine) removePort(name string) error {
 	m.mu.Lock()
 	at := slices.IndexFunc(m.ports, func(p *port) bool { return p.name == name })
-	var tap *network.Tap
+	var removed *port
 	if at >= 0 {
-		tap = m.ports[at].tap
+		removed = m.ports[at]
 		m.ports = slices.Delete(slices.Clone(m.ports), at, at+1)
 	}
 	m.mu.Unlock()
-	if tap != nil {
-		if err := tap.Remove(); err != nil {
+	if removed != nil {
+		if err := m.removeTap(removed); err != nil {
 			return err
 		}
 	}
@@ -169,8 +174,9 @@ func (m *machine) openTunnels(tunnels []*godwitv1.PortNetwork) error {
 	next := m.record
 	next.Ports = slices.Clone(next.Ports)
 	for _, tunnel := range tunnels {
-		for i, port := range m.ports {
-			if port.name != tunnel.GetPort() {
+		for _, port := range m.ports {
+			at := slices.IndexFunc(next.Ports, func(p portRecord) bool { return p.Name == port.name })
+			if port.name != tunnel.GetPort() || at < 0 {
 				continue
 			}
 			id := fleet.TunnelID(tunnel.GetTunnel())
@@ -178,7 +184,7 @@ func (m *machine) openTunnels(tunnels []*godwitv1.PortNetwork) error {
 				errs = append(errs, m.agent.config.Network.CloseTunnel(port.tunnel))
 			}
 			m.mu.Lock()
-			port.tunnel, next.Ports[i].Tunnel = id, id
+			port.tunnel, next.Ports[at].Tunnel = id, id
 			m.mu.Unlock()
 			errs = append(errs, m.agent.config.Network.OpenTunnel(id, port.tap))
 		}

@@ -118,7 +118,7 @@ func (a *Agent) show(ctx context.Context, instance *qemu.Instance) (*shown, erro
 func showImages(instance *qemu.Instance) (*shown, error) {
 	one := &shown{}
 	for _, disk := range instance.Config().Disks {
-		if disk.Volume != nil {
+		if disk.Volume != nil || disk.Local {
 			continue
 		}
 		image, err := one.add(disk, instance.PID())

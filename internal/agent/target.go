@@ -362,7 +362,7 @@ func (m *machine) finishTarget() *godwitv1.Report {
 		port.tunnel = 0
 	}
 	errs = append(errs, m.stopExporting())
-	if err := errors.Join(append(errs, m.disksRan(), m.setRole(alone, ""))...); err != nil {
+	if err := errors.Join(append(errs, m.disksRan(), m.olderDisksGo(), m.setRole(alone, ""))...); err != nil {
 		return pledge.TargetFailed(err, false)
 	}
 	m.clearFacts()

@@ -212,8 +212,10 @@ func (m *machine) moveVolumes(ctx context.Context, epoch fleet.Epoch, want *godw
 		}
 	}
 	err = m.moveStopped(ctx, epoch, want)
-	if err != nil && state.Running() { // it can go on as it was
-		_, again := m.instance.Resume(ctx)
+	if err != nil && state.Running() { // it goes on as far as its volumes let it
+		resuming, cancel := context.WithTimeout(m.life, runWithin)
+		defer cancel()
+		_, again := m.instance.Resume(resuming)
 		err = errors.Join(err, again)
 	}
 	return err

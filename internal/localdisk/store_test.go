@@ -97,6 +97,12 @@ func TestRan(t *testing.T) {
 	if err := store.Ran(now); err != nil {
 		t.Fatal(err)
 	}
+	if all, err := store.All(); err != nil || len(all) != 3 {
+		t.Errorf("before the older ones go there are %+v, %v", all, err)
+	}
+	if err := store.RemoveOlder(now); err != nil {
+		t.Fatal(err)
+	}
 	all, err := store.All()
 	if err != nil || len(all) != 1 || all[0].Dir != now.Dir || all[0].State != localdisk.Good {
 		t.Errorf("there are %+v, %v", all, err)

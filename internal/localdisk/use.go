@@ -43,13 +43,15 @@ func (s *Store) Use(vm fleet.VMName, uid fleet.InstanceUID, epoch, from fleet.Ep
 	}
 }
 
-// Ran says that an instance with the copy runs, or may have: what else the host has of
-// the VM is older, and is removed.
+// Ran says that an instance with the copy runs, or may have.
 func (s *Store) Ran(c Copy) error {
 	c.State, c.RemoveAt = Good, time.Time{}
-	if err := s.Mark(c); err != nil {
-		return err
-	}
+	return s.Mark(c)
+}
+
+// RemoveOlder removes what else the host has of the VM of a copy with which an instance
+// runs. It may take its time.
+func (s *Store) RemoveOlder(c Copy) error {
 	copies, err := s.Of(c.UID)
 	for _, one := range copies {
 		if one.Dir != c.Dir && one.Epoch < c.Epoch {

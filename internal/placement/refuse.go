@@ -20,7 +20,7 @@ func refuse(candidate Candidate, request Request) (why []string) {
 	if host.Cordoned {
 		why = append(why, "it is cordoned")
 	}
-	if local := request.VM.Local.Host; local != "" && request.Source == "" && local != host.Name {
+	if local := request.VM.Local.Host; local != "" && local != host.Name && request.Source == "" && len(request.VM.Spec.LocalDisks()) > 0 {
 		why = append(why, fmt.Sprintf("the VM's local disks are on %s", local))
 	}
 	why = append(why, refuseCapacity(candidate, request.VM)...)

@@ -123,7 +123,7 @@ func (i *Instance) exports(ctx context.Context) (ids []string, err error) {
 
 // localDisks gives the nodes of the disks that are copied.
 func (i *Instance) localDisks() (ids []string) {
-	for at, disk := range i.config.Disks {
+	for at, disk := range i.Config().Disks {
 		if disk.Local {
 			ids = append(ids, diskID(fleet.DiskSlot(disk.Slot, at)))
 		}

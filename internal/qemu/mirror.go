@@ -117,7 +117,7 @@ func (i *Instance) Mirrors(ctx context.Context) ([]Mirror, error) {
 		return nil, i.wrap("ask for the copy of disks", err)
 	}
 	var mirrors []Mirror
-	for at, disk := range i.config.Disks {
+	for at, disk := range i.Config().Disks {
 		job := jobs[diskID(fleet.DiskSlot(disk.Slot, at))]
 		if job == nil {
 			continue

@@ -78,7 +78,7 @@ func (r *Reconciler) changedVM(ctx context.Context, one *run, before, after migr
 	}
 	if unlocks {
 		vm.Value.Migration = ""
-		if len(vm.Value.Spec.LocalDisks()) > 0 {
+		if vm.Value.Local.Host != "" {
 			vm.Value.Local.Leaves(after.Source, after.Target)
 		}
 	}
@@ -93,10 +93,10 @@ func (r *Reconciler) changedVM(ctx context.Context, one *run, before, after migr
 // localAfter gives which host has the VM's local disks, when its owner changes: a
 // source that gets it back has them as it had them.
 func localAfter(vm fleet.VM, after migration.Migration) fleet.LocalData {
-	if len(vm.Spec.LocalDisks()) == 0 {
-		return fleet.LocalData{}
-	}
 	local := vm.Local
+	if len(vm.Spec.LocalDisks()) == 0 {
+		return local
+	}
 	local.Host, local.Epoch = after.Owner().Host, after.Owner().Epoch
 	if after.TakenBack {
 		local.Epoch = after.Epoch

@@ -173,6 +173,9 @@ func (s *Server) planDisk(ctx context.Context, vm fleet.VM, message *godwitv1.Di
 		return wanted, invalidField(op, "vm "+string(vm.Name), "disk", "is missing")
 	}
 	disk := wire.DecodeDisk(message)
+	if disk.Kind == fleet.DiskLocal && (vm.Phase == fleet.VMRunning || vm.Local.Host != "") {
+		return wanted, conflict(op, vm, "its local disks are made by its first host, when it first starts", "add a volume or a file, or create a VM with that disk")
+	}
 	free, err := slotsFor(op, vm, true)
 	if err != nil {
 		return wanted, err

@@ -150,6 +150,10 @@ func TestHotChangeThatFails(t *testing.T) {
 			t.Errorf("%v: %s", bad, describe(err))
 		}
 	}
+	local := &godwitv1.Disk{Name: "data", Kind: "local", Format: "raw", SizeBytes: 1 << 30}
+	if err := call(f.vms.AddDisk(t.Context(), &godwitv1.AddDiskRequest{Name: "web1", Disk: local})); fleet.CodeOf(err) != fleet.Conflict {
+		t.Errorf("a local disk is added: %s", describe(err))
+	}
 	port := &godwitv1.AddPortRequest{Name: "web1", Port: &godwitv1.Port{Name: "dmz", Network: "blue"}}
 	for range 2 { // what the first has taken is free again
 		if err := call(f.vms.AddPort(t.Context(), port)); err != nil {
