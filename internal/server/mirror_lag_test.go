@@ -102,6 +102,7 @@ func TestSessionsWaitForTheMirror(t *testing.T) {
 	f := newFleet(t, func(config *Config) {
 		config.Logger = slog.New(stuck{slog.NewTextHandler(t.Output(), nil), "a record cannot be read", reached, release})
 	})
+	f.join("h2") // so the server has read what there was, and serves
 	if _, err := f.store.Commit(t.Context(), nil, store.Put("networks/broken", []byte("{"))); err != nil {
 		t.Fatal(err)
 	}
