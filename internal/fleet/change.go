@@ -10,7 +10,8 @@ type Change struct {
 	Disk     *Disk       `json:"disk,omitempty"` // this or Port
 	Port     *Port       `json:"port,omitempty"`
 	State    ChangeState `json:"state"`
-	Cause    string      `json:"cause,omitempty"` // why it has failed
+	Untold   bool        `json:"untold,omitempty"` // pending, and surely not begun: the host was never sent it
+	Cause    string      `json:"cause,omitempty"`  // why it has failed
 }
 
 // ChangeState is what has become of a change. The values are stored, so they are
@@ -50,7 +51,7 @@ func (c Change) String() string {
 
 // Ended gives the change as it is when it has come to its end; "" is no cause.
 func (c Change) Ended(cause string) *Change {
-	c.State, c.Cause = ChangeDone, cause
+	c.State, c.Cause, c.Untold = ChangeDone, cause, false
 	if cause != "" {
 		c.State = ChangeFailed
 	}

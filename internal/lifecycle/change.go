@@ -58,6 +58,15 @@ func (l *Lifecycle) changeCommand(ctx context.Context, vm fleet.VM, command *god
 	return nil
 }
 
+// noteTold records that a host is about to be told of a change: from then on the host may
+// have carried it out.
+func (l *Lifecycle) noteTold(ctx context.Context, entry store.Entry[fleet.VM]) error {
+	change := *entry.Value.Change
+	change.Untold = false
+	entry.Value.Change = &change
+	return l.commit(ctx, store.If(l.Tables.VMs.At(entry.Name, entry.Version)), l.Tables.VMs.Put(entry.Name, entry.Value))
+}
+
 // hardwareChanged takes what the owner's host says of a change, or of a card of which the
 // guest has let go by itself.
 func (l *Lifecycle) hardwareChanged(ctx context.Context, host fleet.HostName, report *godwitv1.Report) error {
@@ -97,10 +106,11 @@ func late(vm fleet.VM, slot fleet.Slot) (fleet.Change, bool) {
 	return *change.Ended(""), has && vm.Migration == ""
 }
 
-// FailChange ends a pending change that can't be carried out.
+// FailChange ends a pending change that can't be carried out, unless its host was told
+// of it: what may be done has not failed.
 func (l *Lifecycle) FailChange(ctx context.Context, is fleet.VM, cause error) error {
 	return l.settle(ctx, is.Name, func(vm fleet.VM) (fleet.Change, bool) {
-		if vm.UID != is.UID || vm.Owner != is.Owner || !vm.Changing() || vm.Change.Sequence != is.Change.Sequence {
+		if vm.UID != is.UID || vm.Owner != is.Owner || !vm.Changing() || !vm.Change.Untold || vm.Change.Sequence != is.Change.Sequence {
 			return fleet.Change{}, false
 		}
 		return *vm.Change.Ended(wire.Bounded(cause.Error())), true

@@ -69,6 +69,11 @@ func (l *Lifecycle) tell(ctx context.Context, host fleet.HostName, name fleet.VM
 			return err
 		}
 	}
+	if command.GetChangeHardware() != nil && vm.Change.Untold {
+		if err := l.noteTold(ctx, entry); err != nil {
+			return err
+		}
+	}
 	if err := l.Hosts.SendIn(session, host, command); err != nil {
 		return err
 	}

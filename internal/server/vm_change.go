@@ -153,7 +153,7 @@ func (t tables) changed(vm fleet.VM, wanted *planned) fleet.VM {
 	}
 	change.Sequence++
 	if vm.Phase == fleet.VMRunning {
-		change.State = fleet.ChangePending
+		change.State, change.Untold = fleet.ChangePending, true
 		vm.Change = change
 		return vm
 	}

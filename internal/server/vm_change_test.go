@@ -231,3 +231,51 @@ func TestHotVolume(t *testing.T) {
 		t.Errorf("added again at the same epoch: %v", err)
 	}
 }
+
+// A volume server that is away fails a change of which the host does not know, and only
+// holds up one that the host may have carried out.
+func TestHotVolumeWithoutTheVolumeServer(t *testing.T) {
+	f := newFleet(t)
+	h1 := f.join("h1")
+	v := f.serveVolumes()
+	f.running(h1, "web1")
+	add := &godwitv1.AddDiskRequest{Name: "web1", Disk: &godwitv1.Disk{Name: "data", Kind: "volume", Server: "v1", Volume: "root"}}
+	v.stop()
+	if err := call(f.vms.AddDisk(t.Context(), add)); err != nil {
+		t.Fatal(describe(err))
+	}
+	if vm := f.awaitChange("web1", fleet.ChangeFailed); !strings.Contains(vm.GetChange().GetCause(), "volume server v1") {
+		t.Errorf("the cause is %q", vm.GetChange().GetCause())
+	}
+
+	v.start()
+	if err := call(f.vms.AddDisk(t.Context(), add)); err != nil {
+		t.Fatal(describe(err))
+	}
+	first := h1.command()
+	v.activate("h1", 1, first.GetChangeHardware().GetVolumeKey())
+	h1.close() // before it could answer
+	v.stop()
+	h1 = f.join("h1", func(o *agentOptions) {
+		o.hello = func(hello *godwitv1.Hello) {
+			hello.Instances = []*godwitv1.InstanceReport{{Vm: "web1", Uid: f.vm("web1").GetUid(), Epoch: 1, State: "running"}}
+		}
+	})
+	starts := f.server.lifecycle.Volumes.(*volumeStarts)
+	f.await("the refusal of the lease", func() bool {
+		starts.mu.Lock()
+		defer starts.mu.Unlock()
+		one := starts.starts["web1"]
+		return one != nil && one.done && one.lease.Migration == "change-2" && one.err != nil
+	})
+	if change := f.vm("web1").GetChange(); change.GetState() != string(fleet.ChangePending) {
+		t.Fatalf("without the volume server it is %v", change)
+	}
+	v.start()
+	if again := h1.command(); !proto.Equal(first.GetChangeHardware().GetDisk(), again.GetChangeHardware().GetDisk()) || again.GetSequence() != first.GetSequence() {
+		t.Errorf("told %v, and again %v", first, again)
+	}
+	h1.changedBy(first, "", "")
+	f.awaitChange("web1", fleet.ChangeDone)
+	v.check("at the end", "h1@1")
+}

@@ -106,7 +106,9 @@ func (v *volumeStarts) grant(vm fleet.VM, one *volumeStart) {
 	defer cancel()
 	servers, err := v.book.Grant(ctx, one.lease)
 	if err != nil {
-		if told := v.refused(ctx, vm, one, err); told != nil {
+		if mayBeDone(vm, one) {
+			err = waitsForLease(vm, err)
+		} else if told := v.refused(ctx, vm, one, err); told != nil {
 			v.life.Log.Warn("not recorded what a VM that wants volumes waits for", "vm", vm.Name, "error", told)
 		}
 	}
@@ -117,6 +119,20 @@ func (v *volumeStarts) grant(vm fleet.VM, one *volumeStart) {
 	}
 	v.mu.Unlock()
 	v.life.Changed(vm.Name)
+}
+
+// mayBeDone tells whether it is a change of which the host was told before. It can't
+// fail: that would end the lease of a volume that the guest may have.
+func mayBeDone(vm fleet.VM, one *volumeStart) bool {
+	return one.lease.Migration != "" && !vm.Change.Untold
+}
+
+// waitsForLease says of such a change why it is not sent again yet.
+func waitsForLease(vm fleet.VM, cause error) error {
+	return &fleet.Error{
+		Code: fleet.Unavailable, Op: "send again", Subject: fmt.Sprintf("%v of vm %s", *vm.Change, vm.Name), Err: cause,
+		Cause: "its lease is not granted, and the host may have carried it out", Hint: fleet.HintOf(cause),
+	}
 }
 
 // refused records why leases are not granted. A start waits, if that passes; a change
