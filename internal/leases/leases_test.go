@@ -211,3 +211,20 @@ func TestReleasesWait(t *testing.T) {
 		t.Errorf("left are %v, %v", entries, err)
 	}
 }
+
+// What a VM that runs has no more is released, each volume of it and each grant, though
+// they were disks of one name.
+func TestRemoved(t *testing.T) {
+	b, fake, s := newBook(t)
+	for _, one := range []struct {
+		volume fleet.VolumeName
+		added  fleet.MigrationID
+	}{{"a", ""}, {"b", "change-2"}, {"b", "change-3"}} {
+		disk := fleet.Disk{Name: "data", Kind: fleet.DiskVolume, Server: "v1", Volume: one.volume}
+		if _, err := s.Commit(t.Context(), nil, b.Removed(testVM(), disk, one.added)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.releaseAll(t.Context())
+	fake.await(t, "release a@5", "release b@5 of one grant", "release b@5 of one grant")
+}

@@ -54,7 +54,8 @@ func (b *Book) Removed(vm fleet.VM, disk fleet.Disk, added fleet.MigrationID) st
 	if added != "" {
 		one.Only = &added
 	}
-	return b.releases.Put(fmt.Sprintf("%s.%d.disk-%s", one.UID, one.Epoch, disk.Name), one)
+	// Not by the disk's name: the next disk of that name may be another volume.
+	return b.releases.Put(fmt.Sprintf("%s.%d.volume.%s.%s.%s", one.UID, one.Epoch, disk.Server, disk.Volume, added), one)
 }
 
 // MigrationEnded gives what is to be stored when a migration lets go of its VM. Of
