@@ -26,6 +26,7 @@ type machine struct {
 	leave context.CancelFunc
 	work  chan func()   // commands, one after the other
 	gone  chan struct{} // closed when the agent has forgotten it
+	alone chan struct{} // a migration has ended here
 	keys  keyboard      // of its serial console
 
 	// The worker, which is carryOut's goroutine, changes what follows with mu
@@ -74,7 +75,7 @@ func (a *Agent) newMachine(key machineKey, uid fleet.InstanceUID) *machine {
 	return &machine{
 		agent: a, key: key, uid: uid, dir: a.instanceDir(key), work: make(chan func(), machineQueue), gone: make(chan struct{}),
 		record: record{VM: key.vm, UID: uid, Epoch: key.epoch, Role: alone},
-		hurry:  make(chan struct{}),
+		hurry:  make(chan struct{}), alone: make(chan struct{}, 1),
 	}
 }
 
@@ -144,7 +145,7 @@ func (m *machine) fact(subject string, report *godwitv1.Report) {
 
 func (m *machine) tellFacts() {
 	m.mu.Lock()
-	facts, gone := m.facts, m.record.Gone
+	facts, gone := m.facts, m.goneCards()
 	m.mu.Unlock()
 	for _, report := range facts {
 		m.agent.say(report)

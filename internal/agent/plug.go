@@ -14,8 +14,12 @@ import (
 	"godwit.dev/godwit/internal/wire"
 )
 
-// unplugWithin is how long a guest has to let go of a card.
-const unplugWithin = 30 * time.Second
+const (
+	// unplugWithin is how long a guest has to let go of a card.
+	unplugWithin = 30 * time.Second
+	// dropAgain is the pause before what is left of a card is removed again.
+	dropAgain = 2 * time.Second
+)
 
 // plugRecord is the newest change of the machine's hardware: under way, or done with
 // an answer.
@@ -259,13 +263,8 @@ func (m *machine) drop(ctx context.Context, one plugged) error {
 func (m *machine) followCards(ctx context.Context, instance *qemu.Instance) {
 	events := instance.Subscribe()
 	defer events.Close()
-	look := func() {
-		err := m.inTurn(ctx, func() error { return m.dropGone(ctx, instance) })
-		if err != nil && ctx.Err() == nil && !instance.Ended() {
-			m.agent.log.Warn("what belonged to a card is not removed", "vm", m.key.vm, "epoch", m.key.epoch, "error", err)
-		}
-	}
-	look() // an earlier agent may have missed it
+	timer := time.NewTimer(0) // an earlier agent may have missed it
+	defer timer.Stop()
 	for {
 		select {
 		case event, open := <-events.Events():
@@ -273,7 +272,13 @@ func (m *machine) followCards(ctx context.Context, instance *qemu.Instance) {
 				return
 			}
 			if event.Kind == qemu.CardGone {
-				look()
+				timer.Reset(0)
+			}
+		case <-m.alone:
+			timer.Reset(0)
+		case <-timer.C:
+			if !m.dropLate(ctx, instance) {
+				timer.Reset(dropAgain)
 			}
 		case <-ctx.Done():
 			return
@@ -281,8 +286,27 @@ func (m *machine) followCards(ctx context.Context, instance *qemu.Instance) {
 	}
 }
 
+// aloneAgain has followCards look: while a migration had the machine, it did nothing.
+func (m *machine) aloneAgain() {
+	select {
+	case m.alone <- struct{}{}:
+	default:
+	}
+}
+
+// dropLate removes it in the worker's turn, and tells whether that is not to be tried
+// again.
+func (m *machine) dropLate(ctx context.Context, instance *qemu.Instance) (done bool) {
+	err := m.inTurn(ctx, func() error { return m.dropGone(ctx, instance) })
+	if err == nil || ctx.Err() != nil || instance.Ended() {
+		return true
+	}
+	m.agent.log.Warn("what belonged to a card is not removed", "vm", m.key.vm, "epoch", m.key.epoch, "error", err)
+	return false
+}
+
 // dropGone, of the worker, does that, and tells the servers, who are told again in
-// each session.
+// each session. They give a slot to another card then, so nothing of the card is left.
 func (m *machine) dropGone(ctx context.Context, instance *qemu.Instance) error {
 	if m.record.Role != alone || m.instance != instance {
 		return nil
@@ -299,10 +323,25 @@ func (m *machine) dropGone(ctx context.Context, instance *qemu.Instance) error {
 			next.Gone = append(slices.Clone(next.Gone), slot)
 			err = errors.Join(err, m.note(next))
 		}
-		err = errors.Join(err, m.drop(ctx, one))
+		if dropped := m.drop(ctx, one); dropped != nil {
+			err = errors.Join(err, dropped)
+			continue
+		}
 		m.agent.say(m.goneReport(slot))
 	}
 	return err
+}
+
+// goneCards, with mu held, gives the slots of cards of which servers are to be told
+// that they are gone.
+func (m *machine) goneCards() []fleet.Slot {
+	if m.instance == nil {
+		return m.record.Gone
+	}
+	return slices.DeleteFunc(slices.Clone(m.record.Gone), func(slot fleet.Slot) bool {
+		_, left := m.pluggedIn(slot)
+		return left
+	})
 }
 
 func (m *machine) goneReport(slot fleet.Slot) *godwitv1.Report {

@@ -158,6 +158,7 @@ func (m *machine) resumeSource(ctx context.Context, want *godwitv1.ResumeSource)
 			return pledge.SourceFailed(err, false)
 		}
 	}
+	m.aloneAgain()
 	return pledge.SourceResumed()
 }
 

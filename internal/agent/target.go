@@ -366,6 +366,7 @@ func (m *machine) finishTarget() *godwitv1.Report {
 		return pledge.TargetFailed(err, false)
 	}
 	m.clearFacts()
+	m.aloneAgain()
 	return pledge.TargetFinished()
 }
 
