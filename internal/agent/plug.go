@@ -17,6 +17,8 @@ import (
 const (
 	// unplugWithin is how long a guest has to let go of a card.
 	unplugWithin = 30 * time.Second
+	// fileWithin is how long the file of a disk that is added may take to be opened.
+	fileWithin = 5 * time.Second
 	// dropAgain is the pause before what is left of a card is removed again.
 	dropAgain = 2 * time.Second
 )
@@ -170,7 +172,7 @@ func (m *machine) hasPlugged(ctx context.Context, one plugged) (bool, error) {
 
 // plugDisk plugs a disk in. The lease of a volume is active before QEMU opens it.
 func (m *machine) plugDisk(ctx context.Context, disk fleet.Disk, want *godwitv1.ChangeHardware) error {
-	if err := checkFiles(fleet.VMSpec{Disks: []fleet.Disk{disk}}); err != nil {
+	if err := m.answers(ctx, disk); err != nil {
 		return err
 	}
 	if disk.Kind == fleet.DiskVolume {
@@ -187,6 +189,24 @@ func (m *machine) plugDisk(ctx context.Context, disk fleet.Disk, want *godwitv1.
 		err = m.instance.PlugDisk(ctx, config, creds)
 	}
 	return err
+}
+
+// answers finds out whether a disk's file can be opened. One that does not answer is left
+// to a goroutine: the VM runs well without it.
+func (m *machine) answers(ctx context.Context, disk fleet.Disk) error {
+	ctx, cancel := context.WithTimeout(ctx, fileWithin)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- checkFiles(fleet.VMSpec{Disks: []fleet.Disk{disk}}) }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return &fleet.Error{
+			Code: fleet.Unavailable, Op: "open", Subject: "disk " + disk.Name,
+			Cause: fmt.Sprintf("%s does not answer on %s", disk.Path, m.agent.config.Name), Hint: "see the storage that it is on",
+		}
+	}
 }
 
 // plugPort plugs a port in, with a tap that no card has had: QEMU would not bear a

@@ -1,9 +1,12 @@
 package agent
 
 import (
+	"os"
 	"path/filepath"
 	"slices"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
@@ -123,5 +126,25 @@ func TestCardThatLeavesSomething(t *testing.T) {
 	monitor = h.instance(testVM, 1).Monitor()
 	execute("block-export-del", map[string]any{"id": "hold"})
 	h.awaitReport("that the card is gone", cardGone)
+	h.has(0, 2)
+}
+
+// Storage that does not answer fails what needs it, and holds up nothing else.
+func TestPlugOfAFileThatDoesNotAnswer(t *testing.T) {
+	_, hosts := newFleet(t, "h1")
+	h := hosts[0]
+	h.run(firmware(1))
+	disk := h.spareDisk(0x18)
+	disk.Path, disk.ReadOnly = filepath.Join(t.TempDir(), "hangs"), true
+	if err := unix.Mkfifo(disk.GetPath(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { // who reads it waits for a writer
+		if writer, err := os.OpenFile(disk.GetPath(), os.O_WRONLY|unix.O_NONBLOCK, 0); err == nil {
+			_ = writer.Close()
+		}
+	})
+	h.checkChanged(changeCommand(101, &godwitv1.ChangeHardware{Disk: disk}), fleet.Unavailable)
+	h.checkChanged(changeCommand(102, sparePort()), "")
 	h.has(0, 2)
 }
