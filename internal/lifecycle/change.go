@@ -75,6 +75,10 @@ func (l *Lifecycle) hardwareChanged(ctx context.Context, host fleet.HostName, re
 		switch {
 		case vm.Owner != fleet.Owner{Host: host, Epoch: fleet.Epoch(report.GetEpoch())}:
 			return fleet.Change{}, false
+		case report.GetSequence() == 0 && vm.Migration != "":
+			l.holdCard(host, report)
+			l.Changed(vm.Name)
+			return fleet.Change{}, false
 		case report.GetSequence() == 0:
 			return late(vm, fleet.Slot(said.GetSlot()))
 		case !vm.Changing() || report.GetSequence() != sequenceChange+vm.Change.Sequence:
@@ -97,13 +101,13 @@ func causeOf(said *godwitv1.HardwareChanged) string {
 }
 
 // late gives the removal of a card that the guest has let go of after that had
-// failed. During a migration it is left: the target has the card.
+// failed.
 func late(vm fleet.VM, slot fleet.Slot) (fleet.Change, bool) {
 	change, has := vm.Spec.Removal(slot)
 	if failed := vm.Change; has && failed != nil && failed.State == fleet.ChangeFailed && failed.Remove && failed.Slot() == slot {
 		change.Sequence = failed.Sequence
 	}
-	return *change.Ended(""), has && vm.Migration == ""
+	return *change.Ended(""), has
 }
 
 // FailChange ends a pending change that can't be carried out, unless its host was told

@@ -92,8 +92,9 @@ type Lifecycle struct {
 	// held are ends of instances that no record tells of yet. Of those whose
 	// VM a migration has locked it is only known what they mean when it has
 	// ended.
-	held map[fleet.VMName]*heldReport
-	left map[fleet.VMName][]leftover
+	held  map[fleet.VMName]*heldReport
+	cards map[fleet.VMName]map[fleet.Slot]heldCard
+	left  map[fleet.VMName][]leftover
 }
 
 // New gives a life cycle that does nothing before Run.
@@ -104,7 +105,7 @@ func New(config Config) *Lifecycle {
 	return &Lifecycle{
 		Config: config, bell: config.Runtime.Bell(),
 		dirty: map[fleet.VMName]bool{}, told: map[fleet.VMName]order{},
-		held: map[fleet.VMName]*heldReport{}, left: map[fleet.VMName][]leftover{},
+		held: map[fleet.VMName]*heldReport{}, cards: map[fleet.VMName]map[fleet.Slot]heldCard{}, left: map[fleet.VMName][]leftover{},
 	}
 }
 
@@ -114,6 +115,7 @@ func (l *Lifecycle) Begin(leads []store.Condition) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.leads = leads
+	clear(l.cards) // another leader may have given the slots to others since; hosts say it again
 }
 
 // commit is the store's, for as long as this server leads: another leader has told
@@ -210,12 +212,13 @@ func (l *Lifecycle) moveOn(ctx context.Context, name fleet.VMName) error {
 		l.mu.Lock()
 		delete(l.told, name)
 		delete(l.held, name)
+		delete(l.cards, name)
 		l.mu.Unlock()
 		return nil
 	}
 	vm := entry.Value
 	if vm.Migration == "" {
-		if err := l.settleHeld(ctx, name); err != nil {
+		if err := errors.Join(l.settleHeld(ctx, name), l.settleCards(ctx, name)); err != nil {
 			return err
 		}
 	}
