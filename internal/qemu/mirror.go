@@ -55,9 +55,7 @@ func (i *Instance) StartMirrors(ctx context.Context, to Mirroring) error {
 
 func (i *Instance) startMirrors(ctx context.Context, to Mirroring) error {
 	if to.CredsDir != "" {
-		creds := credentials(to.CredsDir, "client")
-		creds.ID = mirrorCreds
-		if err := i.replaceObject(ctx, creds); err != nil {
+		if err := i.readCreds(ctx, mirrorCreds, to.CredsDir); err != nil {
 			return err
 		}
 	}

@@ -85,9 +85,7 @@ func (i *Instance) addDisk(ctx context.Context, disk Disk, credsDir string) erro
 		return err
 	}
 	if disk.Volume != nil {
-		creds := credentials(credsDir, "client")
-		creds.ID = volumeCreds
-		if err := i.replaceObject(ctx, creds); err != nil {
+		if err := i.readCreds(ctx, volumeCreds, credsDir); err != nil {
 			return err
 		}
 	}
@@ -228,9 +226,7 @@ func (i *Instance) delNodes(ctx context.Context, id string) error {
 	}
 	slices.Sort(nodes) // the format has the shortest name
 	for _, node := range nodes {
-		// Else its end waits for a server that has cut it; see moveVolume.
-		_ = qmp.Yank(ctx, i.monitor, qmp.YankArgs{Instances: []qmp.YankInstance{{Type: qmp.YankInstanceTypeBlockNode, NodeName: &node}}})
-		if err := i.monitor.Execute(ctx, "blockdev-del", map[string]string{"node-name": node}, nil); err != nil {
+		if err := i.delNode(ctx, node); err != nil {
 			return err
 		}
 	}

@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
-	"strings"
 
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/qmp"
@@ -59,9 +58,7 @@ func (c Config) volumes() bool {
 // have been, or the guest be stopped and sent: an export that is cut can't be left
 // by a guest that may run.
 func (i *Instance) MoveVolumes(ctx context.Context, to map[string]Volume, credsDir string) error {
-	creds := credentials(credsDir, "client")
-	creds.ID = volumeCreds
-	if err := i.replaceObject(ctx, creds); err != nil {
+	if err := i.readCreds(ctx, volumeCreds, credsDir); err != nil {
 		return i.wrap("read credentials of volumes", err)
 	}
 	for at, disk := range i.Config().Disks {
@@ -77,18 +74,11 @@ func (i *Instance) MoveVolumes(ctx context.Context, to map[string]Volume, credsD
 // moveVolume opens the new export beside the older one, which may be of an earlier
 // try, and has the disk use it.
 func (i *Instance) moveVolume(ctx context.Context, id string, disk Disk, to Volume) error {
-	var nodes []struct {
-		Name string `json:"node-name"`
-	}
-	if err := i.monitor.Execute(ctx, "query-named-block-nodes", map[string]bool{"flat": true}, &nodes); err != nil {
+	older, err := i.nodesOf(ctx, id)
+	if err != nil {
 		return err
 	}
-	var older []string
-	for _, node := range nodes {
-		if strings.HasPrefix(node.Name, id+"-file") {
-			older = append(older, node.Name)
-		}
-	}
+	older = slices.DeleteFunc(older, func(name string) bool { return name == id })
 	next := id + "-file"
 	for n := 2; slices.Contains(older, next); n++ {
 		next = fmt.Sprintf("%s-file-%d", id, n)
@@ -101,14 +91,27 @@ func (i *Instance) moveVolume(ctx context.Context, id string, disk Disk, to Volu
 		return err
 	}
 	for _, node := range older {
-		// Else its end waits for a server that has cut it. One that is another's
-		// node by now can't be yanked, and is deleted all the same.
-		_ = qmp.Yank(ctx, i.monitor, qmp.YankArgs{Instances: []qmp.YankInstance{{Type: qmp.YankInstanceTypeBlockNode, NodeName: &node}}})
-		if err := i.monitor.Execute(ctx, "blockdev-del", map[string]string{"node-name": node}, nil); err != nil {
+		if err := i.delNode(ctx, node); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// delNode removes a node that nothing uses any more.
+func (i *Instance) delNode(ctx context.Context, node string) error {
+	// Else its end waits for a server that has cut it. One that is another's node by
+	// now can't be yanked, and is deleted all the same.
+	_ = qmp.Yank(ctx, i.monitor, qmp.YankArgs{Instances: []qmp.YankInstance{{Type: qmp.YankInstanceTypeBlockNode, NodeName: &node}}})
+	return i.monitor.Execute(ctx, "blockdev-del", map[string]string{"node-name": node}, nil)
+}
+
+// readCreds reads the credentials of a folder anew, for connections that are made
+// from now on.
+func (i *Instance) readCreds(ctx context.Context, id, dir string) error {
+	creds := credentials(dir, "client")
+	creds.ID = id
+	return i.replaceObject(ctx, creds)
 }
 
 // imageNode is the disk's format above the node of its bytes.
