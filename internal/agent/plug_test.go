@@ -82,9 +82,9 @@ func TestChangeHardware(t *testing.T) {
 	h.checkChanged(changeCommand(102, sparePort()), "")
 	h.has(1, 2)
 
-	for sequence, change := range map[uint64]*godwitv1.ChangeHardware{103: {Disk: h.spareDisk(0x18)}, 104: sparePort()} {
+	for at, change := range []*godwitv1.ChangeHardware{{Disk: h.spareDisk(0x18)}, sparePort()} {
 		change.Remove = true
-		remove := changeCommand(sequence, change)
+		remove := changeCommand(uint64(103+at), change)
 		h.sendCommand(remove)
 		waitFor(t, "the end of the card", func() bool {
 			h.reset() // nothing tells when the guest was asked

@@ -7,9 +7,17 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/qmp"
+)
+
+const (
+	// freedEvery is how often it is looked whether a card that is gone has let go of its
+	// node, and freedWithin how long that may take.
+	freedEvery  = 2 * time.Millisecond
+	freedWithin = 2 * time.Second
 )
 
 // PlugDisk plugs a disk into its slot while the guest runs, with the credentials of
@@ -198,9 +206,11 @@ func (i *Instance) awaitGone(ctx context.Context, slot fleet.Slot, events *qmp.S
 // called again.
 func (i *Instance) DropCard(ctx context.Context, slot fleet.Slot) error {
 	id := idOf(slot)
-	err := i.delNetdev(ctx, id)
+	var err error
 	if slot >= fleet.FirstDiskSlot {
-		err = i.delNodes(ctx, id)
+		err = i.delFreed(ctx, id)
+	} else {
+		err = i.delNetdev(ctx, id)
 	}
 	if err == nil {
 		err = i.setConfig(i.Config().without(slot))
@@ -216,6 +226,35 @@ func (i *Instance) delNetdev(ctx context.Context, id string) error {
 		return nil
 	}
 	return err
+}
+
+// delFreed removes the nodes of a disk whose card is gone. QEMU says that before the
+// card lets go of its node, and says nothing when it has (an RCU grace period later).
+func (i *Instance) delFreed(ctx context.Context, id string) error {
+	look := time.NewTicker(freedEvery)
+	defer look.Stop()
+	tooLong := time.NewTimer(freedWithin)
+	defer tooLong.Stop()
+	for {
+		err := i.delNodes(ctx, id)
+		if !inUse(err) {
+			return err
+		}
+		select {
+		case <-look.C:
+		case <-tooLong.C:
+			return err
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
+// inUse tells whether QEMU has refused to delete a node because something uses it,
+// for which it has no class of its own.
+func inUse(err error) bool {
+	refused, ok := errors.AsType[*qmp.Error](err)
+	return ok && strings.HasSuffix(refused.Desc, "is in use")
 }
 
 // delNodes removes a disk's nodes, the upper ones first.
