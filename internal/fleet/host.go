@@ -18,7 +18,8 @@ type Host struct {
 	Version  string       `json:"version"`           // of its agent
 	BootID   string       `json:"bootId"`            // changes when the host reboots
 	Machine  string       `json:"machine,omitempty"` // changes with the machine, but not when it reboots; "" if that is not known
-	Seen     time.Time    `json:"seen"`              // when its agent last said hello, or its session ended
+	Networks HostNetworks `json:"networks,omitzero"`
+	Seen     time.Time    `json:"seen"` // when its agent last said hello, or its session ended
 
 	// Ended are instances that a reboot has ended, until their VMs' records say so.
 	Ended []Instance `json:"ended,omitempty"`
@@ -77,14 +78,20 @@ func (l Ledger) Sum() (sum Claim) {
 	return sum
 }
 
-// Network is an overlay network.
+// Network is an overlay network, or a provider network: a bridge that each host has.
 type Network struct {
 	Name      NetworkName    `json:"name"`
-	VNI       uint32         `json:"vni"`
+	VNI       uint32         `json:"vni,omitempty"` // of an overlay
 	MTU       int            `json:"mtu"`
 	Subnets   []netip.Prefix `json:"subnets,omitempty"`
 	Endpoints []Endpoint     `json:"endpoints,omitempty"`
+
+	Bridge string `json:"bridge,omitempty"` // of a provider network
+	VLAN   uint16 `json:"vlan,omitempty"`   // in that bridge; 0 is none
 }
+
+// Provider tells whether it is a provider network.
+func (n Network) Provider() bool { return n.Bridge != "" }
 
 // Endpoint is an operator's own interface on a host that takes part in an
 // overlay network: a gateway, a bare-metal machine, a client.
@@ -94,4 +101,32 @@ type Endpoint struct {
 	Device string       `json:"device"`
 	MAC    string       `json:"mac"`
 	IPs    []netip.Addr `json:"ips,omitempty"`
+}
+
+// HostNetworks is what a host has of networks by itself.
+type HostNetworks struct {
+	Bridges []Bridge `json:"bridges,omitempty"` // by name
+	// UnderlayMTU is that of the device with the host's address; 0 if it is not known.
+	UnderlayMTU int `json:"underlayMTU,omitempty"`
+}
+
+// Bridge is one that an operator has made on a host.
+type Bridge struct {
+	Name         string `json:"name"`
+	MTU          int    `json:"mtu"`
+	FiltersVLANs bool   `json:"filtersVLANs,omitempty"`
+}
+
+// Bridge finds a bridge by its name.
+func (n HostNetworks) Bridge(name string) (Bridge, bool) {
+	at := slices.IndexFunc(n.Bridges, func(b Bridge) bool { return b.Name == name })
+	if at < 0 {
+		return Bridge{}, false
+	}
+	return n.Bridges[at], true
+}
+
+// Equal reports whether both are the same.
+func (n HostNetworks) Equal(other HostNetworks) bool {
+	return n.UnderlayMTU == other.UnderlayMTU && slices.Equal(n.Bridges, other.Bridges)
 }

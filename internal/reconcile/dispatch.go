@@ -124,7 +124,10 @@ func PortNetworks(ctx context.Context, networks store.Table[fleet.Network], spec
 		if err != nil {
 			return nil, err
 		}
-		ports = append(ports, &godwitv1.PortNetwork{Port: port.Name, Vni: network.Value.VNI, Mtu: int32(network.Value.MTU)})
+		ports = append(ports, &godwitv1.PortNetwork{
+			Port: port.Name, Vni: network.Value.VNI, Mtu: int32(network.Value.MTU),
+			Bridge: network.Value.Bridge, Vlan: uint32(network.Value.VLAN),
+		})
 	}
 	return ports, nil
 }

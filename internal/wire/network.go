@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"math"
 	"net/netip"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
@@ -15,6 +16,8 @@ func EncodeNetwork(network fleet.Network, version int64) *godwitv1.Network {
 		Vni:     network.VNI,
 		Mtu:     clampInt32(network.MTU),
 		Version: version,
+		Bridge:  network.Bridge,
+		Vlan:    uint32(network.VLAN),
 	}
 	for _, subnet := range network.Subnets {
 		message.Subnets = append(message.Subnets, encodePrefix(subnet))
@@ -37,6 +40,9 @@ func DecodeNetwork(message *godwitv1.Network) (network fleet.Network, version in
 		Name: fleet.NetworkName(message.GetName()),
 		VNI:  message.GetVni(),
 		MTU:  int(message.GetMtu()),
+
+		Bridge: message.GetBridge(),
+		VLAN:   uint16(min(message.GetVlan(), math.MaxUint16)), // more is no VLAN either
 	}
 	for i, text := range message.GetSubnets() {
 		subnet, err := netip.ParsePrefix(text)
@@ -50,6 +56,32 @@ func DecodeNetwork(message *godwitv1.Network) (network fleet.Network, version in
 		network.Endpoints = append(network.Endpoints, decodeEndpoint(endpoint, index("endpoints", i), &faults))
 	}
 	return network, message.GetVersion(), faults.err("read network " + message.GetName())
+}
+
+// EncodeHostNetworks gives the message of what a host has of networks by itself; nil if
+// that is nothing.
+func EncodeHostNetworks(networks fleet.HostNetworks) *godwitv1.HostNetworks {
+	if networks.Equal(fleet.HostNetworks{}) {
+		return nil
+	}
+	message := &godwitv1.HostNetworks{UnderlayMtu: clampInt32(networks.UnderlayMTU)}
+	for _, bridge := range networks.Bridges {
+		message.Bridges = append(message.Bridges, &godwitv1.Bridge{
+			Name: bridge.Name, Mtu: clampInt32(bridge.MTU), FiltersVlans: bridge.FiltersVLANs,
+		})
+	}
+	return message
+}
+
+// DecodeHostNetworks is the inverse of EncodeHostNetworks.
+func DecodeHostNetworks(message *godwitv1.HostNetworks) fleet.HostNetworks {
+	networks := fleet.HostNetworks{UnderlayMTU: int(message.GetUnderlayMtu())}
+	for _, bridge := range message.GetBridges() {
+		networks.Bridges = append(networks.Bridges, fleet.Bridge{
+			Name: bridge.GetName(), MTU: int(bridge.GetMtu()), FiltersVLANs: bridge.GetFiltersVlans(),
+		})
+	}
+	return networks
 }
 
 // EncodeEndpoint gives the message of an endpoint.

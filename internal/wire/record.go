@@ -95,6 +95,7 @@ func EncodeHost(host fleet.Host, status HostStatus) *godwitv1.Host {
 		Seen:                  encodeTime(host.Seen),
 		Cordoned:              host.Cordoned,
 		Version:               status.Version,
+		Networks:              EncodeHostNetworks(host.Networks),
 	}
 }
 
@@ -123,6 +124,7 @@ func DecodeHost(message *godwitv1.Host) (fleet.Host, HostStatus, error) {
 
 			Capabilities: message.GetMigrationCapabilities(),
 		},
+		Networks: DecodeHostNetworks(message.GetNetworks()),
 	}
 	if text := message.GetAddress(); text != "" {
 		host.Address = decodeAddr(text, "address", &faults)

@@ -677,6 +677,7 @@ type SessionRequest struct {
 	//	*SessionRequest_Report
 	//	*SessionRequest_AddressesApplied
 	//	*SessionRequest_Heartbeat
+	//	*SessionRequest_Networks
 	Message       isSessionRequest_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -755,6 +756,15 @@ func (x *SessionRequest) GetHeartbeat() *Heartbeat {
 	return nil
 }
 
+func (x *SessionRequest) GetNetworks() *HostNetworks {
+	if x != nil {
+		if x, ok := x.Message.(*SessionRequest_Networks); ok {
+			return x.Networks
+		}
+	}
+	return nil
+}
+
 type isSessionRequest_Message interface {
 	isSessionRequest_Message()
 }
@@ -775,6 +785,11 @@ type SessionRequest_Heartbeat struct {
 	Heartbeat *Heartbeat `protobuf:"bytes,4,opt,name=heartbeat,proto3,oneof"`
 }
 
+type SessionRequest_Networks struct {
+	// Since Hello they have changed.
+	Networks *HostNetworks `protobuf:"bytes,5,opt,name=networks,proto3,oneof"`
+}
+
 func (*SessionRequest_Hello) isSessionRequest_Message() {}
 
 func (*SessionRequest_Report) isSessionRequest_Message() {}
@@ -782,6 +797,8 @@ func (*SessionRequest_Report) isSessionRequest_Message() {}
 func (*SessionRequest_AddressesApplied) isSessionRequest_Message() {}
 
 func (*SessionRequest_Heartbeat) isSessionRequest_Message() {}
+
+func (*SessionRequest_Networks) isSessionRequest_Message() {}
 
 type SessionResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1489,11 +1506,14 @@ func (x *Instance) GetLocalEpoch() uint64 {
 
 // PortNetwork gives a port's network and, during a migration, its tunnel.
 type PortNetwork struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Port          string                 `protobuf:"bytes,1,opt,name=port,proto3" json:"port,omitempty"`
-	Vni           uint32                 `protobuf:"varint,2,opt,name=vni,proto3" json:"vni,omitempty"`
-	Mtu           int32                  `protobuf:"varint,3,opt,name=mtu,proto3" json:"mtu,omitempty"`
-	Tunnel        uint32                 `protobuf:"varint,4,opt,name=tunnel,proto3" json:"tunnel,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Port   string                 `protobuf:"bytes,1,opt,name=port,proto3" json:"port,omitempty"`
+	Vni    uint32                 `protobuf:"varint,2,opt,name=vni,proto3" json:"vni,omitempty"`
+	Mtu    int32                  `protobuf:"varint,3,opt,name=mtu,proto3" json:"mtu,omitempty"`
+	Tunnel uint32                 `protobuf:"varint,4,opt,name=tunnel,proto3" json:"tunnel,omitempty"`
+	// Of a provider network, in place of vni.
+	Bridge        string `protobuf:"bytes,5,opt,name=bridge,proto3" json:"bridge,omitempty"`
+	Vlan          uint32 `protobuf:"varint,6,opt,name=vlan,proto3" json:"vlan,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1552,6 +1572,20 @@ func (x *PortNetwork) GetMtu() int32 {
 func (x *PortNetwork) GetTunnel() uint32 {
 	if x != nil {
 		return x.Tunnel
+	}
+	return 0
+}
+
+func (x *PortNetwork) GetBridge() string {
+	if x != nil {
+		return x.Bridge
+	}
+	return ""
+}
+
+func (x *PortNetwork) GetVlan() uint32 {
+	if x != nil {
+		return x.Vlan
 	}
 	return 0
 }
@@ -4637,12 +4671,13 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12%\n" +
 	"\x0esource_address\x18\x04 \x01(\tR\rsourceAddress\".\n" +
 	"\x14ReturnFramesResponse\x12\x16\n" +
-	"\x06frames\x18\x01 \x01(\x03R\x06frames\"\xf4\x01\n" +
+	"\x06frames\x18\x01 \x01(\x03R\x06frames\"\xab\x02\n" +
 	"\x0eSessionRequest\x12(\n" +
 	"\x05hello\x18\x01 \x01(\v2\x10.godwit.v1.HelloH\x00R\x05hello\x12+\n" +
 	"\x06report\x18\x02 \x01(\v2\x11.godwit.v1.ReportH\x00R\x06report\x12J\n" +
 	"\x11addresses_applied\x18\x03 \x01(\v2\x1b.godwit.v1.AddressesAppliedH\x00R\x10addressesApplied\x124\n" +
-	"\theartbeat\x18\x04 \x01(\v2\x14.godwit.v1.HeartbeatH\x00R\theartbeatB\t\n" +
+	"\theartbeat\x18\x04 \x01(\v2\x14.godwit.v1.HeartbeatH\x00R\theartbeat\x125\n" +
+	"\bnetworks\x18\x05 \x01(\v2\x17.godwit.v1.HostNetworksH\x00R\bnetworksB\t\n" +
 	"\amessage\"\xe9\x01\n" +
 	"\x0fSessionResponse\x12.\n" +
 	"\awelcome\x18\x01 \x01(\v2\x12.godwit.v1.WelcomeH\x00R\awelcome\x12.\n" +
@@ -4696,12 +4731,14 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\bnetworks\x18\x05 \x03(\v2\x16.godwit.v1.PortNetworkR\bnetworks\x12>\n" +
 	"\x0evolume_servers\x18\x06 \x03(\v2\x17.godwit.v1.VolumeServerR\rvolumeServers\x12\x1f\n" +
 	"\vlocal_epoch\x18\a \x01(\x04R\n" +
-	"localEpoch\"]\n" +
+	"localEpoch\"\x89\x01\n" +
 	"\vPortNetwork\x12\x12\n" +
 	"\x04port\x18\x01 \x01(\tR\x04port\x12\x10\n" +
 	"\x03vni\x18\x02 \x01(\rR\x03vni\x12\x10\n" +
 	"\x03mtu\x18\x03 \x01(\x05R\x03mtu\x12\x16\n" +
-	"\x06tunnel\x18\x04 \x01(\rR\x06tunnel\"\xb0\a\n" +
+	"\x06tunnel\x18\x04 \x01(\rR\x06tunnel\x12\x16\n" +
+	"\x06bridge\x18\x05 \x01(\tR\x06bridge\x12\x12\n" +
+	"\x04vlan\x18\x06 \x01(\rR\x04vlan\"\xb0\a\n" +
 	"\aCommand\x12\x18\n" +
 	"\asubject\x18\x01 \x01(\tR\asubject\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1a\n" +
@@ -5014,13 +5051,14 @@ var file_godwit_v1_agent_proto_goTypes = []any{
 	(*AddressEntry)(nil),          // 59: godwit.v1.AddressEntry
 	(*AddressesApplied)(nil),      // 60: godwit.v1.AddressesApplied
 	(*Machine)(nil),               // 61: godwit.v1.Machine
-	(*Host)(nil),                  // 62: godwit.v1.Host
-	(*VMSpec)(nil),                // 63: godwit.v1.VMSpec
-	(*VolumeServer)(nil),          // 64: godwit.v1.VolumeServer
-	(*Disk)(nil),                  // 65: godwit.v1.Disk
-	(*Port)(nil),                  // 66: godwit.v1.Port
-	(*timestamppb.Timestamp)(nil), // 67: google.protobuf.Timestamp
-	(*Endpoint)(nil),              // 68: godwit.v1.Endpoint
+	(*HostNetworks)(nil),          // 62: godwit.v1.HostNetworks
+	(*Host)(nil),                  // 63: godwit.v1.Host
+	(*VMSpec)(nil),                // 64: godwit.v1.VMSpec
+	(*VolumeServer)(nil),          // 65: godwit.v1.VolumeServer
+	(*Disk)(nil),                  // 66: godwit.v1.Disk
+	(*Port)(nil),                  // 67: godwit.v1.Port
+	(*timestamppb.Timestamp)(nil), // 68: google.protobuf.Timestamp
+	(*Endpoint)(nil),              // 69: godwit.v1.Endpoint
 }
 var file_godwit_v1_agent_proto_depIdxs = []int32{
 	6,  // 0: godwit.v1.ShowInstanceResponse.images:type_name -> godwit.v1.ShownImage
@@ -5029,96 +5067,97 @@ var file_godwit_v1_agent_proto_depIdxs = []int32{
 	36, // 3: godwit.v1.SessionRequest.report:type_name -> godwit.v1.Report
 	60, // 4: godwit.v1.SessionRequest.addresses_applied:type_name -> godwit.v1.AddressesApplied
 	13, // 5: godwit.v1.SessionRequest.heartbeat:type_name -> godwit.v1.Heartbeat
-	15, // 6: godwit.v1.SessionResponse.welcome:type_name -> godwit.v1.Welcome
-	22, // 7: godwit.v1.SessionResponse.command:type_name -> godwit.v1.Command
-	57, // 8: godwit.v1.SessionResponse.addresses:type_name -> godwit.v1.AddressMap
-	13, // 9: godwit.v1.SessionResponse.heartbeat:type_name -> godwit.v1.Heartbeat
-	16, // 10: godwit.v1.Heartbeat.store:type_name -> godwit.v1.StoreMark
-	62, // 11: godwit.v1.Hello.host:type_name -> godwit.v1.Host
-	17, // 12: godwit.v1.Hello.instances:type_name -> godwit.v1.InstanceReport
-	16, // 13: godwit.v1.Hello.store:type_name -> godwit.v1.StoreMark
-	16, // 14: godwit.v1.Welcome.store:type_name -> godwit.v1.StoreMark
-	63, // 15: godwit.v1.Instance.spec:type_name -> godwit.v1.VMSpec
-	21, // 16: godwit.v1.Instance.networks:type_name -> godwit.v1.PortNetwork
-	64, // 17: godwit.v1.Instance.volume_servers:type_name -> godwit.v1.VolumeServer
-	23, // 18: godwit.v1.Command.start_instance:type_name -> godwit.v1.StartInstance
-	25, // 19: godwit.v1.Command.stop_instance:type_name -> godwit.v1.StopInstance
-	28, // 20: godwit.v1.Command.prepare_target:type_name -> godwit.v1.PrepareTarget
-	29, // 21: godwit.v1.Command.start_copy:type_name -> godwit.v1.StartCopy
-	30, // 22: godwit.v1.Command.resume_source:type_name -> godwit.v1.ResumeSource
-	31, // 23: godwit.v1.Command.release_target:type_name -> godwit.v1.ReleaseTarget
-	32, // 24: godwit.v1.Command.run_target:type_name -> godwit.v1.RunTarget
-	33, // 25: godwit.v1.Command.retire_source:type_name -> godwit.v1.RetireSource
-	34, // 26: godwit.v1.Command.release_source:type_name -> godwit.v1.ReleaseSource
-	35, // 27: godwit.v1.Command.finish_target:type_name -> godwit.v1.FinishTarget
-	26, // 28: godwit.v1.Command.forget_instance:type_name -> godwit.v1.ForgetInstance
-	27, // 29: godwit.v1.Command.remove_disks:type_name -> godwit.v1.RemoveDisks
-	24, // 30: godwit.v1.Command.change_hardware:type_name -> godwit.v1.ChangeHardware
-	20, // 31: godwit.v1.StartInstance.instance:type_name -> godwit.v1.Instance
-	65, // 32: godwit.v1.ChangeHardware.disk:type_name -> godwit.v1.Disk
-	66, // 33: godwit.v1.ChangeHardware.port:type_name -> godwit.v1.Port
-	21, // 34: godwit.v1.ChangeHardware.network:type_name -> godwit.v1.PortNetwork
-	64, // 35: godwit.v1.ChangeHardware.volume_server:type_name -> godwit.v1.VolumeServer
-	20, // 36: godwit.v1.PrepareTarget.instance:type_name -> godwit.v1.Instance
-	21, // 37: godwit.v1.StartCopy.networks:type_name -> godwit.v1.PortNetwork
-	64, // 38: godwit.v1.ResumeSource.volume_servers:type_name -> godwit.v1.VolumeServer
-	67, // 39: godwit.v1.Report.at:type_name -> google.protobuf.Timestamp
-	17, // 40: godwit.v1.Report.instance:type_name -> godwit.v1.InstanceReport
-	37, // 41: godwit.v1.Report.target_prepared:type_name -> godwit.v1.TargetPrepared
-	39, // 42: godwit.v1.Report.copy_progress:type_name -> godwit.v1.CopyProgress
-	40, // 43: godwit.v1.Report.source_stopped:type_name -> godwit.v1.SourceStopped
-	45, // 44: godwit.v1.Report.source_resumed:type_name -> godwit.v1.SourceResumed
-	46, // 45: godwit.v1.Report.target_released:type_name -> godwit.v1.TargetReleased
-	47, // 46: godwit.v1.Report.target_running:type_name -> godwit.v1.TargetRunning
-	48, // 47: godwit.v1.Report.source_retired:type_name -> godwit.v1.SourceRetired
-	49, // 48: godwit.v1.Report.source_released:type_name -> godwit.v1.SourceReleased
-	50, // 49: godwit.v1.Report.target_finished:type_name -> godwit.v1.TargetFinished
-	51, // 50: godwit.v1.Report.source_failed:type_name -> godwit.v1.SourceFailed
-	52, // 51: godwit.v1.Report.target_failed:type_name -> godwit.v1.TargetFailed
-	42, // 52: godwit.v1.Report.switch_measured:type_name -> godwit.v1.SwitchMeasured
-	54, // 53: godwit.v1.Report.target_refused:type_name -> godwit.v1.TargetRefused
-	56, // 54: godwit.v1.Report.source_ran_on:type_name -> godwit.v1.SourceRanOn
-	55, // 55: godwit.v1.Report.disks_removed:type_name -> godwit.v1.DisksRemoved
-	53, // 56: godwit.v1.Report.hardware_changed:type_name -> godwit.v1.HardwareChanged
-	38, // 57: godwit.v1.Report.target_compared:type_name -> godwit.v1.TargetCompared
-	61, // 58: godwit.v1.TargetPrepared.source_machine:type_name -> godwit.v1.Machine
-	61, // 59: godwit.v1.TargetCompared.machine:type_name -> godwit.v1.Machine
-	67, // 60: godwit.v1.SourceStopped.stopped:type_name -> google.protobuf.Timestamp
-	41, // 61: godwit.v1.SourceStopped.why:type_name -> godwit.v1.StopReason
-	43, // 62: godwit.v1.SwitchMeasured.marks:type_name -> godwit.v1.SourceMarks
-	67, // 63: godwit.v1.SourceMarks.gate_flipped:type_name -> google.protobuf.Timestamp
-	67, // 64: godwit.v1.SourceMarks.stopped:type_name -> google.protobuf.Timestamp
-	67, // 65: godwit.v1.SourceMarks.pre_switchover:type_name -> google.protobuf.Timestamp
-	67, // 66: godwit.v1.SourceMarks.continued:type_name -> google.protobuf.Timestamp
-	67, // 67: godwit.v1.SourceMarks.drained:type_name -> google.protobuf.Timestamp
-	67, // 68: godwit.v1.SourceMarks.completed:type_name -> google.protobuf.Timestamp
-	67, // 69: godwit.v1.TargetMarks.loaded:type_name -> google.protobuf.Timestamp
-	67, // 70: godwit.v1.TargetMarks.asked:type_name -> google.protobuf.Timestamp
-	67, // 71: godwit.v1.TargetMarks.answered:type_name -> google.protobuf.Timestamp
-	67, // 72: godwit.v1.TargetMarks.resumed:type_name -> google.protobuf.Timestamp
-	44, // 73: godwit.v1.TargetRunning.marks:type_name -> godwit.v1.TargetMarks
-	58, // 74: godwit.v1.AddressMap.networks:type_name -> godwit.v1.NetworkMap
-	59, // 75: godwit.v1.NetworkMap.entries:type_name -> godwit.v1.AddressEntry
-	68, // 76: godwit.v1.NetworkMap.endpoints:type_name -> godwit.v1.Endpoint
-	11, // 77: godwit.v1.AgentService.Session:input_type -> godwit.v1.SessionRequest
-	18, // 78: godwit.v1.AgentService.Commit:input_type -> godwit.v1.CommitRequest
-	4,  // 79: godwit.v1.PeerService.ShowInstance:input_type -> godwit.v1.ShowInstanceRequest
-	7,  // 80: godwit.v1.PeerService.GiveUp:input_type -> godwit.v1.GiveUpRequest
-	9,  // 81: godwit.v1.PeerService.ReturnFrames:input_type -> godwit.v1.ReturnFramesRequest
-	0,  // 82: godwit.v1.ConsoleService.Read:input_type -> godwit.v1.ReadConsoleRequest
-	2,  // 83: godwit.v1.ConsoleService.Write:input_type -> godwit.v1.WriteConsoleRequest
-	12, // 84: godwit.v1.AgentService.Session:output_type -> godwit.v1.SessionResponse
-	19, // 85: godwit.v1.AgentService.Commit:output_type -> godwit.v1.CommitResponse
-	5,  // 86: godwit.v1.PeerService.ShowInstance:output_type -> godwit.v1.ShowInstanceResponse
-	8,  // 87: godwit.v1.PeerService.GiveUp:output_type -> godwit.v1.GiveUpResponse
-	10, // 88: godwit.v1.PeerService.ReturnFrames:output_type -> godwit.v1.ReturnFramesResponse
-	1,  // 89: godwit.v1.ConsoleService.Read:output_type -> godwit.v1.ReadConsoleResponse
-	3,  // 90: godwit.v1.ConsoleService.Write:output_type -> godwit.v1.WriteConsoleResponse
-	84, // [84:91] is the sub-list for method output_type
-	77, // [77:84] is the sub-list for method input_type
-	77, // [77:77] is the sub-list for extension type_name
-	77, // [77:77] is the sub-list for extension extendee
-	0,  // [0:77] is the sub-list for field type_name
+	62, // 6: godwit.v1.SessionRequest.networks:type_name -> godwit.v1.HostNetworks
+	15, // 7: godwit.v1.SessionResponse.welcome:type_name -> godwit.v1.Welcome
+	22, // 8: godwit.v1.SessionResponse.command:type_name -> godwit.v1.Command
+	57, // 9: godwit.v1.SessionResponse.addresses:type_name -> godwit.v1.AddressMap
+	13, // 10: godwit.v1.SessionResponse.heartbeat:type_name -> godwit.v1.Heartbeat
+	16, // 11: godwit.v1.Heartbeat.store:type_name -> godwit.v1.StoreMark
+	63, // 12: godwit.v1.Hello.host:type_name -> godwit.v1.Host
+	17, // 13: godwit.v1.Hello.instances:type_name -> godwit.v1.InstanceReport
+	16, // 14: godwit.v1.Hello.store:type_name -> godwit.v1.StoreMark
+	16, // 15: godwit.v1.Welcome.store:type_name -> godwit.v1.StoreMark
+	64, // 16: godwit.v1.Instance.spec:type_name -> godwit.v1.VMSpec
+	21, // 17: godwit.v1.Instance.networks:type_name -> godwit.v1.PortNetwork
+	65, // 18: godwit.v1.Instance.volume_servers:type_name -> godwit.v1.VolumeServer
+	23, // 19: godwit.v1.Command.start_instance:type_name -> godwit.v1.StartInstance
+	25, // 20: godwit.v1.Command.stop_instance:type_name -> godwit.v1.StopInstance
+	28, // 21: godwit.v1.Command.prepare_target:type_name -> godwit.v1.PrepareTarget
+	29, // 22: godwit.v1.Command.start_copy:type_name -> godwit.v1.StartCopy
+	30, // 23: godwit.v1.Command.resume_source:type_name -> godwit.v1.ResumeSource
+	31, // 24: godwit.v1.Command.release_target:type_name -> godwit.v1.ReleaseTarget
+	32, // 25: godwit.v1.Command.run_target:type_name -> godwit.v1.RunTarget
+	33, // 26: godwit.v1.Command.retire_source:type_name -> godwit.v1.RetireSource
+	34, // 27: godwit.v1.Command.release_source:type_name -> godwit.v1.ReleaseSource
+	35, // 28: godwit.v1.Command.finish_target:type_name -> godwit.v1.FinishTarget
+	26, // 29: godwit.v1.Command.forget_instance:type_name -> godwit.v1.ForgetInstance
+	27, // 30: godwit.v1.Command.remove_disks:type_name -> godwit.v1.RemoveDisks
+	24, // 31: godwit.v1.Command.change_hardware:type_name -> godwit.v1.ChangeHardware
+	20, // 32: godwit.v1.StartInstance.instance:type_name -> godwit.v1.Instance
+	66, // 33: godwit.v1.ChangeHardware.disk:type_name -> godwit.v1.Disk
+	67, // 34: godwit.v1.ChangeHardware.port:type_name -> godwit.v1.Port
+	21, // 35: godwit.v1.ChangeHardware.network:type_name -> godwit.v1.PortNetwork
+	65, // 36: godwit.v1.ChangeHardware.volume_server:type_name -> godwit.v1.VolumeServer
+	20, // 37: godwit.v1.PrepareTarget.instance:type_name -> godwit.v1.Instance
+	21, // 38: godwit.v1.StartCopy.networks:type_name -> godwit.v1.PortNetwork
+	65, // 39: godwit.v1.ResumeSource.volume_servers:type_name -> godwit.v1.VolumeServer
+	68, // 40: godwit.v1.Report.at:type_name -> google.protobuf.Timestamp
+	17, // 41: godwit.v1.Report.instance:type_name -> godwit.v1.InstanceReport
+	37, // 42: godwit.v1.Report.target_prepared:type_name -> godwit.v1.TargetPrepared
+	39, // 43: godwit.v1.Report.copy_progress:type_name -> godwit.v1.CopyProgress
+	40, // 44: godwit.v1.Report.source_stopped:type_name -> godwit.v1.SourceStopped
+	45, // 45: godwit.v1.Report.source_resumed:type_name -> godwit.v1.SourceResumed
+	46, // 46: godwit.v1.Report.target_released:type_name -> godwit.v1.TargetReleased
+	47, // 47: godwit.v1.Report.target_running:type_name -> godwit.v1.TargetRunning
+	48, // 48: godwit.v1.Report.source_retired:type_name -> godwit.v1.SourceRetired
+	49, // 49: godwit.v1.Report.source_released:type_name -> godwit.v1.SourceReleased
+	50, // 50: godwit.v1.Report.target_finished:type_name -> godwit.v1.TargetFinished
+	51, // 51: godwit.v1.Report.source_failed:type_name -> godwit.v1.SourceFailed
+	52, // 52: godwit.v1.Report.target_failed:type_name -> godwit.v1.TargetFailed
+	42, // 53: godwit.v1.Report.switch_measured:type_name -> godwit.v1.SwitchMeasured
+	54, // 54: godwit.v1.Report.target_refused:type_name -> godwit.v1.TargetRefused
+	56, // 55: godwit.v1.Report.source_ran_on:type_name -> godwit.v1.SourceRanOn
+	55, // 56: godwit.v1.Report.disks_removed:type_name -> godwit.v1.DisksRemoved
+	53, // 57: godwit.v1.Report.hardware_changed:type_name -> godwit.v1.HardwareChanged
+	38, // 58: godwit.v1.Report.target_compared:type_name -> godwit.v1.TargetCompared
+	61, // 59: godwit.v1.TargetPrepared.source_machine:type_name -> godwit.v1.Machine
+	61, // 60: godwit.v1.TargetCompared.machine:type_name -> godwit.v1.Machine
+	68, // 61: godwit.v1.SourceStopped.stopped:type_name -> google.protobuf.Timestamp
+	41, // 62: godwit.v1.SourceStopped.why:type_name -> godwit.v1.StopReason
+	43, // 63: godwit.v1.SwitchMeasured.marks:type_name -> godwit.v1.SourceMarks
+	68, // 64: godwit.v1.SourceMarks.gate_flipped:type_name -> google.protobuf.Timestamp
+	68, // 65: godwit.v1.SourceMarks.stopped:type_name -> google.protobuf.Timestamp
+	68, // 66: godwit.v1.SourceMarks.pre_switchover:type_name -> google.protobuf.Timestamp
+	68, // 67: godwit.v1.SourceMarks.continued:type_name -> google.protobuf.Timestamp
+	68, // 68: godwit.v1.SourceMarks.drained:type_name -> google.protobuf.Timestamp
+	68, // 69: godwit.v1.SourceMarks.completed:type_name -> google.protobuf.Timestamp
+	68, // 70: godwit.v1.TargetMarks.loaded:type_name -> google.protobuf.Timestamp
+	68, // 71: godwit.v1.TargetMarks.asked:type_name -> google.protobuf.Timestamp
+	68, // 72: godwit.v1.TargetMarks.answered:type_name -> google.protobuf.Timestamp
+	68, // 73: godwit.v1.TargetMarks.resumed:type_name -> google.protobuf.Timestamp
+	44, // 74: godwit.v1.TargetRunning.marks:type_name -> godwit.v1.TargetMarks
+	58, // 75: godwit.v1.AddressMap.networks:type_name -> godwit.v1.NetworkMap
+	59, // 76: godwit.v1.NetworkMap.entries:type_name -> godwit.v1.AddressEntry
+	69, // 77: godwit.v1.NetworkMap.endpoints:type_name -> godwit.v1.Endpoint
+	11, // 78: godwit.v1.AgentService.Session:input_type -> godwit.v1.SessionRequest
+	18, // 79: godwit.v1.AgentService.Commit:input_type -> godwit.v1.CommitRequest
+	4,  // 80: godwit.v1.PeerService.ShowInstance:input_type -> godwit.v1.ShowInstanceRequest
+	7,  // 81: godwit.v1.PeerService.GiveUp:input_type -> godwit.v1.GiveUpRequest
+	9,  // 82: godwit.v1.PeerService.ReturnFrames:input_type -> godwit.v1.ReturnFramesRequest
+	0,  // 83: godwit.v1.ConsoleService.Read:input_type -> godwit.v1.ReadConsoleRequest
+	2,  // 84: godwit.v1.ConsoleService.Write:input_type -> godwit.v1.WriteConsoleRequest
+	12, // 85: godwit.v1.AgentService.Session:output_type -> godwit.v1.SessionResponse
+	19, // 86: godwit.v1.AgentService.Commit:output_type -> godwit.v1.CommitResponse
+	5,  // 87: godwit.v1.PeerService.ShowInstance:output_type -> godwit.v1.ShowInstanceResponse
+	8,  // 88: godwit.v1.PeerService.GiveUp:output_type -> godwit.v1.GiveUpResponse
+	10, // 89: godwit.v1.PeerService.ReturnFrames:output_type -> godwit.v1.ReturnFramesResponse
+	1,  // 90: godwit.v1.ConsoleService.Read:output_type -> godwit.v1.ReadConsoleResponse
+	3,  // 91: godwit.v1.ConsoleService.Write:output_type -> godwit.v1.WriteConsoleResponse
+	85, // [85:92] is the sub-list for method output_type
+	78, // [78:85] is the sub-list for method input_type
+	78, // [78:78] is the sub-list for extension type_name
+	78, // [78:78] is the sub-list for extension extendee
+	0,  // [0:78] is the sub-list for field type_name
 }
 
 func init() { file_godwit_v1_agent_proto_init() }
@@ -5133,6 +5172,7 @@ func file_godwit_v1_agent_proto_init() {
 		(*SessionRequest_Report)(nil),
 		(*SessionRequest_AddressesApplied)(nil),
 		(*SessionRequest_Heartbeat)(nil),
+		(*SessionRequest_Networks)(nil),
 	}
 	file_godwit_v1_agent_proto_msgTypes[12].OneofWrappers = []any{
 		(*SessionResponse_Welcome)(nil),

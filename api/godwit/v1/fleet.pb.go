@@ -769,7 +769,8 @@ type Host struct {
 	// By QEMU's names.
 	MigrationCapabilities []string `protobuf:"bytes,17,rep,name=migration_capabilities,json=migrationCapabilities,proto3" json:"migration_capabilities,omitempty"`
 	// Where other hosts' agents reach its agent, at address.
-	PeerPort      uint32 `protobuf:"varint,18,opt,name=peer_port,json=peerPort,proto3" json:"peer_port,omitempty"`
+	PeerPort      uint32        `protobuf:"varint,18,opt,name=peer_port,json=peerPort,proto3" json:"peer_port,omitempty"`
+	Networks      *HostNetworks `protobuf:"bytes,19,opt,name=networks,proto3" json:"networks,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -930,23 +931,151 @@ func (x *Host) GetPeerPort() uint32 {
 	return 0
 }
 
-// An overlay network: VXLAN without learning.
+func (x *Host) GetNetworks() *HostNetworks {
+	if x != nil {
+		return x.Networks
+	}
+	return nil
+}
+
+// HostNetworks is what a host has of networks by itself.
+type HostNetworks struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// By name.
+	Bridges []*Bridge `protobuf:"bytes,1,rep,name=bridges,proto3" json:"bridges,omitempty"`
+	// Of the device with its address; 0 if it does not say.
+	UnderlayMtu   int32 `protobuf:"varint,2,opt,name=underlay_mtu,json=underlayMtu,proto3" json:"underlay_mtu,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HostNetworks) Reset() {
+	*x = HostNetworks{}
+	mi := &file_godwit_v1_fleet_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HostNetworks) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HostNetworks) ProtoMessage() {}
+
+func (x *HostNetworks) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_fleet_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HostNetworks.ProtoReflect.Descriptor instead.
+func (*HostNetworks) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_fleet_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *HostNetworks) GetBridges() []*Bridge {
+	if x != nil {
+		return x.Bridges
+	}
+	return nil
+}
+
+func (x *HostNetworks) GetUnderlayMtu() int32 {
+	if x != nil {
+		return x.UnderlayMtu
+	}
+	return 0
+}
+
+// Bridge is one that an operator has made on a host.
+type Bridge struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Mtu           int32                  `protobuf:"varint,2,opt,name=mtu,proto3" json:"mtu,omitempty"`
+	FiltersVlans  bool                   `protobuf:"varint,3,opt,name=filters_vlans,json=filtersVlans,proto3" json:"filters_vlans,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Bridge) Reset() {
+	*x = Bridge{}
+	mi := &file_godwit_v1_fleet_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Bridge) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Bridge) ProtoMessage() {}
+
+func (x *Bridge) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_fleet_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Bridge.ProtoReflect.Descriptor instead.
+func (*Bridge) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_fleet_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Bridge) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Bridge) GetMtu() int32 {
+	if x != nil {
+		return x.Mtu
+	}
+	return 0
+}
+
+func (x *Bridge) GetFiltersVlans() bool {
+	if x != nil {
+		return x.FiltersVlans
+	}
+	return false
+}
+
+// A network: an overlay (VXLAN without learning), or a provider network, which is a
+// bridge that each host has.
 type Network struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Vni   uint32                 `protobuf:"varint,2,opt,name=vni,proto3" json:"vni,omitempty"`
-	Mtu   int32                  `protobuf:"varint,3,opt,name=mtu,proto3" json:"mtu,omitempty"`
+	// Of an overlay.
+	Vni uint32 `protobuf:"varint,2,opt,name=vni,proto3" json:"vni,omitempty"`
+	Mtu int32  `protobuf:"varint,3,opt,name=mtu,proto3" json:"mtu,omitempty"`
 	// Prefixes that addresses of ports are taken from, e.g. "10.20.0.0/24".
-	Subnets       []string    `protobuf:"bytes,4,rep,name=subnets,proto3" json:"subnets,omitempty"`
-	Endpoints     []*Endpoint `protobuf:"bytes,5,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
-	Version       int64       `protobuf:"varint,6,opt,name=version,proto3" json:"version,omitempty"`
+	Subnets   []string    `protobuf:"bytes,4,rep,name=subnets,proto3" json:"subnets,omitempty"`
+	Endpoints []*Endpoint `protobuf:"bytes,5,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
+	Version   int64       `protobuf:"varint,6,opt,name=version,proto3" json:"version,omitempty"`
+	// Of a provider network: the bridge's name, and the VLAN in it; 0 is none.
+	Bridge        string `protobuf:"bytes,7,opt,name=bridge,proto3" json:"bridge,omitempty"`
+	Vlan          uint32 `protobuf:"varint,8,opt,name=vlan,proto3" json:"vlan,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Network) Reset() {
 	*x = Network{}
-	mi := &file_godwit_v1_fleet_proto_msgTypes[9]
+	mi := &file_godwit_v1_fleet_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -958,7 +1087,7 @@ func (x *Network) String() string {
 func (*Network) ProtoMessage() {}
 
 func (x *Network) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_fleet_proto_msgTypes[9]
+	mi := &file_godwit_v1_fleet_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -971,7 +1100,7 @@ func (x *Network) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Network.ProtoReflect.Descriptor instead.
 func (*Network) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_fleet_proto_rawDescGZIP(), []int{9}
+	return file_godwit_v1_fleet_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Network) GetName() string {
@@ -1016,6 +1145,20 @@ func (x *Network) GetVersion() int64 {
 	return 0
 }
 
+func (x *Network) GetBridge() string {
+	if x != nil {
+		return x.Bridge
+	}
+	return ""
+}
+
+func (x *Network) GetVlan() uint32 {
+	if x != nil {
+		return x.Vlan
+	}
+	return 0
+}
+
 // An operator's own network interface on a host that takes part in an overlay:
 // a gateway, a bare-metal machine, a client.
 type Endpoint struct {
@@ -1031,7 +1174,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_godwit_v1_fleet_proto_msgTypes[10]
+	mi := &file_godwit_v1_fleet_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1043,7 +1186,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_fleet_proto_msgTypes[10]
+	mi := &file_godwit_v1_fleet_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1056,7 +1199,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_fleet_proto_rawDescGZIP(), []int{10}
+	return file_godwit_v1_fleet_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Endpoint) GetName() string {
@@ -1110,7 +1253,7 @@ type VolumeServer struct {
 
 func (x *VolumeServer) Reset() {
 	*x = VolumeServer{}
-	mi := &file_godwit_v1_fleet_proto_msgTypes[11]
+	mi := &file_godwit_v1_fleet_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1122,7 +1265,7 @@ func (x *VolumeServer) String() string {
 func (*VolumeServer) ProtoMessage() {}
 
 func (x *VolumeServer) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_fleet_proto_msgTypes[11]
+	mi := &file_godwit_v1_fleet_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1135,7 +1278,7 @@ func (x *VolumeServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeServer.ProtoReflect.Descriptor instead.
 func (*VolumeServer) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_fleet_proto_rawDescGZIP(), []int{11}
+	return file_godwit_v1_fleet_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *VolumeServer) GetName() string {
@@ -1184,7 +1327,7 @@ type Machine struct {
 
 func (x *Machine) Reset() {
 	*x = Machine{}
-	mi := &file_godwit_v1_fleet_proto_msgTypes[12]
+	mi := &file_godwit_v1_fleet_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1196,7 +1339,7 @@ func (x *Machine) String() string {
 func (*Machine) ProtoMessage() {}
 
 func (x *Machine) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_fleet_proto_msgTypes[12]
+	mi := &file_godwit_v1_fleet_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1209,7 +1352,7 @@ func (x *Machine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Machine.ProtoReflect.Descriptor instead.
 func (*Machine) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_fleet_proto_rawDescGZIP(), []int{12}
+	return file_godwit_v1_fleet_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Machine) GetFields() map[string]string {
@@ -1285,7 +1428,7 @@ const file_godwit_v1_fleet_proto_rawDesc = "" +
 	"\x04disk\x18\x03 \x01(\v2\x0f.godwit.v1.DiskR\x04disk\x12#\n" +
 	"\x04port\x18\x04 \x01(\v2\x0f.godwit.v1.PortR\x04port\x12\x14\n" +
 	"\x05state\x18\x05 \x01(\tR\x05state\x12\x14\n" +
-	"\x05cause\x18\x06 \x01(\tR\x05cause\"\xbe\x05\n" +
+	"\x05cause\x18\x06 \x01(\tR\x05cause\"\xf3\x05\n" +
 	"\x04Host\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x14\n" +
@@ -1306,17 +1449,27 @@ const file_godwit_v1_fleet_proto_rawDesc = "" +
 	"\aversion\x18\x0f \x01(\x03R\aversion\x12L\n" +
 	"\x0fmachine_aliases\x18\x10 \x03(\v2#.godwit.v1.Host.MachineAliasesEntryR\x0emachineAliases\x125\n" +
 	"\x16migration_capabilities\x18\x11 \x03(\tR\x15migrationCapabilities\x12\x1b\n" +
-	"\tpeer_port\x18\x12 \x01(\rR\bpeerPort\x1aA\n" +
+	"\tpeer_port\x18\x12 \x01(\rR\bpeerPort\x123\n" +
+	"\bnetworks\x18\x13 \x01(\v2\x17.godwit.v1.HostNetworksR\bnetworks\x1aA\n" +
 	"\x13MachineAliasesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa8\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"^\n" +
+	"\fHostNetworks\x12+\n" +
+	"\abridges\x18\x01 \x03(\v2\x11.godwit.v1.BridgeR\abridges\x12!\n" +
+	"\funderlay_mtu\x18\x02 \x01(\x05R\vunderlayMtu\"S\n" +
+	"\x06Bridge\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
+	"\x03mtu\x18\x02 \x01(\x05R\x03mtu\x12#\n" +
+	"\rfilters_vlans\x18\x03 \x01(\bR\ffiltersVlans\"\xd4\x01\n" +
 	"\aNetwork\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03vni\x18\x02 \x01(\rR\x03vni\x12\x10\n" +
 	"\x03mtu\x18\x03 \x01(\x05R\x03mtu\x12\x18\n" +
 	"\asubnets\x18\x04 \x03(\tR\asubnets\x121\n" +
 	"\tendpoints\x18\x05 \x03(\v2\x13.godwit.v1.EndpointR\tendpoints\x12\x18\n" +
-	"\aversion\x18\x06 \x01(\x03R\aversion\"n\n" +
+	"\aversion\x18\x06 \x01(\x03R\aversion\x12\x16\n" +
+	"\x06bridge\x18\a \x01(\tR\x06bridge\x12\x12\n" +
+	"\x04vlan\x18\b \x01(\rR\x04vlan\"n\n" +
 	"\bEndpoint\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12\x16\n" +
@@ -1347,7 +1500,7 @@ func file_godwit_v1_fleet_proto_rawDescGZIP() []byte {
 	return file_godwit_v1_fleet_proto_rawDescData
 }
 
-var file_godwit_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_godwit_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_godwit_v1_fleet_proto_goTypes = []any{
 	(*PageRequest)(nil),           // 0: godwit.v1.PageRequest
 	(*Owner)(nil),                 // 1: godwit.v1.Owner
@@ -1358,13 +1511,15 @@ var file_godwit_v1_fleet_proto_goTypes = []any{
 	(*VM)(nil),                    // 6: godwit.v1.VM
 	(*HardwareChange)(nil),        // 7: godwit.v1.HardwareChange
 	(*Host)(nil),                  // 8: godwit.v1.Host
-	(*Network)(nil),               // 9: godwit.v1.Network
-	(*Endpoint)(nil),              // 10: godwit.v1.Endpoint
-	(*VolumeServer)(nil),          // 11: godwit.v1.VolumeServer
-	(*Machine)(nil),               // 12: godwit.v1.Machine
-	nil,                           // 13: godwit.v1.Host.MachineAliasesEntry
-	nil,                           // 14: godwit.v1.Machine.FieldsEntry
-	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
+	(*HostNetworks)(nil),          // 9: godwit.v1.HostNetworks
+	(*Bridge)(nil),                // 10: godwit.v1.Bridge
+	(*Network)(nil),               // 11: godwit.v1.Network
+	(*Endpoint)(nil),              // 12: godwit.v1.Endpoint
+	(*VolumeServer)(nil),          // 13: godwit.v1.VolumeServer
+	(*Machine)(nil),               // 14: godwit.v1.Machine
+	nil,                           // 15: godwit.v1.Host.MachineAliasesEntry
+	nil,                           // 16: godwit.v1.Machine.FieldsEntry
+	(*timestamppb.Timestamp)(nil), // 17: google.protobuf.Timestamp
 }
 var file_godwit_v1_fleet_proto_depIdxs = []int32{
 	3,  // 0: godwit.v1.VMSpec.boot:type_name -> godwit.v1.Boot
@@ -1372,19 +1527,21 @@ var file_godwit_v1_fleet_proto_depIdxs = []int32{
 	5,  // 2: godwit.v1.VMSpec.ports:type_name -> godwit.v1.Port
 	2,  // 3: godwit.v1.VM.spec:type_name -> godwit.v1.VMSpec
 	1,  // 4: godwit.v1.VM.owner:type_name -> godwit.v1.Owner
-	15, // 5: godwit.v1.VM.created:type_name -> google.protobuf.Timestamp
+	17, // 5: godwit.v1.VM.created:type_name -> google.protobuf.Timestamp
 	7,  // 6: godwit.v1.VM.change:type_name -> godwit.v1.HardwareChange
 	4,  // 7: godwit.v1.HardwareChange.disk:type_name -> godwit.v1.Disk
 	5,  // 8: godwit.v1.HardwareChange.port:type_name -> godwit.v1.Port
-	15, // 9: godwit.v1.Host.seen:type_name -> google.protobuf.Timestamp
-	13, // 10: godwit.v1.Host.machine_aliases:type_name -> godwit.v1.Host.MachineAliasesEntry
-	10, // 11: godwit.v1.Network.endpoints:type_name -> godwit.v1.Endpoint
-	14, // 12: godwit.v1.Machine.fields:type_name -> godwit.v1.Machine.FieldsEntry
-	13, // [13:13] is the sub-list for method output_type
-	13, // [13:13] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	17, // 9: godwit.v1.Host.seen:type_name -> google.protobuf.Timestamp
+	15, // 10: godwit.v1.Host.machine_aliases:type_name -> godwit.v1.Host.MachineAliasesEntry
+	9,  // 11: godwit.v1.Host.networks:type_name -> godwit.v1.HostNetworks
+	10, // 12: godwit.v1.HostNetworks.bridges:type_name -> godwit.v1.Bridge
+	12, // 13: godwit.v1.Network.endpoints:type_name -> godwit.v1.Endpoint
+	16, // 14: godwit.v1.Machine.fields:type_name -> godwit.v1.Machine.FieldsEntry
+	15, // [15:15] is the sub-list for method output_type
+	15, // [15:15] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_godwit_v1_fleet_proto_init() }
@@ -1398,7 +1555,7 @@ func file_godwit_v1_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_godwit_v1_fleet_proto_rawDesc), len(file_godwit_v1_fleet_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   15,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
