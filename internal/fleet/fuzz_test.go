@@ -3,6 +3,7 @@ package fleet
 import (
 	"strings"
 	"testing"
+	"unicode/utf8"
 )
 
 // What is read of an amount is written so that the same comes back.
@@ -27,12 +28,15 @@ func FuzzBytes(f *testing.F) {
 }
 
 func FuzzNames(f *testing.F) {
-	for _, seed := range []string{"web1", "", "-a", "a/b", "../a", strings.Repeat("x", 41), "a\x00", "é"} {
+	for _, seed := range []string{"web1", "", "-a", "a/b", "..", "../a", strings.Repeat("x", 41), "a\x00", "é", "br0.100", "a:b", "eth%d", "br\xff"} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, name string) {
 		if CheckName(name) == nil && strings.ContainsAny(name, "/.\x00 \n%") {
 			t.Errorf("%q is a name", name)
+		}
+		if CheckDevice(name) == nil && (name == "" || len(name) > 15 || strings.Trim(name, ".") == "" && len(name) < 3 || strings.ContainsAny(name, "/:% \t\n\x00\x1b") || !utf8.ValidString(name)) {
+			t.Errorf("%q is a device", name)
 		}
 		_ = CheckRequestID(name)
 	})

@@ -4,6 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"strings"
+	"unicode"
+	"unicode/utf8"
 )
 
 // VMName names a VM: a DNS label, unique in the fleet.
@@ -13,7 +16,7 @@ type VMName string
 // common name of the host's certificate.
 type HostName string
 
-// NetworkName names an overlay network: a DNS label, unique in the fleet.
+// NetworkName names a network: a DNS label, unique in the fleet.
 type NetworkName string
 
 // VolumeName names a volume: a DNS label, unique on its volume server.
@@ -47,6 +50,23 @@ func CheckName(name string) error {
 	}
 	return fmt.Errorf("%q is not a name: use 1 to 40 lower-case letters, digits and hyphens, beginning and ending with a letter or digit", name)
 }
+
+// maxDevice is IFNAMSIZ of Linux without the final zero byte.
+const maxDevice = 15
+
+// CheckDevice reports why no network device of a Linux host, a bridge among them, can
+// have that name.
+func CheckDevice(name string) error {
+	switch {
+	case name == "" || len(name) > maxDevice:
+		return fmt.Errorf("%q is not the name of a network device: those have 1 to %d bytes", name, maxDevice)
+	case name == "." || name == ".." || strings.ContainsAny(name, "/:%") || strings.ContainsFunc(name, isBlank):
+		return fmt.Errorf("%q is not the name of a network device: those have no spaces and none of /:%%", name)
+	}
+	return nil
+}
+
+func isBlank(r rune) bool { return unicode.IsSpace(r) || !unicode.IsPrint(r) || r == utf8.RuneError }
 
 var requestID = regexp.MustCompile(`^[A-Za-z0-9_.-]{1,128}$`)
 

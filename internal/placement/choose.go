@@ -29,6 +29,8 @@ type Request struct {
 	Source fleet.HostName
 	// Want, if set, is the only host considered, under the same conditions.
 	Want fleet.HostName
+	// Networks are those of the VM's ports.
+	Networks map[fleet.NetworkName]fleet.Network
 }
 
 // Result is the decision with all that led to it.
@@ -62,9 +64,13 @@ func Choose(snapshot Snapshot, request Request) (Result, error) {
 		return Result{}, err
 	}
 	var result Result
+	source, bridges := snapshot.host(request.Source), false
 	for _, candidate := range considered {
-		if why := refuse(candidate, request); len(why) > 0 {
+		segments := refuseSegments(candidate.Host.Networks, request)
+		why := slices.Concat(refuse(candidate, request), segments, refuseUnderlay(candidate.Host, source, request))
+		if len(why) > 0 {
 			result.Refused = append(result.Refused, Refusal{Host: candidate.Host.Name, Why: why})
+			bridges = bridges || len(segments) > 0
 			continue
 		}
 		result.Ranked = append(result.Ranked, rank(candidate, request.VM))
@@ -74,11 +80,20 @@ func Choose(snapshot Snapshot, request Request) (Result, error) {
 		return cmp.Or(cmp.Compare(b.Score, a.Score), cmp.Compare(a.Host, b.Host))
 	})
 	if len(result.Ranked) == 0 {
-		return result, noFit(request, result.Refused)
+		return result, noFit(request, result.Refused, bridges)
 	}
 	best := result.Ranked[0]
 	result.Host, result.Score, result.Why = best.Host, best.Score, best.Why
 	return result, nil
+}
+
+// host gives the record of a host; the zero one if there is none of that name.
+func (s Snapshot) host(name fleet.HostName) fleet.Host {
+	at := slices.IndexFunc(s.Hosts, func(c Candidate) bool { return c.Host.Name == name })
+	if at < 0 {
+		return fleet.Host{}
+	}
+	return s.Hosts[at].Host
 }
 
 func consider(snapshot Snapshot, request Request) ([]Candidate, error) {
@@ -113,7 +128,8 @@ func rank(candidate Candidate, vm fleet.VM) Ranked {
 	}
 }
 
-func noFit(request Request, refused []Refusal) error {
+// noFit says why no host can take the VM. bridges: one of them for want of a bridge.
+func noFit(request Request, refused []Refusal, bridges bool) error {
 	failure := &fleet.Error{
 		Code: fleet.NoFit, Op: "place", Subject: "vm " + string(request.VM.Name),
 		Hint: "free capacity, uncordon a host or add one; godwit host list shows what each has left",
@@ -122,6 +138,9 @@ func noFit(request Request, refused []Refusal) error {
 	case request.Want != "":
 		failure.Cause = fmt.Sprintf("host %s cannot take it: %s", request.Want, strings.Join(refused[0].Why, "; "))
 		failure.Hint = "choose another host, or leave the choice to godwit"
+		if bridges {
+			failure.Hint += "; " + bridgeHint
+		}
 		return failure
 	case len(refused) == 0:
 		failure.Cause = "the fleet has no hosts"
@@ -131,6 +150,9 @@ func noFit(request Request, refused []Refusal) error {
 		failure.Cause = "the only host cannot take it"
 	default:
 		failure.Cause = fmt.Sprintf("none of the %d hosts can take it", len(refused))
+	}
+	if bridges {
+		failure.Hint = bridgeHint + "; else " + failure.Hint
 	}
 	for _, refusal := range refused {
 		for _, why := range refusal.Why {
