@@ -27,9 +27,9 @@ type overlay struct {
 	entries []*godwitv1.AddressEntry
 }
 
-// addressMaps gives for each host that takes part in any network what it must
-// know of its networks, in order of their names. A host takes part in a
-// network when it has an endpoint or a VM there, and also when a VM is moving
+// addressMaps gives for each host that takes part in any overlay what it must
+// know of its overlays, in order of their names. A host takes part in one
+// when it has an endpoint or a VM there, and also when a VM is moving
 // to or from it: the target must know the addresses before the VM arrives, the
 // source as long as it forwards. Messages are shared between hosts and must
 // not be changed.
@@ -47,6 +47,9 @@ func addressMaps(p picture) map[fleet.HostName][]*godwitv1.NetworkMap {
 func overlaysOf(p picture) []*overlay {
 	byName := map[fleet.NetworkName]*overlay{}
 	for name, network := range p.networks {
+		if network.Provider() {
+			continue // its bridges learn
+		}
 		byName[name] = &overlay{network: network, members: map[fleet.HostName]bool{}}
 	}
 	joining := map[fleet.VMName][]fleet.HostName{}

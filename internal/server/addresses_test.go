@@ -14,12 +14,13 @@ import (
 	"godwit.dev/godwit/internal/store"
 )
 
-// testPicture has three hosts and two networks, without VMs.
+// testPicture has three hosts, two overlays and a provider network, without VMs.
 func testPicture() picture {
 	p := picture{
 		vms: map[fleet.VMName]store.Entry[fleet.VM]{}, hosts: map[fleet.HostName]fleet.Host{},
 		networks: map[fleet.NetworkName]fleet.Network{
 			"blue": {Name: "blue", VNI: 7, MTU: 1400}, "red": {Name: "red", VNI: 8, MTU: 1500},
+			"prod": {Name: "prod", Bridge: "br0", MTU: 1500},
 		},
 		moves: map[fleet.MigrationID]move{},
 	}
@@ -111,6 +112,10 @@ func TestAddressMaps(t *testing.T) {
 			[]string{"a: blue vm1@1 | 2", "b: blue vm1@1 | 1"}},
 		{"and not after", testPicture().with("vm1", "b", fleet.VMRunning, "blue").withMove("vm1", "a", "b", true),
 			[]string{"b: blue vm1@2 |"}},
+		{"bridges learn by themselves", testPicture().with("vm1", "a", fleet.VMRunning, "prod").with("vm2", "b", fleet.VMRunning, "prod").
+			withMove("vm1", "a", "c", false), nil},
+		{"beside an overlay", testPicture().with("vm1", "a", fleet.VMRunning, "prod", "red").with("vm2", "b", fleet.VMRunning, "prod"),
+			[]string{"a: red vm1/net1@1 |"}},
 		{"a network that is gone", testPicture().with("vm1", "a", fleet.VMRunning, "green"), nil},
 	}
 	for _, test := range cases {

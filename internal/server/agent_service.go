@@ -111,7 +111,7 @@ func (a agentService) Session(ctx context.Context, stream *connect.BidiStream[go
 	s.migrations.SessionOpened(host, one.agent)
 	err = one.serve(ctx, stream, deadlines, func(message *godwitv1.SessionRequest) {
 		// A report that has arrived is dealt with even if the session ends.
-		if err := s.hear(context.WithoutCancel(ctx), host, message); err != nil {
+		if err := s.hear(context.WithoutCancel(ctx), one, message, own.held...); err != nil {
 			s.log.Warn("a host said what it must not", "host", host, "error", err)
 			one.complain(err)
 		}
@@ -159,11 +159,15 @@ func (s *Server) noteSilence(ctx context.Context, name fleet.HostName, cause err
 	}
 }
 
-// hear takes one message of a session.
-func (s *Server) hear(ctx context.Context, host fleet.HostName, message *godwitv1.SessionRequest) error {
+// hear takes one message of a session. held holds as long as this server leads.
+func (s *Server) hear(ctx context.Context, from *session, message *godwitv1.SessionRequest, held ...store.Condition) error {
+	host := from.host
 	if applied := message.GetAddressesApplied(); applied != nil {
 		s.addresses.ack(host, applied.GetVersion())
 		return nil
+	}
+	if networks := message.GetNetworks(); networks != nil {
+		return s.noteNetworks(ctx, from, networks, held...)
 	}
 	report := message.GetReport()
 	if report == nil {
@@ -245,6 +249,9 @@ func decodeHello(name fleet.HostName, hello *godwitv1.Hello) (fleet.Host, error)
 		return refuse("cpus", "must be at least 1")
 	case host.Memory == 0:
 		return refuse("memory_bytes", "must be more than 0")
+	}
+	if path, problem := checkHostNetworks(host.Networks); path != "" {
+		return refuse(path, problem)
 	}
 	return host, nil
 }

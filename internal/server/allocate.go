@@ -31,6 +31,12 @@ func addressKey(network fleet.NetworkName, address string) string {
 
 func vniKey(vni uint32) string { return strconv.FormatUint(uint64(vni), 10) }
 
+// vlanKey is the key of the record that says which provider network is in a VLAN of a
+// bridge, or in its untagged frames.
+func vlanKey(network fleet.Network) string {
+	return network.Bridge + "/" + strconv.FormatUint(uint64(network.VLAN), 10)
+}
+
 // addressKeysOf lists the keys of all addresses of a VM.
 func addressKeysOf(spec fleet.VMSpec) (keys []string) {
 	for _, port := range spec.Ports {

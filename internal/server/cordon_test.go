@@ -41,7 +41,7 @@ func TestCordonWhileChoosing(t *testing.T) {
 	}
 
 	// A VM's start decides on the same.
-	on, err := f.server.tables.grounds(t.Context(), f.server.hub.connected)
+	on, err := f.server.tables.grounds(t.Context(), fleet.VMSpec{}, f.server.hub.connected)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -96,6 +96,7 @@ func FuzzTables(f *testing.F) {
 		checkDecoded(t, tables.stops, value)
 		checkDecoded(t, tables.addresses, value)
 		checkDecoded(t, tables.vnis, value)
+		checkDecoded(t, tables.vlans, value)
 		checkDecoded(t, tables.tokens, value)
 		checkDecoded(t, tables.ledgers, value)
 	})

@@ -12,6 +12,7 @@ import (
 	"godwit.dev/godwit/internal/migration"
 	"godwit.dev/godwit/internal/reconcile"
 	"godwit.dev/godwit/internal/store"
+	"godwit.dev/godwit/internal/wire"
 )
 
 // FuzzSession reads whatever an agent may send, and demands that what is kept of
@@ -30,6 +31,7 @@ func FuzzSession(f *testing.F) {
 		report.Subject = "m-1"
 		add(reportOf(report))
 	}
+	add(networksMessage(&godwitv1.HostNetworks{Bridges: []*godwitv1.Bridge{bridge("br0"), {Name: "..", Mtu: -1}}, UnderlayMtu: -1}))
 	f.Add([]byte("\x12\xff\xff\xff\xff\x0f"))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		message := &godwitv1.SessionRequest{}
@@ -38,6 +40,10 @@ func FuzzSession(f *testing.F) {
 		}
 		if host, err := decodeHello("h1", message.GetHello()); err == nil {
 			checkStored(t, host)
+		}
+		networks := wire.DecodeHostNetworks(message.GetNetworks())
+		if path, _ := checkHostNetworks(networks); path == "" {
+			checkStored(t, networks)
 		}
 		report := message.GetReport()
 		if report == nil || checkNames(report) != nil {
@@ -78,6 +84,7 @@ func FuzzRecords(f *testing.F) {
 	f.Add("vms/web1", []byte(`{"name": "web1", "spec": {"memory": "1e400"}}`))
 	f.Add("hosts/h1", []byte(`{"address": "nowhere"}`))
 	f.Add("networks/blue", []byte(`{"subnets": ["10.0.0.0/99"]}`))
+	f.Add("networks/prod", []byte(`{"bridge": "br0", "vlan": 70000}`))
 	f.Add("counters/generation", []byte(`-1`))
 	f.Add("restores/pending", []byte(`null`))
 	f.Add("leader", []byte(`{"url": 7}`))

@@ -79,11 +79,13 @@ func (r *reconciler) tryCreate(ctx context.Context, request migrationRequest) (s
 	if err != nil {
 		return none, err
 	}
-	on, err := r.tables.grounds(ctx, r.Up)
+	on, err := r.tables.grounds(ctx, vm.Value.Spec, r.Up)
 	if err != nil {
 		return none, err
 	}
-	chosen, err := placement.Choose(on.snapshot, placement.Request{VM: vm.Value, Source: vm.Value.Owner.Host, Want: request.target})
+	chosen, err := placement.Choose(on.snapshot, placement.Request{
+		VM: vm.Value, Source: vm.Value.Owner.Host, Want: request.target, Networks: on.networks,
+	})
 	if err != nil {
 		return none, err
 	}

@@ -15,8 +15,6 @@ import (
 
 const (
 	maxEndpoints = 256 // of one network
-	// maxDevice is IFNAMSIZ of Linux without the final zero byte.
-	maxDevice = 15
 	// namedUsers is how many users of a network an error names.
 	namedUsers = 5
 )
@@ -66,6 +64,9 @@ func (n networkService) attach(ctx context.Context, request *godwitv1.AttachEndp
 		if err := checkVersion("attach endpoint to", "network", entry, request.GetVersion()); err != nil {
 			return nil, 0, err
 		}
+		if entry.Value.Provider() {
+			return nil, 0, onBridge(entry.Value, endpoint)
+		}
 		if _, err := n.server.getHost(ctx, "attach endpoint of", string(endpoint.Host)); err != nil {
 			return nil, 0, err
 		}
@@ -101,6 +102,15 @@ func (n networkService) attach(ctx context.Context, request *godwitv1.AttachEndp
 	return nil, 0, tooManyConflicts("attach endpoint to", "network "+request.GetNetwork())
 }
 
+// onBridge refuses an endpoint of a provider network.
+func onBridge(network fleet.Network, endpoint fleet.Endpoint) error {
+	return &fleet.Error{
+		Code: fleet.Invalid, Op: "attach endpoint " + endpoint.Name + " to", Subject: "network " + string(network.Name),
+		Cause: fmt.Sprintf("it is %s, which is not Godwit's, and who else is in it Godwit need not know", segmentOf(network)),
+		Hint:  fmt.Sprintf("join the interface to the bridge itself, on host %s: ip link set %s master %s", endpoint.Host, endpoint.Device, network.Bridge),
+	}
+}
+
 func endpointKeys(network fleet.NetworkName, endpoint fleet.Endpoint) []string {
 	return addressKeysOf(fleet.VMSpec{Ports: []fleet.Port{{Network: network, MAC: endpoint.MAC, IPs: endpoint.IPs}}})
 }
@@ -122,8 +132,8 @@ func validateEndpoint(endpoint fleet.Endpoint, network fleet.Network, taken map[
 			found.add("device", "%q of host %s is endpoint %s already", endpoint.Device, endpoint.Host, other.Name)
 		}
 	}
-	if device := endpoint.Device; device == "" || len(device) > maxDevice || strings.ContainsAny(device, "/ \t\n\x00") || device == "." || device == ".." {
-		found.add("device", "%q is not the name of a network interface", device)
+	if err := fleet.CheckDevice(endpoint.Device); err != nil {
+		found.add("device", "%v", err)
 	}
 	found.checkMAC("mac", endpoint.MAC)
 	for i, ip := range endpoint.IPs {

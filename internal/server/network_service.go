@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
@@ -17,7 +19,11 @@ const (
 	minMTU     = 1280 // IPv6 needs as much (RFC 8200, section 5)
 	maxMTU     = 65535 - 50
 	maxSubnets = 16
+	maxVLAN    = 4094 // IEEE 802.1Q, section 9.6
 )
+
+// ownDevices begin the names of Godwit's own devices; see package network.
+var ownDevices = []string{"gwb-", "gwx-", "gwt", "gw-tun"}
 
 // networkService is the API of networks.
 type networkService struct{ server *Server }
@@ -63,15 +69,13 @@ func (n networkService) Create(ctx context.Context, request *godwitv1.CreateNetw
 // create gives the answer without the network's version, and the version.
 func (n networkService) create(ctx context.Context, network fleet.Network, r receipt) (*godwitv1.CreateNetworkResponse, int64, error) {
 	t := n.server.tables
-	name, chosen := string(network.Name), network.VNI == 0
+	name, chosen := string(network.Name), network.VNI == 0 && !network.Provider()
 	for range store.MaxConflicts {
 		err := n.checkFree(ctx, name)
-		switch {
-		case err != nil:
-		case chosen:
+		if err == nil && chosen {
 			network.VNI, err = t.freeVNI(ctx)
-		default:
-			err = n.checkVNI(ctx, network)
+		} else if err == nil {
+			err = t.checkHolder(ctx, network)
 		}
 		if err != nil {
 			return nil, 0, err
@@ -81,9 +85,9 @@ func (n networkService) create(ctx context.Context, network fleet.Network, r rec
 		if err != nil {
 			return nil, 0, err
 		}
-		key := vniKey(network.VNI)
-		ops := []store.Op{t.networks.Put(name, network), t.vnis.Put(key, vniHolder{Network: network.Name})}
-		revision, err := t.store.Commit(ctx, append(free, t.networks.Absent(name), t.vnis.Absent(key)), append(ops, kept...)...)
+		held, key := t.holderOf(network)
+		ops := []store.Op{t.networks.Put(name, network), held.Put(key, networkHolder{Network: network.Name})}
+		revision, err := t.store.Commit(ctx, append(free, t.networks.Absent(name), held.Absent(key)), append(ops, kept...)...)
 		if fleet.CodeOf(err) != fleet.Conflict {
 			return response, revision, err
 		}
@@ -102,17 +106,44 @@ func (n networkService) checkFree(ctx context.Context, name string) error {
 	return err
 }
 
-func (n networkService) checkVNI(ctx context.Context, network fleet.Network) error {
-	holder, err := n.server.tables.vnis.Get(ctx, vniKey(network.VNI))
+// holderOf gives where it is recorded that a network has its VNI, or its VLAN of a
+// bridge, to itself.
+func (t tables) holderOf(network fleet.Network) (table store.Table[networkHolder], key string) {
+	if network.Provider() {
+		return t.vlans, vlanKey(network)
+	}
+	return t.vnis, vniKey(network.VNI)
+}
+
+// checkHolder refuses a network whose VNI, or VLAN of a bridge, another one has.
+func (t tables) checkHolder(ctx context.Context, network fleet.Network) error {
+	table, key := t.holderOf(network)
+	holder, err := table.Get(ctx, key)
 	switch fleet.CodeOf(err) {
 	case fleet.NotFound:
 		return nil
 	case "":
-		return &fleet.Error{Code: fleet.Exists, Op: "create", Subject: "network " + string(network.Name),
-			Cause: fmt.Sprintf("VNI %d is that of network %s", network.VNI, holder.Value.Network),
-			Hint:  "choose another one, or none to let the server choose"}
+	default:
+		return err
 	}
-	return err
+	taken := &fleet.Error{
+		Code: fleet.Exists, Op: "create", Subject: "network " + string(network.Name),
+		Cause: fmt.Sprintf("VNI %d is that of network %s", network.VNI, holder.Value.Network),
+		Hint:  "choose another one, or none to let the server choose",
+	}
+	if network.Provider() {
+		taken.Cause = fmt.Sprintf("%s is network %s", segmentOf(network), holder.Value.Network)
+		taken.Hint = "use that one, or choose another VLAN: addresses are unique in one network only"
+	}
+	return taken
+}
+
+// segmentOf says what of a bridge a provider network is.
+func segmentOf(network fleet.Network) string {
+	if network.VLAN == 0 {
+		return "bridge " + network.Bridge + " without a VLAN"
+	}
+	return fmt.Sprintf("VLAN %d of bridge %s", network.VLAN, network.Bridge)
 }
 
 // freeVNI gives the lowest VNI of networks that nobody has.
@@ -139,9 +170,7 @@ func validateNetwork(network fleet.Network) findings {
 	if err := fleet.CheckName(string(network.Name)); err != nil {
 		found.add("name", "%v", err)
 	}
-	if network.VNI > lastNetworkVNI {
-		found.add("vni", "is %d, must be between %d and %d", network.VNI, firstNetworkVNI, lastNetworkVNI)
-	}
+	found.checkSegment(network)
 	if network.MTU < minMTU || network.MTU > maxMTU {
 		found.add("mtu", "is %d, must be between %d and %d", network.MTU, minMTU, maxMTU)
 	}
@@ -156,6 +185,28 @@ func validateNetwork(network fleet.Network) findings {
 		found.checkSubnet(fmt.Sprintf("subnets[%d]", i), subnet, network.Subnets[:i])
 	}
 	return found
+}
+
+// checkSegment checks what carries the frames: a VNI, or a bridge and perhaps a VLAN.
+func (f *findings) checkSegment(network fleet.Network) {
+	switch {
+	case network.Provider() && network.VNI != 0:
+		f.add("vni", "is %d, and a network that is on a bridge has none: its frames are not in a tunnel", network.VNI)
+	case network.VNI > lastNetworkVNI:
+		f.add("vni", "is %d, must be between %d and %d", network.VNI, firstNetworkVNI, lastNetworkVNI)
+	}
+	if err := fleet.CheckDevice(network.Bridge); network.Provider() && err != nil {
+		f.add("bridge", "%v", err)
+	}
+	if slices.ContainsFunc(ownDevices, func(own string) bool { return strings.HasPrefix(network.Bridge, own) }) {
+		f.add("bridge", "%q is as a device of Godwit's own is named: it must be a bridge that you have made", network.Bridge)
+	}
+	switch {
+	case network.VLAN > maxVLAN:
+		f.add("vlan", "is %d, must be between 1 and %d, or 0 for none", network.VLAN, maxVLAN)
+	case network.VLAN != 0 && !network.Provider():
+		f.add("vlan", "is %d, and only a network that is on a bridge can be a VLAN", network.VLAN)
+	}
 }
 
 func (f *findings) checkSubnet(field string, subnet netip.Prefix, before []netip.Prefix) {
@@ -190,10 +241,11 @@ func (n networkService) Delete(ctx context.Context, request *godwitv1.DeleteNetw
 		if len(taken) > 0 {
 			return nil, inUse(entry.Name, taken)
 		}
+		held, key := t.holderOf(entry.Value)
 		// Whoever takes an address puts the network, too, so that its version
 		// says that nobody has come since.
 		_, err = t.store.Commit(ctx, store.If(t.networks.At(entry.Name, entry.Version)),
-			t.networks.Delete(entry.Name), t.vnis.Delete(vniKey(entry.Value.VNI)))
+			t.networks.Delete(entry.Name), held.Delete(key))
 		if fleet.CodeOf(err) != fleet.Conflict {
 			return &godwitv1.DeleteNetworkResponse{}, err
 		}

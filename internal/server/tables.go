@@ -18,7 +18,8 @@ type tables struct {
 	ledgers    store.Table[fleet.Ledger]        // by host
 	networks   store.Table[fleet.Network]       // by name
 	addresses  store.Table[addressHolder]       // by addressKey
-	vnis       store.Table[vniHolder]           // by vniKey
+	vnis       store.Table[networkHolder]       // by vniKey
+	vlans      store.Table[networkHolder]       // by vlanKey
 	tokens     store.Table[pki.TokenRecord]     // by hash
 	migrations store.Table[migration.Migration] // by id
 	answers    store.Table[keptAnswer]          // by the request's id
@@ -40,7 +41,8 @@ func newTables(s *store.Store) tables {
 		ledgers:    store.NewTable[fleet.Ledger](s, "ledgers"),
 		networks:   store.NewTable[fleet.Network](s, "networks"),
 		addresses:  store.NewTable[addressHolder](s, "addresses"),
-		vnis:       store.NewTable[vniHolder](s, "vnis"),
+		vnis:       store.NewTable[networkHolder](s, "vnis"),
+		vlans:      store.NewTable[networkHolder](s, "vlans"),
 		tokens:     store.NewTable[pki.TokenRecord](s, "tokens"),
 		migrations: store.NewTable[migration.Migration](s, "migrations"),
 		answers:    store.NewTable[keptAnswer](s, "answers"),
@@ -62,8 +64,9 @@ type addressHolder struct {
 	Endpoint string       `json:"endpoint,omitempty"`
 }
 
-// vniHolder is the network that has a VXLAN network identifier.
-type vniHolder struct {
+// networkHolder is the network that has a VXLAN network identifier, or a VLAN of a
+// bridge.
+type networkHolder struct {
 	Network fleet.NetworkName `json:"network"`
 }
 

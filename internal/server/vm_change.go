@@ -12,6 +12,7 @@ import (
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/migration"
+	"godwit.dev/godwit/internal/placement"
 	"godwit.dev/godwit/internal/store"
 	"godwit.dev/godwit/internal/wire"
 )
@@ -223,13 +224,36 @@ func (s *Server) planPort(ctx context.Context, vm fleet.VM, message *godwitv1.Po
 	}
 	port = spec.Ports[len(spec.Ports)-1]
 	if len(found) == 0 {
+		stands, err := s.segmentFor(ctx, vm, networks[port.Network].Value)
+		if err != nil {
+			return wanted, err
+		}
 		alone := fleet.VM{Name: vm.Name, Spec: fleet.VMSpec{Ports: []fleet.Port{port}}}
 		if wanted.conditions, wanted.ops, found, err = s.tables.admit(ctx, &alone, networks); err != nil {
 			return wanted, err
 		}
 		port, found = alone.Spec.Ports[0], under(found, "ports[0].", "port.")
+		wanted.conditions = append(wanted.conditions, stands...)
 	}
 	return wanted, invalidChange(op, vm, found)
+}
+
+// segmentFor refuses a port in a network that a running VM's host has no bridge of, and
+// gives what holds as long as it does.
+func (s *Server) segmentFor(ctx context.Context, vm fleet.VM, network fleet.Network) ([]store.Condition, error) {
+	if vm.Phase != fleet.VMRunning || !network.Provider() {
+		return nil, nil
+	}
+	const op = "add port"
+	host, err := s.getHost(ctx, op, string(vm.Owner.Host))
+	if err != nil {
+		return nil, err
+	}
+	if why := placement.RefuseSegment(host.Value.Networks, network); len(why) > 0 {
+		return nil, conflict(op, vm, fmt.Sprintf("host %s, where it runs, cannot have it: %s", host.Name, strings.Join(why, "; ")),
+			"see to that on the host, or first move the VM to one that can: godwit host show HOST lists its bridges")
+	}
+	return store.If(s.tables.hosts.At(host.Name, host.Version)), nil
 }
 
 // checkChange gives the spec after a change, with defaults, and what is wrong with the

@@ -84,11 +84,11 @@ type placed struct {
 // place decides where a VM starts. What it decides on are conditions, so that
 // neither a cordon nor another VM can come in between.
 func (s *Server) place(ctx context.Context, vm fleet.VM, want fleet.HostName) (placed, error) {
-	on, err := s.tables.grounds(ctx, s.hub.connected)
+	on, err := s.tables.grounds(ctx, vm.Spec, s.hub.connected)
 	if err != nil {
 		return placed{}, err
 	}
-	result, err := placement.Choose(on.snapshot, placement.Request{VM: vm, Want: want})
+	result, err := placement.Choose(on.snapshot, placement.Request{VM: vm, Want: want, Networks: on.networks})
 	if err != nil {
 		return placed{}, err
 	}
@@ -127,6 +127,9 @@ type grounds struct {
 	snapshot placement.Snapshot
 	hosts    map[fleet.HostName]store.Entry[fleet.Host]
 	ledgers  map[fleet.HostName]store.Entry[fleet.Ledger]
+	// Of the VM's ports. What placement asks of them does not change, and the VM keeps
+	// them from being deleted.
+	networks map[fleet.NetworkName]fleet.Network
 }
 
 // stand holds as long as what was decided on the host does.
@@ -135,8 +138,8 @@ func (g grounds) stand(t tables, host fleet.HostName) []store.Condition {
 	return store.If(t.hosts.At(name, g.hosts[host].Version), t.ledgers.At(name, g.ledgers[host].Version))
 }
 
-// grounds reads them. up tells whether a host's agent has a session.
-func (t tables) grounds(ctx context.Context, up func(fleet.HostName) bool) (grounds, error) {
+// grounds reads them, for a VM of that spec. up tells whether a host's agent has a session.
+func (t tables) grounds(ctx context.Context, spec fleet.VMSpec, up func(fleet.HostName) bool) (grounds, error) {
 	g := grounds{hosts: map[fleet.HostName]store.Entry[fleet.Host]{}, ledgers: map[fleet.HostName]store.Entry[fleet.Ledger]{}}
 	hosts, _, err := t.hosts.All(ctx)
 	if err != nil {
@@ -154,5 +157,18 @@ func (t tables) grounds(ctx context.Context, up func(fleet.HostName) bool) (grou
 		g.hosts[name] = entry
 		g.snapshot.Hosts = append(g.snapshot.Hosts, placement.Candidate{Host: entry.Value, Ledger: g.ledgers[name].Value, Up: up(name)})
 	}
-	return g, nil
+	g.networks, err = t.networksOf(ctx, spec)
+	return g, err
+}
+
+func (t tables) networksOf(ctx context.Context, spec fleet.VMSpec) (map[fleet.NetworkName]fleet.Network, error) {
+	networks := map[fleet.NetworkName]fleet.Network{}
+	for _, port := range spec.Ports {
+		entry, err := t.networks.Get(ctx, string(port.Network))
+		if err != nil {
+			return nil, err
+		}
+		networks[port.Network] = entry.Value
+	}
+	return networks, nil
 }
