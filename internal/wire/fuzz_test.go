@@ -55,7 +55,10 @@ func FuzzVM(f *testing.F) {
 }
 
 func FuzzHost(f *testing.F) {
-	seed(f, &godwitv1.Host{Name: "h1", Address: "10.0.0.1", MemoryBytes: 1<<64 - 1, PeerPort: 1 << 20})
+	seed(f, &godwitv1.Host{
+		Name: "h1", Address: "10.0.0.1", MemoryBytes: 1<<64 - 1, PeerPort: 1 << 20,
+		Networks: &godwitv1.HostNetworks{Bridges: []*godwitv1.Bridge{{Name: "br0", Mtu: -1, FiltersVlans: true}, nil}, UnderlayMtu: 1500},
+	})
 	f.Fuzz(func(t *testing.T, text []byte) {
 		message := &godwitv1.Host{}
 		if proto.Unmarshal(text, message) != nil {
@@ -74,7 +77,8 @@ func FuzzHost(f *testing.F) {
 }
 
 func FuzzNetwork(f *testing.F) {
-	seed(f, &godwitv1.Network{Name: "blue", Subnets: []string{"10.0.0.0/8", "x"}, Endpoints: []*godwitv1.Endpoint{{Ips: []string{"::1"}}}})
+	seed(f, &godwitv1.Network{Name: "blue", Subnets: []string{"10.0.0.0/8", "x"}, Endpoints: []*godwitv1.Endpoint{{Ips: []string{"::1"}}}},
+		&godwitv1.Network{Name: "prod", Bridge: "br0", Vlan: 1<<32 - 1})
 	f.Fuzz(func(t *testing.T, text []byte) {
 		message := &godwitv1.Network{}
 		if proto.Unmarshal(text, message) != nil {

@@ -135,6 +135,7 @@ func TestHostCrossesTheWire(t *testing.T) {
 		host := fleet.Host{
 			Name: fleet.HostName(text(t)), CPUs: count(t), Memory: fleet.Bytes(rapid.Uint64().Draw(t, "memory")),
 			Cordoned: rapid.Bool().Draw(t, "cordoned"), Version: text(t), Seen: instant(t), PeerPort: rapid.Uint16().Draw(t, "peer port"),
+			Networks: hostNetworks(t),
 			QEMU: fleet.QEMUFeatures{
 				Version: text(t), Accel: text(t), Machines: some(t, text), CPUModels: some(t, text),
 				Capabilities: some(t, text),
@@ -160,10 +161,32 @@ func TestHostCrossesTheWire(t *testing.T) {
 	})
 }
 
+func hostNetworks(t *rapid.T) fleet.HostNetworks {
+	return fleet.HostNetworks{
+		UnderlayMTU: count(t),
+		Bridges: some(t, func(t *rapid.T) fleet.Bridge {
+			return fleet.Bridge{Name: text(t), MTU: count(t), FiltersVLANs: rapid.Bool().Draw(t, "filters")}
+		}),
+	}
+}
+
+func TestHostNetworksCrossTheWire(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		networks := hostNetworks(t)
+		message := wire.EncodeHostNetworks(networks)
+		if message == nil {
+			requireSame(t, fleet.HostNetworks{}, networks, nil)
+			return
+		}
+		requireSame(t, networks, wire.DecodeHostNetworks(cross(t, message, &godwitv1.HostNetworks{})), nil)
+	})
+}
+
 func TestNetworkCrossesTheWire(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		network := fleet.Network{
 			Name: fleet.NetworkName(text(t)), VNI: rapid.Uint32().Draw(t, "vni"), MTU: count(t),
+			Bridge: text(t), VLAN: rapid.Uint16().Draw(t, "vlan"),
 			Subnets: some(t, func(t *rapid.T) netip.Prefix {
 				at := addr(t)
 				return netip.PrefixFrom(at, rapid.IntRange(0, at.BitLen()).Draw(t, "bits"))
@@ -233,6 +256,11 @@ func TestDecodeReportsEveryFaultByItsPath(t *testing.T) {
 }
 
 func TestNumbersTooLargeStayTooLarge(t *testing.T) {
+	for _, vlan := range []uint32{4095, 1 << 16, 1<<16 + 1, math.MaxUint32} {
+		if network, _, err := wire.DecodeNetwork(&godwitv1.Network{Vlan: vlan}); err != nil || network.VLAN < 4095 {
+			t.Errorf("VLAN %d is read as %d, %v", vlan, network.VLAN, err)
+		}
+	}
 	spec := wire.EncodeSpec(fleet.VMSpec{CPUs: math.MaxInt32 + 2, Ports: []fleet.Port{{Queues: math.MinInt32 - 2}}})
 	if spec.GetCpus() != math.MaxInt32 || spec.GetPorts()[0].GetQueues() != math.MinInt32 {
 		t.Errorf("cpus %d, queues %d", spec.GetCpus(), spec.GetPorts()[0].GetQueues())
