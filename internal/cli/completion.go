@@ -4,6 +4,9 @@ import (
 	"context"
 	"io"
 	"iter"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -146,6 +149,22 @@ func readyBut(host string, hosts []*godwitv1.Host) (names []string) {
 
 func networkNames(ctx context.Context, c *client.Client) ([]string, error) {
 	return each(c.Networks(ctx), (*godwitv1.Network).GetName)
+}
+
+// bridgeNames describes each bridge by the hosts that have it.
+func bridgeNames(ctx context.Context, c *client.Client) ([]string, error) {
+	hosts, err := collect(c.Hosts(ctx))
+	having := map[string][]string{}
+	for _, host := range hosts {
+		for _, bridge := range host.GetNetworks().GetBridges() {
+			having[bridge.GetName()] = append(having[bridge.GetName()], host.GetName())
+		}
+	}
+	var found []string
+	for _, bridge := range slices.Sorted(maps.Keys(having)) {
+		found = append(found, cobra.CompletionWithDesc(bridge, "on "+strings.Join(having[bridge], ", ")))
+	}
+	return found, err
 }
 
 // migrationIDs describes each id by what the migration does.

@@ -24,9 +24,13 @@ var hostA = &godwitv1.Host{
 	MemoryReservedBytes: 20 << 30, QemuVersion: "10.0.2 (Debian 1:10.0.2+ds-2)", Accel: "kvm", AgentVersion: "v0.1.0", Seen: before(4 * time.Second),
 	Machines: []string{"pc-q35-10.0", "pc-q35-9.2"}, MachineAliases: map[string]string{"q35": "pc-q35-10.0", "pc": "pc-i440fx-10.0"},
 	CpuModels: []string{"qemu64", "Nehalem", "Haswell", "Broadwell", "Cascadelake-Server"}, Version: 9,
+	Networks: &godwitv1.HostNetworks{UnderlayMtu: 1600, Bridges: []*godwitv1.Bridge{
+		{Name: "br0", Mtu: 1500, FiltersVlans: true}, {Name: "br-storage", Mtu: 9000},
+	}},
 }
 
-var hostB = &godwitv1.Host{Name: "host-b", Address: "192.0.2.2", State: "down", Cpus: 8, MemoryBytes: 16 << 30, QemuVersion: "7.2.17", Accel: "tcg", Seen: before(26 * time.Hour)}
+var hostB = &godwitv1.Host{Name: "host-b", Address: "192.0.2.2", State: "down", Cpus: 8, MemoryBytes: 16 << 30, QemuVersion: "7.2.17", Accel: "tcg", Seen: before(26 * time.Hour),
+	Networks: &godwitv1.HostNetworks{Bridges: []*godwitv1.Bridge{{Name: "br0", Mtu: 1500}}}}
 
 func (fakeHosts) Get(_ context.Context, request *godwitv1.GetHostRequest) (*godwitv1.GetHostResponse, error) {
 	switch request.GetName() {
@@ -83,16 +87,28 @@ var blue = &godwitv1.Network{
 	Endpoints: []*godwitv1.Endpoint{{Name: "gateway", Host: "host-a", Device: "eth1", Mac: "52:54:00:00:00:01", Ips: []string{"10.20.0.1"}}},
 }
 
-func (fakeNetworks) Get(context.Context, *godwitv1.GetNetworkRequest) (*godwitv1.GetNetworkResponse, error) {
+var prod = &godwitv1.Network{Name: "prod", Bridge: "br0", Vlan: 100, Mtu: 1500, Version: 3}
+
+func (fakeNetworks) Get(_ context.Context, request *godwitv1.GetNetworkRequest) (*godwitv1.GetNetworkResponse, error) {
+	if request.GetName() == "prod" {
+		return &godwitv1.GetNetworkResponse{Network: prod}, nil
+	}
 	return &godwitv1.GetNetworkResponse{Network: blue}, nil
 }
 
 func (fakeNetworks) List(context.Context, *godwitv1.ListNetworksRequest) (*godwitv1.ListNetworksResponse, error) {
-	return &godwitv1.ListNetworksResponse{Networks: []*godwitv1.Network{blue, {Name: "red", Vni: 4712, Mtu: 1500}}}, nil
+	return &godwitv1.ListNetworksResponse{Networks: []*godwitv1.Network{
+		blue, {Name: "red", Vni: 4712, Mtu: 1500}, prod, {Name: "storage", Bridge: "br-storage", Mtu: 9000},
+	}}, nil
 }
 
 func (n fakeNetworks) Create(_ context.Context, request *godwitv1.CreateNetworkRequest) (*godwitv1.CreateNetworkResponse, error) {
-	network := &godwitv1.Network{Name: request.GetNetwork().GetName(), Vni: 4713, Mtu: 1500}
+	network := &godwitv1.Network{
+		Name: request.GetNetwork().GetName(), Mtu: 1500, Bridge: request.GetNetwork().GetBridge(), Vlan: request.GetNetwork().GetVlan(),
+	}
+	if network.GetBridge() == "" {
+		network.Vni = 4713
+	}
 	return &godwitv1.CreateNetworkResponse{Network: network}, n.note(request)
 }
 

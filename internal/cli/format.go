@@ -61,6 +61,14 @@ func rate(bytesPerSecond float64) string { return fleet.BytesPerSecond(bytesPerS
 
 func number[N int32 | int64 | uint32 | uint64](n N) string { return fmt.Sprint(n) }
 
+// numberIf gives "" for zero, which stands for none.
+func numberIf[N int32 | int64 | uint32 | uint64](n N) string {
+	if n == 0 {
+		return ""
+	}
+	return number(n)
+}
+
 // millis gives measured milliseconds with the digits that matter: "0.42 ms",
 // "12.3 ms", "2.41 s".
 func millis(ms float64) string {

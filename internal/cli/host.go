@@ -53,7 +53,8 @@ how long ago it was last heard of.`,
 
 func newHostShow(app *App) *cobra.Command {
 	return app.callCommand("show HOST", "Show one host",
-		"Show prints what a host has, what is reserved of it, and what its QEMU can do.",
+		`Show prints what a host has, what is reserved of it, what its QEMU can do, the
+MTU of its way to other hosts, and its bridges, which provider networks are on.`,
 		"  godwit host show host-a", hostNames,
 		func(ctx context.Context, c *client.Client, name string) error {
 			response, err := c.Host.Get(ctx, &godwitv1.GetHostRequest{Name: name})
@@ -155,6 +156,29 @@ func (a *App) showHost(w io.Writer, host *godwitv1.Host) {
 	}
 	s.list("Machines", host.GetMachines())
 	s.list("CPU models", host.GetCpuModels())
+	s.networks(host.GetNetworks())
+}
+
+// networks writes what a host has of networks by itself.
+func (s sheet) networks(networks *godwitv1.HostNetworks) {
+	if networks == nil {
+		return
+	}
+	s.heading("Networks")
+	s.row("Underlay MTU", numberIf(networks.GetUnderlayMtu()))
+	if len(networks.GetBridges()) == 0 {
+		return
+	}
+	t := table{}
+	t.add("BRIDGE", "MTU", "VLANS")
+	for _, bridge := range networks.GetBridges() {
+		vlans := "not filtered"
+		if bridge.GetFiltersVlans() {
+			vlans = "filtered"
+		}
+		t.add(bridge.GetName(), number(bridge.GetMtu()), vlans)
+	}
+	s.table(t)
 }
 
 // list writes values under one key, several on a line.

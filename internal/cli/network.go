@@ -14,10 +14,11 @@ import (
 )
 
 func newNetworkCommand(app *App) *cobra.Command {
-	return group("network", "Create overlay networks and attach interfaces to them",
-		`A network is an overlay between hosts. The ports of VMs are in it, and so can be
-interfaces of hosts: a gateway, a bare-metal machine, a client.`,
-		"  godwit network create blue --subnet 10.20.0.0/24",
+	return group("network", "Create networks and attach interfaces to them",
+		`A network has ports of VMs in it. An overlay is between the hosts; interfaces of
+hosts can be in it too: a gateway, a bare-metal machine, a client. A provider
+network is one that you have: a bridge on each host, or a VLAN of it.`,
+		"  godwit network create blue --subnet 10.20.0.0/24\n  godwit network create prod --bridge br0 --vlan 100",
 		newNetworkCreate(app), newNetworkList(app), newNetworkShow(app),
 		newNetworkDelete(app), newNetworkAttach(app), newNetworkDetach(app))
 }
@@ -25,10 +26,19 @@ interfaces of hosts: a gateway, a bare-metal machine, a client.`,
 func newNetworkCreate(app *App) *cobra.Command {
 	network := &godwitv1.Network{}
 	var request string
-	cmd := app.callCommand("create NETWORK", "Create an overlay network",
-		`Create makes a network that VMs can have ports in. The server chooses a VXLAN
-network identifier unless --vni gives one.`,
-		"  godwit network create blue --subnet 10.20.0.0/24\n  godwit network create red --vni 4711 --mtu 8950",
+	cmd := app.callCommand("create NETWORK", "Create an overlay or a provider network",
+		`Create makes a network that VMs can have ports in. It is an overlay between the
+hosts, for which the server chooses a VXLAN network identifier unless --vni
+gives one. With --bridge it is a provider network: each port joins the bridge of
+that name on its VM's host, with --vlan in that VLAN of it.
+
+The bridge is yours to make. It must exist on each host that is to run VMs with
+ports in the network, be connected to the same network on all of them, have at
+least its MTU and, for --vlan, filter VLANs. Other hosts are refused when such a
+VM starts or is moved. godwit host show lists a host's bridges.`,
+		`  godwit network create blue --subnet 10.20.0.0/24
+  godwit network create red --vni 4711 --mtu 8950
+  godwit network create prod --bridge br0 --vlan 100`,
 		nil,
 		func(ctx context.Context, c *client.Client, name string) error {
 			network.Name = name
@@ -38,14 +48,29 @@ network identifier unless --vni gives one.`,
 			}
 			created := response.GetNetwork()
 			return app.printOne(created, func(w io.Writer) {
-				fmt.Fprintf(w, "network %s created: VNI %d, MTU %d\n", created.GetName(), created.GetVni(), created.GetMtu())
+				fmt.Fprintf(w, "network %s created: %s, MTU %d\n", created.GetName(), carrier(created), created.GetMtu())
 			})
 		})
-	cmd.Flags().Uint32Var(&network.Vni, "vni", 0, "VXLAN network `identifier` (default: the server chooses one)")
-	cmd.Flags().Int32Var(&network.Mtu, "mtu", 0, "largest packet in `bytes` (default: 1500)")
-	cmd.Flags().StringSliceVar(&network.Subnets, "subnet", nil, "`prefix` of the addresses in it; can be given again")
+	flags := cmd.Flags()
+	flags.Uint32Var(&network.Vni, "vni", 0, "VXLAN network `identifier` (default: the server chooses one)")
+	flags.StringVar(&network.Bridge, "bridge", "", "make a provider network on the `bridge` of this name")
+	flags.Uint32Var(&network.Vlan, "vlan", 0, "`VLAN` of that bridge, 1 to 4094 (default: none)")
+	flags.Int32Var(&network.Mtu, "mtu", 0, "largest packet in `bytes` (default: 1500)")
+	flags.StringSliceVar(&network.Subnets, "subnet", nil, "`prefix` of the addresses in it; can be given again")
 	requestFlag(cmd, &request)
+	app.completeFlag(cmd, "bridge", bridgeNames)
 	return cmd
+}
+
+// carrier says what carries the frames of a network.
+func carrier(network *godwitv1.Network) string {
+	switch {
+	case network.GetBridge() == "":
+		return "VNI " + number(network.GetVni())
+	case network.GetVlan() == 0:
+		return "bridge " + network.GetBridge()
+	}
+	return fmt.Sprintf("bridge %s, VLAN %d", network.GetBridge(), network.GetVlan())
 }
 
 func newNetworkList(app *App) *cobra.Command {
@@ -54,7 +79,8 @@ func newNetworkList(app *App) *cobra.Command {
 		Use:     "list",
 		Aliases: []string{"ls"},
 		Short:   "List networks",
-		Long:    "List shows every network with its identifier, subnets and attached interfaces.",
+		Long: `List shows every network with its VXLAN network identifier, or its bridge and
+VLAN, its subnets and attached interfaces.`,
 		Example: "  godwit network list",
 		Args:    exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -104,9 +130,10 @@ func newNetworkAttach(app *App) *cobra.Command {
 	endpoint := &godwitv1.Endpoint{}
 	var version int64
 	var request string
-	cmd := app.callCommand("attach NETWORK", "Make an interface of a host part of a network",
-		`Attach lets an interface that exists on a host take part in a network, under a
-name of its own and with the addresses given.`,
+	cmd := app.callCommand("attach NETWORK", "Make an interface of a host part of an overlay",
+		`Attach lets an interface that exists on a host take part in an overlay, under a
+name of its own and with the addresses given. To be in a provider network, an
+interface joins the bridge itself.`,
 		"  godwit network attach blue --name gateway --host host-a --device eth1 \\\n"+
 			"      --mac 52:54:00:00:00:01 --ip 10.20.0.1", networkNames,
 		func(ctx context.Context, c *client.Client, network string) error {
@@ -163,13 +190,13 @@ func newNetworkDetach(app *App) *cobra.Command {
 
 func (a *App) networkTable(networks []*godwitv1.Network) table {
 	t := table{style: a.style()}
-	t.add("NAME", "VNI", "MTU", "SUBNETS", "ENDPOINTS")
+	t.add("NAME", "VNI", "BRIDGE", "VLAN", "MTU", "SUBNETS", "ENDPOINTS")
 	for _, network := range networks {
 		var endpoints []string
 		for _, endpoint := range network.GetEndpoints() {
 			endpoints = append(endpoints, endpoint.GetName())
 		}
-		t.add(network.GetName(), number(network.GetVni()), number(network.GetMtu()),
+		t.add(network.GetName(), numberIf(network.GetVni()), network.GetBridge(), numberIf(network.GetVlan()), number(network.GetMtu()),
 			strings.Join(network.GetSubnets(), ","), strings.Join(endpoints, ","))
 	}
 	return t
@@ -178,7 +205,9 @@ func (a *App) networkTable(networks []*godwitv1.Network) table {
 func (a *App) showNetwork(w io.Writer, network *godwitv1.Network) {
 	s := sheet{w, a.style()}
 	s.row("Name", network.GetName())
-	s.row("VNI", number(network.GetVni()))
+	s.row("VNI", numberIf(network.GetVni()))
+	s.row("Bridge", network.GetBridge())
+	s.row("VLAN", numberIf(network.GetVlan()))
 	s.row("MTU", number(network.GetMtu()))
 	s.row("Subnets", strings.Join(network.GetSubnets(), ", "))
 	s.row("Version", number(network.GetVersion()))
