@@ -117,27 +117,31 @@ func TestDeleteProviderNetwork(t *testing.T) {
 // However many are made at once, one has the bridge.
 func TestConcurrentProviderNetworks(t *testing.T) {
 	f := newFleet(t)
-	const many = 8
-	var group sync.WaitGroup
-	errs := make([]error, many)
-	for i := range many {
-		group.Go(func() {
-			_, errs[i] = f.networks.Create(t.Context(), &godwitv1.CreateNetworkRequest{
-				Network: &godwitv1.Network{Name: fmt.Sprintf("prod%d", i), Bridge: "br0"},
+	for bridge := range 10 {
+		var group sync.WaitGroup
+		errs := make([]error, 8)
+		begin := make(chan struct{})
+		for i := range errs {
+			group.Go(func() {
+				<-begin
+				_, errs[i] = f.networks.Create(t.Context(), &godwitv1.CreateNetworkRequest{
+					Network: &godwitv1.Network{Name: fmt.Sprintf("net%d-%d", bridge, i), Bridge: fmt.Sprintf("br%d", bridge)},
+				})
 			})
-		})
-	}
-	group.Wait()
-	made := 0
-	for _, err := range errs {
-		if err == nil {
-			made++
-		} else if fleet.CodeOf(err) != fleet.Exists {
-			t.Error(err)
 		}
-	}
-	if made != 1 {
-		t.Errorf("%d networks have the same bridge", made)
+		close(begin)
+		group.Wait()
+		made := 0
+		for _, err := range errs {
+			if err == nil {
+				made++
+			} else if fleet.CodeOf(err) != fleet.Exists {
+				t.Error(err)
+			}
+		}
+		if made != 1 {
+			t.Fatalf("%d networks have the same bridge", made)
+		}
 	}
 }
 
@@ -347,5 +351,34 @@ func TestHotPortOnABridge(t *testing.T) {
 	network := h1.command().GetChangeHardware().GetNetwork()
 	if network.GetPort() != "net9" || network.GetBridge() != "br0" || network.GetVlan() != 100 || network.GetMtu() != 1500 || network.GetVni() != 0 {
 		t.Errorf("the host is told %v", network)
+	}
+}
+
+// The bridge is there when the change is recorded, and not only when it was planned.
+func TestHotPortWhileTheBridgeGoes(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t)
+	f.provider("prod", "br0", 0)
+	h1 := f.join("h1", withBridges(bridge("br0")))
+	f.running(h1, "web1")
+	entry, err := f.server.getVM(t.Context(), "read", "web1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	wanted, err := f.server.planPort(t.Context(), entry.Value, &godwitv1.Port{Name: "net9", Network: "prod"})
+	if err != nil {
+		t.Fatal(describe(err))
+	}
+	tables := f.server.tables
+	commit := func() error {
+		return call(tables.store.Commit(t.Context(), wanted.conditions, tables.counters.Put("test", 1)))
+	}
+	if err := commit(); err != nil {
+		t.Fatalf("while it is there: %v", err)
+	}
+	h1.say(networksMessage(&godwitv1.HostNetworks{UnderlayMtu: 1500}))
+	f.settled(h1)
+	if err := commit(); fleet.CodeOf(err) != fleet.Conflict {
+		t.Errorf("when it is gone: %v", err)
 	}
 }
