@@ -1,7 +1,7 @@
 // Package network is the data plane of one host: the taps of its VMs, the gate
 // at each tap, the tunnels that carry the frames of a migration, and the
-// overlay networks that join the taps of different hosts. It is the only
-// package that speaks netlink and eBPF.
+// overlay networks that join the taps of different hosts, or the bridges of
+// the operator that they join. It is the only package that speaks netlink and eBPF.
 //
 // # The kernel holds the state
 //
@@ -45,6 +45,24 @@
 // stay in every host's flood list (see [Host.ApplyAddresses]) until step 6 ends.
 // A group frame that is on its way in the moment that Settling ends can arrive
 // twice or not at all; unicast frames cannot.
+//
+// # Provider networks
+//
+// A tap with [TapConfig.Bridge] is a port of the operator's bridge, which learns
+// where addresses are, as the switches behind it do. That changes the hand-over in
+// four places; the gates and the tunnel are the same.
+//
+//   - [Tap.Claim] is made where the guest starts, too, and holds: a bridge that hears
+//     the guest at its uplink goes on to give its frames to the tap. So the source
+//     forwards what comes for as long as the network has not learnt.
+//   - The source makes an [Tap.Announce] before it leaves: a frame for an address that
+//     switches have forgotten would be flooded, and reach the guest by both hosts.
+//   - In Settling the target makes one again and again.
+//   - The forwarding ends when nothing has come from outside for a while
+//     ([Tap.LastRedirect]) and [Tap.Yield] has had the bridge learn the new way, for the
+//     source's own guests.
+//
+// A tap must forward ([Tap.AwaitForwarding]) before frames can come directly.
 //
 // # Namespaces, threads, locks
 //

@@ -18,6 +18,7 @@ import (
 const (
 	filterMapGwCounters     = "gw_counters"
 	filterMapGwGates        = "gw_gates"
+	filterMapGwRedirected   = "gw_redirected"
 	filterMapGwTunnels      = "gw_tunnels"
 	filterProgFromGuest     = "from_guest"
 	filterProgFromTunnel    = "from_tunnel"
@@ -80,9 +81,10 @@ type filterProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type filterMapSpecs struct {
-	GwCounters *ebpf.MapSpec `ebpf:"gw_counters"`
-	GwGates    *ebpf.MapSpec `ebpf:"gw_gates"`
-	GwTunnels  *ebpf.MapSpec `ebpf:"gw_tunnels"`
+	GwCounters   *ebpf.MapSpec `ebpf:"gw_counters"`
+	GwGates      *ebpf.MapSpec `ebpf:"gw_gates"`
+	GwRedirected *ebpf.MapSpec `ebpf:"gw_redirected"`
+	GwTunnels    *ebpf.MapSpec `ebpf:"gw_tunnels"`
 }
 
 // filterVariableSpecs contains global variables before they are loaded into the kernel.
@@ -114,15 +116,17 @@ func (o *filterObjects) Close() error {
 //
 // It can be passed to loadFilterObjects or ebpf.CollectionSpec.LoadAndAssign.
 type filterMaps struct {
-	GwCounters *ebpf.Map `ebpf:"gw_counters"`
-	GwGates    *ebpf.Map `ebpf:"gw_gates"`
-	GwTunnels  *ebpf.Map `ebpf:"gw_tunnels"`
+	GwCounters   *ebpf.Map `ebpf:"gw_counters"`
+	GwGates      *ebpf.Map `ebpf:"gw_gates"`
+	GwRedirected *ebpf.Map `ebpf:"gw_redirected"`
+	GwTunnels    *ebpf.Map `ebpf:"gw_tunnels"`
 }
 
 func (m *filterMaps) Close() error {
 	return _FilterClose(
 		m.GwCounters,
 		m.GwGates,
+		m.GwRedirected,
 		m.GwTunnels,
 	)
 }

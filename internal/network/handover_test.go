@@ -21,6 +21,10 @@ type load struct {
 }
 
 func (w wire) load(t *testing.T, perSecond, size int) *load {
+	return steadily(perSecond, func(sequence uint32) { w.send(t, numbered(mac(1), mac(9), sequence, size)) })
+}
+
+func steadily(perSecond int, send func(sequence uint32)) *load {
 	l := &load{stop: make(chan struct{})}
 	l.done.Go(func() {
 		tick := time.NewTicker(time.Millisecond)
@@ -32,7 +36,7 @@ func (w wire) load(t *testing.T, perSecond, size int) *load {
 			case <-tick.C:
 			}
 			for range perSecond / 1000 {
-				w.send(t, numbered(mac(1), mac(9), l.sent, size))
+				send(l.sent)
 				l.sent++
 			}
 		}

@@ -1,6 +1,7 @@
 package network
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -186,22 +187,21 @@ func (h *Host) find(op string, name fleet.NetworkName) (overlay, error) {
 	return overlay{bridge: bridge, vxlan: vxlan}, nil
 }
 
-// bridgeOf gives the bridge that a tap of this network joins, nil for the
-// network "", and completes the tap's MTU.
-func (h *Host) bridgeOf(name fleet.NetworkName, mtu *int) (netlink.Link, error) {
-	if name == "" {
-		if *mtu == 0 {
-			*mtu = defaultMTU
-		}
+// bridgeOf gives the bridge that a tap joins, nil for the network "", and
+// completes the tap's MTU.
+func (h *Host) bridgeOf(cfg *TapConfig) (netlink.Link, error) {
+	switch {
+	case cfg.Bridge != "":
+		return h.providerBridge(cfg)
+	case cfg.Network == "":
+		cfg.MTU = cmp.Or(cfg.MTU, defaultMTU)
 		return nil, nil
 	}
-	o, err := h.find("create tap in", name)
+	o, err := h.find("create tap in", cfg.Network)
 	if err != nil {
 		return nil, err
 	}
-	if *mtu == 0 {
-		*mtu = o.vxlan.Attrs().MTU
-	}
+	cfg.MTU = cmp.Or(cfg.MTU, o.vxlan.Attrs().MTU)
 	return o.bridge, nil
 }
 

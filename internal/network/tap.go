@@ -32,9 +32,11 @@ const (
 type TapConfig struct {
 	Name    string            // begins with TapPrefix, at most 15 characters
 	Network fleet.NetworkName // the overlay to join; "" joins no bridge
+	Bridge  string            // of a provider network: the operator's bridge to join
+	VLAN    uint16            // of a provider network: in that bridge; 0 is its own
 	MAC     net.HardwareAddr  // of the guest, not of the tap
 	Queues  int               // descriptors and rings; 0 means 1
-	MTU     int               // bytes after the Ethernet header; 0 means the network's, or 1500
+	MTU     int               // bytes after the Ethernet header; 0 means the network's, or 1500; a provider's is its bridge's
 	Gate    Gate
 }
 
@@ -45,6 +47,8 @@ type Tap struct {
 	name    string
 	ifindex int
 	mac     net.HardwareAddr
+	sticky  bool   // the bridge's own learning must not take the address away
+	vlan    uint16 // of the bridge, for the address
 
 	gateMu sync.Mutex   // orders changes of the gate
 	fdMu   sync.RWMutex // read-held while the descriptors are in use
@@ -60,11 +64,12 @@ func (h *Host) CreateTap(cfg TapConfig) (*Tap, error) {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	bridge, err := h.bridgeOf(cfg.Network, &cfg.MTU)
+	bridge, err := h.bridgeOf(&cfg)
 	if err != nil {
 		return nil, err
 	}
-	t := &Tap{host: h, name: cfg.Name, mac: slices.Clone(cfg.MAC)}
+	t := h.tapOf(cfg)
+	t.mac = slices.Clone(cfg.MAC)
 	err = h.ns.do(func() (err error) {
 		t.fds, err = openQueues(cfg.Name, cfg.Queues, true)
 		return err
@@ -81,6 +86,11 @@ func (h *Host) CreateTap(cfg TapConfig) (*Tap, error) {
 		return nil, errors.Join(err, t.Close(), h.sweep())
 	}
 	return t, nil
+}
+
+// tapOf gives a Tap without descriptors, index and address.
+func (h *Host) tapOf(cfg TapConfig) *Tap {
+	return &Tap{host: h, name: cfg.Name, sticky: cfg.Bridge != "", vlan: cfg.VLAN}
 }
 
 // complete fills in the defaults and reports what is wrong.
@@ -128,7 +138,7 @@ func (t *Tap) setUp(cfg TapConfig, bridge netlink.Link) error {
 		func() error { return h.filter.GwCounters.Put(uint32(t.ifindex), zero) },
 		func() error { return h.putGate(t.ifindex, cfg.Gate.entry(t.mac)) },
 		func() error { return h.attachGate(link) },
-		func() error { return h.join(link, bridge) },
+		func() error { return h.joinFor(cfg, link, bridge) },
 		func() error { return h.nl.LinkSetUp(link) },
 		func() error { return keep(t.fds[0]) },
 	}
@@ -153,10 +163,10 @@ func (h *Host) noQueue(link netlink.Link) error {
 // its queues, usually taken from its QEMU; they become the Tap's, also when
 // AdoptTap fails. Without fds the queues are opened anew, which works only
 // when nobody has them (a VM that has left). The gate in the kernel stays as
-// it is; cfg.Gate is set only if there is none. Of cfg, MAC and Gate matter
-// only in that case.
+// it is; cfg.Gate is set only if there is none, and cfg.MAC matters only then.
 func (h *Host) AdoptTap(cfg TapConfig, fds []int) (*Tap, error) {
-	t := &Tap{host: h, name: cfg.Name, fds: slices.Clone(fds)}
+	t := h.tapOf(cfg)
+	t.fds = slices.Clone(fds)
 	if err := t.adopt(cfg); err != nil {
 		return nil, errors.Join(err, t.Close())
 	}
@@ -300,13 +310,20 @@ func (t *Tap) Gate() (Gate, error) {
 	return entry.gate(t.host.underlay), nil
 }
 
-// Claim makes the overlay of this host give the tap the frames for its guest,
-// as the next ApplyAddresses must, too. The target of a migration does it
-// before it can become the owner.
+// Claim makes this host's bridge give the tap the frames for its guest, in an
+// overlay as the next ApplyAddresses must, too. The target of a migration does it
+// before it can become the owner. In a provider network the bridge learns where
+// addresses are; what is claimed stays so until the tap is removed, wherever the
+// guest is heard meanwhile.
 func (t *Tap) Claim() error {
 	t.host.mu.Lock()
 	defer t.host.mu.Unlock()
-	if err := t.host.nl.NeighSet(portEntry(t.ifindex, station(t.mac))); err != nil {
+	entry := portEntry(t.ifindex, station(t.mac))
+	if t.sticky {
+		entry.Flags |= netlink.NTF_STICKY
+		entry.Vlan = int(t.vlan)
+	}
+	if err := t.host.nl.NeighSet(entry); err != nil {
 		return fmt.Errorf("claim the address of %s: %w", t.name, err)
 	}
 	return nil

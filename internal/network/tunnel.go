@@ -91,7 +91,7 @@ func (h *Host) forget(ifindex uint32) error {
 	for _, id := range ids {
 		errs = append(errs, h.CloseTunnel(fleet.TunnelID(id)))
 	}
-	for _, m := range []*ebpf.Map{h.filter.GwGates, h.filter.GwCounters} {
+	for _, m := range []*ebpf.Map{h.filter.GwGates, h.filter.GwCounters, h.filter.GwRedirected} {
 		if err := m.Delete(ifindex); !errors.Is(err, ebpf.ErrKeyNotExist) {
 			errs = append(errs, err)
 		}

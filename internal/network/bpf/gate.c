@@ -77,6 +77,15 @@ struct {
 	__type(value, struct counters);
 } gw_counters SEC(".maps");
 
+// When a unicast frame from outside of the host was last redirected, by the monotonic
+// clock in nanoseconds.
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_TAPS);
+	__type(key, __u32); // interface index of the tap
+	__type(value, __u64);
+} gw_redirected SEC(".maps");
+
 // Set when the programs are loaded.
 volatile const __u32 tunnel_ifindex;
 volatile const __u32 underlay_is_ipv6;
@@ -152,6 +161,23 @@ static __always_inline int redirect(struct __sk_buff *skb, const struct rule *ru
 	return bpf_redirect(tunnel_ifindex, 0);
 }
 
+// A frame of the host's own programs has no interface that it came by, and one of a
+// guest here has a tap.
+static __always_inline void note_redirect(const struct __sk_buff *skb)
+{
+	__u32 ifindex = skb->ifindex, from = skb->ingress_ifindex;
+	__u64 now = bpf_ktime_get_ns();
+	__u64 *last;
+
+	if (!from || bpf_map_lookup_elem(&gw_gates, &from))
+		return;
+	last = bpf_map_lookup_elem(&gw_redirected, &ifindex);
+	if (last)
+		*last = now;
+	else
+		bpf_map_update_elem(&gw_redirected, &ifindex, &now, BPF_ANY);
+}
+
 // A guest must not hear itself. It would when its own broadcast, sent at the
 // new host, reaches the old one and is forwarded; duplicate address detection
 // then takes the guest for its own rival.
@@ -183,6 +209,8 @@ static __always_inline int judge_to_guest(struct __sk_buff *skb, const struct ru
 		return came_by_tunnel(skb) ? TC_ACT_OK : TC_ACT_SHOT;
 	case MODE_REDIRECT:
 	case MODE_LEAVING:
+		if (!group)
+			note_redirect(skb);
 		return redirect(skb, rule);
 	default:
 		return TC_ACT_SHOT;
