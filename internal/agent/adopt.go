@@ -244,5 +244,5 @@ func (m *machine) adoptPort(ctx context.Context, one portRecord, instance *qemu.
 	if err != nil {
 		return nil, err
 	}
-	return &port{name: one.Name, network: one.Network, mac: one.MAC, tunnel: one.Tunnel, tap: tap}, nil
+	return portOf(one, tap), nil
 }

@@ -255,6 +255,7 @@ func (h *handover) proceed(ctx context.Context) error {
 // can come into QEMU after its device has stopped, where it would be lost.
 func (h *handover) stopGuest(ctx context.Context) error {
 	h.stopper = "agent"
+	h.announce()
 	if err := h.redirect(network.Leaving); err != nil {
 		return err
 	}

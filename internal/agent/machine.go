@@ -116,6 +116,7 @@ func (m *machine) watch() (first func()) {
 	case part == arriving:
 		go m.arriveAgain(m.life, migration)
 	case part == arrived:
+		go m.announceArrival(m.life)
 		go m.tellMachine(m.life, instance, migration)
 	case part == source:
 		if state, err := instance.Status(m.life); err != nil || !state.Running() {

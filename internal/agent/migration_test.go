@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
@@ -30,14 +31,25 @@ type move struct {
 	sequence       uint64
 	port           uint32 // where the target's QEMU listens
 	booting        func(fleet.Epoch) *godwitv1.Instance
+	network        *godwitv1.PortNetwork // of its port, without the tunnel
 }
 
 // newMove starts a VM at the source, whose guest never rests.
 func newMove(t *testing.T) *move {
 	t.Helper()
 	f, hosts := newFleet(t, "h1", "h2")
-	m := &move{t: t, id: testMigration, epoch: 1, fleet: f, source: hosts[0], target: hosts[1], instance: booting(t, f, 1, bootsector.Busy()), sequence: 10}
-	m.booting = func(epoch fleet.Epoch) *godwitv1.Instance { return booting(t, f, epoch, bootsector.Busy()) }
+	return f.newMove(hosts, &godwitv1.PortNetwork{Port: "net0", Vni: testVNI, Mtu: testMTU})
+}
+
+func (f *testFleet) newMove(hosts []*testHost, in *godwitv1.PortNetwork) *move {
+	f.t.Helper()
+	m := &move{t: f.t, id: testMigration, epoch: 1, fleet: f, source: hosts[0], target: hosts[1], sequence: 10, network: in}
+	m.booting = func(epoch fleet.Epoch) *godwitv1.Instance {
+		instance := booting(f.t, f, epoch, bootsector.Busy())
+		instance.Networks = []*godwitv1.PortNetwork{in}
+		return instance
+	}
+	m.instance = m.booting(1)
 	m.source.run(m.instance)
 	m.source.awaitGuest(1)
 	return m
@@ -49,7 +61,9 @@ func (m *move) command() *godwitv1.Command {
 }
 
 func (m *move) tunnels() []*godwitv1.PortNetwork {
-	return []*godwitv1.PortNetwork{{Port: "net0", Vni: testVNI, Mtu: testMTU, Tunnel: testTunnel}}
+	in := proto.CloneOf(m.network)
+	in.Tunnel = testTunnel
+	return []*godwitv1.PortNetwork{in}
 }
 
 func (m *move) prepareCommand() *godwitv1.Command {

@@ -21,7 +21,16 @@ type port struct {
 	network fleet.NetworkName
 	mac     string
 	tunnel  fleet.TunnelID // zero outside a migration
+	bridge  string         // of a provider network; "" in an overlay
+	ips     []netip.Addr   // that are announced in it
 	tap     *network.Tap
+}
+
+// portOf gives the port of a record that has this tap.
+func portOf(one portRecord, tap *network.Tap) *port {
+	return &port{
+		name: one.Name, network: one.Network, mac: one.MAC, tunnel: one.Tunnel, bridge: one.Bridge, ips: one.IPs, tap: tap,
+	}
 }
 
 // makePorts makes a tap for each port of the spec, and writes the record.
@@ -52,14 +61,17 @@ func (m *machine) portRecord(want fleet.Port, known *godwitv1.PortNetwork) portR
 	return portRecord{
 		Name: want.Name, Network: want.Network, MAC: want.MAC, Queues: max(1, want.Queues),
 		Tap: tapName(m.key, want.Name), MTU: int(known.GetMtu()), Tunnel: fleet.TunnelID(known.GetTunnel()),
+		Bridge: known.GetBridge(), VLAN: uint16(known.GetVlan()), IPs: want.IPs,
 	}
 }
 
 func (m *machine) makePort(want portRecord, known *godwitv1.PortNetwork, gate network.Gate) error {
 	host := m.agent.config.Network
-	err := host.EnsureNetwork(network.Network{Name: want.Network, VNI: known.GetVni(), MTU: want.MTU})
-	if err != nil {
-		return err
+	if want.Bridge == "" {
+		err := host.EnsureNetwork(network.Network{Name: want.Network, VNI: known.GetVni(), MTU: want.MTU})
+		if err != nil {
+			return err
+		}
 	}
 	config, err := want.tapConfig(gate)
 	if err != nil {
@@ -70,9 +82,15 @@ func (m *machine) makePort(want portRecord, known *godwitv1.PortNetwork, gate ne
 		return err
 	}
 	m.mu.Lock()
-	m.ports = append(m.ports, &port{name: want.Name, network: want.Network, mac: want.MAC, tunnel: want.Tunnel, tap: tap})
+	m.ports = append(m.ports, portOf(want, tap))
 	m.mu.Unlock()
-	return m.agent.reapply(want.Network)
+	if want.Bridge == "" {
+		return m.agent.reapply(want.Network)
+	}
+	if gate.Mode == network.Pass { // no target, which is not to have its frames yet
+		return tap.Claim()
+	}
+	return nil
 }
 
 func (p portRecord) tapConfig(gate network.Gate) (network.TapConfig, error) {
@@ -80,7 +98,9 @@ func (p portRecord) tapConfig(gate network.Gate) (network.TapConfig, error) {
 	if err != nil {
 		return network.TapConfig{}, fmt.Errorf("port %s: %w", p.Name, err)
 	}
-	return network.TapConfig{Name: p.Tap, Network: p.Network, MAC: mac, Queues: p.Queues, MTU: p.MTU, Gate: gate}, nil
+	return network.TapConfig{
+		Name: p.Tap, Network: p.Network, Bridge: p.Bridge, VLAN: p.VLAN, MAC: mac, Queues: p.Queues, MTU: p.MTU, Gate: gate,
+	}, nil
 }
 
 // tapName gives the name of a port's device: it depends on the epoch, so that

@@ -3,6 +3,7 @@ package agent
 import (
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -38,6 +39,9 @@ type portRecord struct {
 	Queues  int               `json:"queues"`
 	MTU     int               `json:"mtu"`
 	Tunnel  fleet.TunnelID    `json:"tunnel,omitempty"`
+	Bridge  string            `json:"bridge,omitempty"` // of a provider network, with what follows
+	VLAN    uint16            `json:"vlan,omitempty"`
+	IPs     []netip.Addr      `json:"ips,omitempty"` // that are announced after a move
 }
 
 // peerRecord is the other host of a migration.

@@ -131,6 +131,7 @@ func (a *Agent) runSession(life context.Context, server *client.Client) error {
 		_ = stream.CloseRequest() // see greetWithin
 	})
 	tasks.Go(func() { a.followAddresses(ctx, one) })
+	tasks.Go(func() { a.followNetworks(ctx, one) })
 	tasks.Go(func() { end(a.read(life, one, stream, missedBeats*beat)) })
 	tasks.Wait()
 	return context.Cause(ctx)
@@ -220,7 +221,7 @@ func (a *Agent) hello(ctx context.Context) *godwitv1.Hello {
 	hello := &godwitv1.Hello{
 		Host: wire.EncodeHost(fleet.Host{
 			Name: a.config.Name, Address: a.config.Address, PeerPort: a.config.Peers.port(), CPUs: a.config.CPUs, Memory: a.config.Memory,
-			QEMU: a.features.Fleet(), Version: a.config.Version,
+			QEMU: a.features.Fleet(), Version: a.config.Version, Networks: a.networks(),
 		}, wire.HostStatus{}),
 		BootId: a.config.BootID, Store: a.mark.Load(), Process: a.process, Machine: machineHash(),
 	}

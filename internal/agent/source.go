@@ -53,6 +53,7 @@ func (m *machine) beginCopy(ctx context.Context, command *godwitv1.Command, want
 	if err != nil {
 		return err
 	}
+	m.announce()
 	ctx, cancel := context.WithCancel(ctx)
 	retires := make(chan struct{})
 	one := &handover{
@@ -272,6 +273,7 @@ func (m *machine) releaseSource(ctx context.Context) *godwitv1.Report {
 	if err := m.disksOld(false); err != nil {
 		return pledge.SourceFailed(err, false)
 	}
+	m.leaveBridges(ctx)
 	if err := m.discard(ctx); err != nil {
 		return pledge.SourceFailed(err, false)
 	}

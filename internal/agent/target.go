@@ -147,6 +147,7 @@ func (m *machine) arm(ctx context.Context) error {
 		if len(port.tap.FDs()) == 1 {
 			errs = append(errs, port.tap.WaitEmpty(ctx))
 		}
+		errs = append(errs, port.tap.AwaitForwarding(ctx))
 	}
 	return errors.Join(append(errs, m.setMode(network.TunnelOnly))...)
 }
@@ -345,6 +346,7 @@ func (m *machine) runTarget(ctx context.Context, volumeKey []byte) *godwitv1.Rep
 	if err := errors.Join(m.disksRan(), m.setRole(arrived, migration)); err != nil {
 		m.agent.log.Error("the machine's record was not written", "vm", m.key.vm, "error", err)
 	}
+	go m.announceArrival(m.life)
 	go m.tellMachine(m.life, m.instance, migration)
 	return &godwitv1.Report{Event: &godwitv1.Report_TargetRunning{TargetRunning: &godwitv1.TargetRunning{Marks: marks}}}
 }

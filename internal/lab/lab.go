@@ -94,7 +94,7 @@ func (c *Config) complete() error {
 		c.MTU = DefaultMTU
 	}
 	invalid := fleet.Error{Code: fleet.Invalid, Op: "make lab", Subject: c.Name}
-	seen := map[string]bool{substrateName: true}
+	seen := map[string]bool{substrateName: true, fabricName: true}
 	for _, host := range c.Hosts {
 		if !memberRule.MatchString(host) || seen[host] {
 			invalid.Cause = fmt.Sprintf("%q cannot be the name of a host", host)
@@ -251,7 +251,7 @@ func (l *Lab) addHost(index int, name string, mtu int) error {
 	if err := namespace.Do(func() error { return sysctl(quiet) }); err != nil {
 		return err
 	}
-	err = l.substrate.Do(func() error { return plug(index, namespace, mtu) })
+	err = l.substrate.Do(func() error { return plug(index, namespace, HostDevice, mtu) })
 	if err != nil {
 		return err
 	}
@@ -266,8 +266,8 @@ func (l *Lab) addHost(index int, name string, mtu int) error {
 	return nil
 }
 
-// plug joins a host to the switch in the thread's namespace.
-func plug(index int, host *Namespace, mtu int) error {
+// plug joins a host to the switch in the thread's namespace, by a device of the host.
+func plug(index int, host *Namespace, device string, mtu int) error {
 	bridge, err := netlink.LinkByName(switchName)
 	if err != nil {
 		return err
@@ -275,7 +275,7 @@ func plug(index int, host *Namespace, mtu int) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.MasterIndex = "port"+strconv.Itoa(index), mtu, bridge.Attrs().Index
 	veth := &netlink.Veth{
-		LinkAttrs: attrs, PeerName: HostDevice, PeerMTU: uint32(mtu),
+		LinkAttrs: attrs, PeerName: device, PeerMTU: uint32(mtu),
 		PeerNamespace: netlink.NsFd(host.file.Fd()),
 	}
 	if err := netlink.LinkAdd(veth); err != nil {

@@ -58,12 +58,8 @@ func DecodeNetwork(message *godwitv1.Network) (network fleet.Network, version in
 	return network, message.GetVersion(), faults.err("read network " + message.GetName())
 }
 
-// EncodeHostNetworks gives the message of what a host has of networks by itself; nil if
-// that is nothing.
+// EncodeHostNetworks gives the message of what a host has of networks by itself.
 func EncodeHostNetworks(networks fleet.HostNetworks) *godwitv1.HostNetworks {
-	if networks.Equal(fleet.HostNetworks{}) {
-		return nil
-	}
 	message := &godwitv1.HostNetworks{UnderlayMtu: clampInt32(networks.UnderlayMTU)}
 	for _, bridge := range networks.Bridges {
 		message.Bridges = append(message.Bridges, &godwitv1.Bridge{

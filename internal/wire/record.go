@@ -75,7 +75,7 @@ type HostStatus struct {
 // EncodeHost gives the message of a host. The boot id is not part of it: it
 // travels beside the host in an agent's Hello.
 func EncodeHost(host fleet.Host, status HostStatus) *godwitv1.Host {
-	return &godwitv1.Host{
+	message := &godwitv1.Host{
 		Name:                string(host.Name),
 		Address:             encodeAddr(host.Address),
 		State:               status.State,
@@ -95,8 +95,11 @@ func EncodeHost(host fleet.Host, status HostStatus) *godwitv1.Host {
 		Seen:                  encodeTime(host.Seen),
 		Cordoned:              host.Cordoned,
 		Version:               status.Version,
-		Networks:              EncodeHostNetworks(host.Networks),
 	}
+	if !host.Networks.Equal(fleet.HostNetworks{}) {
+		message.Networks = EncodeHostNetworks(host.Networks)
+	}
+	return message
 }
 
 // DecodeHost is the inverse of EncodeHost. Its errors are a *fleet.Error with

@@ -63,23 +63,29 @@ type Config struct {
 	Wrap     []string // goes before a server's command line
 	Boots    bool     // each host has boots of its own, and can Crash
 
+	// Fabric are hosts that have the provider network, too; the client is at its switch.
+	Fabric []string
+
 	VolumeServers []string // names; each has a host of its own, without an agent
 
 	EtcdProgram string // of internal/lab/etcd; for Etcd
 }
 
-// Network is an overlay network of the fleet. The client's address in it ends
-// with 2.
+// Network is a network of the fleet. The client's addresses in it end with 2.
 type Network struct {
-	Name   string
-	Prefix netip.Prefix
+	Name    string
+	Prefix  netip.Prefix
+	Prefix6 netip.Prefix // none in some
 }
 
 // Networks are what a fleet may have.
 var networks = [...]Network{
-	{"blue", netip.MustParsePrefix("10.20.0.0/24")},
-	{"green", netip.MustParsePrefix("10.30.0.0/24")},
+	{Name: "blue", Prefix: netip.MustParsePrefix("10.20.0.0/24")},
+	{Name: "green", Prefix: netip.MustParsePrefix("10.30.0.0/24")},
 }
+
+// provider is the network of a Fabric.
+var provider = Network{Name: "prod", Prefix: netip.MustParsePrefix("10.40.0.0/24"), Prefix6: netip.MustParsePrefix("fd40::/64")}
 
 // Fleet is a running fleet.
 type Fleet struct {
@@ -165,6 +171,11 @@ func (f *Fleet) start(ctx context.Context) error {
 	if err := f.startServers(ctx); err != nil {
 		return err
 	}
+	if len(f.config.Fabric) > 0 {
+		if err := f.Lab.AddFabric(ctx, lab.DefaultMTU, f.config.Fabric...); err != nil {
+			return err
+		}
+	}
 	for _, host := range f.config.Hosts {
 		if err := f.startAgent(ctx, host); err != nil {
 			return err
@@ -173,7 +184,7 @@ func (f *Fleet) start(ctx context.Context) error {
 	if err := f.AwaitHosts(ctx); err != nil {
 		return err
 	}
-	if err := f.plugClient(); err != nil {
+	if err := f.plugClient(ctx); err != nil {
 		return err
 	}
 	for _, name := range f.config.VolumeServers {
@@ -293,23 +304,33 @@ func clientDevice(i int) string { return fmt.Sprintf("gwcl%d", i) }
 
 func clientMAC(i int) net.HardwareAddr { return net.HardwareAddr{0x02, 0, 0, 0xc1, 0, byte(i)} }
 
-func (f *Fleet) plugClient() (err error) {
+func (f *Fleet) plugClient(ctx context.Context) (err error) {
 	var ports []lab.Port
 	for i, network := range networks[:f.config.Networks] {
 		ports = append(ports, lab.Port{
 			Host: f.config.Client, Device: clientDevice(i), MAC: clientMAC(i),
-			Addresses: []netip.Prefix{netip.PrefixFrom(network.address(2), network.Prefix.Bits())},
+			Addresses: network.addresses(2),
 		})
 	}
-	f.Client, err = f.Lab.AddClient("client", ports...)
-	return err
+	if f.Client, err = f.Lab.AddClient("client", ports...); err != nil || len(f.config.Fabric) == 0 {
+		return err
+	}
+	return f.Lab.JoinFabric(ctx, f.Client, "fabric", lab.Port{
+		MAC: net.HardwareAddr{0x02, 0, 0, 0xc1, 1, 0}, Addresses: provider.addresses(2),
+	})
 }
 
-// address gives the network's address that ends with a number.
-func (n Network) address(number byte) netip.Addr {
-	bytes := n.Prefix.Addr().As4()
-	bytes[3] = number
-	return netip.AddrFrom4(bytes)
+// addresses gives the network's addresses that end with a number.
+func (n Network) addresses(number byte) (all []netip.Prefix) {
+	for _, prefix := range []netip.Prefix{n.Prefix, n.Prefix6} {
+		if prefix.IsValid() {
+			bytes := prefix.Addr().AsSlice()
+			bytes[len(bytes)-1] = number
+			address, _ := netip.AddrFromSlice(bytes)
+			all = append(all, netip.PrefixFrom(address, prefix.Bits()))
+		}
+	}
+	return all
 }
 
 func (f *Fleet) makeNetworks(ctx context.Context) error {
@@ -324,14 +345,20 @@ func (f *Fleet) makeNetworks(ctx context.Context) error {
 			Network: network.Name,
 			Endpoint: &godwitv1.Endpoint{
 				Name: "client", Host: f.config.Client, Device: clientDevice(i),
-				Mac: clientMAC(i).String(), Ips: []string{network.address(2).String()},
+				Mac: clientMAC(i).String(), Ips: []string{network.addresses(2)[0].Addr().String()},
 			},
 		})
 		if err != nil {
 			return err
 		}
 	}
-	return nil
+	if len(f.config.Fabric) == 0 {
+		return nil
+	}
+	_, err := f.API.Network.Create(ctx, &godwitv1.CreateNetworkRequest{Network: &godwitv1.Network{
+		Name: provider.Name, Bridge: lab.HostBridge, Subnets: []string{provider.Prefix.String(), provider.Prefix6.String()},
+	}})
+	return err
 }
 
 // Keep leaves the fleet running when this process ends, until lab.Remove.

@@ -27,7 +27,8 @@ type GuestConfig struct {
 	Host   string      // to start on; placement chooses if empty
 	CPUs   int32       // 1
 	Memory fleet.Bytes // 256 MiB
-	Ports  int         // one in each of so many networks; 1
+	Ports  int         // one in each of so many overlay networks; 1
+	Fabric bool        // and its first port is in the provider network
 	Queues int32       // of each port; 1
 	Dirty  witness.Dirty
 	// Records is how many records a second the guest writes to its first disk.
@@ -84,9 +85,15 @@ func (f *Fleet) Plan(config GuestConfig) (*Guest, *godwitv1.CreateVMRequest, err
 	g := &Guest{Name: config.Name, fleet: f, number: byte(number)}
 	args := witness.Args{Dirty: config.Dirty, Disk: witness.Disk{Rate: config.Records}}
 	spec := &godwitv1.VMSpec{Cpus: config.CPUs, MemoryBytes: uint64(config.Memory), Disks: config.Disks}
-	for i, network := range networks[:config.Ports] {
+	in := networks[:config.Ports]
+	if config.Fabric {
+		in = append([]Network{provider}, in...)
+	}
+	for i, network := range in {
 		port, message := g.port(i, network)
-		g.Addrs = append(g.Addrs, port.Addresses[0].Addr())
+		for _, address := range port.Addresses {
+			g.Addrs = append(g.Addrs, address.Addr())
+		}
 		args.Ports = append(args.Ports, port)
 		message.Queues = config.Queues
 		spec.Ports = append(spec.Ports, message)
@@ -100,10 +107,12 @@ func (f *Fleet) Plan(config GuestConfig) (*Guest, *godwitv1.CreateVMRequest, err
 // port gives the guest's port in one of the networks, to the guest and to the server.
 func (g *Guest) port(i int, in Network) (witness.Port, *godwitv1.Port) {
 	mac := net.HardwareAddr{0x52, 0x54, 0, 0x90, byte(i), g.number}
-	address := in.address(firstGuest + g.number)
-	return witness.Port{MAC: mac, Addresses: []netip.Prefix{netip.PrefixFrom(address, in.Prefix.Bits())}}, &godwitv1.Port{
-		Name: fmt.Sprintf("eth%d", i), Network: in.Name, Mac: mac.String(), Ips: []string{address.String()},
+	port := witness.Port{MAC: mac, Addresses: in.addresses(firstGuest + g.number)}
+	message := &godwitv1.Port{Name: fmt.Sprintf("eth%d", i), Network: in.Name, Mac: mac.String()}
+	for _, address := range port.Addresses {
+		message.Ips = append(message.Ips, address.Addr().String())
 	}
+	return port, message
 }
 
 // Probe is what asks the guest for its own view, from the client.

@@ -1,0 +1,145 @@
+package agent
+
+import (
+	"context"
+	"time"
+
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/network"
+	"godwit.dev/godwit/internal/wire"
+)
+
+const (
+	// networksEvery is how often it is looked whether the host's bridges have changed.
+	networksEvery = 5 * time.Second
+
+	// announceFirst is the pause after the first announcement of a guest that has
+	// arrived, which doubles up to announceEvery.
+	announceFirst = 50 * time.Millisecond
+	announceEvery = time.Second
+
+	// quietFor: so long nothing may have come from outside for a guest that has moved
+	// before the forwarding ends. In that time the target announces it once at least.
+	quietFor = 2 * announceEvery
+	// quietWithin is how long that is waited for, and yieldWithin how long for the
+	// bridge to hear the guest elsewhere.
+	quietWithin = 15 * time.Second
+	quietLook   = 50 * time.Millisecond
+	yieldWithin = 3 * announceEvery
+)
+
+// networks gives what the host has of networks by itself.
+func (a *Agent) networks() fleet.HostNetworks {
+	networks, err := a.config.Network.Provider()
+	if err != nil {
+		a.log.Error("the host's bridges are not known", "error", err)
+	}
+	return networks
+}
+
+// followNetworks tells the server when that changes, until ctx ends. A change between
+// Hello and its first look is told at once.
+func (a *Agent) followNetworks(ctx context.Context, s *session) {
+	look := time.NewTicker(networksEvery)
+	defer look.Stop()
+	var told *fleet.HostNetworks
+	for {
+		if now := a.networks(); told == nil || !told.Equal(now) {
+			told = &now
+			s.send(&godwitv1.SessionRequest{Message: &godwitv1.SessionRequest_Networks{Networks: wire.EncodeHostNetworks(now)}})
+		}
+		select {
+		case <-look.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// bridged gives the ports in provider networks.
+func (m *machine) bridged() (ports []*port) {
+	for _, port := range m.allPorts() {
+		if port.bridge != "" {
+			ports = append(ports, port)
+		}
+	}
+	return ports
+}
+
+// announce tells provider networks that the guest is here.
+func (m *machine) announce() {
+	for _, port := range m.bridged() {
+		if err := port.tap.Announce(port.ips); err != nil {
+			m.agent.log.Warn("a guest is not announced", "vm", m.key.vm, "port", port.name, "error", err)
+		}
+	}
+}
+
+// announceArrival does so again and again, for switches that have not heard it and
+// for those that do not listen yet, until the source no longer forwards.
+func (m *machine) announceArrival(ctx context.Context) {
+	pause := announceFirst
+	for m.settles() {
+		m.announce()
+		again := time.NewTimer(pause)
+		select {
+		case <-again.C:
+		case <-m.gone:
+			again.Stop()
+			return
+		case <-ctx.Done():
+			again.Stop()
+			return
+		}
+		pause = min(2*pause, announceEvery)
+	}
+}
+
+// settles: a port in a provider network gets forwarded frames.
+func (m *machine) settles() bool {
+	for _, port := range m.bridged() {
+		if gate, err := port.tap.Gate(); err == nil && gate.Mode == network.Settling {
+			return true
+		}
+	}
+	return false
+}
+
+// leaveBridges goes on to forward until provider networks send nothing here any more,
+// and has the host's own bridges learn the way to the new place. A network that does
+// not learn is not waited for for ever.
+func (m *machine) leaveBridges(ctx context.Context) {
+	ports := m.bridged()
+	quiet, cancel := context.WithTimeout(ctx, quietWithin)
+	defer cancel()
+	for _, port := range ports {
+		if err := awaitQuiet(quiet, port.tap); err != nil {
+			m.agent.log.Warn("frames for a guest still come to where it was; they are not forwarded any more",
+				"vm", m.key.vm, "port", port.name, "bridge", port.bridge, "error", err)
+		}
+	}
+	yield, cancel := context.WithTimeout(ctx, yieldWithin)
+	defer cancel()
+	for _, port := range ports {
+		if err := port.tap.Yield(yield); err != nil {
+			m.agent.log.Warn("a bridge has not heard where a guest is now", "vm", m.key.vm, "port", port.name, "bridge", port.bridge, "error", err)
+		}
+	}
+}
+
+func awaitQuiet(ctx context.Context, tap *network.Tap) error {
+	look := time.NewTicker(quietLook)
+	defer look.Stop()
+	for {
+		ago, ever, err := tap.LastRedirect()
+		if err != nil || !ever || ago >= quietFor {
+			return err
+		}
+		select {
+		case <-look.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}

@@ -1,0 +1,147 @@
+package agent
+
+import (
+	"context"
+	"net"
+	"slices"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/lab"
+	"godwit.dev/godwit/internal/network"
+)
+
+// inBridge describes the test's port as one in the hosts' own bridge.
+func inBridge() *godwitv1.PortNetwork {
+	return &godwitv1.PortNetwork{Port: "net0", Bridge: lab.HostBridge, Mtu: testMTU}
+}
+
+// newFabricFleet makes hosts whose bridges have one physical network.
+func newFabricFleet(t *testing.T, names ...string) (*testFleet, []*testHost) {
+	t.Helper()
+	f, hosts := newFleet(t, names...)
+	if err := f.lab.AddFabric(t.Context(), lab.DefaultMTU, names...); err != nil {
+		t.Fatal(err)
+	}
+	return f, hosts
+}
+
+// countRARP counts the RARP requests for the test's guest that come by a host's
+// bridge, until the test ends.
+func (h *testHost) countRARP() *atomic.Int32 {
+	h.t.Helper()
+	const typeRARP = 0x8035
+	var fd int
+	err := h.space.Do(func() (err error) {
+		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, typeRARP<<8&0xff00|typeRARP>>8)
+		return err
+	})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	index := 0
+	err = h.space.Do(func() error {
+		link, err := netlink.LinkByName(lab.HostBridge)
+		if err == nil {
+			index = link.Attrs().Index
+		}
+		return err
+	})
+	if err == nil {
+		err = unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: typeRARP<<8&0xff00 | typeRARP>>8, Ifindex: index})
+	}
+	if err == nil {
+		limit := unix.NsecToTimeval(int64(20 * time.Millisecond))
+		err = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &limit)
+	}
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	guest, _ := net.ParseMAC(testMAC)
+	count := new(atomic.Int32)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for frame := make([]byte, 2048); ctx.Err() == nil; {
+			n, err := unix.Read(fd, frame)
+			if err == nil && n >= 60 && slices.Equal(frame[6:12], guest) {
+				count.Add(1)
+			}
+		}
+	}()
+	h.t.Cleanup(func() {
+		cancel()
+		<-done
+		_ = unix.Close(fd)
+	})
+	return count
+}
+
+// A VM in a provider network is announced by its source before it leaves, and by its
+// target from its start to the end of the forwarding, also by an agent that has taken
+// it over; the source forwards until nothing comes any more.
+func TestProviderHandOver(t *testing.T) {
+	f, hosts := newFabricFleet(t, "h1", "h2")
+	m := f.newMove(hosts, inBridge())
+	atSource, atTarget := hosts[0].countRARP(), hosts[1].countRARP()
+	m.prepare()
+	if n := atSource.Load() + atTarget.Load(); n != 0 {
+		t.Errorf("%d announcements before the copy", n)
+	}
+	run := m.runCommand()
+	m.fleet.onCommit(func(context.Context, *godwitv1.CommitRequest) (*godwitv1.CommitResponse, error) {
+		if atSource.Load() < 2 { // at the begin of the copy, and before the gate closed
+			t.Errorf("the source has announced its guest %d times", atSource.Load())
+		}
+		if atTarget.Load() != atSource.Load() {
+			t.Errorf("%d of %d announcements were heard at the target", atTarget.Load(), atSource.Load())
+		}
+		return &godwitv1.CommitResponse{Epoch: uint64(m.epoch + 1), Sequence: run.GetSequence()}, nil
+	})
+	start := m.copyCommand(0)
+	m.source.sendCommand(start)
+	m.target.awaitReport("running target", answers(run))
+	before := atTarget.Load()
+	waitFor(t, "announcements of the target", func() bool { return atTarget.Load() >= before+3 })
+	m.target.stop()
+	m.target.start()
+	before = atTarget.Load()
+	waitFor(t, "announcements of the target's next agent", func() bool { return atTarget.Load() >= before+2 })
+	m.source.awaitReport("measurement", answers(start))
+	m.settle()
+}
+
+// What is wrong with the host's bridge is said when the target is prepared, and leaves
+// nothing there.
+func TestProviderTargetRefuses(t *testing.T) {
+	for name, test := range map[string]struct {
+		change func(*godwitv1.PortNetwork)
+		code   fleet.Code
+	}{
+		"no bridge": {func(in *godwitv1.PortNetwork) { in.Bridge = "prod1" }, fleet.NotFound},
+		"MTU":       {func(in *godwitv1.PortNetwork) { in.Mtu = lab.DefaultMTU + 1 }, fleet.Unsupported},
+		"VLAN":      {func(in *godwitv1.PortNetwork) { in.Vlan = 100 }, fleet.Unsupported},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f, hosts := newFabricFleet(t, "h1", "h2")
+			m := f.newMove(hosts, inBridge())
+			test.change(m.network)
+			m.target.sendCommand(m.prepareCommand())
+			answer := m.target.awaitReport("refusal", func(r *godwitv1.Report) bool { return r.GetTargetFailed() != nil }).GetTargetFailed()
+			if fleet.Code(answer.GetCode()) != test.code || answer.GetHint() == "" || !answer.GetGone() {
+				t.Errorf("it is refused by %v, want code %s", answer, test.code)
+			}
+			checkContains(t, answer.GetCause(), "bridge prod")
+			m.target.checkNothingLeft()
+			m.source.checkRunState(testVM, 1, "running")
+			m.source.checkGates("after the refusal", network.Pass)
+		})
+	}
+}

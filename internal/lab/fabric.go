@@ -1,0 +1,103 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+
+	"github.com/vishvananda/netlink"
+)
+
+const (
+	fabricName = "fabric"
+	// HostBridge is the operator's bridge on each host of a fabric.
+	HostBridge = "prod0"
+	// uplinkDevice is that bridge's port to the fabric.
+	uplinkDevice = "uplink0"
+)
+
+// AddFabric makes a physical network: a switch that learns, in a namespace of its own,
+// and on each of the hosts a bridge with an uplink to it, as an operator makes them.
+func (l *Lab) AddFabric(ctx context.Context, mtu int, hosts ...string) error {
+	fabric, err := l.addMember(fabricName)
+	if err != nil {
+		return err
+	}
+	if err := fabric.Do(func() error { return makeSwitch(mtu) }); err != nil {
+		return fmt.Errorf("fabric: %w", err)
+	}
+	for i, name := range hosts {
+		host := l.Host(name)
+		if err := fabric.Do(func() error { return plug(i, host.Namespace, uplinkDevice, mtu) }); err != nil {
+			return fmt.Errorf("fabric: host %s: %w", name, err)
+		}
+		if err := host.Do(func() error { return makeHostBridge(mtu) }); err != nil {
+			return fmt.Errorf("bridge of host %s: %w", name, err)
+		}
+		if err := host.Do(func() error { return awaitPorts(ctx, 1) }); err != nil {
+			return fmt.Errorf("bridge of host %s: %w", name, err)
+		}
+	}
+	return fabric.Do(func() error { return awaitPorts(ctx, len(hosts)) })
+}
+
+// makeHostBridge makes the bridge of a host, in the thread's namespace, around its
+// uplink.
+func makeHostBridge(mtu int) error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU = HostBridge, mtu
+	if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
+		return err
+	}
+	bridge, err := netlink.LinkByName(HostBridge)
+	if err != nil {
+		return err
+	}
+	uplink, err := netlink.LinkByName(uplinkDevice)
+	if err != nil {
+		return err
+	}
+	if err := netlink.LinkSetMaster(uplink, bridge); err != nil {
+		return err
+	}
+	if err := netlink.LinkSetUp(uplink); err != nil {
+		return err
+	}
+	return netlink.LinkSetUp(bridge)
+}
+
+// JoinFabric gives a client a device at the fabric's switch. Of port its MAC,
+// Addresses and MTU count.
+func (l *Lab) JoinFabric(ctx context.Context, client *Namespace, device string, port Port) error {
+	l.mu.Lock()
+	fabric := l.members[fabricName]
+	port.Device = "client" + strconv.Itoa(len(l.members))
+	l.mu.Unlock()
+	if err := connect(client, fabric, device, port); err != nil {
+		return fmt.Errorf("join the fabric: %w", err)
+	}
+	return fabric.Do(func() error {
+		end, err := netlink.LinkByName(port.Device)
+		if err != nil {
+			return err
+		}
+		hub, err := netlink.LinkByName(switchName)
+		if err != nil {
+			return err
+		}
+		if err := netlink.LinkSetMaster(end, hub); err != nil {
+			return err
+		}
+		ports, err := netlink.LinkList()
+		if err != nil {
+			return err
+		}
+		count := 0
+		for _, port := range ports {
+			if port.Attrs().MasterIndex == hub.Attrs().Index {
+				count++
+			}
+		}
+		return awaitPorts(ctx, count)
+	})
+}
