@@ -224,7 +224,7 @@ func demand(t *testing.T, f *fleetlab.Fleet, g *fleetlab.Guest, m *godwitv1.Migr
 	if vm.GetOwner().GetHost() != home || vm.GetPhase() != "running" || vm.GetMigration() != "" {
 		t.Errorf("vm %s after %s: %v, %s, locked by %q", g.Name, state, vm.GetOwner(), vm.GetPhase(), vm.GetMigration())
 	}
-	if there, err := f.Inventory(t.Context(), home); err != nil || len(there.QEMUs) != 1 || len(there.Taps) != len(g.Addrs) || len(there.Folders) != 1 {
+	if there, err := f.Inventory(t.Context(), home); err != nil || len(there.QEMUs) != 1 || len(there.Taps) != len(vm.GetSpec().GetPorts()) || len(there.Folders) != 1 {
 		t.Errorf("%s has the VM: %v: %v", home, there, err)
 	}
 	if left, err := f.Inventory(t.Context(), other); err != nil || !left.Empty() {
