@@ -6,10 +6,6 @@ import (
 	"slices"
 	"sync/atomic"
 	"testing"
-	"time"
-
-	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
@@ -37,49 +33,31 @@ func newFabricFleet(t *testing.T, names ...string) (*testFleet, []*testHost) {
 func (h *testHost) countRARP() *atomic.Int32 {
 	h.t.Helper()
 	const typeRARP = 0x8035
-	var fd int
-	err := h.space.Do(func() (err error) {
-		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, typeRARP<<8&0xff00|typeRARP>>8)
-		return err
-	})
+	frames, err := h.space.OpenPacket(lab.HostBridge, typeRARP)
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	index := 0
-	err = h.space.Do(func() error {
-		link, err := netlink.LinkByName(lab.HostBridge)
-		if err == nil {
-			index = link.Attrs().Index
-		}
-		return err
-	})
-	if err == nil {
-		err = unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: typeRARP<<8&0xff00 | typeRARP>>8, Ifindex: index})
-	}
-	if err == nil {
-		limit := unix.NsecToTimeval(int64(20 * time.Millisecond))
-		err = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &limit)
-	}
+	guest, err := net.ParseMAC(testMAC)
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	guest, _ := net.ParseMAC(testMAC)
-	count := new(atomic.Int32)
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
+	count, done := new(atomic.Int32), make(chan struct{})
 	go func() {
 		defer close(done)
-		for frame := make([]byte, 2048); ctx.Err() == nil; {
-			n, err := unix.Read(fd, frame)
-			if err == nil && n >= 60 && slices.Equal(frame[6:12], guest) {
+		frame := make([]byte, 2048)
+		for {
+			n, err := frames.Read(frame)
+			if err != nil { // closed
+				return
+			}
+			if n >= 60 && slices.Equal(frame[6:12], guest) {
 				count.Add(1)
 			}
 		}
 	}()
 	h.t.Cleanup(func() {
-		cancel()
+		_ = frames.Close()
 		<-done
-		_ = unix.Close(fd)
 	})
 	return count
 }

@@ -2,10 +2,13 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
 	"strconv"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -64,6 +67,39 @@ func makeHostBridge(mtu int) error {
 		return err
 	}
 	return netlink.LinkSetUp(bridge)
+}
+
+// RemoveHostBridge deletes the bridge that AddFabric has made on a host.
+func (l *Lab) RemoveHostBridge(host string) error {
+	return l.Host(host).Do(func() error {
+		bridge, err := netlink.LinkByName(HostBridge)
+		if err != nil {
+			return err
+		}
+		return netlink.LinkDel(bridge)
+	})
+}
+
+// OpenPacket gives the frames of one Ethernet type that a device receives, each with
+// one Read. The caller closes it.
+func (n *Namespace) OpenPacket(device string, ethertype uint16) (frames *os.File, err error) {
+	protocol := ethertype<<8 | ethertype>>8 // in network order
+	err = n.Do(func() error {
+		link, err := netlink.LinkByName(device)
+		if err != nil {
+			return err
+		}
+		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, int(protocol))
+		if err != nil {
+			return err
+		}
+		if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: protocol, Ifindex: link.Attrs().Index}); err != nil {
+			return errors.Join(err, unix.Close(fd))
+		}
+		frames = os.NewFile(uintptr(fd), "frames of "+device)
+		return nil
+	})
+	return frames, err
 }
 
 // JoinFabric gives a client a device at the fabric's switch. Of port its MAC,

@@ -25,7 +25,7 @@ type lab struct {
 	spaces   []namespace
 }
 
-const underlayMTU = 1600
+const underlayMTU = jumbo + 100
 
 // newLab makes n hosts with addresses underlay(1), underlay(2) and so on.
 func newLab(t *testing.T, n int, underlay func(int) netip.Prefix) *lab {

@@ -357,3 +357,74 @@ func TestEnsureAndRemoveNetwork(t *testing.T) {
 		t.Errorf("ApplyAddresses without the network: %v, want not-found", err)
 	}
 }
+
+// A VM of an overlay moves under load from everywhere, as the agents do it, and nothing
+// is lost or comes twice.
+func TestOverlayHandOver(t *testing.T) {
+	for _, test := range []struct {
+		name            string
+		underlay        func(int) netip.Prefix
+		mtu             int
+		perSecond, size int
+	}{
+		{"small frames", underlay4, 1450, 4000, 60},
+		{"IPv6 underlay", underlay6, 1450, 2000, 1464},
+		{"jumbo frames", underlay4, jumbo, 1000, jumbo + 14},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			m := move{lab: newLab(t, 3, test.underlay)}
+			m.network(t, Network{Name: blue.Name, VNI: blue.VNI, MTU: test.mtu})
+			m.begin(t, func(host int, name string, last byte, g Gate) *Tap {
+				tap := m.tap(t, host, TapConfig{Name: name, Network: blue.Name, MAC: mac(last), Gate: g})
+				must(t, tap.AwaitForwarding(t.Context()))
+				m.spread(t, 0, true)
+				return tap
+			}, test.perSecond, test.size)
+			m.sendGroups(t)
+			m.switchOver(t)
+			m.sendGroups(t)
+			m.spread(t, 1, true)
+			m.sendGroups(t)
+			waitFor(t, "frames on their old way at the guest", func() bool { return m.tunnelRests(t) })
+			m.spread(t, 1, false) // first: the source's own guests send into its tap
+			must(t, m.source.Remove())
+			must(t, m.target.SetGate(Gate{Mode: Pass, Epoch: 2}))
+			m.sendGroups(t)
+			m.check(t)
+		})
+	}
+}
+
+// spread has every host know where guest 1 is, and which host forwards for it.
+func (m *move) spread(t *testing.T, owner int, forwards bool) {
+	t.Helper()
+	for i, h := range m.hosts {
+		list := []Address{{MAC: mac(1), Host: m.underlay[owner]}}
+		switch {
+		case i == 0 && forwards:
+			list[0].Local, list[0].Hold = "gwta", owner != 0
+		case i == owner:
+			list[0].Local = "gwtb"
+		}
+		for host := range m.hosts {
+			name, last := senderTap(host)
+			one := Address{MAC: mac(last), Host: m.underlay[host]}
+			if host == i {
+				one.Local = name
+			}
+			list = append(list, one)
+		}
+		// A tap that is not made yet is no device in the network.
+		if err := h.ApplyAddresses(blue.Name, list, m.underlay...); err != nil && fleet.CodeOf(err) != fleet.Invalid {
+			t.Fatal(err)
+		}
+	}
+}
+
+// tunnelRests: other hosts send directly, and only the source's own guests do not.
+func (m *move) tunnelRests(t *testing.T) bool {
+	t.Helper()
+	ago, ever, err := m.source.LastRedirect()
+	must(t, err)
+	return ever && ago.Milliseconds() > 100
+}

@@ -2,7 +2,6 @@ package network
 
 import (
 	"fmt"
-	"slices"
 	"testing"
 	"time"
 
@@ -76,92 +75,25 @@ func (f fabric) providerTap(t *testing.T, host int, name string, last byte, g Ga
 	return tap
 }
 
-// fromGuest tells the frames of the senders apart by their numbers.
-func fromGuest(last byte, sequence uint32) uint32 { return uint32(last)<<24 | sequence }
-
-// sender is a guest that sends frames to guest 1 from a host.
-type sender struct {
-	host int
-	last byte
-	g    guest
-	load *load
+// providerMove is one between bridges of a fabric.
+type providerMove struct {
+	move
+	fabric fabric
 }
 
-// broadcasts are numbered on from here.
-const broadcasts = 1 << 20
-
-func (s *sender) broadcast(t *testing.T, sequence uint32) {
-	s.g.send(t, numbered(broadcast, mac(s.last), fromGuest(s.last, broadcasts+sequence), 60))
-}
-
-// move is a hand-over of guest 1 from host 0 to host 1 of a fabric, whose guests
-// there and at a third host send to it.
-type move struct {
-	fabric
-	source, target *Tap
-	senders        []*sender
-	guest          *reader  // where it runs
-	got            []uint32 // what it has read at the source
-	groups         uint32   // frames to all that each sender has sent
-}
-
-const moveTunnel = 9
-
-func beginMove(t *testing.T, perSecond, size int) *move {
+func beginProviderMove(t *testing.T, perSecond, size int) *providerMove {
 	t.Helper()
-	m := &move{fabric: newFabric(t, 3, jumbo)}
-	m.source = m.providerTap(t, 0, "gwta", 1, gate(Pass))
-	m.target = m.providerTap(t, 1, "gwtb", 1, Gate{Mode: Closed, Epoch: 2})
-	must(t, m.hosts[0].OpenTunnel(moveTunnel, m.source))
-	must(t, m.hosts[1].OpenTunnel(moveTunnel, m.target))
-	must(t, m.target.Sacrifice())
-	must(t, m.target.SetGate(Gate{Mode: TunnelOnly, Epoch: 2}))
+	m := &providerMove{fabric: newFabric(t, 3, jumbo)}
+	m.lab = m.fabric.lab
+	m.begin(t, func(host int, name string, last byte, g Gate) *Tap {
+		return m.fabric.providerTap(t, host, name, last, g)
+	}, perSecond, size)
 	must(t, m.source.Announce(nil))
-	m.guest = guestOf(m.source).run(t)
-	for host, last := range []byte{7, 8, 9} {
-		s := &sender{host: host, last: last, g: guestOf(m.providerTap(t, host, fmt.Sprintf("gwts%d", host), last, gate(Pass)))}
-		s.load = steadily(perSecond, func(sequence uint32) {
-			s.g.send(t, numbered(mac(1), mac(last), fromGuest(last, sequence), size))
-		})
-		m.senders = append(m.senders, s)
-	}
-	waitCount(t, uint32(perSecond/4), m.source)
 	return m
 }
 
-// switchOver is steps 3 to 6 of doc.go.
-func (m *move) switchOver(t *testing.T) {
-	t.Helper()
-	away := Gate{Mode: Leaving, Epoch: 1, Tunnel: moveTunnel, Remote: m.underlay[1]}
-	must(t, m.source.SetGate(away))
-	must(t, m.source.WaitEmpty(t.Context()))
-	m.got = m.guest.end()
-	away.Mode = Redirect
-	must(t, m.source.SetGate(away))
-	_, err := m.source.Drain(t.Context())
-	must(t, err)
-	must(t, m.target.SetGate(Gate{Mode: Arriving, Epoch: 2}))
-	must(t, m.target.Claim())
-	must(t, m.target.SetGate(Gate{Mode: Settling, Epoch: 2}))
-	m.guest = guestOf(m.target).run(t)
-}
-
-// sendGroups has every sender send frames to all.
-func (m *move) sendGroups(t *testing.T) {
-	t.Helper()
-	const count = 20
-	for _, s := range m.senders {
-		for range count {
-			s.broadcast(t, m.groups)
-			m.groups++
-		}
-		m.groups -= count
-	}
-	m.groups += count
-}
-
 // finish ends the forwarding, as an agent does.
-func (m *move) finish(t *testing.T) {
+func (m *providerMove) finish(t *testing.T) {
 	t.Helper()
 	waitFor(t, "nothing from outside at the source", func() bool {
 		ago, ever, err := m.source.LastRedirect()
@@ -179,48 +111,6 @@ func (m *move) finish(t *testing.T) {
 	must(t, m.target.SetGate(Gate{Mode: Pass, Epoch: 2}))
 }
 
-// check ends the senders, and checks that each frame of theirs came once.
-func (m *move) check(t *testing.T) {
-	t.Helper()
-	for _, s := range m.senders {
-		s.load.end()
-	}
-	waitFor(t, "everything in the target's tap", func() bool {
-		passed := func() uint64 {
-			counters, err := m.target.Counters()
-			must(t, err)
-			return counters.ToGuestPassed
-		}
-		before := passed()
-		must(t, m.target.WaitEmpty(t.Context()))
-		return passed() == before
-	})
-	times := map[uint32]int{}
-	for _, sequence := range slices.Concat(m.got, m.guest.end()) {
-		times[sequence]++
-	}
-	for _, s := range m.senders {
-		once := func(what string, first, count uint32) {
-			var lost, doubled int
-			for sequence := range count {
-				switch n := times[fromGuest(s.last, first+sequence)]; {
-				case n == 0:
-					lost++
-				case n > 1:
-					doubled++
-				}
-			}
-			if lost+doubled > 0 {
-				t.Errorf("of %d %s from host %d %d were lost and %d doubled", count, what, s.host, lost, doubled)
-			}
-		}
-		once("frames", 0, s.load.sent)
-		if m.groups > 0 {
-			once("frames to all", broadcasts, m.groups)
-		}
-	}
-}
-
 // A VM moves from bridge to bridge under load from everywhere, and nothing is lost or
 // comes twice, until after the source's tap is gone.
 func TestProviderHandOver(t *testing.T) {
@@ -229,7 +119,7 @@ func TestProviderHandOver(t *testing.T) {
 		perSecond, size int
 	}{{"small frames", 4000, 60}, {"full frames", 2000, 1514}, {"jumbo frames", 1000, jumbo + 14}} {
 		t.Run(test.name, func(t *testing.T) {
-			m := beginMove(t, test.perSecond, test.size)
+			m := beginProviderMove(t, test.perSecond, test.size)
 			m.sendGroups(t)
 			m.switchOver(t)
 			must(t, m.target.Announce(nil))
@@ -244,12 +134,12 @@ func TestProviderHandOver(t *testing.T) {
 // The network has not learnt the new place for as long as it likes: frames come to
 // the source, and go on from there.
 func TestProviderNetworkLearnsLate(t *testing.T) {
-	m := beginMove(t, 2000, 60)
-	port, err := m.links.LinkByName("port0")
+	m := beginProviderMove(t, 2000, 60)
+	port, err := m.fabric.links.LinkByName("port0")
 	must(t, err)
 	held := portEntry(port.Attrs().Index, station(mac(1)))
 	held.Flags |= netlink.NTF_STICKY
-	must(t, m.links.NeighSet(held)) // the switch knows better
+	must(t, m.fabric.links.NeighSet(held)) // the switch knows better
 	m.switchOver(t)
 	must(t, m.target.Announce(nil))
 	// The guest is heard at the source's uplink, whose bridge must not believe it.
@@ -266,7 +156,7 @@ func TestProviderNetworkLearnsLate(t *testing.T) {
 	}
 	held.Flags &^= netlink.NTF_STICKY
 	held.State = netlink.NUD_REACHABLE
-	must(t, m.links.NeighSet(held))
+	must(t, m.fabric.links.NeighSet(held))
 	must(t, m.target.Announce(nil))
 	m.finish(t)
 	m.check(t)

@@ -6,8 +6,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netlink"
-
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/lab"
 	"godwit.dev/godwit/internal/lab/fleetlab"
@@ -29,7 +27,6 @@ func TestProviderNetwork(t *testing.T) {
 	} {
 		c := call(t, f, g, test.traffic)
 		m := migrate(t, f, g, test.target, "succeeded")
-		c.answered(t)
 		c.end(t)
 		t.Logf("to %s: %v", test.target, m.GetOutcome())
 	}
@@ -39,28 +36,15 @@ func TestProviderNetwork(t *testing.T) {
 		t.Errorf("a move to a host without the bridge: %v", err)
 	}
 	c := call(t, f, g, probe.UDPConfig{Rate: 300})
-	removeBridge(t, f, "h1")
+	if err := f.Lab.RemoveHostBridge("h1"); err != nil {
+		t.Fatal(err)
+	}
 	m := migrate(t, f, g, "h1", "aborted")
 	if !strings.Contains(m.GetCause(), lab.HostBridge) {
 		t.Errorf("a move to a host whose bridge has just gone was aborted: %s", m.GetCause())
 	}
 	c.end(t)
 	awaitRefusal(t, f, g, "h1")
-}
-
-// removeBridge deletes the bridge, at which the server believes the host to be.
-func removeBridge(t *testing.T, f *fleetlab.Fleet, host string) {
-	t.Helper()
-	err := f.Lab.Host(host).Do(func() error {
-		bridge, err := netlink.LinkByName(lab.HostBridge)
-		if err != nil {
-			return err
-		}
-		return netlink.LinkDel(bridge)
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
 }
 
 // awaitRefusal waits until the server has heard that the host's bridge is gone.
