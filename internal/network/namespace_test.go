@@ -18,6 +18,9 @@ var visited struct {
 // TestMain begins on the process's first thread, which nothing else in a test
 // can be sure of, and stays there until it first waits.
 func TestMain(m *testing.M) {
+	if os.Getpid() == 1 {
+		asInit()
+	}
 	if os.Geteuid() == 0 {
 		visit()
 	}

@@ -18,15 +18,27 @@ const (
 type fabric struct {
 	*lab
 	links *netlink.Handle // of the switch
+	vlan  uint16          // of the network; 0 is none
 }
 
 func newFabric(t *testing.T, hosts, mtu int) fabric {
 	t.Helper()
+	return newFabricOf(t, hosts, netlink.Bridge{LinkAttrs: netlink.LinkAttrs{MTU: mtu}})
+}
+
+// newFabricOf makes one whose bridges are like that one.
+func newFabricOf(t *testing.T, hosts int, like netlink.Bridge) fabric {
+	t.Helper()
 	f := fabric{lab: newLab(t, hosts, underlay4)}
+	mtu := like.MTU
+	named := func(name string) *netlink.Bridge {
+		one := like
+		one.Name = name
+		return &one
+	}
 	space := newNamespace(t)
 	f.links = handleIn(t, space)
-	attrs := netlink.LinkAttrs{Name: "switch", MTU: mtu}
-	must(t, f.links.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}))
+	must(t, f.links.LinkAdd(named("switch")))
 	hub, err := f.links.LinkByName("switch")
 	must(t, err)
 	must(t, f.links.LinkSetUp(hub))
@@ -37,7 +49,7 @@ func newFabric(t *testing.T, hosts, mtu int) fabric {
 		port, err := f.links.LinkByName(attrs.Name)
 		must(t, err)
 		must(t, f.links.LinkSetUp(port))
-		must(t, links.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: providerBridge, MTU: mtu}}))
+		must(t, links.LinkAdd(named(providerBridge)))
 		bridge, err := links.LinkByName(providerBridge)
 		must(t, err)
 		uplink, err := links.LinkByName("uplink")
@@ -67,7 +79,7 @@ func (f fabric) awaitPort(t *testing.T, host int, link netlink.Link) {
 // providerTap makes a tap in the bridge of a host; one that passes has its address.
 func (f fabric) providerTap(t *testing.T, host int, name string, last byte, g Gate) *Tap {
 	t.Helper()
-	tap := f.tap(t, host, TapConfig{Name: name, Network: "prod", Bridge: providerBridge, MAC: mac(last), Gate: g})
+	tap := f.tap(t, host, TapConfig{Name: name, Network: "prod", Bridge: providerBridge, VLAN: f.vlan, MAC: mac(last), Gate: g})
 	must(t, tap.AwaitForwarding(t.Context()))
 	if g.Mode == Pass {
 		must(t, tap.Claim())
@@ -83,8 +95,13 @@ type providerMove struct {
 
 func beginProviderMove(t *testing.T, perSecond, size int) *providerMove {
 	t.Helper()
-	m := &providerMove{fabric: newFabric(t, 3, jumbo)}
-	m.lab = m.fabric.lab
+	return newFabric(t, 3, jumbo).beginMove(t, perSecond, size)
+}
+
+func (f fabric) beginMove(t *testing.T, perSecond, size int) *providerMove {
+	t.Helper()
+	m := &providerMove{fabric: f}
+	m.lab = f.lab
 	m.begin(t, func(host int, name string, last byte, g Gate) *Tap {
 		return m.fabric.providerTap(t, host, name, last, g)
 	}, perSecond, size)

@@ -23,6 +23,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"godwit.dev/godwit/internal/lab/pid1"
 	"godwit.dev/godwit/internal/lab/witness"
 )
 
@@ -45,16 +46,16 @@ func main() {
 	} else {
 		fmt.Println("guest:", err)
 	}
-	powerOff()
+	pid1.PowerOff()
 }
 
 // run brings the guest up and reports until something it cannot do without
 // fails.
 func run(ctx context.Context) error {
-	if err := mountAll(); err != nil {
+	if err := pid1.Mount(); err != nil {
 		return err
 	}
-	if err := loadModules("/modules"); err != nil {
+	if err := pid1.LoadModules("/modules"); err != nil {
 		return err
 	}
 	line, err := os.ReadFile("/proc/cmdline")
@@ -178,7 +179,7 @@ func (g *guest) handle(r witness.Request) witness.Report {
 		}
 	case witness.OpPowerOff:
 		// The answer has a moment to leave; nobody waits for more of it.
-		time.AfterFunc(100*time.Millisecond, powerOff)
+		time.AfterFunc(100*time.Millisecond, pid1.PowerOff)
 	default:
 		err = fmt.Errorf("unknown op %s", strconv.Quote(r.Op))
 	}

@@ -35,7 +35,11 @@ func Build(ctx context.Context, cache string) (Image, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return Image{}, err
 	}
-	initrd, err := pack(ctx, dir, tree)
+	program, err := compile(ctx, dir)
+	if err != nil {
+		return Image{}, err
+	}
+	initrd, err := pack(tree, program, modules[:])
 	if err != nil {
 		return Image{}, err
 	}
@@ -47,13 +51,30 @@ func Build(ctx context.Context, cache string) (Image, error) {
 	return img, errors.Join(replace(img.Kernel, bzImage), replace(img.Initrd, initrd))
 }
 
-// pack compiles the init and gives the initramfs, uncompressed: an emulated
-// CPU copies it faster than it unpacks it.
-func pack(ctx context.Context, dir, tree string) ([]byte, error) {
-	program, err := compile(ctx, dir)
+// BuildFor makes an image in dir that has a static program as its init and these kernel
+// modules, in the order in which they are to be loaded, from the kernel package in the
+// cache folder.
+func BuildFor(cache, dir, program string, modules ...string) (Image, error) {
+	tree := filepath.Join(cache, "kernel")
+	kernel, err := only(filepath.Join(tree, "boot", "vmlinuz-*"))
 	if err != nil {
-		return nil, err
+		return Image{}, missing("build a test's image", err)
 	}
+	init, err := os.ReadFile(program)
+	if err != nil {
+		return Image{}, err
+	}
+	initrd, err := pack(tree, init, modules)
+	if err != nil {
+		return Image{}, err
+	}
+	img := Image{Kernel: kernel, Initrd: filepath.Join(dir, "initrd")}
+	return img, os.WriteFile(img.Initrd, initrd, 0o600)
+}
+
+// pack gives the initramfs, uncompressed: an emulated CPU copies it faster than it
+// unpacks it.
+func pack(tree string, program []byte, modules []string) (initrd []byte, err error) {
 	var out bytes.Buffer
 	a := archive{w: &out}
 	write := func(name string, mode uint32, content []byte) {
