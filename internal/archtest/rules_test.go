@@ -56,7 +56,8 @@ var imports = map[string][]string{
 
 	// Around them.
 	"internal/lab":          {"internal/durable", "internal/fleet", "internal/lab"},
-	"internal/lab/guest":    {"internal/lab/witness"},
+	"internal/lab/guest":    {"internal/lab/pid1", "internal/lab/witness"},
+	"internal/lab/pid1":     {},
 	"internal/lab/witness":  {},
 	"internal/lab/probe":    {"internal/lab/witness"},
 	"internal/lab/etcd":     {}, // a program
