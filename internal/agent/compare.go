@@ -34,7 +34,7 @@ func (m *machine) lookAtSource(ctx context.Context, want *godwitv1.PrepareTarget
 	if err != nil {
 		return nil, err
 	}
-	if err := checkFiles(spec); err != nil {
+	if err := m.filesAnswer(ctx, spec); err != nil {
 		return nil, err
 	}
 	source := peerRecord{Host: fleet.HostName(want.GetSource()), Address: address}
@@ -85,31 +85,26 @@ func (m *machine) lookOnce(ctx context.Context, source peerRecord, spec fleet.VM
 	return wire.MachineOf(shown.GetMachine()), m.compareImages(ctx, source.Host, spec, shown.GetImages())
 }
 
-// compareImages refuses a target that does not see the images of its source. A file
-// that does not answer is left to a goroutine.
+// compareImages refuses a target that does not see the images of its source.
 func (m *machine) compareImages(ctx context.Context, source fleet.HostName, spec fleet.VMSpec, images []*godwitv1.ShownImage) error {
-	done := make(chan error, 1)
-	go func() {
+	different, late := answering(ctx, func() error {
 		for _, disk := range spec.Disks {
 			if disk.Kind != fleet.DiskFile {
 				continue
 			}
 			if err := m.compareImage(source, disk, images); err != nil {
-				done <- err
-				return
+				return err
 			}
 		}
-		done <- nil
-	}()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
+		return nil
+	})
+	if late != nil {
 		return &fleet.Error{
 			Code: fleet.Deadline, Op: "compare disks", Subject: "vm " + string(m.key.vm),
 			Cause: fmt.Sprintf("the images of its disks do not answer on %s", m.agent.config.Name), Hint: "see the storage that they are on",
 		}
 	}
+	return different
 }
 
 func (m *machine) compareImage(source fleet.HostName, disk fleet.Disk, images []*godwitv1.ShownImage) error {

@@ -40,21 +40,17 @@ func (m *machine) imageWait(ctx context.Context) *godwitv1.Report {
 		disk qemu.Disk
 		err  error
 	}
-	images, pid, done := m.images(), m.instance.PID(), make(chan answer, 1)
-	go func() { // which may be left behind by a file that does not answer
+	images, pid := m.images(), m.instance.PID()
+	found, late := answering(ctx, func() answer {
 		for _, disk := range images {
 			if taken, err := imagelock.Taken(disk.Path, pid); taken || err != nil {
-				done <- answer{disk, err}
-				return
+				return answer{disk, err}
 			}
 		}
-		done <- answer{}
-	}()
-	var found answer
-	select {
-	case found = <-done:
-	case <-ctx.Done():
-		found.err = fmt.Errorf("look for locks of images: %w", ctx.Err())
+		return answer{}
+	})
+	if late != nil {
+		found.err = fmt.Errorf("look for locks of images: %w", late)
 	}
 	switch {
 	case found.err != nil:

@@ -90,7 +90,7 @@ func (m *machine) launch(ctx context.Context, want *godwitv1.Instance, gate netw
 	if err != nil {
 		return err
 	}
-	if err := checkFiles(spec); err != nil {
+	if err := m.filesAnswer(ctx, spec); err != nil {
 		return err
 	}
 	if err := m.setVolumes(spec, want.GetVolumeServers(), volumeKey); err != nil {

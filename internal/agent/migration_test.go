@@ -38,7 +38,12 @@ type move struct {
 func newMove(t *testing.T) *move {
 	t.Helper()
 	f, hosts := newFleet(t, "h1", "h2")
-	return f.newMove(hosts, &godwitv1.PortNetwork{Port: "net0", Vni: testVNI, Mtu: testMTU})
+	return f.newMove(hosts, inOverlay())
+}
+
+// inOverlay describes the test's port as one in the overlay.
+func inOverlay() *godwitv1.PortNetwork {
+	return &godwitv1.PortNetwork{Port: "net0", Vni: testVNI, Mtu: testMTU}
 }
 
 func (f *testFleet) newMove(hosts []*testHost, in *godwitv1.PortNetwork) *move {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
@@ -17,7 +18,7 @@ import (
 const (
 	// unplugWithin is how long a guest has to let go of a card.
 	unplugWithin = 30 * time.Second
-	// fileWithin is how long the file of a disk that is added may take to be opened.
+	// fileWithin is how long the files of disks may take to be opened.
 	fileWithin = 5 * time.Second
 	// dropAgain is the pause before what is left of a card is removed again.
 	dropAgain = 2 * time.Second
@@ -172,7 +173,7 @@ func (m *machine) hasPlugged(ctx context.Context, one plugged) (bool, error) {
 
 // plugDisk plugs a disk in. The lease of a volume is active before QEMU opens it.
 func (m *machine) plugDisk(ctx context.Context, disk fleet.Disk, want *godwitv1.ChangeHardware) error {
-	if err := m.answers(ctx, disk); err != nil {
+	if err := m.filesAnswer(ctx, fleet.VMSpec{Disks: []fleet.Disk{disk}}); err != nil {
 		return err
 	}
 	if disk.Kind == fleet.DiskVolume {
@@ -191,21 +192,24 @@ func (m *machine) plugDisk(ctx context.Context, disk fleet.Disk, want *godwitv1.
 	return err
 }
 
-// answers finds out whether a disk's file can be opened. One that does not answer is left
-// to a goroutine: the VM runs well without it.
-func (m *machine) answers(ctx context.Context, disk fleet.Disk) error {
+// filesAnswer refuses what can't be opened of a spec's disks, and what does not answer:
+// the VM's other commands must not wait for it.
+func (m *machine) filesAnswer(ctx context.Context, spec fleet.VMSpec) error {
 	ctx, cancel := context.WithTimeout(ctx, fileWithin)
 	defer cancel()
-	done := make(chan error, 1)
-	go func() { done <- checkFiles(fleet.VMSpec{Disks: []fleet.Disk{disk}}) }()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return &fleet.Error{
-			Code: fleet.Unavailable, Op: "open", Subject: "disk " + disk.Name,
-			Cause: fmt.Sprintf("%s does not answer on %s", disk.Path, m.agent.config.Name), Hint: "see the storage that it is on",
+	refused, late := answering(ctx, func() error { return checkFiles(spec) })
+	if late == nil {
+		return refused
+	}
+	var paths []string
+	for _, disk := range spec.Disks {
+		if disk.Kind == fleet.DiskFile {
+			paths = append(paths, disk.Path)
 		}
+	}
+	return &fleet.Error{
+		Code: fleet.Unavailable, Op: "open the disks of", Subject: "vm " + string(m.key.vm),
+		Cause: fmt.Sprintf("%s does not answer on %s", strings.Join(paths, ", or "), m.agent.config.Name), Hint: "see the storage that it is on",
 	}
 }
 

@@ -160,7 +160,7 @@ func newVolumeMove(t *testing.T) (*move, *testVolumes) {
 	t.Helper()
 	f, hosts := newFleet(t, "h1", "h2")
 	v := f.serveVolumes(bootsector.Busy(), hosts...)
-	m := &move{t: t, id: testMigration, epoch: 1, fleet: f, source: hosts[0], target: hosts[1], instance: v.booting(1), sequence: 10, booting: v.booting}
+	m := &move{t: t, id: testMigration, epoch: 1, fleet: f, source: hosts[0], target: hosts[1], instance: v.booting(1), sequence: 10, booting: v.booting, network: inOverlay()}
 	v.grant(1, "h1")
 	command := startCommand(1, m.instance)
 	command.GetStartInstance().VolumeKey = volumeKey(1)
