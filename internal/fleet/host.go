@@ -103,6 +103,9 @@ type Endpoint struct {
 	IPs    []netip.Addr `json:"ips,omitempty"`
 }
 
+// MaxBridges is how many bridges of a host the server hears of.
+const MaxBridges = 512
+
 // HostNetworks is what a host has of networks by itself.
 type HostNetworks struct {
 	Bridges []Bridge `json:"bridges,omitempty"` // by name

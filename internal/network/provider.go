@@ -17,8 +17,8 @@ import (
 	"godwit.dev/godwit/internal/fleet"
 )
 
-// Provider gives what the host has of networks by itself: the bridges that are
-// not of our making, by name, and the MTU of the device with its underlay address.
+// Provider gives what the host has of networks by itself: the first
+// fleet.MaxBridges bridges, by name, that are not of our making, and the MTU of the device with its underlay address.
 func (h *Host) Provider() (fleet.HostNetworks, error) {
 	var found fleet.HostNetworks
 	links, err := h.links()
@@ -35,11 +35,13 @@ func (h *Host) Provider() (fleet.HostNetworks, error) {
 		if at >= 0 && addresses[at].LinkIndex == attrs.Index {
 			found.UnderlayMTU = attrs.MTU
 		}
-		if bridge, ok := link.(*netlink.Bridge); ok && !ours(link) {
+		// A name that no network can be given, or is told of, is no use.
+		if bridge, ok := link.(*netlink.Bridge); ok && !ours(link) && fleet.CheckDevice(attrs.Name) == nil {
 			found.Bridges = append(found.Bridges, fleet.Bridge{Name: attrs.Name, MTU: attrs.MTU, FiltersVLANs: filtersVLANs(bridge)})
 		}
 	}
 	slices.SortFunc(found.Bridges, func(a, b fleet.Bridge) int { return cmp.Compare(a.Name, b.Name) })
+	found.Bridges = found.Bridges[:min(len(found.Bridges), fleet.MaxBridges)]
 	return found, nil
 }
 

@@ -11,11 +11,8 @@ import (
 	"godwit.dev/godwit/internal/wire"
 )
 
-const (
-	maxBridges = 512 // of one host
-	// noteWithin bounds how long a session waits for a change of its host's record.
-	noteWithin = 15 * time.Second
-)
+// noteWithin bounds how long a session waits for a change of its host's record.
+const noteWithin = 15 * time.Second
 
 // checkHostNetworks gives what is wrong with what a host says of its networks, and where;
 // "" if nothing is.
@@ -23,8 +20,8 @@ func checkHostNetworks(networks fleet.HostNetworks) (path, problem string) {
 	if networks.UnderlayMTU < 0 {
 		return "networks.underlay_mtu", fmt.Sprintf("is %d", networks.UnderlayMTU)
 	}
-	if count := len(networks.Bridges); count > maxBridges {
-		return "networks.bridges", fmt.Sprintf("are %d, at most %d are possible", count, maxBridges)
+	if count := len(networks.Bridges); count > fleet.MaxBridges {
+		return "networks.bridges", fmt.Sprintf("are %d, at most %d are possible", count, fleet.MaxBridges)
 	}
 	seen := map[string]int{}
 	for i, bridge := range networks.Bridges {

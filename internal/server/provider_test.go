@@ -238,7 +238,7 @@ func TestNetworksThatCannotBe(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, func(c *Config) { c.Heartbeat = 500 * time.Millisecond })
 	many := &godwitv1.HostNetworks{}
-	for i := range maxBridges + 1 {
+	for i := range fleet.MaxBridges + 1 {
 		many.Bridges = append(many.Bridges, bridge(fmt.Sprintf("br%d", i)))
 	}
 	cases := []struct {
@@ -267,7 +267,7 @@ func TestNetworksThatCannotBe(t *testing.T) {
 		}
 	}
 	f.join("h1", func(o *agentOptions) {
-		o.hello = func(h *godwitv1.Hello) { h.Host.Networks = &godwitv1.HostNetworks{Bridges: many.Bridges[:maxBridges]} }
+		o.hello = func(h *godwitv1.Hello) { h.Host.Networks = &godwitv1.HostNetworks{Bridges: many.Bridges[:fleet.MaxBridges]} }
 	})
 }
 
