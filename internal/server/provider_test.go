@@ -267,7 +267,9 @@ func TestNetworksThatCannotBe(t *testing.T) {
 		}
 	}
 	f.join("h1", func(o *agentOptions) {
-		o.hello = func(h *godwitv1.Hello) { h.Host.Networks = &godwitv1.HostNetworks{Bridges: many.Bridges[:fleet.MaxBridges]} }
+		o.hello = func(h *godwitv1.Hello) {
+			h.Host.Networks = &godwitv1.HostNetworks{Bridges: many.Bridges[:fleet.MaxBridges]}
+		}
 	})
 }
 
