@@ -135,25 +135,43 @@ func (b *Book) Grant(ctx context.Context, lease Lease) ([]*godwitv1.VolumeServer
 	return servers, group.Wait()
 }
 
-// ask runs do with a client of a volume server, for at most callWithin.
-func (b *Book) ask(ctx context.Context, name fleet.VolumeServerName, do func(context.Context, fleet.VolumeServer, VolumeServer) error) error {
-	ctx, cancel := context.WithTimeout(ctx, callWithin)
-	defer cancel()
+// Places gives where the volumes of a lease are that was granted before, as Grant does,
+// whether their servers answer or not.
+func (b *Book) Places(ctx context.Context, lease Lease) (servers []*godwitv1.VolumeServer, err error) {
+	for _, of := range lease.Volumes {
+		server, err := b.find(ctx, of.Server)
+		if err != nil {
+			return nil, err
+		}
+		servers = append(servers, wire.EncodeVolumeServer(server))
+	}
+	return servers, nil
+}
+
+func (b *Book) find(ctx context.Context, name fleet.VolumeServerName) (fleet.VolumeServer, error) {
 	entry, err := b.Servers.Get(ctx, string(name))
 	if fleet.CodeOf(err) == fleet.NotFound {
-		return &fleet.Error{
+		err = &fleet.Error{
 			Code: fleet.NotFound, Op: "find", Subject: "volume server " + string(name), Cause: "the fleet has none of that name",
 			Hint: "godwit volume server list shows all; one is known once it runs",
 		}
 	}
+	return entry.Value, err
+}
+
+// ask runs do with a client of a volume server, for at most callWithin.
+func (b *Book) ask(ctx context.Context, name fleet.VolumeServerName, do func(context.Context, fleet.VolumeServer, VolumeServer) error) error {
+	ctx, cancel := context.WithTimeout(ctx, callWithin)
+	defer cancel()
+	server, err := b.find(ctx, name)
 	if err != nil {
 		return err
 	}
-	client, err := b.client(entry.Value)
+	client, err := b.client(server)
 	if err != nil {
 		return err
 	}
-	return do(ctx, entry.Value, client)
+	return do(ctx, server, client)
 }
 
 // client gives a client that is kept, and made anew when the server has moved.

@@ -104,11 +104,13 @@ func complete(command *godwitv1.Command, servers []*godwitv1.VolumeServer, key [
 func (v *volumeStarts) grant(vm fleet.VM, one *volumeStart) {
 	ctx, cancel := context.WithTimeout(context.Background(), grantsWithin)
 	defer cancel()
-	servers, err := v.book.Grant(ctx, one.lease)
+	grant := v.book.Grant
+	if one.lease.Migration != "" && !vm.Change.Untold { // a change that was granted before its host was told
+		grant = v.book.Places
+	}
+	servers, err := grant(ctx, one.lease)
 	if err != nil {
-		if mayBeDone(vm, one) {
-			err = waitsForLease(vm, err)
-		} else if told := v.refused(ctx, vm, one, err); told != nil {
+		if told := v.refused(ctx, vm, one, err); told != nil {
 			v.life.Log.Warn("not recorded what a VM that wants volumes waits for", "vm", vm.Name, "error", told)
 		}
 	}
@@ -119,20 +121,6 @@ func (v *volumeStarts) grant(vm fleet.VM, one *volumeStart) {
 	}
 	v.mu.Unlock()
 	v.life.Changed(vm.Name)
-}
-
-// mayBeDone tells whether it is a change of which the host was told before. It can't
-// fail: that would end the lease of a volume that the guest may have.
-func mayBeDone(vm fleet.VM, one *volumeStart) bool {
-	return one.lease.Migration != "" && !vm.Change.Untold
-}
-
-// waitsForLease says of such a change why it is not sent again yet.
-func waitsForLease(vm fleet.VM, cause error) error {
-	return &fleet.Error{
-		Code: fleet.Unavailable, Op: "send again", Subject: fmt.Sprintf("%v of vm %s", *vm.Change, vm.Name), Err: cause,
-		Cause: "its lease is not granted, and the host may have carried it out", Hint: fleet.HintOf(cause),
-	}
 }
 
 // refused records why leases are not granted. A start waits, if that passes; a change
