@@ -267,7 +267,7 @@ func (m *machine) claim(name string) (tap string, claims bool) {
 		}
 	}
 	for _, port := range m.ports {
-		if port.name == name {
+		if port.Name == name {
 			return port.tap.Name(), true
 		}
 	}

@@ -244,5 +244,5 @@ func (m *machine) adoptPort(ctx context.Context, one portRecord, instance *qemu.
 	if err != nil {
 		return nil, err
 	}
-	return portOf(one, tap), nil
+	return &port{one, tap}, nil
 }

@@ -99,10 +99,7 @@ func (m *machine) compareImages(ctx context.Context, source fleet.HostName, spec
 		return nil
 	})
 	if late != nil {
-		return &fleet.Error{
-			Code: fleet.Deadline, Op: "compare disks", Subject: "vm " + string(m.key.vm),
-			Cause: fmt.Sprintf("the images of its disks do not answer on %s", m.agent.config.Name), Hint: "see the storage that they are on",
-		}
+		return m.agent.notAnswering("compare disks", m.key.vm)
 	}
 	return different
 }

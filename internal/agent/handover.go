@@ -313,7 +313,7 @@ func (h *handover) awaitRings(ctx context.Context) {
 	defer cancel()
 	for _, port := range h.allPorts() {
 		if err := port.tap.WaitEmpty(ctx); err != nil {
-			h.agent.log.Warn("the guest does not read its frames", "vm", h.key.vm, "port", port.name, "error", err)
+			h.agent.log.Warn("the guest does not read its frames", "vm", h.key.vm, "port", port.Name, "error", err)
 			return
 		}
 	}

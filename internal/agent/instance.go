@@ -215,7 +215,7 @@ func (m *machine) qemuDisk(disk fleet.Disk) (one qemu.Disk, creds string, err er
 
 // qemuNIC gives a port as QEMU is told of it; closeVhost has to follow.
 func qemuNIC(port *port, mtu int, slot fleet.Slot) (qemu.NIC, error) {
-	nic := qemu.NIC{Name: port.name, MAC: port.mac, MTU: mtu, FDs: port.tap.FDs(), Slot: slot}
+	nic := qemu.NIC{Name: port.Name, MAC: port.MAC, MTU: mtu, FDs: port.tap.FDs(), Slot: slot}
 	vhost, err := network.OpenVhost(len(nic.FDs))
 	if err != nil && fleet.CodeOf(err) != fleet.Unsupported {
 		return nic, err

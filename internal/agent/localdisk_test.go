@@ -22,7 +22,7 @@ import (
 func newLocalMove(t *testing.T) *move {
 	t.Helper()
 	f, hosts := newFleet(t, "h1", "h2")
-	m := &move{t: t, id: testMigration, epoch: 1, fleet: f, source: hosts[0], target: hosts[1], sequence: 10, network: inOverlay()}
+	m := f.moveOf(hosts)
 	m.booting = func(epoch fleet.Epoch) *godwitv1.Instance {
 		instance := booting(t, f, epoch, bootsector.Busy())
 		instance.Uid = testUID

@@ -180,7 +180,7 @@ func TestForgetStrayTarget(t *testing.T) {
 	m.target.checkRunState(testVM, 2, "running")
 	m.settle()
 
-	back := &move{t: t, id: "m2", epoch: 2, fleet: m.fleet, source: m.target, target: m.source, sequence: 100, booting: m.booting, network: inOverlay()}
+	back := m.back()
 	back.prepare()
 	c := forgetCommand(1<<32, 3)
 	c.GetForgetInstance().Migration = back.id

@@ -46,9 +46,25 @@ func inOverlay() *godwitv1.PortNetwork {
 	return &godwitv1.PortNetwork{Port: "net0", Vni: testVNI, Mtu: testMTU}
 }
 
+// moveOf gives a move whose VM is not described yet, nor started.
+func (f *testFleet) moveOf(hosts []*testHost) *move {
+	return &move{
+		t: f.t, id: testMigration, epoch: 1, fleet: f, source: hosts[0], target: hosts[1], sequence: 10, network: inOverlay(),
+	}
+}
+
+// back gives the move back of a VM that has moved.
+func (m *move) back() *move {
+	back := *m
+	back.id, back.epoch, back.sequence = "m2", m.epoch+1, 100
+	back.source, back.target = m.target, m.source
+	return &back
+}
+
 func (f *testFleet) newMove(hosts []*testHost, in *godwitv1.PortNetwork) *move {
 	f.t.Helper()
-	m := &move{t: f.t, id: testMigration, epoch: 1, fleet: f, source: hosts[0], target: hosts[1], sequence: 10, network: in}
+	m := f.moveOf(hosts)
+	m.network = in
 	m.booting = func(epoch fleet.Epoch) *godwitv1.Instance {
 		instance := booting(f.t, f, epoch, bootsector.Busy())
 		instance.Networks = []*godwitv1.PortNetwork{in}

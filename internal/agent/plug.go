@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
@@ -18,8 +17,6 @@ import (
 const (
 	// unplugWithin is how long a guest has to let go of a card.
 	unplugWithin = 30 * time.Second
-	// fileWithin is how long the files of disks may take to be opened.
-	fileWithin = 5 * time.Second
 	// dropAgain is the pause before what is left of a card is removed again.
 	dropAgain = 2 * time.Second
 )
@@ -190,27 +187,6 @@ func (m *machine) plugDisk(ctx context.Context, disk fleet.Disk, want *godwitv1.
 		err = m.instance.PlugDisk(ctx, config, creds)
 	}
 	return err
-}
-
-// filesAnswer refuses what can't be opened of a spec's disks, and what does not answer:
-// the VM's other commands must not wait for it.
-func (m *machine) filesAnswer(ctx context.Context, spec fleet.VMSpec) error {
-	ctx, cancel := context.WithTimeout(ctx, fileWithin)
-	defer cancel()
-	refused, late := answering(ctx, func() error { return checkFiles(spec) })
-	if late == nil {
-		return refused
-	}
-	var paths []string
-	for _, disk := range spec.Disks {
-		if disk.Kind == fleet.DiskFile {
-			paths = append(paths, disk.Path)
-		}
-	}
-	return &fleet.Error{
-		Code: fleet.Unavailable, Op: "open the disks of", Subject: "vm " + string(m.key.vm),
-		Cause: fmt.Sprintf("%s does not answer on %s", strings.Join(paths, ", or "), m.agent.config.Name), Hint: "see the storage that it is on",
-	}
 }
 
 // plugPort plugs a port in, with a tap that no card has had: QEMU would not bear a

@@ -39,7 +39,7 @@ func (h *testHost) letGo(epoch fleet.Epoch) {
 func newPlugMove(t *testing.T) *move {
 	t.Helper()
 	f, hosts := newFleet(t, "h1", "h2")
-	m := &move{t: t, id: testMigration, epoch: 1, fleet: f, source: hosts[0], target: hosts[1], sequence: 10, network: inOverlay()}
+	m := f.moveOf(hosts)
 	disk := m.source.spareDisk(0x18)
 	m.source.run(firmware(1))
 	m.source.checkChanged(changeCommand(101, &godwitv1.ChangeHardware{Disk: disk}), "")

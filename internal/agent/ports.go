@@ -14,23 +14,11 @@ import (
 	"godwit.dev/godwit/internal/network"
 )
 
-// port is a VM's network interface on this host. Nothing but tunnel changes,
+// port is a VM's network interface on this host. Nothing but its tunnel changes,
 // and that by the worker while no copy is under way.
 type port struct {
-	name    string
-	network fleet.NetworkName
-	mac     string
-	tunnel  fleet.TunnelID // zero outside a migration
-	bridge  string         // of a provider network; "" in an overlay
-	ips     []netip.Addr   // that are announced in it
-	tap     *network.Tap
-}
-
-// portOf gives the port of a record that has this tap.
-func portOf(one portRecord, tap *network.Tap) *port {
-	return &port{
-		name: one.Name, network: one.Network, mac: one.MAC, tunnel: one.Tunnel, bridge: one.Bridge, ips: one.IPs, tap: tap,
-	}
+	portRecord
+	tap *network.Tap
 }
 
 // makePorts makes a tap for each port of the spec, and writes the record.
@@ -82,7 +70,7 @@ func (m *machine) makePort(want portRecord, known *godwitv1.PortNetwork, gate ne
 		return err
 	}
 	m.mu.Lock()
-	m.ports = append(m.ports, portOf(want, tap))
+	m.ports = append(m.ports, &port{want, tap})
 	m.mu.Unlock()
 	if want.Bridge == "" {
 		return m.agent.reapply(want.Network)
@@ -126,8 +114,8 @@ func (m *machine) removePorts() error {
 
 // removeTap removes a port's tap, and closes its tunnel.
 func (m *machine) removeTap(port *port) (err error) {
-	if port.tunnel != 0 {
-		err = m.agent.config.Network.CloseTunnel(port.tunnel)
+	if port.Tunnel != 0 {
+		err = m.agent.config.Network.CloseTunnel(port.Tunnel)
 	}
 	return errors.Join(err, port.tap.Remove())
 }
@@ -135,7 +123,7 @@ func (m *machine) removeTap(port *port) (err error) {
 // removePort removes the tap of one port, if there is one.
 func (m *machine) removePort(name string) error {
 	m.mu.Lock()
-	at := slices.IndexFunc(m.ports, func(p *port) bool { return p.name == name })
+	at := slices.IndexFunc(m.ports, func(p *port) bool { return p.Name == name })
 	var removed *port
 	if at >= 0 {
 		removed = m.ports[at]
@@ -154,7 +142,7 @@ func (m *machine) removePort(name string) error {
 
 func (m *machine) networks() (names []fleet.NetworkName) {
 	for _, port := range m.ports {
-		names = append(names, port.network)
+		names = append(names, port.Network)
 	}
 	return names
 }
@@ -184,7 +172,7 @@ func (m *machine) setMode(mode network.Mode) error {
 
 // pointGates sets the gate of every port to a mode that sends frames to a remote.
 func (m *machine) pointGates(mode network.Mode, remote netip.Addr) error {
-	return m.setGates(func(p *port) network.Gate { return network.Gate{Mode: mode, Tunnel: p.tunnel, Remote: remote} })
+	return m.setGates(func(p *port) network.Gate { return network.Gate{Mode: mode, Tunnel: p.Tunnel, Remote: remote} })
 }
 
 // openTunnels lets frames that the target returns after an abort come to the
@@ -195,16 +183,16 @@ func (m *machine) openTunnels(tunnels []*godwitv1.PortNetwork) error {
 	next.Ports = slices.Clone(next.Ports)
 	for _, tunnel := range tunnels {
 		for _, port := range m.ports {
-			at := slices.IndexFunc(next.Ports, func(p portRecord) bool { return p.Name == port.name })
-			if port.name != tunnel.GetPort() || at < 0 {
+			at := slices.IndexFunc(next.Ports, func(p portRecord) bool { return p.Name == port.Name })
+			if port.Name != tunnel.GetPort() || at < 0 {
 				continue
 			}
 			id := fleet.TunnelID(tunnel.GetTunnel())
-			if port.tunnel != 0 && port.tunnel != id { // of a migration before
-				errs = append(errs, m.agent.config.Network.CloseTunnel(port.tunnel))
+			if port.Tunnel != 0 && port.Tunnel != id { // of a migration before
+				errs = append(errs, m.agent.config.Network.CloseTunnel(port.Tunnel))
 			}
 			m.mu.Lock()
-			port.tunnel, next.Ports[at].Tunnel = id, id
+			port.Tunnel, next.Ports[at].Tunnel = id, id
 			m.mu.Unlock()
 			errs = append(errs, m.agent.config.Network.OpenTunnel(id, port.tap))
 		}

@@ -29,30 +29,25 @@ const (
 	yieldWithin = 3 * announceEvery
 )
 
-// networks gives what the host has of networks by itself.
-func (a *Agent) networks() fleet.HostNetworks {
-	networks, err := a.config.Network.Provider()
-	if err != nil {
-		a.log.Error("the host's bridges are not known", "error", err)
-	}
-	return networks
-}
-
-// followNetworks tells the server when that changes, until ctx ends. A change between
-// Hello and its first look is told at once.
-func (a *Agent) followNetworks(ctx context.Context, s *session) {
+// followNetworks tells the server what the host has of networks by itself, whenever it
+// is not what the server was told last, until ctx ends.
+func (a *Agent) followNetworks(ctx context.Context, s *session, told fleet.HostNetworks) {
 	look := time.NewTicker(networksEvery)
 	defer look.Stop()
-	var told *fleet.HostNetworks
 	for {
-		if now := a.networks(); told == nil || !told.Equal(now) {
-			told = &now
-			s.send(&godwitv1.SessionRequest{Message: &godwitv1.SessionRequest_Networks{Networks: wire.EncodeHostNetworks(now)}})
-		}
 		select {
 		case <-look.C:
 		case <-ctx.Done():
 			return
+		}
+		now, err := a.config.Network.HostNetworks()
+		if err != nil {
+			a.log.Warn("the host's bridges are not known", "error", err) // what was told holds
+			continue
+		}
+		if !told.Equal(now) {
+			told = now
+			s.send(&godwitv1.SessionRequest{Message: &godwitv1.SessionRequest_Networks{Networks: wire.EncodeHostNetworks(now)}})
 		}
 	}
 }
@@ -60,18 +55,19 @@ func (a *Agent) followNetworks(ctx context.Context, s *session) {
 // bridged gives the ports in provider networks.
 func (m *machine) bridged() (ports []*port) {
 	for _, port := range m.allPorts() {
-		if port.bridge != "" {
+		if port.Bridge != "" {
 			ports = append(ports, port)
 		}
 	}
 	return ports
 }
 
-// announce tells provider networks that the guest is here.
+// announce tells provider networks that the guest is here. A switch that has forgotten
+// it floods its frames, and in a hand-over one would reach it by both hosts.
 func (m *machine) announce() {
 	for _, port := range m.bridged() {
-		if err := port.tap.Announce(port.ips); err != nil {
-			m.agent.log.Warn("a guest is not announced", "vm", m.key.vm, "port", port.name, "error", err)
+		if err := port.tap.Announce(port.IPs); err != nil {
+			m.agent.log.Warn("a guest is not announced", "vm", m.key.vm, "port", port.Name, "error", err)
 		}
 	}
 }
@@ -80,7 +76,7 @@ func (m *machine) announce() {
 // for those that do not listen yet, until the source no longer forwards.
 func (m *machine) announceArrival(ctx context.Context) {
 	pause := announceFirst
-	for m.settles() {
+	for m.settling() {
 		m.announce()
 		again := time.NewTimer(pause)
 		select {
@@ -96,8 +92,8 @@ func (m *machine) announceArrival(ctx context.Context) {
 	}
 }
 
-// settles: a port in a provider network gets forwarded frames.
-func (m *machine) settles() bool {
+// settling tells whether a port in a provider network still gets forwarded frames.
+func (m *machine) settling() bool {
 	for _, port := range m.bridged() {
 		if gate, err := port.tap.Gate(); err == nil && gate.Mode == network.Settling {
 			return true
@@ -116,14 +112,14 @@ func (m *machine) leaveBridges(ctx context.Context) {
 	for _, port := range ports {
 		if err := awaitQuiet(quiet, port.tap); err != nil {
 			m.agent.log.Warn("frames for a guest still come to where it was; they are not forwarded any more",
-				"vm", m.key.vm, "port", port.name, "bridge", port.bridge, "error", err)
+				"vm", m.key.vm, "port", port.Name, "bridge", port.Bridge, "error", err)
 		}
 	}
 	yield, cancel := context.WithTimeout(ctx, yieldWithin)
 	defer cancel()
 	for _, port := range ports {
 		if err := port.tap.Yield(yield); err != nil {
-			m.agent.log.Warn("a bridge has not heard where a guest is now", "vm", m.key.vm, "port", port.name, "bridge", port.bridge, "error", err)
+			m.agent.log.Warn("a bridge has not heard where a guest is now", "vm", m.key.vm, "port", port.Name, "bridge", port.Bridge, "error", err)
 		}
 	}
 }

@@ -75,7 +75,7 @@ func TestProviderHandOver(t *testing.T) {
 	}
 	run := m.runCommand()
 	m.fleet.onCommit(func(context.Context, *godwitv1.CommitRequest) (*godwitv1.CommitResponse, error) {
-		if atSource.Load() < 2 { // at the begin of the copy, and before the gate closed
+		if atSource.Load() < 2 { // at the start of the copy, and before the gate closed
 			t.Errorf("the source has announced its guest %d times", atSource.Load())
 		}
 		if atTarget.Load() != atSource.Load() {

@@ -38,7 +38,7 @@ type portRecord struct {
 	Tap     string            `json:"tap"`
 	Queues  int               `json:"queues"`
 	MTU     int               `json:"mtu"`
-	Tunnel  fleet.TunnelID    `json:"tunnel,omitempty"`
+	Tunnel  fleet.TunnelID    `json:"tunnel,omitempty"` // zero outside a migration
 	Bridge  string            `json:"bridge,omitempty"` // of a provider network, with what follows
 	VLAN    uint16            `json:"vlan,omitempty"`
 	IPs     []netip.Addr      `json:"ips,omitempty"` // that are announced after a move

@@ -38,7 +38,7 @@ func TestOldCommandsComeAgain(t *testing.T) {
 	old := append(m.complete(),
 		startCommand(1, firmware(1)), // without the disk, whose lock would keep it from running
 		stopCommand(2, 1, 0), forgetCommand(3, 1), stopCommand(2, 2, 0), forgetCommand(3, 2))
-	back := &move{t: t, id: "m2", epoch: 2, fleet: m.fleet, source: m.target, target: m.source, sequence: 100, booting: m.booting, network: inOverlay()}
+	back := m.back()
 	back.complete()
 	h1, h2 := m.source, m.target
 	h2.checkNothingLeft()

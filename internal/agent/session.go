@@ -112,7 +112,11 @@ func (a *Agent) runSession(life context.Context, server *client.Client) error {
 		return err
 	}
 	defer stream.CloseResponse()
-	beat, err := a.greetWithin(ctx, end, stream, welcomeWithin)
+	hello, err := a.hello(ctx)
+	if err != nil {
+		return err
+	}
+	beat, err := a.greetWithin(ctx, end, stream, hello, welcomeWithin)
 	if err != nil {
 		return err
 	}
@@ -131,7 +135,7 @@ func (a *Agent) runSession(life context.Context, server *client.Client) error {
 		_ = stream.CloseRequest() // see greetWithin
 	})
 	tasks.Go(func() { a.followAddresses(ctx, one) })
-	tasks.Go(func() { a.followNetworks(ctx, one) })
+	tasks.Go(func() { a.followNetworks(ctx, one, wire.DecodeHostNetworks(hello.GetHost().GetNetworks())) })
 	tasks.Go(func() { end(a.read(life, one, stream, missedBeats*beat)) })
 	tasks.Wait()
 	return context.Cause(ctx)
@@ -178,14 +182,14 @@ func (s *session) write(ctx context.Context, stream *stream, beat time.Duration)
 }
 
 // greetWithin greets, and gives up after the limit or with ctx, which end ends.
-func (a *Agent) greetWithin(ctx context.Context, end context.CancelCauseFunc, stream *stream, limit time.Duration) (time.Duration, error) {
+func (a *Agent) greetWithin(ctx context.Context, end context.CancelCauseFunc, stream *stream, hello *godwitv1.Hello, limit time.Duration) (time.Duration, error) {
 	silence := time.AfterFunc(limit, func() { end(errors.New("the server does not answer Hello")) })
 	defer silence.Stop()
 	// HTTP/2 heeds the end of ctx only after the request's: without this
 	// Receive would go on waiting for the server.
 	stop := context.AfterFunc(ctx, func() { _ = stream.CloseRequest() })
 	defer stop()
-	beat, err := a.greet(ctx, stream)
+	beat, err := a.greet(stream, hello)
 	if ctx.Err() != nil {
 		return 0, context.Cause(ctx)
 	}
@@ -193,8 +197,8 @@ func (a *Agent) greetWithin(ctx context.Context, end context.CancelCauseFunc, st
 }
 
 // greet says hello and gives the interval of heartbeats.
-func (a *Agent) greet(ctx context.Context, stream *stream) (time.Duration, error) {
-	err := stream.Send(&godwitv1.SessionRequest{Message: &godwitv1.SessionRequest_Hello{Hello: a.hello(ctx)}})
+func (a *Agent) greet(stream *stream, hello *godwitv1.Hello) (time.Duration, error) {
+	err := stream.Send(&godwitv1.SessionRequest{Message: &godwitv1.SessionRequest_Hello{Hello: hello}})
 	if err != nil && !errors.Is(err, io.EOF) { // which means that Receive says why
 		return 0, err
 	}
@@ -217,18 +221,22 @@ func (a *Agent) greet(ctx context.Context, stream *stream) (time.Duration, error
 	return time.Duration(beat) * time.Millisecond, nil
 }
 
-func (a *Agent) hello(ctx context.Context) *godwitv1.Hello {
+func (a *Agent) hello(ctx context.Context) (*godwitv1.Hello, error) {
+	networks, err := a.config.Network.HostNetworks()
+	if err != nil {
+		return nil, err
+	}
 	hello := &godwitv1.Hello{
 		Host: wire.EncodeHost(fleet.Host{
 			Name: a.config.Name, Address: a.config.Address, PeerPort: a.config.Peers.port(), CPUs: a.config.CPUs, Memory: a.config.Memory,
-			QEMU: a.features.Fleet(), Version: a.config.Version, Networks: a.networks(),
+			QEMU: a.features.Fleet(), Version: a.config.Version, Networks: networks,
 		}, wire.HostStatus{}),
 		BootId: a.config.BootID, Store: a.mark.Load(), Process: a.process, Machine: machineHash(),
 	}
 	for _, m := range a.all() {
 		hello.Instances = append(hello.Instances, m.inventory(ctx))
 	}
-	return hello
+	return hello, nil
 }
 
 // machineHash tells machines apart. The id itself is to be kept on its machine

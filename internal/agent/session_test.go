@@ -11,12 +11,15 @@ import (
 	"godwit.dev/godwit/api/client"
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/pki"
+
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 )
 
 // A server that takes the session and then says nothing keeps neither the
 // agent from trying again nor its end waiting.
 func TestSilentServer(t *testing.T) {
-	a := &Agent{config: Config{Name: "h1"}, log: slog.New(slog.DiscardHandler)}
+	_, hosts := newFleet(t, "h1")
+	a := &Agent{config: Config{Name: "h1", Network: hosts[0].agent.config.Network}, log: slog.New(slog.DiscardHandler)}
 	c, _ := dialMute(t)
 	ctx, end := context.WithCancelCause(t.Context())
 	defer end(nil)
@@ -24,7 +27,7 @@ func TestSilentServer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := a.greetWithin(ctx, end, stream, 20*time.Millisecond); err == nil || !strings.Contains(err.Error(), "does not answer") {
+	if _, err := a.greetWithin(ctx, end, stream, &godwitv1.Hello{Host: &godwitv1.Host{Name: "h1"}}, 20*time.Millisecond); err == nil || !strings.Contains(err.Error(), "does not answer") {
 		t.Errorf("greeted: %v", err)
 	}
 

@@ -108,10 +108,7 @@ func (a *Agent) show(ctx context.Context, instance *qemu.Instance) (*shown, erro
 				late.one.close()
 			}
 		}()
-		return nil, &fleet.Error{
-			Code: fleet.Deadline, Op: "show instance", Subject: "vm " + string(instance.Config().VM),
-			Cause: fmt.Sprintf("the images of its disks do not answer on %s", a.config.Name), Hint: "see the storage that they are on",
-		}
+		return nil, a.notAnswering("show instance", instance.Config().VM)
 	}
 }
 

@@ -109,7 +109,7 @@ func TestTargetSeesTheImage(t *testing.T) {
 // Of an image that nobody writes each host may have a copy of its own.
 func TestTargetHasACopyOfAReadOnlyImage(t *testing.T) {
 	f, hosts := newFleet(t, "h1", "h2")
-	m := &move{t: t, id: testMigration, epoch: 1, fleet: f, source: hosts[0], target: hosts[1], sequence: 10, network: inOverlay()}
+	m := f.moveOf(hosts)
 	m.booting = func(epoch fleet.Epoch) *godwitv1.Instance {
 		i := booting(t, f, epoch, bootsector.Busy())
 		i.Spec.Disks[0].ReadOnly = true

@@ -82,7 +82,7 @@ func (m *machine) beginCopy(ctx context.Context, command *godwitv1.Command, want
 func (m *machine) becomeSource(migration string, want *godwitv1.StartCopy) error {
 	for _, port := range m.allPorts() {
 		if err := port.tap.Check(); err != nil {
-			return fmt.Errorf("port %s: %w", port.name, err)
+			return fmt.Errorf("port %s: %w", port.Name, err)
 		}
 	}
 	if m.runsOn() {
@@ -214,7 +214,7 @@ func (a *Agent) renumber(ctx context.Context, m *machine, epoch fleet.Epoch) err
 	}
 	errs := []error{renumbered.setMode(network.Pass)}
 	for _, port := range renumbered.allPorts() { // a map may have come meanwhile
-		errs = append(errs, a.reapply(port.network))
+		errs = append(errs, a.reapply(port.Network))
 	}
 	return errors.Join(errs...)
 }

@@ -139,7 +139,7 @@ func (m *machine) arriveAgain(ctx context.Context, migration string) {
 func (m *machine) arm(ctx context.Context) error {
 	var errs []error
 	for _, port := range m.ports {
-		errs = append(errs, m.agent.config.Network.OpenTunnel(port.tunnel, port.tap), port.tap.Sacrifice())
+		errs = append(errs, m.agent.config.Network.OpenTunnel(port.Tunnel, port.tap), port.tap.Sacrifice())
 	}
 	for _, port := range m.ports {
 		// Of several queues only the first is QEMU's before it has loaded, and
@@ -360,8 +360,8 @@ func (m *machine) targetGone(ctx context.Context, cause string) *godwitv1.Report
 func (m *machine) finishTarget() *godwitv1.Report {
 	errs := []error{m.setMode(network.Pass)}
 	for _, port := range m.ports {
-		errs = append(errs, m.agent.config.Network.CloseTunnel(port.tunnel))
-		port.tunnel = 0
+		errs = append(errs, m.agent.config.Network.CloseTunnel(port.Tunnel))
+		port.Tunnel = 0
 	}
 	errs = append(errs, m.stopExporting())
 	if err := errors.Join(append(errs, m.disksRan(), m.olderDisksGo(), m.setRole(alone, ""))...); err != nil {

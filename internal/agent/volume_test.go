@@ -160,7 +160,8 @@ func newVolumeMove(t *testing.T) (*move, *testVolumes) {
 	t.Helper()
 	f, hosts := newFleet(t, "h1", "h2")
 	v := f.serveVolumes(bootsector.Busy(), hosts...)
-	m := &move{t: t, id: testMigration, epoch: 1, fleet: f, source: hosts[0], target: hosts[1], instance: v.booting(1), sequence: 10, booting: v.booting, network: inOverlay()}
+	m := f.moveOf(hosts)
+	m.booting, m.instance = v.booting, v.booting(1)
 	v.grant(1, "h1")
 	command := startCommand(1, m.instance)
 	command.GetStartInstance().VolumeKey = volumeKey(1)

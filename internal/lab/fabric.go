@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strconv"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -102,18 +101,18 @@ func (n *Namespace) OpenPacket(device string, ethertype uint16) (frames *os.File
 	return frames, err
 }
 
-// JoinFabric gives a client a device at the fabric's switch. Of port its MAC,
-// Addresses and MTU count.
+// JoinFabric gives a client a device at the fabric's switch, whose other end has the
+// same name. Of port its MAC, Addresses and MTU count.
 func (l *Lab) JoinFabric(ctx context.Context, client *Namespace, device string, port Port) error {
 	l.mu.Lock()
 	fabric := l.members[fabricName]
-	port.Device = "client" + strconv.Itoa(len(l.members))
 	l.mu.Unlock()
+	port.Device = device
 	if err := connect(client, fabric, device, port); err != nil {
 		return fmt.Errorf("join the fabric: %w", err)
 	}
 	return fabric.Do(func() error {
-		end, err := netlink.LinkByName(port.Device)
+		end, err := netlink.LinkByName(device)
 		if err != nil {
 			return err
 		}
@@ -124,16 +123,21 @@ func (l *Lab) JoinFabric(ctx context.Context, client *Namespace, device string, 
 		if err := netlink.LinkSetMaster(end, hub); err != nil {
 			return err
 		}
-		ports, err := netlink.LinkList()
+		count, err := portsOf(hub)
 		if err != nil {
 			return err
 		}
-		count := 0
-		for _, port := range ports {
-			if port.Attrs().MasterIndex == hub.Attrs().Index {
-				count++
-			}
-		}
 		return awaitPorts(ctx, count)
 	})
+}
+
+// portsOf counts the ports of a bridge in the thread's namespace.
+func portsOf(bridge netlink.Link) (count int, err error) {
+	links, err := netlink.LinkList()
+	for _, link := range links {
+		if link.Attrs().MasterIndex == bridge.Attrs().Index {
+			count++
+		}
+	}
+	return count, err
 }

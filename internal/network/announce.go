@@ -64,7 +64,7 @@ func ethernet(to, from net.HardwareAddr, ethertype uint16) []byte {
 	return binary.BigEndian.AppendUint16(frame, ethertype)
 }
 
-var everyone = net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
+var broadcast = net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 
 // padded fills a frame up to the least that Ethernet carries, without its checksum.
 func padded(frame []byte) []byte {
@@ -74,7 +74,9 @@ func padded(frame []byte) []byte {
 
 // arpPacket is one of ARP or RARP (RFC 826, RFC 903) for Ethernet and IPv4.
 func arpPacket(frame []byte, operation uint16, sender net.HardwareAddr, senderIP netip.Addr, target net.HardwareAddr, targetIP netip.Addr) []byte {
-	frame = append(frame, 0, 1, 0x08, 0, 6, 4)
+	frame = append(frame, 0, 1)
+	frame = binary.BigEndian.AppendUint16(frame, typeIPv4)
+	frame = append(frame, 6, 4)
 	frame = binary.BigEndian.AppendUint16(frame, operation)
 	frame = append(append(frame, sender...), senderIP.AsSlice()...)
 	return padded(append(append(frame, target...), targetIP.AsSlice()...))
@@ -83,12 +85,12 @@ func arpPacket(frame []byte, operation uint16, sender net.HardwareAddr, senderIP
 func rarp(mac net.HardwareAddr) []byte {
 	const requestReverse = 3
 	none := netip.IPv4Unspecified()
-	return arpPacket(ethernet(everyone, mac, typeRARP), requestReverse, mac, none, mac, none)
+	return arpPacket(ethernet(broadcast, mac, typeRARP), requestReverse, mac, none, mac, none)
 }
 
 func gratuitousARP(mac net.HardwareAddr, address netip.Addr) []byte {
 	const request = 1
-	return arpPacket(ethernet(everyone, mac, typeARP), request, mac, address, make(net.HardwareAddr, 6), address)
+	return arpPacket(ethernet(broadcast, mac, typeARP), request, mac, address, make(net.HardwareAddr, 6), address)
 }
 
 func unsolicitedNA(mac net.HardwareAddr, address netip.Addr) []byte {

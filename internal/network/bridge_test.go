@@ -33,7 +33,7 @@ func TestOperatorsBridgeStaysAsItIs(t *testing.T) {
 	must(t, tap.Remove())
 	check("without it")
 	must(t, f.hosts[0].EnsureNetwork(blue))
-	got, err := f.hosts[0].Provider()
+	got, err := f.hosts[0].HostNetworks()
 	want := fleet.HostNetworks{UnderlayMTU: underlayMTU, Bridges: []fleet.Bridge{{Name: providerBridge, MTU: jumbo}}}
 	if err != nil || !got.Equal(want) {
 		t.Errorf("the host says it has %+v (%v), want %+v", got, err, want)
@@ -100,7 +100,7 @@ func TestAnnounce(t *testing.T) {
 			})
 		})
 	}
-	here, err := f.hosts[1].forwardsTo(portOf(t, links, "uplink"), station(mac(1)))
+	here, err := f.hosts[1].hasEntry(portOf(t, links, "uplink"), station(mac(1)))
 	if err != nil || !here {
 		t.Errorf("the other host's bridge has not learnt where the guest is: %v", err)
 	}

@@ -55,9 +55,9 @@
 //   - [Tap.Claim] is made where the guest starts, too, and holds: a bridge that hears
 //     the guest at its uplink goes on to give its frames to the tap. So the source
 //     forwards what comes for as long as the network has not learnt.
-//   - The source makes an [Tap.Announce] before it leaves: a frame for an address that
-//     switches have forgotten would be flooded, and reach the guest by both hosts.
-//   - In Settling the target makes one again and again.
+//   - The source announces the guest before it leaves ([Tap.Announce]): a frame for an
+//     address that switches have forgotten would be flooded, and reach it by both hosts.
+//   - In Settling the target does so again and again.
 //   - The forwarding ends when nothing has come from outside for a while
 //     ([Tap.LastRedirect]) and [Tap.Yield] has had the bridge learn the new way, for the
 //     source's own guests.

@@ -2,7 +2,6 @@ package network
 
 import (
 	"context"
-	"net"
 	"net/netip"
 	"slices"
 	"testing"
@@ -10,8 +9,6 @@ import (
 
 	"godwit.dev/godwit/internal/fleet"
 )
-
-var broadcast = net.HardwareAddr{255, 255, 255, 255, 255, 255}
 
 const (
 	here  = 1 // sequence number of the frame sent into the tap on its own host

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"time"
 )
 
 // fromGuest tells the frames of the senders apart by their numbers.
@@ -132,4 +133,12 @@ func (m *move) check(t *testing.T) {
 			once("frames to all", broadcasts, m.groups)
 		}
 	}
+}
+
+// quiet: for a while nothing has come to the source from outside of its host.
+func (m *move) quiet(t *testing.T) bool {
+	t.Helper()
+	ago, ever, err := m.source.LastRedirect()
+	must(t, err)
+	return ever && ago > 200*time.Millisecond
 }

@@ -17,9 +17,10 @@ import (
 	"godwit.dev/godwit/internal/fleet"
 )
 
-// Provider gives what the host has of networks by itself: the first
-// fleet.MaxBridges bridges, by name, that are not of our making, and the MTU of the device with its underlay address.
-func (h *Host) Provider() (fleet.HostNetworks, error) {
+// HostNetworks gives what the host has of networks by itself: the first
+// fleet.MaxBridges bridges, by name, that are not of our making, and the MTU of
+// the device with its underlay address.
+func (h *Host) HostNetworks() (fleet.HostNetworks, error) {
 	var found fleet.HostNetworks
 	links, err := h.links()
 	if err != nil {
@@ -69,19 +70,16 @@ func (h *Host) providerBridge(cfg *TapConfig) (netlink.Link, error) {
 	case link.Attrs().Flags&net.FlagUp == 0:
 		return nil, refuse(fleet.Failed, "ip link set "+cfg.Bridge+" up", "it is down")
 	case cfg.MTU > link.Attrs().MTU:
-		return nil, refuse(fleet.Unsupported, "raise it, at its uplink too", "its MTU is %d, the network's is %d", link.Attrs().MTU, cfg.MTU)
+		return nil, refuse(fleet.Unsupported, "raise it, at its uplink too", "it has an MTU of %d, network %s needs %d", link.Attrs().MTU, cfg.Network, cfg.MTU)
 	case cfg.VLAN != 0 && !filtersVLANs(bridge):
-		return nil, refuse(fleet.Unsupported, "ip link set "+cfg.Bridge+" type bridge vlan_filtering 1", "it does not filter VLANs, and the network is VLAN %d", cfg.VLAN)
+		return nil, refuse(fleet.Unsupported, "ip link set "+cfg.Bridge+" type bridge vlan_filtering 1", "it does not filter VLANs, network %s is VLAN %d of it", cfg.Network, cfg.VLAN)
 	}
 	cfg.MTU = link.Attrs().MTU
 	return bridge, nil
 }
 
-// joinFor makes a tap a port of its bridge, if it is to have one.
-func (h *Host) joinFor(cfg TapConfig, link, bridge netlink.Link) error {
-	if cfg.Bridge == "" {
-		return h.join(link, bridge)
-	}
+// joinProvider makes a tap a port of the operator's bridge.
+func (h *Host) joinProvider(cfg TapConfig, link, bridge netlink.Link) error {
 	// A bridge without an address of its own has the lowest of its ports'.
 	high := slices.Clone(cfg.MAC)
 	high[0] = 0xfe
@@ -157,36 +155,37 @@ func (h *Host) portState(ifindex int) (state byte, found bool, err error) {
 	}
 	for _, message := range messages {
 		info := nl.DeserializeIfInfomsg(message)
-		if int(info.Index) != ifindex {
-			continue
-		}
-		if state, found = portStateOf(message[info.Len():]); found {
-			return state, true, nil
+		if int(info.Index) == ifindex {
+			return portStateOf(message[info.Len():])
 		}
 	}
 	return 0, false, nil
 }
 
-func portStateOf(message []byte) (state byte, found bool) {
+func portStateOf(message []byte) (state byte, found bool, err error) {
+	port, found, err := attrOf(message, unix.IFLA_PROTINFO|unix.NLA_F_NESTED)
+	if err != nil || !found {
+		return 0, false, err
+	}
+	value, found, err := attrOf(port, brportState)
+	if err != nil || !found || len(value) != 1 {
+		return 0, false, err
+	}
+	return value[0], true, nil
+}
+
+// attrOf gives one attribute of those that follow each other in a message.
+func attrOf(message []byte, kind uint16) (value []byte, found bool, err error) {
 	attrs, err := nl.ParseRouteAttr(message)
 	if err != nil {
-		return 0, false
+		return nil, false, fmt.Errorf("read attributes of a bridge port: %w", err)
 	}
 	for _, attr := range attrs {
-		if attr.Attr.Type != unix.IFLA_PROTINFO|unix.NLA_F_NESTED {
-			continue
-		}
-		nested, err := nl.ParseRouteAttr(attr.Value)
-		if err != nil {
-			return 0, false
-		}
-		for _, one := range nested {
-			if one.Attr.Type == brportState && len(one.Value) == 1 {
-				return one.Value[0], true
-			}
+		if attr.Attr.Type == kind {
+			return attr.Value, true, nil
 		}
 	}
-	return 0, false
+	return nil, false, nil
 }
 
 // Yield lets the provider's bridge learn again where the guest is, and waits until
@@ -203,7 +202,7 @@ func (t *Tap) Yield(ctx context.Context) error {
 	tick := time.NewTicker(bridgePoll)
 	defer tick.Stop()
 	for {
-		here, err := h.forwardsTo(t.ifindex, station(t.mac))
+		here, err := h.hasEntry(t.ifindex, station(t.mac))
 		if err != nil || !here {
 			return err
 		}
@@ -215,8 +214,8 @@ func (t *Tap) Yield(ctx context.Context) error {
 	}
 }
 
-// forwardsTo tells whether the bridge of a port gives it the frames for an address.
-func (h *Host) forwardsTo(port int, mac station) (bool, error) {
+// hasEntry tells whether the bridge of a port gives it the frames for an address.
+func (h *Host) hasEntry(port int, mac station) (bool, error) {
 	entries, err := retryDump(func() ([]netlink.Neigh, error) { return h.nl.NeighList(port, unix.AF_BRIDGE) })
 	if err != nil {
 		return false, fmt.Errorf("list forwarding entries: %w", err)
@@ -227,8 +226,7 @@ func (h *Host) forwardsTo(port int, mac station) (bool, error) {
 }
 
 // LastRedirect tells how long ago the gate last redirected a unicast frame that came
-// from outside of the host; false if it never has, since the tap was made or this
-// agent opened the host.
+// from outside of the host; false if it never has.
 func (t *Tap) LastRedirect() (ago time.Duration, ever bool, err error) {
 	var last uint64
 	err = t.host.filter.GwRedirected.Lookup(uint32(t.ifindex), &last)

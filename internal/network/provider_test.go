@@ -112,11 +112,7 @@ func (f fabric) beginMove(t *testing.T, perSecond, size int) *providerMove {
 // finish ends the forwarding, as an agent does.
 func (m *providerMove) finish(t *testing.T) {
 	t.Helper()
-	waitFor(t, "nothing from outside at the source", func() bool {
-		ago, ever, err := m.source.LastRedirect()
-		must(t, err)
-		return ever && ago > 200*time.Millisecond
-	})
+	waitFor(t, "nothing from outside at the source", func() bool { return m.quiet(t) })
 	yielded := make(chan error, 1)
 	go func() { yielded <- m.source.Yield(t.Context()) }()
 	waitFor(t, "the source's bridge to hear the guest elsewhere", func() bool {

@@ -138,7 +138,7 @@ func (t *Tap) setUp(cfg TapConfig, bridge netlink.Link) error {
 		func() error { return h.filter.GwCounters.Put(uint32(t.ifindex), zero) },
 		func() error { return h.putGate(t.ifindex, cfg.Gate.entry(t.mac)) },
 		func() error { return h.attachGate(link) },
-		func() error { return h.joinFor(cfg, link, bridge) },
+		func() error { return h.joinBridge(cfg, link, bridge) },
 		func() error { return h.nl.LinkSetUp(link) },
 		func() error { return keep(t.fds[0]) },
 	}
@@ -148,6 +148,14 @@ func (t *Tap) setUp(cfg TapConfig, bridge netlink.Link) error {
 		}
 	}
 	return nil
+}
+
+// joinBridge makes a tap a port of its bridge, if it is to have one.
+func (h *Host) joinBridge(cfg TapConfig, link, bridge netlink.Link) error {
+	if cfg.Bridge != "" {
+		return h.joinProvider(cfg, link, bridge)
+	}
+	return h.join(link, bridge)
 }
 
 func (h *Host) noQueue(link netlink.Link) error {

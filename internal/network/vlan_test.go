@@ -80,7 +80,7 @@ func TestVLAN(t *testing.T) {
 			t.Errorf("a guest of VLAN %d heard %d frames", vlan, len(heard))
 		}
 	}
-	networks, err := f.hosts[0].Provider()
+	networks, err := f.hosts[0].HostNetworks()
 	if bridge, found := networks.Bridge(providerBridge); err != nil || !found || bridge != (fleet.Bridge{Name: providerBridge, MTU: jumbo, FiltersVLANs: true}) {
 		t.Errorf("the host says it has %+v, %v", networks, err)
 	}

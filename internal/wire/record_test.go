@@ -170,18 +170,6 @@ func hostNetworks(t *rapid.T) fleet.HostNetworks {
 	}
 }
 
-func TestHostNetworksCrossTheWire(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		networks := hostNetworks(t)
-		message := wire.EncodeHostNetworks(networks)
-		if message == nil {
-			requireSame(t, fleet.HostNetworks{}, networks, nil)
-			return
-		}
-		requireSame(t, networks, wire.DecodeHostNetworks(cross(t, message, &godwitv1.HostNetworks{})), nil)
-	})
-}
-
 func TestNetworkCrossesTheWire(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		network := fleet.Network{

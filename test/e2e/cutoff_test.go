@@ -39,20 +39,23 @@ func TestSourceCutOffFromAllButTheVolume(t *testing.T) {
 
 	ctx, cancel := context.WithTimeout(t.Context(), migrateWithin)
 	defer cancel()
-	healed := make(chan struct{})
-	ended := make(chan *godwitv1.Migration, 1)
-	go func() {
-		ended <- cutOffAtTheCommit(ctx, t, f, g, stale, healed)
-	}()
+	cut, ended := cutOffAtTheCommit(ctx, t, f, g, stale)
 	// Only the target can have the guest go on.
 	awaitHolder(ctx, t, v, "h2@2")
 	awaitRecords(t, g, 50)
 	stale.write(0x22)
 	stale.answer(t, false)
-	close(healed)
-	if m := <-ended; m != nil {
-		demand(t, f, g, m, "succeeded")
+	select {
+	case cuts := <-cut:
+		for _, one := range cuts {
+			if err := one.Heal(); err != nil {
+				t.Error(err)
+			}
+		}
+	case <-ctx.Done():
+		t.Fatal("the source was not cut off")
 	}
+	demand(t, f, g, <-ended, "succeeded")
 	stale.write(0x33)
 	stale.answer(t, false)
 	if data := readVolume(t, v, "web1"); !bytes.Equal(data[staleAt:staleAt+512], bytes.Repeat([]byte{0x11}, 512)) {
@@ -62,54 +65,52 @@ func TestSourceCutOffFromAllButTheVolume(t *testing.T) {
 
 // cutOffAtTheCommit moves a VM from h1 to h2, and cuts h1 off from h2 and the server
 // when the target has everything and cannot have asked for the commit. The source
-// writes then, and the commit follows. The cuts are healed when the channel is closed.
-func cutOffAtTheCommit(ctx context.Context, t *testing.T, f *fleetlab.Fleet, g *fleetlab.Guest, stale *staleWriter, heal <-chan struct{}) *godwitv1.Migration {
-	target := f.Agent("h2")
-	paused, cut := false, false
-	var cuts []*lab.Cut
-	request := &godwitv1.CreateMigrationRequest{
-		Vm: g.Name, Target: "h2", Policy: &godwitv1.MigrationPolicy{SwitchLimitMs: (20 * time.Second).Milliseconds()},
-	}
-	m, err := f.Migrate(ctx, request, func(m *godwitv1.Migration) {
-		has := func(event string) bool {
-			return slices.ContainsFunc(m.GetStory(), func(e *godwitv1.StoryEntry) bool { return e.GetEvent() == event })
-		}
+// writes then, and the commit follows. It gives the cuts and the migration's end.
+func cutOffAtTheCommit(ctx context.Context, t *testing.T, f *fleetlab.Fleet, g *fleetlab.Guest, stale *staleWriter) (<-chan []*lab.Cut, <-chan *godwitv1.Migration) {
+	cut, ended := make(chan []*lab.Cut, 1), make(chan *godwitv1.Migration, 1)
+	paused, done := false, false
+	each := func(m *godwitv1.Migration) {
 		switch {
 		case !paused && m.GetState() == "copying":
 			paused = true
-			if err := target.Pause(); err != nil {
+			if err := f.Agent("h2").Pause(); err != nil {
 				t.Error(err)
 			}
-		case paused && !cut && has(fleetlab.AllSent):
-			cut = true
-			for _, way := range [][2]string{{"h1", "h2"}, {"h2", "h1"}, {"h1", "control"}, {"control", "h1"}} {
-				one, err := f.Lab.Cut(way[0], way[1], lab.AllTraffic)
-				if err != nil {
-					t.Error(err)
-					continue
-				}
-				cuts = append(cuts, one)
-			}
+		case paused && !done && slices.ContainsFunc(m.GetStory(), func(e *godwitv1.StoryEntry) bool { return e.GetEvent() == fleetlab.AllSent }):
+			done = true
+			cut <- cutFromAll(t, f, "h1")
 			stale.write(0x11)
 			stale.answer(t, true)
-			if err := target.Continue(); err != nil {
+			if err := f.Agent("h2").Continue(); err != nil {
 				t.Error(err)
 			}
-			go func() {
-				<-heal
-				for _, one := range cuts {
-					if err := one.Heal(); err != nil {
-						t.Error(err)
-					}
-				}
-			}()
 		}
-	})
-	if err != nil || !cut {
-		t.Errorf("cut off: %v; %v\n%s", cut, err, story(m))
-		return nil
 	}
-	return m
+	go func() {
+		m, err := f.Migrate(ctx, &godwitv1.CreateMigrationRequest{
+			Vm: g.Name, Target: "h2", Policy: &godwitv1.MigrationPolicy{SwitchLimitMs: (20 * time.Second).Milliseconds()},
+		}, each)
+		if err != nil {
+			t.Errorf("%v\n%s", err, story(m))
+		}
+		ended <- m
+	}()
+	return cut, ended
+}
+
+// cutFromAll cuts a host off from the other one and the server, both ways.
+func cutFromAll(t *testing.T, f *fleetlab.Fleet, host string) (cuts []*lab.Cut) {
+	for _, other := range []string{"h2", "control"} {
+		for _, way := range [][2]string{{host, other}, {other, host}} {
+			one, err := f.Lab.Cut(way[0], way[1], lab.AllTraffic)
+			if err != nil {
+				t.Error(err)
+				continue
+			}
+			cuts = append(cuts, one)
+		}
+	}
+	return cuts
 }
 
 // awaitHolder waits until somebody holds the volume.

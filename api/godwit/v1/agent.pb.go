@@ -786,7 +786,7 @@ type SessionRequest_Heartbeat struct {
 }
 
 type SessionRequest_Networks struct {
-	// Since Hello they have changed.
+	// Sent when they are not what was said last.
 	Networks *HostNetworks `protobuf:"bytes,5,opt,name=networks,proto3,oneof"`
 }
 
