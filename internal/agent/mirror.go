@@ -192,17 +192,21 @@ func (h *handover) watchMirrors(ctx context.Context) error {
 	return h.instance.SetBandwidth(ctx, left)
 }
 
-// finishMirrors begins to end the mirrors of a guest that has stopped.
+// finishMirrors begins to end the mirrors of a guest that has stopped, unless that was
+// begun together with the stop.
 func (h *handover) finishMirrors(ctx context.Context) {
-	if h.disks == nil || h.disks.finished != nil {
-		return
+	if h.disks != nil && h.disks.finished == nil {
+		h.waitFinished(ctx, h.instance.FinishMirrors)
 	}
-	finished := make(chan error, 1)
-	h.disks.finished = finished
+}
+
+// waitFinished waits, by itself, for how the mirrors end.
+func (h *handover) waitFinished(ctx context.Context, finished func(context.Context) error) {
+	h.disks.finished = make(chan error, 1)
 	go func() {
 		ctx, cancel := context.WithTimeout(ctx, finishWithin)
 		defer cancel()
-		finished <- h.instance.FinishMirrors(ctx)
+		h.disks.finished <- finished(ctx)
 	}()
 }
 
@@ -223,9 +227,14 @@ func (h *handover) awaitMirrors(ctx context.Context) error {
 // stopMirrored stops the guest. Its last writes may wait for a target that does not
 // answer, and QEMU with them.
 func (h *handover) stopMirrored(ctx context.Context) error {
-	if h.disks != nil {
-		stuck := time.AfterFunc(finishWithin, func() { h.instance.CutMirrors(ctx) })
-		defer stuck.Stop()
+	if h.disks == nil {
+		return h.instance.Stop(ctx)
 	}
-	return h.instance.Stop(ctx)
+	stuck := time.AfterFunc(finishWithin, func() { h.instance.CutMirrors(ctx) })
+	defer stuck.Stop()
+	finished, err := h.instance.StopMirrored(ctx)
+	if err == nil {
+		h.waitFinished(ctx, finished)
+	}
+	return err
 }

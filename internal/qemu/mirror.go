@@ -186,28 +186,77 @@ func (i *Instance) SetMirrorBandwidth(ctx context.Context, limit fleet.BytesPerS
 // when the target has all of it; an error if it has not. The disk stays the
 // instance's own.
 func (i *Instance) FinishMirrors(ctx context.Context) error {
-	return i.wrap("copy disks", i.finishMirrors(ctx))
+	ending, err := i.endMirrors(ctx)
+	if err == nil {
+		err = ending.wait(ctx)
+	}
+	return i.wrap("copy disks", err)
 }
 
-// finishMirrors is in the blackout, so it asks nothing that it need not.
-func (i *Instance) finishMirrors(ctx context.Context) error {
-	events := i.monitor.Subscribe(eventQueue, qmp.EventBlockJobCompleted, qmp.EventBlockJobCancelled)
-	defer events.Close()
+// StopMirrored is Stop, and begins to end the copy of the disks as soon as the guest
+// stands still. Unless that fails, finished is called once, and is then what
+// FinishMirrors is.
+func (i *Instance) StopMirrored(ctx context.Context) (finished func(context.Context) error, err error) {
+	stop, err := i.monitor.Begin(ctx, "stop", nil)
+	if err != nil {
+		return nil, i.wrap("stop", err)
+	}
+	ending, endErr := i.endMirrors(ctx) // which QEMU does after the stop
+	if err := stop(ctx, nil); err != nil {
+		ending.events.Close()
+		return nil, i.wrap("stop", err)
+	}
+	return func(ctx context.Context) error {
+		if endErr == nil {
+			endErr = ending.wait(ctx)
+		}
+		return i.wrap("copy disks", endErr)
+	}, nil
+}
+
+// mirrorsEnding are mirrors whose end was ordered.
+type mirrorsEnding struct {
+	instance *Instance
+	events   *qmp.Subscription // of how they end
+	disks    []string
+	orders   []qmp.Wait // of each disk
+}
+
+// endMirrors orders the end, and waits for nothing. Without force: what is left is
+// written first.
+func (i *Instance) endMirrors(ctx context.Context) (*mirrorsEnding, error) {
+	e := &mirrorsEnding{
+		instance: i, disks: i.localDisks(),
+		events: i.monitor.Subscribe(eventQueue, qmp.EventBlockJobCompleted, qmp.EventBlockJobCancelled),
+	}
+	for _, disk := range e.disks {
+		order, err := i.monitor.Begin(ctx, "block-job-cancel", qmp.BlockJobCancelArgs{Device: mirrorJob(disk)})
+		if err != nil {
+			e.events.Close()
+			return e, err
+		}
+		e.orders = append(e.orders, order)
+	}
+	return e, nil
+}
+
+// wait is in the blackout, so it asks nothing that it need not.
+func (e *mirrorsEnding) wait(ctx context.Context) error {
+	defer e.events.Close()
 	under := 0
-	for _, disk := range i.localDisks() {
-		// Without force: what is left is written first.
-		err := qmp.BlockJobCancel(ctx, i.monitor, qmp.BlockJobCancelArgs{Device: mirrorJob(disk)})
+	for n, order := range e.orders {
+		err := order(ctx, nil)
 		if err == nil {
 			under++
-		} else if err := i.mirrorEnded(ctx, disk, err); err != nil {
+		} else if err := e.instance.mirrorEnded(ctx, e.disks[n], err); err != nil {
 			return err
 		}
 	}
 	for ; under > 0; under-- {
 		select {
-		case event, open := <-events.Events():
+		case event, open := <-e.events.Events():
 			if !open {
-				return events.Err()
+				return e.events.Err()
 			}
 			if err := mirrorResult(event); err != nil {
 				return err

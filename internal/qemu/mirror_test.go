@@ -169,6 +169,45 @@ func TestMirror(t *testing.T) {
 	})
 }
 
+// A guest is stopped and its disks' copy ended at once: the target has all of it, or it
+// is said that it has not.
+func TestStopMirrored(t *testing.T) {
+	eachQEMU(t, func(t *testing.T, binary string) {
+		m := startMoving(t, binary, "raw", "qcow2")
+		resume(t, m.source)
+		guestIO(t, m.source, 0, "write -P 17 0 16M")
+		m.mirror(t)
+		finished, err := m.source.StopMirrored(within(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		status(t, m.source, "paused")
+		if err := finished(within(t)); err != nil {
+			t.Fatal(err)
+		}
+		kill(t, m.source)
+		kill(t, m.target)
+		for n, disk := range m.source.Config().Disks {
+			if !bytes.Equal(content(t, disk), content(t, m.target.Config().Disks[n])) {
+				t.Errorf("disk %d differs", n)
+			}
+		}
+
+		m = startMoving(t, binary, "raw")
+		m.to.BandwidthMax = 1 << 20
+		resume(t, m.source)
+		guestIO(t, m.source, 0, "write -P 17 0 16M")
+		m.begin(t)
+		if finished, err = m.source.StopMirrored(within(t)); err != nil {
+			t.Fatal(err)
+		}
+		status(t, m.source, "paused")
+		if err := finished(within(t)); err == nil || !strings.Contains(err.Error(), "not copied in full") {
+			t.Errorf("finished in the copy: %v", err)
+		}
+	})
+}
+
 // mirror copies the disks, and writes meanwhile.
 func (m *moving) mirror(t *testing.T) {
 	t.Helper()

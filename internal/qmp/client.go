@@ -211,14 +211,32 @@ func (c *Client) Execute(ctx context.Context, command string, args, result any) 
 }
 
 func (c *Client) execute(ctx context.Context, command string, r request, result any) error {
+	wait, err := c.begin(ctx, command, r)
+	if err != nil {
+		return err
+	}
+	return wait(ctx, result)
+}
+
+// Wait waits for the reply to a command and decodes it into result, as Execute does.
+type Wait func(ctx context.Context, result any) error
+
+// Begin is Execute that returns when the command has been written. QEMU executes
+// commands that were begun one after the other in that order. The reply may be left
+// alone.
+func (c *Client) Begin(ctx context.Context, command string, args any) (Wait, error) {
+	return c.begin(ctx, command, request{Execute: command, Arguments: args})
+}
+
+func (c *Client) begin(ctx context.Context, command string, r request) (Wait, error) {
 	select {
 	case c.slots <- struct{}{}:
 	case <-ctx.Done():
-		return fmt.Errorf("QMP %s: not sent: %w", command, context.Cause(ctx))
+		return nil, fmt.Errorf("QMP %s: not sent: %w", command, context.Cause(ctx))
 	case <-c.done:
-		return fmt.Errorf("QMP %s: not sent: %w", command, c.Err())
+		return nil, fmt.Errorf("QMP %s: not sent: %w", command, c.Err())
 	}
-	return c.call(ctx, command, r, result)
+	return c.start(ctx, command, r)
 }
 
 // ExecuteOOB implements Executor. Only commands that the schema marks with
@@ -227,14 +245,22 @@ func (c *Client) ExecuteOOB(ctx context.Context, command string, args, result an
 	if !c.greeting.OOB {
 		return c.Execute(ctx, command, args, result)
 	}
-	return c.call(ctx, command, request{ExecOOB: command, Arguments: args}, result)
+	wait, err := c.start(ctx, command, request{ExecOOB: command, Arguments: args})
+	if err != nil {
+		return err
+	}
+	return wait(ctx, result)
 }
 
-func (c *Client) call(ctx context.Context, command string, r request, result any) error {
+func (c *Client) start(ctx context.Context, command string, r request) (Wait, error) {
 	reply, err := c.send(ctx, r)
 	if err != nil {
-		return fmt.Errorf("QMP %s: not sent: %w", command, err)
+		return nil, fmt.Errorf("QMP %s: not sent: %w", command, err)
 	}
+	return func(ctx context.Context, result any) error { return c.wait(ctx, command, reply, result) }, nil
+}
+
+func (c *Client) wait(ctx context.Context, command string, reply <-chan message, result any) error {
 	select {
 	case m := <-reply:
 		return m.decode(command, result)

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -142,6 +143,40 @@ func TestOutOfBandOvertakes(t *testing.T) {
 	}
 	release()
 	stopped.Wait()
+}
+
+// TestBegunInOrder begins commands while QEMU is at the first one.
+func TestBegunInOrder(t *testing.T) {
+	server, client := connect(t)
+	held, release := server.Hold("stop")
+	server.Reply("query-status", qmp.QueryStatusResult{Status: qmp.RunStatePaused})
+	var waits []qmp.Wait
+	for _, command := range []string{"stop", "query-status", "block-job-cancel"} {
+		wait, err := client.Begin(t.Context(), command, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		waits = append(waits, wait)
+	}
+	<-held
+	release()
+	var status qmp.QueryStatusResult
+	if err := waits[1](t.Context(), &status); err != nil || status.Status != qmp.RunStatePaused {
+		t.Errorf("query-status: %+v, %v", status, err)
+	}
+	if err := waits[0](t.Context(), nil); err != nil {
+		t.Errorf("stop: %v", err)
+	}
+	if err := waits[2](t.Context(), nil); !qmp.IsClass(err, qmp.ClassCommandNotFound) {
+		t.Errorf("block-job-cancel: %v, want class %s", err, qmp.ClassCommandNotFound)
+	}
+	var order []string
+	for _, call := range server.Calls() {
+		order = append(order, call.Command)
+	}
+	if got := strings.Join(order, " "); got != "stop query-status block-job-cancel" {
+		t.Errorf("executed: %s", got)
+	}
 }
 
 func TestOutOfBandFallsBack(t *testing.T) {
