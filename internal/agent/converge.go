@@ -38,17 +38,32 @@ func (h *handover) passBegun(ctx context.Context, pass int) error {
 	if h.stopper != "" {
 		return nil
 	}
-	if err := h.look(ctx, true); err != nil {
+	if err := h.judge(ctx); err != nil {
 		return err
-	}
-	if h.pass >= 2 {
-		h.why = h.converged()
 	}
 	if h.why == nil {
 		h.left = h.progress.Remaining
 		return nil
 	}
 	return h.stopGuest(ctx)
+}
+
+// judge looks whether the guest is to be stopped. If what is left is not much more than
+// what is still under way, it is so only when the target has taken that.
+func (h *handover) judge(ctx context.Context) error {
+	h.why = nil
+	if err := h.look(ctx, true); err != nil || h.pass < 2 {
+		return err
+	}
+	if h.why = h.converged(); h.why == nil || h.cost() > underWay {
+		return nil
+	}
+	h.awaitTarget(ctx)
+	if err := h.look(ctx, false); err != nil {
+		return err
+	}
+	h.why = h.converged()
+	return nil
 }
 
 // converged: what is left takes hardly any time, or another pass would not

@@ -60,6 +60,7 @@ type handover struct {
 	left     fleet.Bytes // by the pass before
 	marks    godwitv1.SourceMarks
 	stopper  string          // who stopped the guest: "agent", "qemu", "" while it runs
+	silent   bool            // the target does not say when it has caught up
 	drains   chan drained    // when the taps have been drained
 	retires  <-chan struct{} // closed when the source is to end
 	tellStop func()          // reports the stop, once

@@ -57,6 +57,8 @@ type machine struct {
 
 	exports      sync.Mutex // held while a target's disks are taken back
 	exportsEnded bool       // and that was done
+
+	catching sync.Mutex // held while a target catches up with its source
 }
 
 // The roles, by short names.

@@ -141,7 +141,7 @@ func (s peerService) ReturnFrames(ctx context.Context, request *godwitv1.ReturnF
 // target gives the target of a migration whose source calls. One that is not
 // here is no proof of anything: it may have run, and moved on since.
 func (s peerService) target(ctx context.Context, migration, vm string, epoch uint64) (*machine, error) {
-	refusal := &fleet.Error{Op: "give up", Subject: "migration " + migration}
+	refusal := &fleet.Error{Op: "ask its target", Subject: "migration " + migration}
 	caller := callerOf(ctx)
 	if caller.Kind != pki.Host {
 		refusal.Code, refusal.Cause = fleet.Denied, "only hosts may ask, and they show their certificates"

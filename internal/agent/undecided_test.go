@@ -223,17 +223,23 @@ func (m *move) ask(t *testing.T, by *testHost, epoch uint64) bool {
 }
 
 func (m *move) askAs(keeper *pki.Keeper, migration string, epoch uint64) (*godwitv1.GiveUpResponse, error) {
+	ctx, cancel := context.WithTimeout(m.t.Context(), patience)
+	defer cancel()
+	return m.targetFor(keeper).GiveUp(ctx, &godwitv1.GiveUpRequest{Migration: migration, Vm: testVM, Epoch: epoch})
+}
+
+// targetFor is a client of the target's agent for somebody.
+func (m *move) targetFor(keeper *pki.Keeper) *client.Peer {
+	m.t.Helper()
 	peer, err := client.DialPeer(client.Config{
 		Server: "https://" + peerAddress(m.target.space.Addr.String(), testPeerPort), Dial: m.source.agent.config.Peers.Dial,
 		TLS: keeper.ClientConfig(pki.Expect{Kind: pki.Host, Name: m.target.name}),
 	})
 	if err != nil {
-		return nil, err
+		m.t.Fatal(err)
 	}
-	defer peer.Close()
-	ctx, cancel := context.WithTimeout(m.t.Context(), patience)
-	defer cancel()
-	return peer.GiveUp(ctx, &godwitv1.GiveUpRequest{Migration: migration, Vm: testVM, Epoch: epoch})
+	m.t.Cleanup(peer.Close)
+	return peer
 }
 
 // A target whose QEMU ended while no agent was there is told to run: it says

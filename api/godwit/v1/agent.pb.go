@@ -450,6 +450,103 @@ func (x *ShownImage) GetBytes() uint64 {
 	return 0
 }
 
+type CatchUpRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Migration string                 `protobuf:"bytes,1,opt,name=migration,proto3" json:"migration,omitempty"`
+	Vm        string                 `protobuf:"bytes,2,opt,name=vm,proto3" json:"vm,omitempty"`
+	// The target's epoch.
+	Epoch         uint64 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CatchUpRequest) Reset() {
+	*x = CatchUpRequest{}
+	mi := &file_godwit_v1_agent_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CatchUpRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CatchUpRequest) ProtoMessage() {}
+
+func (x *CatchUpRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_agent_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CatchUpRequest.ProtoReflect.Descriptor instead.
+func (*CatchUpRequest) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *CatchUpRequest) GetMigration() string {
+	if x != nil {
+		return x.Migration
+	}
+	return ""
+}
+
+func (x *CatchUpRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *CatchUpRequest) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+type CatchUpResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CatchUpResponse) Reset() {
+	*x = CatchUpResponse{}
+	mi := &file_godwit_v1_agent_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CatchUpResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CatchUpResponse) ProtoMessage() {}
+
+func (x *CatchUpResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_agent_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CatchUpResponse.ProtoReflect.Descriptor instead.
+func (*CatchUpResponse) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{8}
+}
+
 type GiveUpRequest struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	Migration string                 `protobuf:"bytes,1,opt,name=migration,proto3" json:"migration,omitempty"`
@@ -462,7 +559,7 @@ type GiveUpRequest struct {
 
 func (x *GiveUpRequest) Reset() {
 	*x = GiveUpRequest{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[7]
+	mi := &file_godwit_v1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -474,7 +571,7 @@ func (x *GiveUpRequest) String() string {
 func (*GiveUpRequest) ProtoMessage() {}
 
 func (x *GiveUpRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[7]
+	mi := &file_godwit_v1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -487,7 +584,7 @@ func (x *GiveUpRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GiveUpRequest.ProtoReflect.Descriptor instead.
 func (*GiveUpRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *GiveUpRequest) GetMigration() string {
@@ -521,7 +618,7 @@ type GiveUpResponse struct {
 
 func (x *GiveUpResponse) Reset() {
 	*x = GiveUpResponse{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[8]
+	mi := &file_godwit_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -533,7 +630,7 @@ func (x *GiveUpResponse) String() string {
 func (*GiveUpResponse) ProtoMessage() {}
 
 func (x *GiveUpResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[8]
+	mi := &file_godwit_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -546,7 +643,7 @@ func (x *GiveUpResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GiveUpResponse.ProtoReflect.Descriptor instead.
 func (*GiveUpResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *GiveUpResponse) GetRefused() bool {
@@ -569,7 +666,7 @@ type ReturnFramesRequest struct {
 
 func (x *ReturnFramesRequest) Reset() {
 	*x = ReturnFramesRequest{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[9]
+	mi := &file_godwit_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -581,7 +678,7 @@ func (x *ReturnFramesRequest) String() string {
 func (*ReturnFramesRequest) ProtoMessage() {}
 
 func (x *ReturnFramesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[9]
+	mi := &file_godwit_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -594,7 +691,7 @@ func (x *ReturnFramesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReturnFramesRequest.ProtoReflect.Descriptor instead.
 func (*ReturnFramesRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ReturnFramesRequest) GetMigration() string {
@@ -634,7 +731,7 @@ type ReturnFramesResponse struct {
 
 func (x *ReturnFramesResponse) Reset() {
 	*x = ReturnFramesResponse{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[10]
+	mi := &file_godwit_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -646,7 +743,7 @@ func (x *ReturnFramesResponse) String() string {
 func (*ReturnFramesResponse) ProtoMessage() {}
 
 func (x *ReturnFramesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[10]
+	mi := &file_godwit_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -659,7 +756,7 @@ func (x *ReturnFramesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReturnFramesResponse.ProtoReflect.Descriptor instead.
 func (*ReturnFramesResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ReturnFramesResponse) GetFrames() int64 {
@@ -685,7 +782,7 @@ type SessionRequest struct {
 
 func (x *SessionRequest) Reset() {
 	*x = SessionRequest{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[11]
+	mi := &file_godwit_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -697,7 +794,7 @@ func (x *SessionRequest) String() string {
 func (*SessionRequest) ProtoMessage() {}
 
 func (x *SessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[11]
+	mi := &file_godwit_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -710,7 +807,7 @@ func (x *SessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionRequest.ProtoReflect.Descriptor instead.
 func (*SessionRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *SessionRequest) GetMessage() isSessionRequest_Message {
@@ -815,7 +912,7 @@ type SessionResponse struct {
 
 func (x *SessionResponse) Reset() {
 	*x = SessionResponse{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[12]
+	mi := &file_godwit_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -827,7 +924,7 @@ func (x *SessionResponse) String() string {
 func (*SessionResponse) ProtoMessage() {}
 
 func (x *SessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[12]
+	mi := &file_godwit_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -840,7 +937,7 @@ func (x *SessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionResponse.ProtoReflect.Descriptor instead.
 func (*SessionResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SessionResponse) GetMessage() isSessionResponse_Message {
@@ -924,7 +1021,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[13]
+	mi := &file_godwit_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -936,7 +1033,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[13]
+	mi := &file_godwit_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -949,7 +1046,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Heartbeat) GetStore() *StoreMark {
@@ -977,7 +1074,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[14]
+	mi := &file_godwit_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -989,7 +1086,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[14]
+	mi := &file_godwit_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1002,7 +1099,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Hello) GetHost() *Host {
@@ -1061,7 +1158,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[15]
+	mi := &file_godwit_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1073,7 +1170,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[15]
+	mi := &file_godwit_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1086,7 +1183,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Welcome) GetHeartbeatMs() int64 {
@@ -1125,7 +1222,7 @@ type StoreMark struct {
 
 func (x *StoreMark) Reset() {
 	*x = StoreMark{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[16]
+	mi := &file_godwit_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1137,7 +1234,7 @@ func (x *StoreMark) String() string {
 func (*StoreMark) ProtoMessage() {}
 
 func (x *StoreMark) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[16]
+	mi := &file_godwit_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1150,7 +1247,7 @@ func (x *StoreMark) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreMark.ProtoReflect.Descriptor instead.
 func (*StoreMark) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *StoreMark) GetCluster() uint64 {
@@ -1193,7 +1290,7 @@ type InstanceReport struct {
 
 func (x *InstanceReport) Reset() {
 	*x = InstanceReport{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[17]
+	mi := &file_godwit_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1205,7 +1302,7 @@ func (x *InstanceReport) String() string {
 func (*InstanceReport) ProtoMessage() {}
 
 func (x *InstanceReport) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[17]
+	mi := &file_godwit_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1218,7 +1315,7 @@ func (x *InstanceReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstanceReport.ProtoReflect.Descriptor instead.
 func (*InstanceReport) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *InstanceReport) GetVm() string {
@@ -1288,7 +1385,7 @@ type CommitRequest struct {
 
 func (x *CommitRequest) Reset() {
 	*x = CommitRequest{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[18]
+	mi := &file_godwit_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1300,7 +1397,7 @@ func (x *CommitRequest) String() string {
 func (*CommitRequest) ProtoMessage() {}
 
 func (x *CommitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[18]
+	mi := &file_godwit_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1313,7 +1410,7 @@ func (x *CommitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitRequest.ProtoReflect.Descriptor instead.
 func (*CommitRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *CommitRequest) GetMigration() string {
@@ -1353,7 +1450,7 @@ type CommitResponse struct {
 
 func (x *CommitResponse) Reset() {
 	*x = CommitResponse{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[19]
+	mi := &file_godwit_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1365,7 +1462,7 @@ func (x *CommitResponse) String() string {
 func (*CommitResponse) ProtoMessage() {}
 
 func (x *CommitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[19]
+	mi := &file_godwit_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1378,7 +1475,7 @@ func (x *CommitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitResponse.ProtoReflect.Descriptor instead.
 func (*CommitResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CommitResponse) GetSourceStopped() bool {
@@ -1427,7 +1524,7 @@ type Instance struct {
 
 func (x *Instance) Reset() {
 	*x = Instance{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[20]
+	mi := &file_godwit_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1439,7 +1536,7 @@ func (x *Instance) String() string {
 func (*Instance) ProtoMessage() {}
 
 func (x *Instance) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[20]
+	mi := &file_godwit_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1452,7 +1549,7 @@ func (x *Instance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Instance.ProtoReflect.Descriptor instead.
 func (*Instance) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Instance) GetVm() string {
@@ -1520,7 +1617,7 @@ type PortNetwork struct {
 
 func (x *PortNetwork) Reset() {
 	*x = PortNetwork{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[21]
+	mi := &file_godwit_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1532,7 +1629,7 @@ func (x *PortNetwork) String() string {
 func (*PortNetwork) ProtoMessage() {}
 
 func (x *PortNetwork) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[21]
+	mi := &file_godwit_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1545,7 +1642,7 @@ func (x *PortNetwork) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortNetwork.ProtoReflect.Descriptor instead.
 func (*PortNetwork) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *PortNetwork) GetPort() string {
@@ -1623,7 +1720,7 @@ type Command struct {
 
 func (x *Command) Reset() {
 	*x = Command{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[22]
+	mi := &file_godwit_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1635,7 +1732,7 @@ func (x *Command) String() string {
 func (*Command) ProtoMessage() {}
 
 func (x *Command) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[22]
+	mi := &file_godwit_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1648,7 +1745,7 @@ func (x *Command) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Command.ProtoReflect.Descriptor instead.
 func (*Command) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Command) GetSubject() string {
@@ -1896,7 +1993,7 @@ type StartInstance struct {
 
 func (x *StartInstance) Reset() {
 	*x = StartInstance{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[23]
+	mi := &file_godwit_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1908,7 +2005,7 @@ func (x *StartInstance) String() string {
 func (*StartInstance) ProtoMessage() {}
 
 func (x *StartInstance) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[23]
+	mi := &file_godwit_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1921,7 +2018,7 @@ func (x *StartInstance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartInstance.ProtoReflect.Descriptor instead.
 func (*StartInstance) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *StartInstance) GetInstance() *Instance {
@@ -1957,7 +2054,7 @@ type ChangeHardware struct {
 
 func (x *ChangeHardware) Reset() {
 	*x = ChangeHardware{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[24]
+	mi := &file_godwit_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1969,7 +2066,7 @@ func (x *ChangeHardware) String() string {
 func (*ChangeHardware) ProtoMessage() {}
 
 func (x *ChangeHardware) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[24]
+	mi := &file_godwit_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1982,7 +2079,7 @@ func (x *ChangeHardware) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeHardware.ProtoReflect.Descriptor instead.
 func (*ChangeHardware) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ChangeHardware) GetVm() string {
@@ -2044,7 +2141,7 @@ type StopInstance struct {
 
 func (x *StopInstance) Reset() {
 	*x = StopInstance{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[25]
+	mi := &file_godwit_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2056,7 +2153,7 @@ func (x *StopInstance) String() string {
 func (*StopInstance) ProtoMessage() {}
 
 func (x *StopInstance) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[25]
+	mi := &file_godwit_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2069,7 +2166,7 @@ func (x *StopInstance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopInstance.ProtoReflect.Descriptor instead.
 func (*StopInstance) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *StopInstance) GetVm() string {
@@ -2104,7 +2201,7 @@ type ForgetInstance struct {
 
 func (x *ForgetInstance) Reset() {
 	*x = ForgetInstance{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[26]
+	mi := &file_godwit_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2116,7 +2213,7 @@ func (x *ForgetInstance) String() string {
 func (*ForgetInstance) ProtoMessage() {}
 
 func (x *ForgetInstance) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[26]
+	mi := &file_godwit_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2129,7 +2226,7 @@ func (x *ForgetInstance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetInstance.ProtoReflect.Descriptor instead.
 func (*ForgetInstance) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ForgetInstance) GetVm() string {
@@ -2178,7 +2275,7 @@ type RemoveDisks struct {
 
 func (x *RemoveDisks) Reset() {
 	*x = RemoveDisks{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[27]
+	mi := &file_godwit_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2190,7 +2287,7 @@ func (x *RemoveDisks) String() string {
 func (*RemoveDisks) ProtoMessage() {}
 
 func (x *RemoveDisks) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[27]
+	mi := &file_godwit_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2203,7 +2300,7 @@ func (x *RemoveDisks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveDisks.ProtoReflect.Descriptor instead.
 func (*RemoveDisks) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RemoveDisks) GetVm() string {
@@ -2237,7 +2334,7 @@ type PrepareTarget struct {
 
 func (x *PrepareTarget) Reset() {
 	*x = PrepareTarget{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[28]
+	mi := &file_godwit_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2249,7 +2346,7 @@ func (x *PrepareTarget) String() string {
 func (*PrepareTarget) ProtoMessage() {}
 
 func (x *PrepareTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[28]
+	mi := &file_godwit_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2262,7 +2359,7 @@ func (x *PrepareTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareTarget.ProtoReflect.Descriptor instead.
 func (*PrepareTarget) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *PrepareTarget) GetInstance() *Instance {
@@ -2322,7 +2419,7 @@ type StartCopy struct {
 
 func (x *StartCopy) Reset() {
 	*x = StartCopy{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[29]
+	mi := &file_godwit_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2334,7 +2431,7 @@ func (x *StartCopy) String() string {
 func (*StartCopy) ProtoMessage() {}
 
 func (x *StartCopy) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[29]
+	mi := &file_godwit_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2347,7 +2444,7 @@ func (x *StartCopy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartCopy.ProtoReflect.Descriptor instead.
 func (*StartCopy) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *StartCopy) GetVm() string {
@@ -2442,7 +2539,7 @@ type ResumeSource struct {
 
 func (x *ResumeSource) Reset() {
 	*x = ResumeSource{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[30]
+	mi := &file_godwit_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2454,7 +2551,7 @@ func (x *ResumeSource) String() string {
 func (*ResumeSource) ProtoMessage() {}
 
 func (x *ResumeSource) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[30]
+	mi := &file_godwit_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2467,7 +2564,7 @@ func (x *ResumeSource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeSource.ProtoReflect.Descriptor instead.
 func (*ResumeSource) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ResumeSource) GetVm() string {
@@ -2513,7 +2610,7 @@ type ReleaseTarget struct {
 
 func (x *ReleaseTarget) Reset() {
 	*x = ReleaseTarget{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[31]
+	mi := &file_godwit_v1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2525,7 +2622,7 @@ func (x *ReleaseTarget) String() string {
 func (*ReleaseTarget) ProtoMessage() {}
 
 func (x *ReleaseTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[31]
+	mi := &file_godwit_v1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2538,7 +2635,7 @@ func (x *ReleaseTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseTarget.ProtoReflect.Descriptor instead.
 func (*ReleaseTarget) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ReleaseTarget) GetVm() string {
@@ -2580,7 +2677,7 @@ type RunTarget struct {
 
 func (x *RunTarget) Reset() {
 	*x = RunTarget{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[32]
+	mi := &file_godwit_v1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2592,7 +2689,7 @@ func (x *RunTarget) String() string {
 func (*RunTarget) ProtoMessage() {}
 
 func (x *RunTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[32]
+	mi := &file_godwit_v1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2605,7 +2702,7 @@ func (x *RunTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunTarget.ProtoReflect.Descriptor instead.
 func (*RunTarget) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{32}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *RunTarget) GetVm() string {
@@ -2631,7 +2728,7 @@ type RetireSource struct {
 
 func (x *RetireSource) Reset() {
 	*x = RetireSource{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[33]
+	mi := &file_godwit_v1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2643,7 +2740,7 @@ func (x *RetireSource) String() string {
 func (*RetireSource) ProtoMessage() {}
 
 func (x *RetireSource) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[33]
+	mi := &file_godwit_v1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2656,7 +2753,7 @@ func (x *RetireSource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireSource.ProtoReflect.Descriptor instead.
 func (*RetireSource) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{33}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RetireSource) GetVm() string {
@@ -2675,7 +2772,7 @@ type ReleaseSource struct {
 
 func (x *ReleaseSource) Reset() {
 	*x = ReleaseSource{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[34]
+	mi := &file_godwit_v1_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2687,7 +2784,7 @@ func (x *ReleaseSource) String() string {
 func (*ReleaseSource) ProtoMessage() {}
 
 func (x *ReleaseSource) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[34]
+	mi := &file_godwit_v1_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2700,7 +2797,7 @@ func (x *ReleaseSource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseSource.ProtoReflect.Descriptor instead.
 func (*ReleaseSource) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{34}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ReleaseSource) GetVm() string {
@@ -2719,7 +2816,7 @@ type FinishTarget struct {
 
 func (x *FinishTarget) Reset() {
 	*x = FinishTarget{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[35]
+	mi := &file_godwit_v1_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2731,7 +2828,7 @@ func (x *FinishTarget) String() string {
 func (*FinishTarget) ProtoMessage() {}
 
 func (x *FinishTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[35]
+	mi := &file_godwit_v1_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2744,7 +2841,7 @@ func (x *FinishTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishTarget.ProtoReflect.Descriptor instead.
 func (*FinishTarget) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{35}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *FinishTarget) GetVm() string {
@@ -2789,7 +2886,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[36]
+	mi := &file_godwit_v1_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2801,7 +2898,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[36]
+	mi := &file_godwit_v1_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2814,7 +2911,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{36}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Report) GetSubject() string {
@@ -3142,7 +3239,7 @@ type TargetPrepared struct {
 
 func (x *TargetPrepared) Reset() {
 	*x = TargetPrepared{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[37]
+	mi := &file_godwit_v1_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3154,7 +3251,7 @@ func (x *TargetPrepared) String() string {
 func (*TargetPrepared) ProtoMessage() {}
 
 func (x *TargetPrepared) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[37]
+	mi := &file_godwit_v1_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3167,7 +3264,7 @@ func (x *TargetPrepared) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetPrepared.ProtoReflect.Descriptor instead.
 func (*TargetPrepared) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{37}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *TargetPrepared) GetPort() uint32 {
@@ -3216,7 +3313,7 @@ type TargetCompared struct {
 
 func (x *TargetCompared) Reset() {
 	*x = TargetCompared{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[38]
+	mi := &file_godwit_v1_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3228,7 +3325,7 @@ func (x *TargetCompared) String() string {
 func (*TargetCompared) ProtoMessage() {}
 
 func (x *TargetCompared) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[38]
+	mi := &file_godwit_v1_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3241,7 +3338,7 @@ func (x *TargetCompared) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetCompared.ProtoReflect.Descriptor instead.
 func (*TargetCompared) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{38}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *TargetCompared) GetMachine() *Machine {
@@ -3272,7 +3369,7 @@ type CopyProgress struct {
 
 func (x *CopyProgress) Reset() {
 	*x = CopyProgress{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[39]
+	mi := &file_godwit_v1_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3284,7 +3381,7 @@ func (x *CopyProgress) String() string {
 func (*CopyProgress) ProtoMessage() {}
 
 func (x *CopyProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[39]
+	mi := &file_godwit_v1_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3297,7 +3394,7 @@ func (x *CopyProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyProgress.ProtoReflect.Descriptor instead.
 func (*CopyProgress) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{39}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *CopyProgress) GetPass() int32 {
@@ -3382,7 +3479,7 @@ type SourceStopped struct {
 
 func (x *SourceStopped) Reset() {
 	*x = SourceStopped{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[40]
+	mi := &file_godwit_v1_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3394,7 +3491,7 @@ func (x *SourceStopped) String() string {
 func (*SourceStopped) ProtoMessage() {}
 
 func (x *SourceStopped) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[40]
+	mi := &file_godwit_v1_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3407,7 +3504,7 @@ func (x *SourceStopped) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceStopped.ProtoReflect.Descriptor instead.
 func (*SourceStopped) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{40}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *SourceStopped) GetStoppedBy() string {
@@ -3446,7 +3543,7 @@ type StopReason struct {
 
 func (x *StopReason) Reset() {
 	*x = StopReason{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[41]
+	mi := &file_godwit_v1_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3458,7 +3555,7 @@ func (x *StopReason) String() string {
 func (*StopReason) ProtoMessage() {}
 
 func (x *StopReason) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[41]
+	mi := &file_godwit_v1_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3471,7 +3568,7 @@ func (x *StopReason) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopReason.ProtoReflect.Descriptor instead.
 func (*StopReason) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{41}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *StopReason) GetRemainingBytes() uint64 {
@@ -3519,7 +3616,7 @@ type SwitchMeasured struct {
 
 func (x *SwitchMeasured) Reset() {
 	*x = SwitchMeasured{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[42]
+	mi := &file_godwit_v1_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3531,7 +3628,7 @@ func (x *SwitchMeasured) String() string {
 func (*SwitchMeasured) ProtoMessage() {}
 
 func (x *SwitchMeasured) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[42]
+	mi := &file_godwit_v1_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3544,7 +3641,7 @@ func (x *SwitchMeasured) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SwitchMeasured.ProtoReflect.Descriptor instead.
 func (*SwitchMeasured) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{42}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *SwitchMeasured) GetMarks() *SourceMarks {
@@ -3605,7 +3702,7 @@ type SourceMarks struct {
 
 func (x *SourceMarks) Reset() {
 	*x = SourceMarks{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[43]
+	mi := &file_godwit_v1_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3617,7 +3714,7 @@ func (x *SourceMarks) String() string {
 func (*SourceMarks) ProtoMessage() {}
 
 func (x *SourceMarks) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[43]
+	mi := &file_godwit_v1_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3630,7 +3727,7 @@ func (x *SourceMarks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceMarks.ProtoReflect.Descriptor instead.
 func (*SourceMarks) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{43}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *SourceMarks) GetGateFlipped() *timestamppb.Timestamp {
@@ -3687,7 +3784,7 @@ type TargetMarks struct {
 
 func (x *TargetMarks) Reset() {
 	*x = TargetMarks{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[44]
+	mi := &file_godwit_v1_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3699,7 +3796,7 @@ func (x *TargetMarks) String() string {
 func (*TargetMarks) ProtoMessage() {}
 
 func (x *TargetMarks) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[44]
+	mi := &file_godwit_v1_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3712,7 +3809,7 @@ func (x *TargetMarks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetMarks.ProtoReflect.Descriptor instead.
 func (*TargetMarks) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{44}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *TargetMarks) GetLoaded() *timestamppb.Timestamp {
@@ -3751,7 +3848,7 @@ type SourceResumed struct {
 
 func (x *SourceResumed) Reset() {
 	*x = SourceResumed{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[45]
+	mi := &file_godwit_v1_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3763,7 +3860,7 @@ func (x *SourceResumed) String() string {
 func (*SourceResumed) ProtoMessage() {}
 
 func (x *SourceResumed) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[45]
+	mi := &file_godwit_v1_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3776,7 +3873,7 @@ func (x *SourceResumed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceResumed.ProtoReflect.Descriptor instead.
 func (*SourceResumed) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{45}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{47}
 }
 
 type TargetReleased struct {
@@ -3790,7 +3887,7 @@ type TargetReleased struct {
 
 func (x *TargetReleased) Reset() {
 	*x = TargetReleased{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[46]
+	mi := &file_godwit_v1_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3802,7 +3899,7 @@ func (x *TargetReleased) String() string {
 func (*TargetReleased) ProtoMessage() {}
 
 func (x *TargetReleased) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[46]
+	mi := &file_godwit_v1_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3815,7 +3912,7 @@ func (x *TargetReleased) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetReleased.ProtoReflect.Descriptor instead.
 func (*TargetReleased) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{46}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *TargetReleased) GetFramesReturned() int64 {
@@ -3841,7 +3938,7 @@ type TargetRunning struct {
 
 func (x *TargetRunning) Reset() {
 	*x = TargetRunning{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[47]
+	mi := &file_godwit_v1_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3853,7 +3950,7 @@ func (x *TargetRunning) String() string {
 func (*TargetRunning) ProtoMessage() {}
 
 func (x *TargetRunning) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[47]
+	mi := &file_godwit_v1_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3866,7 +3963,7 @@ func (x *TargetRunning) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetRunning.ProtoReflect.Descriptor instead.
 func (*TargetRunning) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{47}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *TargetRunning) GetMarks() *TargetMarks {
@@ -3884,7 +3981,7 @@ type SourceRetired struct {
 
 func (x *SourceRetired) Reset() {
 	*x = SourceRetired{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[48]
+	mi := &file_godwit_v1_agent_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3896,7 +3993,7 @@ func (x *SourceRetired) String() string {
 func (*SourceRetired) ProtoMessage() {}
 
 func (x *SourceRetired) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[48]
+	mi := &file_godwit_v1_agent_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3909,7 +4006,7 @@ func (x *SourceRetired) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceRetired.ProtoReflect.Descriptor instead.
 func (*SourceRetired) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{48}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{50}
 }
 
 type SourceReleased struct {
@@ -3920,7 +4017,7 @@ type SourceReleased struct {
 
 func (x *SourceReleased) Reset() {
 	*x = SourceReleased{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[49]
+	mi := &file_godwit_v1_agent_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3932,7 +4029,7 @@ func (x *SourceReleased) String() string {
 func (*SourceReleased) ProtoMessage() {}
 
 func (x *SourceReleased) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[49]
+	mi := &file_godwit_v1_agent_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3945,7 +4042,7 @@ func (x *SourceReleased) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceReleased.ProtoReflect.Descriptor instead.
 func (*SourceReleased) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{49}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{51}
 }
 
 type TargetFinished struct {
@@ -3956,7 +4053,7 @@ type TargetFinished struct {
 
 func (x *TargetFinished) Reset() {
 	*x = TargetFinished{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[50]
+	mi := &file_godwit_v1_agent_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3968,7 +4065,7 @@ func (x *TargetFinished) String() string {
 func (*TargetFinished) ProtoMessage() {}
 
 func (x *TargetFinished) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[50]
+	mi := &file_godwit_v1_agent_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3981,7 +4078,7 @@ func (x *TargetFinished) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetFinished.ProtoReflect.Descriptor instead.
 func (*TargetFinished) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{50}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{52}
 }
 
 type SourceFailed struct {
@@ -3997,7 +4094,7 @@ type SourceFailed struct {
 
 func (x *SourceFailed) Reset() {
 	*x = SourceFailed{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[51]
+	mi := &file_godwit_v1_agent_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4009,7 +4106,7 @@ func (x *SourceFailed) String() string {
 func (*SourceFailed) ProtoMessage() {}
 
 func (x *SourceFailed) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[51]
+	mi := &file_godwit_v1_agent_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4022,7 +4119,7 @@ func (x *SourceFailed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceFailed.ProtoReflect.Descriptor instead.
 func (*SourceFailed) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{51}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *SourceFailed) GetCode() string {
@@ -4069,7 +4166,7 @@ type TargetFailed struct {
 
 func (x *TargetFailed) Reset() {
 	*x = TargetFailed{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[52]
+	mi := &file_godwit_v1_agent_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4081,7 +4178,7 @@ func (x *TargetFailed) String() string {
 func (*TargetFailed) ProtoMessage() {}
 
 func (x *TargetFailed) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[52]
+	mi := &file_godwit_v1_agent_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4094,7 +4191,7 @@ func (x *TargetFailed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetFailed.ProtoReflect.Descriptor instead.
 func (*TargetFailed) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{52}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *TargetFailed) GetCode() string {
@@ -4156,7 +4253,7 @@ type HardwareChanged struct {
 
 func (x *HardwareChanged) Reset() {
 	*x = HardwareChanged{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[53]
+	mi := &file_godwit_v1_agent_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4168,7 +4265,7 @@ func (x *HardwareChanged) String() string {
 func (*HardwareChanged) ProtoMessage() {}
 
 func (x *HardwareChanged) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[53]
+	mi := &file_godwit_v1_agent_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4181,7 +4278,7 @@ func (x *HardwareChanged) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HardwareChanged.ProtoReflect.Descriptor instead.
 func (*HardwareChanged) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{53}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *HardwareChanged) GetSlot() uint32 {
@@ -4230,7 +4327,7 @@ type TargetRefused struct {
 
 func (x *TargetRefused) Reset() {
 	*x = TargetRefused{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[54]
+	mi := &file_godwit_v1_agent_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4242,7 +4339,7 @@ func (x *TargetRefused) String() string {
 func (*TargetRefused) ProtoMessage() {}
 
 func (x *TargetRefused) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[54]
+	mi := &file_godwit_v1_agent_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4255,7 +4352,7 @@ func (x *TargetRefused) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetRefused.ProtoReflect.Descriptor instead.
 func (*TargetRefused) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{54}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *TargetRefused) GetCause() string {
@@ -4275,7 +4372,7 @@ type DisksRemoved struct {
 
 func (x *DisksRemoved) Reset() {
 	*x = DisksRemoved{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[55]
+	mi := &file_godwit_v1_agent_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4287,7 +4384,7 @@ func (x *DisksRemoved) String() string {
 func (*DisksRemoved) ProtoMessage() {}
 
 func (x *DisksRemoved) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[55]
+	mi := &file_godwit_v1_agent_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4300,7 +4397,7 @@ func (x *DisksRemoved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisksRemoved.ProtoReflect.Descriptor instead.
 func (*DisksRemoved) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{55}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *DisksRemoved) GetUid() string {
@@ -4320,7 +4417,7 @@ type SourceRanOn struct {
 
 func (x *SourceRanOn) Reset() {
 	*x = SourceRanOn{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[56]
+	mi := &file_godwit_v1_agent_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4332,7 +4429,7 @@ func (x *SourceRanOn) String() string {
 func (*SourceRanOn) ProtoMessage() {}
 
 func (x *SourceRanOn) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[56]
+	mi := &file_godwit_v1_agent_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4345,7 +4442,7 @@ func (x *SourceRanOn) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceRanOn.ProtoReflect.Descriptor instead.
 func (*SourceRanOn) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{56}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *SourceRanOn) GetCause() string {
@@ -4367,7 +4464,7 @@ type AddressMap struct {
 
 func (x *AddressMap) Reset() {
 	*x = AddressMap{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[57]
+	mi := &file_godwit_v1_agent_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4379,7 +4476,7 @@ func (x *AddressMap) String() string {
 func (*AddressMap) ProtoMessage() {}
 
 func (x *AddressMap) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[57]
+	mi := &file_godwit_v1_agent_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4392,7 +4489,7 @@ func (x *AddressMap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressMap.ProtoReflect.Descriptor instead.
 func (*AddressMap) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{57}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *AddressMap) GetVersion() int64 {
@@ -4424,7 +4521,7 @@ type NetworkMap struct {
 
 func (x *NetworkMap) Reset() {
 	*x = NetworkMap{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[58]
+	mi := &file_godwit_v1_agent_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4436,7 +4533,7 @@ func (x *NetworkMap) String() string {
 func (*NetworkMap) ProtoMessage() {}
 
 func (x *NetworkMap) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[58]
+	mi := &file_godwit_v1_agent_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4449,7 +4546,7 @@ func (x *NetworkMap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkMap.ProtoReflect.Descriptor instead.
 func (*NetworkMap) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{58}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *NetworkMap) GetName() string {
@@ -4509,7 +4606,7 @@ type AddressEntry struct {
 
 func (x *AddressEntry) Reset() {
 	*x = AddressEntry{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[59]
+	mi := &file_godwit_v1_agent_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4521,7 +4618,7 @@ func (x *AddressEntry) String() string {
 func (*AddressEntry) ProtoMessage() {}
 
 func (x *AddressEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[59]
+	mi := &file_godwit_v1_agent_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4534,7 +4631,7 @@ func (x *AddressEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressEntry.ProtoReflect.Descriptor instead.
 func (*AddressEntry) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{59}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *AddressEntry) GetMac() string {
@@ -4588,7 +4685,7 @@ type AddressesApplied struct {
 
 func (x *AddressesApplied) Reset() {
 	*x = AddressesApplied{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[60]
+	mi := &file_godwit_v1_agent_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4600,7 +4697,7 @@ func (x *AddressesApplied) String() string {
 func (*AddressesApplied) ProtoMessage() {}
 
 func (x *AddressesApplied) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[60]
+	mi := &file_godwit_v1_agent_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4613,7 +4710,7 @@ func (x *AddressesApplied) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressesApplied.ProtoReflect.Descriptor instead.
 func (*AddressesApplied) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{60}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *AddressesApplied) GetVersion() int64 {
@@ -4658,7 +4755,12 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x1f\n" +
 	"\vlocked_byte\x18\x03 \x01(\x03R\n" +
 	"lockedByte\x12\x14\n" +
-	"\x05bytes\x18\x04 \x01(\x04R\x05bytes\"S\n" +
+	"\x05bytes\x18\x04 \x01(\x04R\x05bytes\"T\n" +
+	"\x0eCatchUpRequest\x12\x1c\n" +
+	"\tmigration\x18\x01 \x01(\tR\tmigration\x12\x0e\n" +
+	"\x02vm\x18\x02 \x01(\tR\x02vm\x12\x14\n" +
+	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\"\x11\n" +
+	"\x0fCatchUpResponse\"S\n" +
 	"\rGiveUpRequest\x12\x1c\n" +
 	"\tmigration\x18\x01 \x01(\tR\tmigration\x12\x0e\n" +
 	"\x02vm\x18\x02 \x01(\tR\x02vm\x12\x14\n" +
@@ -4966,9 +5068,10 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\aversion\x18\x01 \x01(\x03R\aversion2\x97\x01\n" +
 	"\fAgentService\x12D\n" +
 	"\aSession\x12\x19.godwit.v1.SessionRequest\x1a\x1a.godwit.v1.SessionResponse(\x010\x01\x12A\n" +
-	"\x06Commit\x12\x18.godwit.v1.CommitRequest\x1a\x19.godwit.v1.CommitResponse(\x010\x012\xf0\x01\n" +
+	"\x06Commit\x12\x18.godwit.v1.CommitRequest\x1a\x19.godwit.v1.CommitResponse(\x010\x012\xb2\x02\n" +
 	"\vPeerService\x12Q\n" +
-	"\fShowInstance\x12\x1e.godwit.v1.ShowInstanceRequest\x1a\x1f.godwit.v1.ShowInstanceResponse0\x01\x12=\n" +
+	"\fShowInstance\x12\x1e.godwit.v1.ShowInstanceRequest\x1a\x1f.godwit.v1.ShowInstanceResponse0\x01\x12@\n" +
+	"\aCatchUp\x12\x19.godwit.v1.CatchUpRequest\x1a\x1a.godwit.v1.CatchUpResponse\x12=\n" +
 	"\x06GiveUp\x12\x18.godwit.v1.GiveUpRequest\x1a\x19.godwit.v1.GiveUpResponse\x12O\n" +
 	"\fReturnFrames\x12\x1e.godwit.v1.ReturnFramesRequest\x1a\x1f.godwit.v1.ReturnFramesResponse2\xa3\x01\n" +
 	"\x0eConsoleService\x12G\n" +
@@ -4987,7 +5090,7 @@ func file_godwit_v1_agent_proto_rawDescGZIP() []byte {
 	return file_godwit_v1_agent_proto_rawDescData
 }
 
-var file_godwit_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 61)
+var file_godwit_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 63)
 var file_godwit_v1_agent_proto_goTypes = []any{
 	(*ReadConsoleRequest)(nil),    // 0: godwit.v1.ReadConsoleRequest
 	(*ReadConsoleResponse)(nil),   // 1: godwit.v1.ReadConsoleResponse
@@ -4996,165 +5099,169 @@ var file_godwit_v1_agent_proto_goTypes = []any{
 	(*ShowInstanceRequest)(nil),   // 4: godwit.v1.ShowInstanceRequest
 	(*ShowInstanceResponse)(nil),  // 5: godwit.v1.ShowInstanceResponse
 	(*ShownImage)(nil),            // 6: godwit.v1.ShownImage
-	(*GiveUpRequest)(nil),         // 7: godwit.v1.GiveUpRequest
-	(*GiveUpResponse)(nil),        // 8: godwit.v1.GiveUpResponse
-	(*ReturnFramesRequest)(nil),   // 9: godwit.v1.ReturnFramesRequest
-	(*ReturnFramesResponse)(nil),  // 10: godwit.v1.ReturnFramesResponse
-	(*SessionRequest)(nil),        // 11: godwit.v1.SessionRequest
-	(*SessionResponse)(nil),       // 12: godwit.v1.SessionResponse
-	(*Heartbeat)(nil),             // 13: godwit.v1.Heartbeat
-	(*Hello)(nil),                 // 14: godwit.v1.Hello
-	(*Welcome)(nil),               // 15: godwit.v1.Welcome
-	(*StoreMark)(nil),             // 16: godwit.v1.StoreMark
-	(*InstanceReport)(nil),        // 17: godwit.v1.InstanceReport
-	(*CommitRequest)(nil),         // 18: godwit.v1.CommitRequest
-	(*CommitResponse)(nil),        // 19: godwit.v1.CommitResponse
-	(*Instance)(nil),              // 20: godwit.v1.Instance
-	(*PortNetwork)(nil),           // 21: godwit.v1.PortNetwork
-	(*Command)(nil),               // 22: godwit.v1.Command
-	(*StartInstance)(nil),         // 23: godwit.v1.StartInstance
-	(*ChangeHardware)(nil),        // 24: godwit.v1.ChangeHardware
-	(*StopInstance)(nil),          // 25: godwit.v1.StopInstance
-	(*ForgetInstance)(nil),        // 26: godwit.v1.ForgetInstance
-	(*RemoveDisks)(nil),           // 27: godwit.v1.RemoveDisks
-	(*PrepareTarget)(nil),         // 28: godwit.v1.PrepareTarget
-	(*StartCopy)(nil),             // 29: godwit.v1.StartCopy
-	(*ResumeSource)(nil),          // 30: godwit.v1.ResumeSource
-	(*ReleaseTarget)(nil),         // 31: godwit.v1.ReleaseTarget
-	(*RunTarget)(nil),             // 32: godwit.v1.RunTarget
-	(*RetireSource)(nil),          // 33: godwit.v1.RetireSource
-	(*ReleaseSource)(nil),         // 34: godwit.v1.ReleaseSource
-	(*FinishTarget)(nil),          // 35: godwit.v1.FinishTarget
-	(*Report)(nil),                // 36: godwit.v1.Report
-	(*TargetPrepared)(nil),        // 37: godwit.v1.TargetPrepared
-	(*TargetCompared)(nil),        // 38: godwit.v1.TargetCompared
-	(*CopyProgress)(nil),          // 39: godwit.v1.CopyProgress
-	(*SourceStopped)(nil),         // 40: godwit.v1.SourceStopped
-	(*StopReason)(nil),            // 41: godwit.v1.StopReason
-	(*SwitchMeasured)(nil),        // 42: godwit.v1.SwitchMeasured
-	(*SourceMarks)(nil),           // 43: godwit.v1.SourceMarks
-	(*TargetMarks)(nil),           // 44: godwit.v1.TargetMarks
-	(*SourceResumed)(nil),         // 45: godwit.v1.SourceResumed
-	(*TargetReleased)(nil),        // 46: godwit.v1.TargetReleased
-	(*TargetRunning)(nil),         // 47: godwit.v1.TargetRunning
-	(*SourceRetired)(nil),         // 48: godwit.v1.SourceRetired
-	(*SourceReleased)(nil),        // 49: godwit.v1.SourceReleased
-	(*TargetFinished)(nil),        // 50: godwit.v1.TargetFinished
-	(*SourceFailed)(nil),          // 51: godwit.v1.SourceFailed
-	(*TargetFailed)(nil),          // 52: godwit.v1.TargetFailed
-	(*HardwareChanged)(nil),       // 53: godwit.v1.HardwareChanged
-	(*TargetRefused)(nil),         // 54: godwit.v1.TargetRefused
-	(*DisksRemoved)(nil),          // 55: godwit.v1.DisksRemoved
-	(*SourceRanOn)(nil),           // 56: godwit.v1.SourceRanOn
-	(*AddressMap)(nil),            // 57: godwit.v1.AddressMap
-	(*NetworkMap)(nil),            // 58: godwit.v1.NetworkMap
-	(*AddressEntry)(nil),          // 59: godwit.v1.AddressEntry
-	(*AddressesApplied)(nil),      // 60: godwit.v1.AddressesApplied
-	(*Machine)(nil),               // 61: godwit.v1.Machine
-	(*HostNetworks)(nil),          // 62: godwit.v1.HostNetworks
-	(*Host)(nil),                  // 63: godwit.v1.Host
-	(*VMSpec)(nil),                // 64: godwit.v1.VMSpec
-	(*VolumeServer)(nil),          // 65: godwit.v1.VolumeServer
-	(*Disk)(nil),                  // 66: godwit.v1.Disk
-	(*Port)(nil),                  // 67: godwit.v1.Port
-	(*timestamppb.Timestamp)(nil), // 68: google.protobuf.Timestamp
-	(*Endpoint)(nil),              // 69: godwit.v1.Endpoint
+	(*CatchUpRequest)(nil),        // 7: godwit.v1.CatchUpRequest
+	(*CatchUpResponse)(nil),       // 8: godwit.v1.CatchUpResponse
+	(*GiveUpRequest)(nil),         // 9: godwit.v1.GiveUpRequest
+	(*GiveUpResponse)(nil),        // 10: godwit.v1.GiveUpResponse
+	(*ReturnFramesRequest)(nil),   // 11: godwit.v1.ReturnFramesRequest
+	(*ReturnFramesResponse)(nil),  // 12: godwit.v1.ReturnFramesResponse
+	(*SessionRequest)(nil),        // 13: godwit.v1.SessionRequest
+	(*SessionResponse)(nil),       // 14: godwit.v1.SessionResponse
+	(*Heartbeat)(nil),             // 15: godwit.v1.Heartbeat
+	(*Hello)(nil),                 // 16: godwit.v1.Hello
+	(*Welcome)(nil),               // 17: godwit.v1.Welcome
+	(*StoreMark)(nil),             // 18: godwit.v1.StoreMark
+	(*InstanceReport)(nil),        // 19: godwit.v1.InstanceReport
+	(*CommitRequest)(nil),         // 20: godwit.v1.CommitRequest
+	(*CommitResponse)(nil),        // 21: godwit.v1.CommitResponse
+	(*Instance)(nil),              // 22: godwit.v1.Instance
+	(*PortNetwork)(nil),           // 23: godwit.v1.PortNetwork
+	(*Command)(nil),               // 24: godwit.v1.Command
+	(*StartInstance)(nil),         // 25: godwit.v1.StartInstance
+	(*ChangeHardware)(nil),        // 26: godwit.v1.ChangeHardware
+	(*StopInstance)(nil),          // 27: godwit.v1.StopInstance
+	(*ForgetInstance)(nil),        // 28: godwit.v1.ForgetInstance
+	(*RemoveDisks)(nil),           // 29: godwit.v1.RemoveDisks
+	(*PrepareTarget)(nil),         // 30: godwit.v1.PrepareTarget
+	(*StartCopy)(nil),             // 31: godwit.v1.StartCopy
+	(*ResumeSource)(nil),          // 32: godwit.v1.ResumeSource
+	(*ReleaseTarget)(nil),         // 33: godwit.v1.ReleaseTarget
+	(*RunTarget)(nil),             // 34: godwit.v1.RunTarget
+	(*RetireSource)(nil),          // 35: godwit.v1.RetireSource
+	(*ReleaseSource)(nil),         // 36: godwit.v1.ReleaseSource
+	(*FinishTarget)(nil),          // 37: godwit.v1.FinishTarget
+	(*Report)(nil),                // 38: godwit.v1.Report
+	(*TargetPrepared)(nil),        // 39: godwit.v1.TargetPrepared
+	(*TargetCompared)(nil),        // 40: godwit.v1.TargetCompared
+	(*CopyProgress)(nil),          // 41: godwit.v1.CopyProgress
+	(*SourceStopped)(nil),         // 42: godwit.v1.SourceStopped
+	(*StopReason)(nil),            // 43: godwit.v1.StopReason
+	(*SwitchMeasured)(nil),        // 44: godwit.v1.SwitchMeasured
+	(*SourceMarks)(nil),           // 45: godwit.v1.SourceMarks
+	(*TargetMarks)(nil),           // 46: godwit.v1.TargetMarks
+	(*SourceResumed)(nil),         // 47: godwit.v1.SourceResumed
+	(*TargetReleased)(nil),        // 48: godwit.v1.TargetReleased
+	(*TargetRunning)(nil),         // 49: godwit.v1.TargetRunning
+	(*SourceRetired)(nil),         // 50: godwit.v1.SourceRetired
+	(*SourceReleased)(nil),        // 51: godwit.v1.SourceReleased
+	(*TargetFinished)(nil),        // 52: godwit.v1.TargetFinished
+	(*SourceFailed)(nil),          // 53: godwit.v1.SourceFailed
+	(*TargetFailed)(nil),          // 54: godwit.v1.TargetFailed
+	(*HardwareChanged)(nil),       // 55: godwit.v1.HardwareChanged
+	(*TargetRefused)(nil),         // 56: godwit.v1.TargetRefused
+	(*DisksRemoved)(nil),          // 57: godwit.v1.DisksRemoved
+	(*SourceRanOn)(nil),           // 58: godwit.v1.SourceRanOn
+	(*AddressMap)(nil),            // 59: godwit.v1.AddressMap
+	(*NetworkMap)(nil),            // 60: godwit.v1.NetworkMap
+	(*AddressEntry)(nil),          // 61: godwit.v1.AddressEntry
+	(*AddressesApplied)(nil),      // 62: godwit.v1.AddressesApplied
+	(*Machine)(nil),               // 63: godwit.v1.Machine
+	(*HostNetworks)(nil),          // 64: godwit.v1.HostNetworks
+	(*Host)(nil),                  // 65: godwit.v1.Host
+	(*VMSpec)(nil),                // 66: godwit.v1.VMSpec
+	(*VolumeServer)(nil),          // 67: godwit.v1.VolumeServer
+	(*Disk)(nil),                  // 68: godwit.v1.Disk
+	(*Port)(nil),                  // 69: godwit.v1.Port
+	(*timestamppb.Timestamp)(nil), // 70: google.protobuf.Timestamp
+	(*Endpoint)(nil),              // 71: godwit.v1.Endpoint
 }
 var file_godwit_v1_agent_proto_depIdxs = []int32{
 	6,  // 0: godwit.v1.ShowInstanceResponse.images:type_name -> godwit.v1.ShownImage
-	61, // 1: godwit.v1.ShowInstanceResponse.machine:type_name -> godwit.v1.Machine
-	14, // 2: godwit.v1.SessionRequest.hello:type_name -> godwit.v1.Hello
-	36, // 3: godwit.v1.SessionRequest.report:type_name -> godwit.v1.Report
-	60, // 4: godwit.v1.SessionRequest.addresses_applied:type_name -> godwit.v1.AddressesApplied
-	13, // 5: godwit.v1.SessionRequest.heartbeat:type_name -> godwit.v1.Heartbeat
-	62, // 6: godwit.v1.SessionRequest.networks:type_name -> godwit.v1.HostNetworks
-	15, // 7: godwit.v1.SessionResponse.welcome:type_name -> godwit.v1.Welcome
-	22, // 8: godwit.v1.SessionResponse.command:type_name -> godwit.v1.Command
-	57, // 9: godwit.v1.SessionResponse.addresses:type_name -> godwit.v1.AddressMap
-	13, // 10: godwit.v1.SessionResponse.heartbeat:type_name -> godwit.v1.Heartbeat
-	16, // 11: godwit.v1.Heartbeat.store:type_name -> godwit.v1.StoreMark
-	63, // 12: godwit.v1.Hello.host:type_name -> godwit.v1.Host
-	17, // 13: godwit.v1.Hello.instances:type_name -> godwit.v1.InstanceReport
-	16, // 14: godwit.v1.Hello.store:type_name -> godwit.v1.StoreMark
-	16, // 15: godwit.v1.Welcome.store:type_name -> godwit.v1.StoreMark
-	64, // 16: godwit.v1.Instance.spec:type_name -> godwit.v1.VMSpec
-	21, // 17: godwit.v1.Instance.networks:type_name -> godwit.v1.PortNetwork
-	65, // 18: godwit.v1.Instance.volume_servers:type_name -> godwit.v1.VolumeServer
-	23, // 19: godwit.v1.Command.start_instance:type_name -> godwit.v1.StartInstance
-	25, // 20: godwit.v1.Command.stop_instance:type_name -> godwit.v1.StopInstance
-	28, // 21: godwit.v1.Command.prepare_target:type_name -> godwit.v1.PrepareTarget
-	29, // 22: godwit.v1.Command.start_copy:type_name -> godwit.v1.StartCopy
-	30, // 23: godwit.v1.Command.resume_source:type_name -> godwit.v1.ResumeSource
-	31, // 24: godwit.v1.Command.release_target:type_name -> godwit.v1.ReleaseTarget
-	32, // 25: godwit.v1.Command.run_target:type_name -> godwit.v1.RunTarget
-	33, // 26: godwit.v1.Command.retire_source:type_name -> godwit.v1.RetireSource
-	34, // 27: godwit.v1.Command.release_source:type_name -> godwit.v1.ReleaseSource
-	35, // 28: godwit.v1.Command.finish_target:type_name -> godwit.v1.FinishTarget
-	26, // 29: godwit.v1.Command.forget_instance:type_name -> godwit.v1.ForgetInstance
-	27, // 30: godwit.v1.Command.remove_disks:type_name -> godwit.v1.RemoveDisks
-	24, // 31: godwit.v1.Command.change_hardware:type_name -> godwit.v1.ChangeHardware
-	20, // 32: godwit.v1.StartInstance.instance:type_name -> godwit.v1.Instance
-	66, // 33: godwit.v1.ChangeHardware.disk:type_name -> godwit.v1.Disk
-	67, // 34: godwit.v1.ChangeHardware.port:type_name -> godwit.v1.Port
-	21, // 35: godwit.v1.ChangeHardware.network:type_name -> godwit.v1.PortNetwork
-	65, // 36: godwit.v1.ChangeHardware.volume_server:type_name -> godwit.v1.VolumeServer
-	20, // 37: godwit.v1.PrepareTarget.instance:type_name -> godwit.v1.Instance
-	21, // 38: godwit.v1.StartCopy.networks:type_name -> godwit.v1.PortNetwork
-	65, // 39: godwit.v1.ResumeSource.volume_servers:type_name -> godwit.v1.VolumeServer
-	68, // 40: godwit.v1.Report.at:type_name -> google.protobuf.Timestamp
-	17, // 41: godwit.v1.Report.instance:type_name -> godwit.v1.InstanceReport
-	37, // 42: godwit.v1.Report.target_prepared:type_name -> godwit.v1.TargetPrepared
-	39, // 43: godwit.v1.Report.copy_progress:type_name -> godwit.v1.CopyProgress
-	40, // 44: godwit.v1.Report.source_stopped:type_name -> godwit.v1.SourceStopped
-	45, // 45: godwit.v1.Report.source_resumed:type_name -> godwit.v1.SourceResumed
-	46, // 46: godwit.v1.Report.target_released:type_name -> godwit.v1.TargetReleased
-	47, // 47: godwit.v1.Report.target_running:type_name -> godwit.v1.TargetRunning
-	48, // 48: godwit.v1.Report.source_retired:type_name -> godwit.v1.SourceRetired
-	49, // 49: godwit.v1.Report.source_released:type_name -> godwit.v1.SourceReleased
-	50, // 50: godwit.v1.Report.target_finished:type_name -> godwit.v1.TargetFinished
-	51, // 51: godwit.v1.Report.source_failed:type_name -> godwit.v1.SourceFailed
-	52, // 52: godwit.v1.Report.target_failed:type_name -> godwit.v1.TargetFailed
-	42, // 53: godwit.v1.Report.switch_measured:type_name -> godwit.v1.SwitchMeasured
-	54, // 54: godwit.v1.Report.target_refused:type_name -> godwit.v1.TargetRefused
-	56, // 55: godwit.v1.Report.source_ran_on:type_name -> godwit.v1.SourceRanOn
-	55, // 56: godwit.v1.Report.disks_removed:type_name -> godwit.v1.DisksRemoved
-	53, // 57: godwit.v1.Report.hardware_changed:type_name -> godwit.v1.HardwareChanged
-	38, // 58: godwit.v1.Report.target_compared:type_name -> godwit.v1.TargetCompared
-	61, // 59: godwit.v1.TargetPrepared.source_machine:type_name -> godwit.v1.Machine
-	61, // 60: godwit.v1.TargetCompared.machine:type_name -> godwit.v1.Machine
-	68, // 61: godwit.v1.SourceStopped.stopped:type_name -> google.protobuf.Timestamp
-	41, // 62: godwit.v1.SourceStopped.why:type_name -> godwit.v1.StopReason
-	43, // 63: godwit.v1.SwitchMeasured.marks:type_name -> godwit.v1.SourceMarks
-	68, // 64: godwit.v1.SourceMarks.gate_flipped:type_name -> google.protobuf.Timestamp
-	68, // 65: godwit.v1.SourceMarks.stopped:type_name -> google.protobuf.Timestamp
-	68, // 66: godwit.v1.SourceMarks.pre_switchover:type_name -> google.protobuf.Timestamp
-	68, // 67: godwit.v1.SourceMarks.continued:type_name -> google.protobuf.Timestamp
-	68, // 68: godwit.v1.SourceMarks.drained:type_name -> google.protobuf.Timestamp
-	68, // 69: godwit.v1.SourceMarks.completed:type_name -> google.protobuf.Timestamp
-	68, // 70: godwit.v1.TargetMarks.loaded:type_name -> google.protobuf.Timestamp
-	68, // 71: godwit.v1.TargetMarks.asked:type_name -> google.protobuf.Timestamp
-	68, // 72: godwit.v1.TargetMarks.answered:type_name -> google.protobuf.Timestamp
-	68, // 73: godwit.v1.TargetMarks.resumed:type_name -> google.protobuf.Timestamp
-	44, // 74: godwit.v1.TargetRunning.marks:type_name -> godwit.v1.TargetMarks
-	58, // 75: godwit.v1.AddressMap.networks:type_name -> godwit.v1.NetworkMap
-	59, // 76: godwit.v1.NetworkMap.entries:type_name -> godwit.v1.AddressEntry
-	69, // 77: godwit.v1.NetworkMap.endpoints:type_name -> godwit.v1.Endpoint
-	11, // 78: godwit.v1.AgentService.Session:input_type -> godwit.v1.SessionRequest
-	18, // 79: godwit.v1.AgentService.Commit:input_type -> godwit.v1.CommitRequest
+	63, // 1: godwit.v1.ShowInstanceResponse.machine:type_name -> godwit.v1.Machine
+	16, // 2: godwit.v1.SessionRequest.hello:type_name -> godwit.v1.Hello
+	38, // 3: godwit.v1.SessionRequest.report:type_name -> godwit.v1.Report
+	62, // 4: godwit.v1.SessionRequest.addresses_applied:type_name -> godwit.v1.AddressesApplied
+	15, // 5: godwit.v1.SessionRequest.heartbeat:type_name -> godwit.v1.Heartbeat
+	64, // 6: godwit.v1.SessionRequest.networks:type_name -> godwit.v1.HostNetworks
+	17, // 7: godwit.v1.SessionResponse.welcome:type_name -> godwit.v1.Welcome
+	24, // 8: godwit.v1.SessionResponse.command:type_name -> godwit.v1.Command
+	59, // 9: godwit.v1.SessionResponse.addresses:type_name -> godwit.v1.AddressMap
+	15, // 10: godwit.v1.SessionResponse.heartbeat:type_name -> godwit.v1.Heartbeat
+	18, // 11: godwit.v1.Heartbeat.store:type_name -> godwit.v1.StoreMark
+	65, // 12: godwit.v1.Hello.host:type_name -> godwit.v1.Host
+	19, // 13: godwit.v1.Hello.instances:type_name -> godwit.v1.InstanceReport
+	18, // 14: godwit.v1.Hello.store:type_name -> godwit.v1.StoreMark
+	18, // 15: godwit.v1.Welcome.store:type_name -> godwit.v1.StoreMark
+	66, // 16: godwit.v1.Instance.spec:type_name -> godwit.v1.VMSpec
+	23, // 17: godwit.v1.Instance.networks:type_name -> godwit.v1.PortNetwork
+	67, // 18: godwit.v1.Instance.volume_servers:type_name -> godwit.v1.VolumeServer
+	25, // 19: godwit.v1.Command.start_instance:type_name -> godwit.v1.StartInstance
+	27, // 20: godwit.v1.Command.stop_instance:type_name -> godwit.v1.StopInstance
+	30, // 21: godwit.v1.Command.prepare_target:type_name -> godwit.v1.PrepareTarget
+	31, // 22: godwit.v1.Command.start_copy:type_name -> godwit.v1.StartCopy
+	32, // 23: godwit.v1.Command.resume_source:type_name -> godwit.v1.ResumeSource
+	33, // 24: godwit.v1.Command.release_target:type_name -> godwit.v1.ReleaseTarget
+	34, // 25: godwit.v1.Command.run_target:type_name -> godwit.v1.RunTarget
+	35, // 26: godwit.v1.Command.retire_source:type_name -> godwit.v1.RetireSource
+	36, // 27: godwit.v1.Command.release_source:type_name -> godwit.v1.ReleaseSource
+	37, // 28: godwit.v1.Command.finish_target:type_name -> godwit.v1.FinishTarget
+	28, // 29: godwit.v1.Command.forget_instance:type_name -> godwit.v1.ForgetInstance
+	29, // 30: godwit.v1.Command.remove_disks:type_name -> godwit.v1.RemoveDisks
+	26, // 31: godwit.v1.Command.change_hardware:type_name -> godwit.v1.ChangeHardware
+	22, // 32: godwit.v1.StartInstance.instance:type_name -> godwit.v1.Instance
+	68, // 33: godwit.v1.ChangeHardware.disk:type_name -> godwit.v1.Disk
+	69, // 34: godwit.v1.ChangeHardware.port:type_name -> godwit.v1.Port
+	23, // 35: godwit.v1.ChangeHardware.network:type_name -> godwit.v1.PortNetwork
+	67, // 36: godwit.v1.ChangeHardware.volume_server:type_name -> godwit.v1.VolumeServer
+	22, // 37: godwit.v1.PrepareTarget.instance:type_name -> godwit.v1.Instance
+	23, // 38: godwit.v1.StartCopy.networks:type_name -> godwit.v1.PortNetwork
+	67, // 39: godwit.v1.ResumeSource.volume_servers:type_name -> godwit.v1.VolumeServer
+	70, // 40: godwit.v1.Report.at:type_name -> google.protobuf.Timestamp
+	19, // 41: godwit.v1.Report.instance:type_name -> godwit.v1.InstanceReport
+	39, // 42: godwit.v1.Report.target_prepared:type_name -> godwit.v1.TargetPrepared
+	41, // 43: godwit.v1.Report.copy_progress:type_name -> godwit.v1.CopyProgress
+	42, // 44: godwit.v1.Report.source_stopped:type_name -> godwit.v1.SourceStopped
+	47, // 45: godwit.v1.Report.source_resumed:type_name -> godwit.v1.SourceResumed
+	48, // 46: godwit.v1.Report.target_released:type_name -> godwit.v1.TargetReleased
+	49, // 47: godwit.v1.Report.target_running:type_name -> godwit.v1.TargetRunning
+	50, // 48: godwit.v1.Report.source_retired:type_name -> godwit.v1.SourceRetired
+	51, // 49: godwit.v1.Report.source_released:type_name -> godwit.v1.SourceReleased
+	52, // 50: godwit.v1.Report.target_finished:type_name -> godwit.v1.TargetFinished
+	53, // 51: godwit.v1.Report.source_failed:type_name -> godwit.v1.SourceFailed
+	54, // 52: godwit.v1.Report.target_failed:type_name -> godwit.v1.TargetFailed
+	44, // 53: godwit.v1.Report.switch_measured:type_name -> godwit.v1.SwitchMeasured
+	56, // 54: godwit.v1.Report.target_refused:type_name -> godwit.v1.TargetRefused
+	58, // 55: godwit.v1.Report.source_ran_on:type_name -> godwit.v1.SourceRanOn
+	57, // 56: godwit.v1.Report.disks_removed:type_name -> godwit.v1.DisksRemoved
+	55, // 57: godwit.v1.Report.hardware_changed:type_name -> godwit.v1.HardwareChanged
+	40, // 58: godwit.v1.Report.target_compared:type_name -> godwit.v1.TargetCompared
+	63, // 59: godwit.v1.TargetPrepared.source_machine:type_name -> godwit.v1.Machine
+	63, // 60: godwit.v1.TargetCompared.machine:type_name -> godwit.v1.Machine
+	70, // 61: godwit.v1.SourceStopped.stopped:type_name -> google.protobuf.Timestamp
+	43, // 62: godwit.v1.SourceStopped.why:type_name -> godwit.v1.StopReason
+	45, // 63: godwit.v1.SwitchMeasured.marks:type_name -> godwit.v1.SourceMarks
+	70, // 64: godwit.v1.SourceMarks.gate_flipped:type_name -> google.protobuf.Timestamp
+	70, // 65: godwit.v1.SourceMarks.stopped:type_name -> google.protobuf.Timestamp
+	70, // 66: godwit.v1.SourceMarks.pre_switchover:type_name -> google.protobuf.Timestamp
+	70, // 67: godwit.v1.SourceMarks.continued:type_name -> google.protobuf.Timestamp
+	70, // 68: godwit.v1.SourceMarks.drained:type_name -> google.protobuf.Timestamp
+	70, // 69: godwit.v1.SourceMarks.completed:type_name -> google.protobuf.Timestamp
+	70, // 70: godwit.v1.TargetMarks.loaded:type_name -> google.protobuf.Timestamp
+	70, // 71: godwit.v1.TargetMarks.asked:type_name -> google.protobuf.Timestamp
+	70, // 72: godwit.v1.TargetMarks.answered:type_name -> google.protobuf.Timestamp
+	70, // 73: godwit.v1.TargetMarks.resumed:type_name -> google.protobuf.Timestamp
+	46, // 74: godwit.v1.TargetRunning.marks:type_name -> godwit.v1.TargetMarks
+	60, // 75: godwit.v1.AddressMap.networks:type_name -> godwit.v1.NetworkMap
+	61, // 76: godwit.v1.NetworkMap.entries:type_name -> godwit.v1.AddressEntry
+	71, // 77: godwit.v1.NetworkMap.endpoints:type_name -> godwit.v1.Endpoint
+	13, // 78: godwit.v1.AgentService.Session:input_type -> godwit.v1.SessionRequest
+	20, // 79: godwit.v1.AgentService.Commit:input_type -> godwit.v1.CommitRequest
 	4,  // 80: godwit.v1.PeerService.ShowInstance:input_type -> godwit.v1.ShowInstanceRequest
-	7,  // 81: godwit.v1.PeerService.GiveUp:input_type -> godwit.v1.GiveUpRequest
-	9,  // 82: godwit.v1.PeerService.ReturnFrames:input_type -> godwit.v1.ReturnFramesRequest
-	0,  // 83: godwit.v1.ConsoleService.Read:input_type -> godwit.v1.ReadConsoleRequest
-	2,  // 84: godwit.v1.ConsoleService.Write:input_type -> godwit.v1.WriteConsoleRequest
-	12, // 85: godwit.v1.AgentService.Session:output_type -> godwit.v1.SessionResponse
-	19, // 86: godwit.v1.AgentService.Commit:output_type -> godwit.v1.CommitResponse
-	5,  // 87: godwit.v1.PeerService.ShowInstance:output_type -> godwit.v1.ShowInstanceResponse
-	8,  // 88: godwit.v1.PeerService.GiveUp:output_type -> godwit.v1.GiveUpResponse
-	10, // 89: godwit.v1.PeerService.ReturnFrames:output_type -> godwit.v1.ReturnFramesResponse
-	1,  // 90: godwit.v1.ConsoleService.Read:output_type -> godwit.v1.ReadConsoleResponse
-	3,  // 91: godwit.v1.ConsoleService.Write:output_type -> godwit.v1.WriteConsoleResponse
-	85, // [85:92] is the sub-list for method output_type
-	78, // [78:85] is the sub-list for method input_type
+	7,  // 81: godwit.v1.PeerService.CatchUp:input_type -> godwit.v1.CatchUpRequest
+	9,  // 82: godwit.v1.PeerService.GiveUp:input_type -> godwit.v1.GiveUpRequest
+	11, // 83: godwit.v1.PeerService.ReturnFrames:input_type -> godwit.v1.ReturnFramesRequest
+	0,  // 84: godwit.v1.ConsoleService.Read:input_type -> godwit.v1.ReadConsoleRequest
+	2,  // 85: godwit.v1.ConsoleService.Write:input_type -> godwit.v1.WriteConsoleRequest
+	14, // 86: godwit.v1.AgentService.Session:output_type -> godwit.v1.SessionResponse
+	21, // 87: godwit.v1.AgentService.Commit:output_type -> godwit.v1.CommitResponse
+	5,  // 88: godwit.v1.PeerService.ShowInstance:output_type -> godwit.v1.ShowInstanceResponse
+	8,  // 89: godwit.v1.PeerService.CatchUp:output_type -> godwit.v1.CatchUpResponse
+	10, // 90: godwit.v1.PeerService.GiveUp:output_type -> godwit.v1.GiveUpResponse
+	12, // 91: godwit.v1.PeerService.ReturnFrames:output_type -> godwit.v1.ReturnFramesResponse
+	1,  // 92: godwit.v1.ConsoleService.Read:output_type -> godwit.v1.ReadConsoleResponse
+	3,  // 93: godwit.v1.ConsoleService.Write:output_type -> godwit.v1.WriteConsoleResponse
+	86, // [86:94] is the sub-list for method output_type
+	78, // [78:86] is the sub-list for method input_type
 	78, // [78:78] is the sub-list for extension type_name
 	78, // [78:78] is the sub-list for extension extendee
 	0,  // [0:78] is the sub-list for field type_name
@@ -5167,20 +5274,20 @@ func file_godwit_v1_agent_proto_init() {
 	}
 	file_godwit_v1_fleet_proto_init()
 	file_godwit_v1_agent_proto_msgTypes[0].OneofWrappers = []any{}
-	file_godwit_v1_agent_proto_msgTypes[11].OneofWrappers = []any{
+	file_godwit_v1_agent_proto_msgTypes[13].OneofWrappers = []any{
 		(*SessionRequest_Hello)(nil),
 		(*SessionRequest_Report)(nil),
 		(*SessionRequest_AddressesApplied)(nil),
 		(*SessionRequest_Heartbeat)(nil),
 		(*SessionRequest_Networks)(nil),
 	}
-	file_godwit_v1_agent_proto_msgTypes[12].OneofWrappers = []any{
+	file_godwit_v1_agent_proto_msgTypes[14].OneofWrappers = []any{
 		(*SessionResponse_Welcome)(nil),
 		(*SessionResponse_Command)(nil),
 		(*SessionResponse_Addresses)(nil),
 		(*SessionResponse_Heartbeat)(nil),
 	}
-	file_godwit_v1_agent_proto_msgTypes[22].OneofWrappers = []any{
+	file_godwit_v1_agent_proto_msgTypes[24].OneofWrappers = []any{
 		(*Command_StartInstance)(nil),
 		(*Command_StopInstance)(nil),
 		(*Command_PrepareTarget)(nil),
@@ -5195,7 +5302,7 @@ func file_godwit_v1_agent_proto_init() {
 		(*Command_RemoveDisks)(nil),
 		(*Command_ChangeHardware)(nil),
 	}
-	file_godwit_v1_agent_proto_msgTypes[36].OneofWrappers = []any{
+	file_godwit_v1_agent_proto_msgTypes[38].OneofWrappers = []any{
 		(*Report_Instance)(nil),
 		(*Report_TargetPrepared)(nil),
 		(*Report_CopyProgress)(nil),
@@ -5221,7 +5328,7 @@ func file_godwit_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_godwit_v1_agent_proto_rawDesc), len(file_godwit_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   61,
+			NumMessages:   63,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

@@ -44,6 +44,8 @@ const (
 	// PeerServiceShowInstanceProcedure is the fully-qualified name of the PeerService's ShowInstance
 	// RPC.
 	PeerServiceShowInstanceProcedure = "/godwit.v1.PeerService/ShowInstance"
+	// PeerServiceCatchUpProcedure is the fully-qualified name of the PeerService's CatchUp RPC.
+	PeerServiceCatchUpProcedure = "/godwit.v1.PeerService/CatchUp"
 	// PeerServiceGiveUpProcedure is the fully-qualified name of the PeerService's GiveUp RPC.
 	PeerServiceGiveUpProcedure = "/godwit.v1.PeerService/GiveUp"
 	// PeerServiceReturnFramesProcedure is the fully-qualified name of the PeerService's ReturnFrames
@@ -173,6 +175,9 @@ type PeerServiceClient interface {
 	// of its disks are locked as long as the call lasts, which the source ends after
 	// some seconds.
 	ShowInstance(context.Context, *v1.ShowInstanceRequest) (*connect.ServerStreamForClient[v1.ShowInstanceResponse], error)
+	// CatchUp is answered when a target has taken what its source has sent it so far.
+	// Only the source of its migration may ask.
+	CatchUp(context.Context, *v1.CatchUpRequest) (*v1.CatchUpResponse, error)
 	// GiveUp asks a target to give up its right to run for good. Only the source
 	// of its migration may ask. It is answered when the refusal is on the disk and
 	// the instance has ended, or when the target is found to have the right.
@@ -199,6 +204,12 @@ func NewPeerServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(peerServiceMethods.ByName("ShowInstance")),
 			connect.WithClientOptions(opts...),
 		),
+		catchUp: connect.NewClient[v1.CatchUpRequest, v1.CatchUpResponse](
+			httpClient,
+			baseURL+PeerServiceCatchUpProcedure,
+			connect.WithSchema(peerServiceMethods.ByName("CatchUp")),
+			connect.WithClientOptions(opts...),
+		),
 		giveUp: connect.NewClient[v1.GiveUpRequest, v1.GiveUpResponse](
 			httpClient,
 			baseURL+PeerServiceGiveUpProcedure,
@@ -217,6 +228,7 @@ func NewPeerServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 // peerServiceClient implements PeerServiceClient.
 type peerServiceClient struct {
 	showInstance *connect.Client[v1.ShowInstanceRequest, v1.ShowInstanceResponse]
+	catchUp      *connect.Client[v1.CatchUpRequest, v1.CatchUpResponse]
 	giveUp       *connect.Client[v1.GiveUpRequest, v1.GiveUpResponse]
 	returnFrames *connect.Client[v1.ReturnFramesRequest, v1.ReturnFramesResponse]
 }
@@ -224,6 +236,15 @@ type peerServiceClient struct {
 // ShowInstance calls godwit.v1.PeerService.ShowInstance.
 func (c *peerServiceClient) ShowInstance(ctx context.Context, req *v1.ShowInstanceRequest) (*connect.ServerStreamForClient[v1.ShowInstanceResponse], error) {
 	return c.showInstance.CallServerStream(ctx, connect.NewRequest(req))
+}
+
+// CatchUp calls godwit.v1.PeerService.CatchUp.
+func (c *peerServiceClient) CatchUp(ctx context.Context, req *v1.CatchUpRequest) (*v1.CatchUpResponse, error) {
+	response, err := c.catchUp.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
 }
 
 // GiveUp calls godwit.v1.PeerService.GiveUp.
@@ -250,6 +271,9 @@ type PeerServiceHandler interface {
 	// of its disks are locked as long as the call lasts, which the source ends after
 	// some seconds.
 	ShowInstance(context.Context, *v1.ShowInstanceRequest, *connect.ServerStream[v1.ShowInstanceResponse]) error
+	// CatchUp is answered when a target has taken what its source has sent it so far.
+	// Only the source of its migration may ask.
+	CatchUp(context.Context, *v1.CatchUpRequest) (*v1.CatchUpResponse, error)
 	// GiveUp asks a target to give up its right to run for good. Only the source
 	// of its migration may ask. It is answered when the refusal is on the disk and
 	// the instance has ended, or when the target is found to have the right.
@@ -272,6 +296,12 @@ func NewPeerServiceHandler(svc PeerServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(peerServiceMethods.ByName("ShowInstance")),
 		connect.WithHandlerOptions(opts...),
 	)
+	peerServiceCatchUpHandler := connect.NewUnaryHandlerSimple(
+		PeerServiceCatchUpProcedure,
+		svc.CatchUp,
+		connect.WithSchema(peerServiceMethods.ByName("CatchUp")),
+		connect.WithHandlerOptions(opts...),
+	)
 	peerServiceGiveUpHandler := connect.NewUnaryHandlerSimple(
 		PeerServiceGiveUpProcedure,
 		svc.GiveUp,
@@ -288,6 +318,8 @@ func NewPeerServiceHandler(svc PeerServiceHandler, opts ...connect.HandlerOption
 		switch r.URL.Path {
 		case PeerServiceShowInstanceProcedure:
 			peerServiceShowInstanceHandler.ServeHTTP(w, r)
+		case PeerServiceCatchUpProcedure:
+			peerServiceCatchUpHandler.ServeHTTP(w, r)
 		case PeerServiceGiveUpProcedure:
 			peerServiceGiveUpHandler.ServeHTTP(w, r)
 		case PeerServiceReturnFramesProcedure:
@@ -303,6 +335,10 @@ type UnimplementedPeerServiceHandler struct{}
 
 func (UnimplementedPeerServiceHandler) ShowInstance(context.Context, *v1.ShowInstanceRequest, *connect.ServerStream[v1.ShowInstanceResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.PeerService.ShowInstance is not implemented"))
+}
+
+func (UnimplementedPeerServiceHandler) CatchUp(context.Context, *v1.CatchUpRequest) (*v1.CatchUpResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.PeerService.CatchUp is not implemented"))
 }
 
 func (UnimplementedPeerServiceHandler) GiveUp(context.Context, *v1.GiveUpRequest) (*v1.GiveUpResponse, error) {
