@@ -62,9 +62,9 @@
 // An image that is the instance's own goes with it: the target exports its empty one
 // (Export, after Listen), the source mirrors its own to that (StartMirrors), and the
 // memory is to follow when all are Ready and, after SyncMirrors, Synced. Once the
-// guest has stopped, FinishMirrors tells whether the target has all of it; it must be
-// done before ContinueSwitch, which makes the images inactive, and EndExports before
-// the target runs. In step, a guest's writes wait for the target, and if that hangs,
+// guest has stopped, FinishMirrors tells whether the target has all of it, and so does
+// StopMirrored, which stops the guest; it must be done before ContinueSwitch, which
+// makes the images inactive, and EndExports before the target runs. In step, a guest's writes wait for the target, and if that hangs,
 // so does what waits for them, QEMU's monitor included: CutMirrors ends it. While a
 // disk is mirrored, QEMU ignores the guest's discards (in all versions that were tried).
 //
