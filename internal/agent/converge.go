@@ -49,13 +49,14 @@ func (h *handover) passBegun(ctx context.Context, pass int) error {
 }
 
 // judge looks whether the guest is to be stopped. If what is left is not much more than
-// what is still under way, it is so only when the target has taken that.
+// what is still under way, it is so only when the target has taken that; but a QEMU that
+// is not held would stop the guest by itself meanwhile.
 func (h *handover) judge(ctx context.Context) error {
 	h.why = nil
 	if err := h.look(ctx, true); err != nil || h.pass < 2 {
 		return err
 	}
-	if h.why = h.converged(); h.why == nil || h.cost() > underWay {
+	if h.why = h.converged(); h.why == nil || h.cost() > underWay || !h.can.CanHold {
 		return nil
 	}
 	h.awaitTarget(ctx)
