@@ -10,16 +10,19 @@ import (
 // wait, also those that others add meanwhile, so that many replies take few
 // system calls.
 type replies struct {
-	conn net.Conn
-	sent func(*job) // also called for a reply that could not be sent
+	conn   net.Conn
+	wire   *wire      // the same, if there is no TLS
+	secure bool       // there is TLS
+	sent   func(*job) // also called for a reply that could not be sent
 
 	mu      sync.Mutex
 	waiting []reply
+	bytes   int     // of those
 	spare   []reply // the list that is not in use
 	sending bool
 	failed  error
 	joined  []byte // for TLS, which makes a record of each write
-	vector  net.Buffers
+	vector  [][]byte
 }
 
 type reply struct {
@@ -27,11 +30,26 @@ type reply struct {
 	job   *job
 }
 
+func newReplies(conn net.Conn, sent func(*job)) *replies {
+	r := &replies{conn: conn, sent: sent}
+	r.wire, _ = conn.(*wire)
+	_, r.secure = conn.(*tls.Conn)
+	return r
+}
+
+// size is how many bytes wait.
+func (r *replies) size() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.bytes
+}
+
 // add queues a reply; a flush sends it.
 func (r *replies) add(bytes []byte, j *job) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.waiting = append(r.waiting, reply{bytes, j})
+	r.bytes += len(bytes)
 }
 
 // flush sends what waits, or leaves it to another goroutine that is at it.
@@ -44,7 +62,7 @@ func (r *replies) flush() error {
 	r.sending = true
 	for len(r.waiting) > 0 {
 		batch := r.waiting
-		r.waiting = r.spare[:0]
+		r.waiting, r.bytes = r.spare[:0], 0
 		failed := r.failed
 		r.mu.Unlock()
 		if failed == nil {
@@ -65,14 +83,17 @@ func (r *replies) flush() error {
 const joinMax = 64 << 10
 
 func (r *replies) send(batch []reply) error {
-	if _, secure := r.conn.(*tls.Conn); secure {
+	if r.secure {
 		return r.sendJoined(batch)
 	}
 	r.vector = r.vector[:0]
 	for _, one := range batch {
 		r.vector = append(r.vector, one.bytes)
 	}
-	all := r.vector // WriteTo takes it apart
+	if r.wire != nil {
+		return r.wire.writeFrom(r.vector)
+	}
+	all := net.Buffers(r.vector) // WriteTo takes it apart
 	_, err := all.WriteTo(r.conn)
 	return err
 }

@@ -18,6 +18,10 @@ import (
 // DefaultMaxConnections is how many clients a server has at once.
 const DefaultMaxConnections = 1024
 
+// threadsMax is how many connections have a thread that waits for them. The rest
+// share the runtime's poller.
+const threadsMax = 1024
+
 // acceptAgain is how long a server without descriptors or memory waits.
 const acceptAgain = 200 * time.Millisecond
 
@@ -38,7 +42,8 @@ type Config struct {
 type Server struct {
 	config  Config
 	slots   chan struct{} // one for each connection
-	buffers buffers
+	waiting chan struct{} // one for each that has a thread
+	shared  shared
 }
 
 // NewServer starts nothing: see Serve.
@@ -46,7 +51,7 @@ func NewServer(config Config) *Server {
 	if config.MaxConnections == 0 {
 		config.MaxConnections = DefaultMaxConnections
 	}
-	return &Server{config: config, slots: make(chan struct{}, config.MaxConnections)}
+	return &Server{config: config, slots: make(chan struct{}, config.MaxConnections), waiting: make(chan struct{}, threadsMax)}
 }
 
 // Serve serves clients of the fleet by TLS until ctx ends, and returns when all
@@ -107,7 +112,8 @@ func passes(err error) bool {
 }
 
 // handle serves one connection to its end.
-func (s *Server) handle(ctx context.Context, conn net.Conn, h handshake) {
+func (s *Server) handle(ctx context.Context, accepted net.Conn, h handshake) {
+	conn := newWire(accepted)
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
@@ -127,6 +133,14 @@ func (s *Server) handle(ctx context.Context, conn net.Conn, h handshake) {
 	_ = conn.SetDeadline(time.Time{})
 	log = log.With("volume", string(a.volume.name), "epoch", uint64(a.epoch), "peer", h.peer.String())
 	log.Info("connected")
-	err = newSession(h.conn, conn, a, h.dialect, &s.buffers).run()
+	select {
+	case s.waiting <- struct{}{}:
+		defer func() { <-s.waiting }()
+		err = conn.wait()
+	default:
+	}
+	if err == nil {
+		err = newSession(h.conn, conn, a, h.dialect, &s.shared).run()
+	}
 	log.Info("disconnected", "cause", err)
 }

@@ -1,13 +1,13 @@
 package volume
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
+	"runtime"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sync/semaphore"
 	"golang.org/x/sys/unix"
@@ -18,19 +18,41 @@ const (
 	// at least requestCost, which bounds their number to 128.
 	inFlightMax = 64 << 20 // bytes
 	requestCost = 512 << 10
-	// readBuffer holds some small requests that a client sends at once. What of a
-	// long WRITE gets into it is copied once more.
-	readBuffer = 32 << 10
 	// inlineMax is the longest READ that the reader does itself when the
 	// kernel has the bytes already, and the longest WRITE into the kernel's
-	// cache: copying more would delay the next request. File systems let one
-	// write at a time into a file, so that two goroutines would only wait for
-	// each other.
-	inlineMax = 64 << 10
+	// cache: doing more would delay the next request for long.
+	inlineMax = 256 << 10
+	// sharedMin is from where on copying takes longer than to wake another
+	// thread for the next request. File systems let one write at a time into a
+	// file, but reading a WRITE's data takes as long.
+	sharedMin = 64 << 10
+	// heldBack bounds the replies that wait for others to be sent with. More
+	// would push each other out of the processor's cache.
+	heldBack = 64 << 10
 )
 
 // errGone is the end of a connection by DISC.
 var errGone = errors.New("the client has disconnected")
+
+// shared is what all sessions of a server have together.
+type shared struct {
+	buffers
+	jobs sync.Pool
+	busy atomic.Int64 // requests that are being done
+}
+
+// spare tells whether a processor may have nothing to do.
+func (s *shared) spare() bool { return s.busy.Load() < int64(runtime.NumCPU()) }
+
+func (s *shared) takeJob() *job {
+	if j, ok := s.jobs.Get().(*job); ok {
+		return j
+	}
+	return new(job)
+}
+
+// giveJob takes back a job that nobody uses any more.
+func (s *shared) giveJob(j *job) { s.jobs.Put(j) }
 
 // session is the transmission part of a connection.
 //
@@ -41,24 +63,24 @@ var errGone = errors.New("the client has disconnected")
 type session struct {
 	conn       net.Conn
 	raw        net.Conn // below TLS
-	reader     *bufio.Reader
+	inbox      *inbox
 	attachment *attachment
 	dialect    dialect
 	budget     *semaphore.Weighted
-	buffers    *buffers // of the server
-	replies    replies
+	shared     *shared // of the server
+	replies    *replies
 
 	life    context.Context
 	end     context.CancelCauseFunc
 	workers sync.WaitGroup
 }
 
-func newSession(conn, raw net.Conn, a *attachment, d dialect, b *buffers) *session {
+func newSession(conn, raw net.Conn, a *attachment, d dialect, of *shared) *session {
 	s := &session{
-		conn: conn, raw: raw, reader: bufio.NewReaderSize(conn, readBuffer), attachment: a, dialect: d,
-		budget: semaphore.NewWeighted(inFlightMax), buffers: b,
+		conn: conn, raw: raw, inbox: newInbox(conn), attachment: a, dialect: d,
+		budget: semaphore.NewWeighted(inFlightMax), shared: of,
 	}
-	s.replies = replies{conn: conn, sent: s.release}
+	s.replies = newReplies(conn, s.release)
 	s.life, s.end = context.WithCancelCause(context.Background())
 	return s
 }
@@ -83,6 +105,7 @@ type job struct {
 	cost    int64
 	buffer  []byte // replyRoom bytes, and the data of READ or WRITE
 	problem unix.Errno
+	head    [replyRoom]byte // for a reply without data
 }
 
 func (j *job) data() []byte { return j.buffer[replyRoom:] }
@@ -95,34 +118,38 @@ func (s *session) read() {
 			s.end(err)
 			return
 		}
+		s.shared.busy.Add(1)
 		if s.doAtOnce(j) {
+			s.shared.busy.Add(-1)
 			continue
 		}
 		s.workers.Go(s.read)
 		s.do(j)
+		s.shared.busy.Add(-1)
 		return
 	}
 }
 
 // next reads a request and the data of a WRITE, once there is memory for it.
 func (s *session) next() (*job, error) {
-	if s.reader.Buffered() < requestHeaderSize {
+	if !s.inbox.more() || s.replies.size() > heldBack {
 		if err := s.replies.flush(); err != nil {
 			return nil, err
 		}
 	}
-	var header [requestHeaderSize]byte
-	if _, err := io.ReadFull(s.reader, header[:]); err != nil {
+	header, err := s.inbox.header()
+	if err != nil {
 		return nil, err
 	}
-	r, err := decodeRequest(header[:])
+	r, err := decodeRequest(header)
 	if err != nil {
 		return nil, err
 	}
 	if r.command == cmdDisconnect {
 		return nil, errGone
 	}
-	j := &job{request: r, cost: requestCost, problem: s.dialect.check(r, s.attachment.volume.size.Load())}
+	j := s.shared.takeJob()
+	j.request, j.cost, j.problem = r, requestCost, s.dialect.check(r, s.attachment.volume.size.Load())
 	if r.command == cmdWrite && j.problem != 0 {
 		if err := s.discard(r.length); err != nil {
 			return nil, err
@@ -139,8 +166,15 @@ func (s *session) discard(length uint32) error {
 	if err := s.replies.flush(); err != nil {
 		return err
 	}
-	_, err := io.CopyN(io.Discard, s.reader, int64(length))
-	return err
+	var some [4096]byte
+	for length > 0 {
+		part := some[:min(length, uint32(len(some)))]
+		if err := s.inbox.fill(part); err != nil {
+			return err
+		}
+		length -= uint32(len(part))
+	}
+	return nil
 }
 
 // prepare takes memory for a job, and the data of a WRITE.
@@ -158,17 +192,16 @@ func (s *session) prepare(j *job) error {
 	if j.problem != 0 || j.command != cmdRead && j.command != cmdWrite {
 		return nil
 	}
-	j.buffer = s.buffers.take(int(j.length))
+	j.buffer = s.shared.take(int(j.length))
 	if j.command == cmdRead {
 		return nil
 	}
-	if s.reader.Buffered() < len(j.data()) {
+	if !s.inbox.has(len(j.data())) {
 		if err := s.replies.flush(); err != nil {
 			return err
 		}
 	}
-	_, err := io.ReadFull(s.reader, j.data())
-	return err
+	return s.inbox.fill(j.data())
 }
 
 // doAtOnce does what rarely takes any waiting. Its reply is sent together with
@@ -178,7 +211,7 @@ func (s *session) doAtOnce(j *job) bool {
 		s.finish(j, nil, j.problem)
 		return true
 	}
-	if j.length == 0 || j.length > inlineMax {
+	if j.length == 0 || j.length > inlineMax || j.length >= sharedMin && s.inbox.more() && s.shared.spare() {
 		return false
 	}
 	if j.command == cmdWrite && j.flags&flagFUA == 0 {
@@ -230,9 +263,9 @@ func (s *session) finish(j *job, reply []byte, err error) {
 	s.giveBuffer(j)
 	switch {
 	case err != nil:
-		reply = s.dialect.done(nil, j.cookie, errnoOf(err))
+		reply = s.dialect.done(j.head[:0], j.cookie, errnoOf(err))
 	case reply == nil:
-		reply = s.dialect.done(nil, j.cookie, 0)
+		reply = s.dialect.done(j.head[:0], j.cookie, 0)
 	}
 	s.replies.add(reply, j)
 }
@@ -242,11 +275,12 @@ func (s *session) finish(j *job, reply []byte, err error) {
 func (s *session) release(j *job) {
 	s.giveBuffer(j)
 	s.budget.Release(j.cost)
+	s.shared.giveJob(j)
 }
 
 func (s *session) giveBuffer(j *job) {
 	if j.buffer != nil {
-		s.buffers.give(j.buffer)
+		s.shared.give(j.buffer)
 		j.buffer = nil
 	}
 }
