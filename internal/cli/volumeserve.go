@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"runtime"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
@@ -71,6 +72,11 @@ func newVolumeServe(app *App) *cobra.Command {
 	return cmd
 }
 
+// clientThreads is how many threads may run besides those that Go has for the
+// processors. One that waits in the kernel for its client counts as running: with
+// fewer, one that comes back from there would wait for the turn of others.
+const clientThreads = 8
+
 func (a *App) runVolumeServer(ctx context.Context, flags volumeServeFlags) error {
 	config, err := a.volumeServerConfig(ctx, flags)
 	if err != nil {
@@ -80,6 +86,7 @@ func (a *App) runVolumeServer(ctx context.Context, flags volumeServeFlags) error
 	if err != nil {
 		return err
 	}
+	runtime.GOMAXPROCS(runtime.NumCPU() + clientThreads)
 	nbd, control := s.Addresses()
 	config.Log.Info("serving volumes", "name", flags.name, "nbd", nbd.String(), "control", control.String(), "run", flags.run)
 	// The keeper ends with an error of the context only.

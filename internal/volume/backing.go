@@ -17,6 +17,8 @@ import (
 // held that long, and a change of the lease waits for it.
 const zeroStep = 64 << 20 // bytes
 
+var pageSize = int64(os.Getpagesize())
+
 // zeroes is what is written where the file system knows no faster way.
 var zeroes [1 << 20]byte
 
@@ -122,6 +124,15 @@ func (b *backing) readAt(p []byte, offset int64) error {
 func (b *backing) readCached(p []byte, offset int64) bool {
 	n, err := unix.Preadv2(b.fd, [][]byte{p}, offset, unix.RWF_NOWAIT)
 	return err == nil && n == len(p)
+}
+
+// cached tells whether the whole range is in the kernel's cache, as far as the
+// kernel can tell.
+func (b *backing) cached(offset, length int64) bool {
+	pages := (offset+length-1)/pageSize - offset/pageSize + 1
+	var found unix.Cachestat_t
+	err := unix.Cachestat(uint(b.fd), &unix.CachestatRange{Off: uint64(offset), Len: uint64(length)}, &found, 0)
+	return err == nil && found.Cache >= uint64(pages)
 }
 
 func (b *backing) writeAt(p []byte, offset int64) error {

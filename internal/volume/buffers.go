@@ -14,13 +14,25 @@ const (
 	buffersKept = 64 << 20 // bytes
 )
 
-// buffers gives memory for requests and takes it back, by the power of two that
-// their data's size is within.
+// buffers gives memory for requests and takes it back, that for data by the power
+// of two that their size is within.
 type buffers struct {
 	mu   sync.Mutex
 	free [mostClass - leastClass + 1][][]byte
 	kept int
+	jobs sync.Pool
 }
+
+// takeJob gives a job with any content but a buffer.
+func (b *buffers) takeJob() *job {
+	if j, ok := b.jobs.Get().(*job); ok {
+		return j
+	}
+	return new(job)
+}
+
+// giveJob takes a job back that nobody uses any more.
+func (b *buffers) giveJob(j *job) { b.jobs.Put(j) }
 
 func class(size int) int { return max(bits.Len(uint(max(size, 1)-1)), leastClass) - leastClass }
 

@@ -211,7 +211,13 @@ func (c *testClient) do(r request, payload []byte) answer {
 }
 
 // answer reads one answer; readLength is that of a READ, for simple replies.
-func (c *testClient) answer(readLength uint32) (a answer, err error) {
+func (c *testClient) answer(readLength uint32) (answer, error) {
+	return c.answerOf(func(uint64) uint32 { return readLength })
+}
+
+// answerOf reads an answer to any of several requests, of which lengthOf knows
+// the READs' lengths by their cookies.
+func (c *testClient) answerOf(lengthOf func(cookie uint64) uint32) (a answer, err error) {
 	head := make([]byte, 16)
 	if _, err := io.ReadFull(c.conn, head); err != nil {
 		return a, err
@@ -224,7 +230,7 @@ func (c *testClient) answer(readLength uint32) (a answer, err error) {
 		}
 		a.errno = unix.Errno(binary.BigEndian.Uint32(head[4:]))
 		if a.errno == 0 {
-			a.data = make([]byte, readLength)
+			a.data = make([]byte, lengthOf(a.cookie))
 			_, err = io.ReadFull(c.conn, a.data)
 		}
 		return a, err

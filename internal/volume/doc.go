@@ -38,6 +38,13 @@
 // volume is opened anew. A lease that is read at the start is saved again before
 // it counts.
 //
+// # Threads
+//
+// While a connection is idle one goroutine waits in read(2) for its next request,
+// on a thread of its own. It also does what is short, or in the kernel's cache:
+// for anything that may wait for the disk it first starts another reader. Closing
+// such a connection shuts it down, which is what wakes the thread.
+//
 // # Files
 //
 //	DIR/lock                   held by the process that serves the folder

@@ -28,7 +28,11 @@ type replies struct {
 type reply struct {
 	bytes []byte
 	job   *job
+	from  *backing // of which the job's range follows, or nil
 }
+
+// direct tells whether replies may name bytes of a file instead of having them.
+func (r *replies) direct() bool { return r.wire != nil && r.wire.file != nil }
 
 func newReplies(conn net.Conn, sent func(*job)) *replies {
 	r := &replies{conn: conn, sent: sent}
@@ -45,11 +49,16 @@ func (r *replies) size() int {
 }
 
 // add queues a reply; a flush sends it.
-func (r *replies) add(bytes []byte, j *job) {
+func (r *replies) add(bytes []byte, j *job) { r.queue(reply{bytes: bytes, job: j}) }
+
+func (r *replies) queue(one reply) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.waiting = append(r.waiting, reply{bytes, j})
-	r.bytes += len(bytes)
+	r.waiting = append(r.waiting, one)
+	r.bytes += len(one.bytes)
+	if one.from != nil {
+		r.bytes += int(one.job.length)
+	}
 }
 
 // flush sends what waits, or leaves it to another goroutine that is at it.
@@ -89,6 +98,16 @@ func (r *replies) send(batch []reply) error {
 	r.vector = r.vector[:0]
 	for _, one := range batch {
 		r.vector = append(r.vector, one.bytes)
+		if one.from == nil {
+			continue
+		}
+		if err := r.wire.writeFrom(r.vector); err != nil {
+			return err
+		}
+		r.vector = r.vector[:0]
+		if err := r.wire.sendFile(one.from.fd, int64(one.job.offset), int(one.job.length)); err != nil {
+			return err
+		}
 	}
 	if r.wire != nil {
 		return r.wire.writeFrom(r.vector)

@@ -43,7 +43,7 @@ type Server struct {
 	config  Config
 	slots   chan struct{} // one for each connection
 	waiting chan struct{} // one for each that has a thread
-	shared  shared
+	buffers buffers
 }
 
 // NewServer starts nothing: see Serve.
@@ -140,7 +140,7 @@ func (s *Server) handle(ctx context.Context, accepted net.Conn, h handshake) {
 	default:
 	}
 	if err == nil {
-		err = newSession(h.conn, conn, a, h.dialect, &s.shared).run()
+		err = newSession(h.conn, conn, a, h.dialect, &s.buffers).run()
 	}
 	log.Info("disconnected", "cause", err)
 }

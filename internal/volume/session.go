@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"runtime"
 	"sync"
-	"sync/atomic"
 
 	"golang.org/x/sync/semaphore"
 	"golang.org/x/sys/unix"
@@ -18,41 +16,24 @@ const (
 	// at least requestCost, which bounds their number to 128.
 	inFlightMax = 64 << 20 // bytes
 	requestCost = 512 << 10
-	// inlineMax is the longest READ that the reader does itself when the
-	// kernel has the bytes already, and the longest WRITE into the kernel's
-	// cache: doing more would delay the next request for long.
-	inlineMax = 256 << 10
-	// sharedMin is from where on copying takes longer than to wake another
-	// thread for the next request. File systems let one write at a time into a
-	// file, but reading a WRITE's data takes as long.
-	sharedMin = 64 << 10
-	// heldBack bounds the replies that wait for others to be sent with. More
-	// would push each other out of the processor's cache.
+	// readMax is the longest READ that the reader does itself when the kernel
+	// has the bytes already: copying more would delay the next request.
+	readMax = 64 << 10
+	// writeMax is the longest WRITE that it does itself. File systems let one
+	// write at a time into a file, so that two goroutines would wait for each
+	// other, and to wake the second takes about as long as the write.
+	writeMax = 256 << 10
+	// directMin is the shortest READ that the kernel sends from its cache: for
+	// less, the calls take longer than the copy.
+	directMin = 32 << 10
+	// heldBack bounds the replies that wait for others to be sent with: a client
+	// waits for long ones, and together they would not stay in the processor's
+	// cache.
 	heldBack = 64 << 10
 )
 
 // errGone is the end of a connection by DISC.
 var errGone = errors.New("the client has disconnected")
-
-// shared is what all sessions of a server have together.
-type shared struct {
-	buffers
-	jobs sync.Pool
-	busy atomic.Int64 // requests that are being done
-}
-
-// spare tells whether a processor may have nothing to do.
-func (s *shared) spare() bool { return s.busy.Load() < int64(runtime.NumCPU()) }
-
-func (s *shared) takeJob() *job {
-	if j, ok := s.jobs.Get().(*job); ok {
-		return j
-	}
-	return new(job)
-}
-
-// giveJob takes back a job that nobody uses any more.
-func (s *shared) giveJob(j *job) { s.jobs.Put(j) }
 
 // session is the transmission part of a connection.
 //
@@ -67,7 +48,7 @@ type session struct {
 	attachment *attachment
 	dialect    dialect
 	budget     *semaphore.Weighted
-	shared     *shared // of the server
+	buffers    *buffers // of the server
 	replies    *replies
 
 	life    context.Context
@@ -75,10 +56,10 @@ type session struct {
 	workers sync.WaitGroup
 }
 
-func newSession(conn, raw net.Conn, a *attachment, d dialect, of *shared) *session {
+func newSession(conn, raw net.Conn, a *attachment, d dialect, b *buffers) *session {
 	s := &session{
 		conn: conn, raw: raw, inbox: newInbox(conn), attachment: a, dialect: d,
-		budget: semaphore.NewWeighted(inFlightMax), shared: of,
+		budget: semaphore.NewWeighted(inFlightMax), buffers: b,
 	}
 	s.replies = newReplies(conn, s.release)
 	s.life, s.end = context.WithCancelCause(context.Background())
@@ -118,14 +99,11 @@ func (s *session) read() {
 			s.end(err)
 			return
 		}
-		s.shared.busy.Add(1)
 		if s.doAtOnce(j) {
-			s.shared.busy.Add(-1)
 			continue
 		}
 		s.workers.Go(s.read)
 		s.do(j)
-		s.shared.busy.Add(-1)
 		return
 	}
 }
@@ -148,7 +126,7 @@ func (s *session) next() (*job, error) {
 	if r.command == cmdDisconnect {
 		return nil, errGone
 	}
-	j := s.shared.takeJob()
+	j := s.buffers.takeJob()
 	j.request, j.cost, j.problem = r, requestCost, s.dialect.check(r, s.attachment.volume.size.Load())
 	if r.command == cmdWrite && j.problem != 0 {
 		if err := s.discard(r.length); err != nil {
@@ -192,7 +170,7 @@ func (s *session) prepare(j *job) error {
 	if j.problem != 0 || j.command != cmdRead && j.command != cmdWrite {
 		return nil
 	}
-	j.buffer = s.shared.take(int(j.length))
+	j.buffer = s.buffers.take(int(j.length))
 	if j.command == cmdRead {
 		return nil
 	}
@@ -211,17 +189,37 @@ func (s *session) doAtOnce(j *job) bool {
 		s.finish(j, nil, j.problem)
 		return true
 	}
-	if j.length == 0 || j.length > inlineMax || j.length >= sharedMin && s.inbox.more() && s.shared.spare() {
+	switch {
+	case j.length == 0:
 		return false
-	}
-	if j.command == cmdWrite && j.flags&flagFUA == 0 {
+	case j.command == cmdRead:
+		return s.replyFromCache(j) || s.readAtOnce(j)
+	case j.command == cmdWrite && j.flags&flagFUA == 0 && j.length <= writeMax:
 		s.finish(j, nil, s.attachment.perform(j.request, j.buffer))
 		return true
 	}
-	if j.command != cmdRead || !s.attachment.volume.data.readCached(j.data(), int64(j.offset)) {
+	return false
+}
+
+func (s *session) readAtOnce(j *job) bool {
+	if j.length > readMax || !s.attachment.volume.data.readCached(j.data(), int64(j.offset)) {
 		return false
 	}
 	s.replyData(j)
+	return true
+}
+
+// replyFromCache lets the kernel send a long READ's data from its cache, without
+// a copy of them here. Should they be dropped from it just now, and the disk fail,
+// the connection ends: the reply has begun.
+func (s *session) replyFromCache(j *job) bool {
+	data := s.attachment.volume.data
+	if j.length < directMin || !s.replies.direct() || !data.cached(int64(j.offset), int64(j.length)) {
+		return false
+	}
+	s.giveBuffer(j)
+	begin := s.dialect.readHeader(j.head[:], j.request)
+	s.replies.queue(reply{bytes: j.head[begin:], job: j, from: data})
 	return true
 }
 
@@ -275,12 +273,12 @@ func (s *session) finish(j *job, reply []byte, err error) {
 func (s *session) release(j *job) {
 	s.giveBuffer(j)
 	s.budget.Release(j.cost)
-	s.shared.giveJob(j)
+	s.buffers.giveJob(j)
 }
 
 func (s *session) giveBuffer(j *job) {
 	if j.buffer != nil {
-		s.shared.give(j.buffer)
+		s.buffers.give(j.buffer)
 		j.buffer = nil
 	}
 }

@@ -36,7 +36,7 @@ func TestClientThatTakesNoAnswers(t *testing.T) {
 		defer a.detach()
 		client, conn := net.Pipe()
 		ended := make(chan error)
-		go func() { ended <- newSession(conn, conn, a, dialect{}, &shared{}).run() }()
+		go func() { ended <- newSession(conn, conn, a, dialect{}, &buffers{}).run() }()
 		if _, err := client.Write(requestBytes(request{command: cmdFlush})); err != nil {
 			t.Fatal(err)
 		}

@@ -92,6 +92,7 @@ func TestTLSComesFirst(t *testing.T) {
 			t.Fatalf("%v, %d bytes", err, len(got.data))
 		}
 	}
+	mixedLengths(t, c)
 	open := connect()
 	open.send(optionBytes(optExportName, []byte("v@1")))
 	open.wantClosed()

@@ -1,6 +1,8 @@
 package volume
 
 import (
+	"errors"
+	"io"
 	"net"
 	"os"
 	"sync"
@@ -138,6 +140,24 @@ func (w *wire) writeFrom(parts [][]byte) error {
 		parts = after(parts, w.out.n)
 	}
 	return nil
+}
+
+// sendFile sends a range of a file.
+func (w *wire) sendFile(file int, offset int64, length int) error {
+	var failed error
+	err := w.raw.Write(func(fd uintptr) bool {
+		for length > 0 && failed == nil {
+			failed = again(func() error {
+				n, err := unix.Sendfile(int(fd), file, &offset, length)
+				if length -= n; n == 0 && err == nil {
+					err = io.ErrUnexpectedEOF // the file has been cut
+				}
+				return err
+			})
+		}
+		return true
+	})
+	return errors.Join(err, failed)
 }
 
 // partsMax is the kernel's limit.
