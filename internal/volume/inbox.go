@@ -18,6 +18,7 @@ type inbox struct {
 	begin  int // of what was read and not taken yet
 	end    int
 	long   bool // the data taken last were, and the next ones may be
+	busy   bool // and the client had sent the next request already
 }
 
 func newInbox(conn net.Conn) *inbox {
@@ -95,12 +96,13 @@ func (in *inbox) fillDirectly(p []byte) error {
 		return err
 	}
 	for {
-		n, err := in.wire.readTo(p, in.buffer[:requestHeaderSize])
+		n, err := in.wire.readTo(in.busy, p, in.buffer[:requestHeaderSize])
 		if n == 0 {
 			return errors.Join(err, io.ErrUnexpectedEOF)
 		}
 		if n >= len(p) {
 			in.end = n - len(p)
+			in.busy = in.end > 0
 			return nil
 		}
 		p = p[n:]

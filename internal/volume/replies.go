@@ -17,7 +17,7 @@ type replies struct {
 
 	mu      sync.Mutex
 	waiting []reply
-	bytes   int     // of those
+	bytes   int     // that their requests have read or written
 	spare   []reply // the list that is not in use
 	sending bool
 	failed  error
@@ -41,8 +41,8 @@ func newReplies(conn net.Conn, sent func(*job)) *replies {
 	return r
 }
 
-// size is how many bytes wait.
-func (r *replies) size() int {
+// held is how many bytes the requests have read or written whose replies wait.
+func (r *replies) held() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.bytes
@@ -55,8 +55,7 @@ func (r *replies) queue(one reply) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.waiting = append(r.waiting, one)
-	r.bytes += len(one.bytes)
-	if one.from != nil {
+	if one.job.command == cmdRead || one.job.command == cmdWrite {
 		r.bytes += int(one.job.length)
 	}
 }

@@ -26,10 +26,9 @@ const (
 	// directMin is the shortest READ that the kernel sends from its cache: for
 	// less, the calls take longer than the copy.
 	directMin = 32 << 10
-	// heldBack bounds the replies that wait for others to be sent with: a client
-	// waits for long ones, and together they would not stay in the processor's
-	// cache.
-	heldBack = 64 << 10
+	// heldBack is for how many bytes that were read or written replies may wait to
+	// be sent with others. A client that was answered can go on meanwhile.
+	heldBack = 64 << 10 // bytes
 )
 
 // errGone is the end of a connection by DISC.
@@ -110,7 +109,7 @@ func (s *session) read() {
 
 // next reads a request and the data of a WRITE, once there is memory for it.
 func (s *session) next() (*job, error) {
-	if !s.inbox.more() || s.replies.size() > heldBack {
+	if !s.inbox.more() || s.replies.held() > heldBack {
 		if err := s.replies.flush(); err != nil {
 			return nil, err
 		}

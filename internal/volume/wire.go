@@ -25,6 +25,7 @@ type wire struct {
 	file   *os.File // since wait
 	raw    syscall.RawConn
 	in     scattered
+	soon   bool // what in is for is being sent by a client that is busy
 	out    scattered
 }
 
@@ -40,6 +41,11 @@ type scattered struct {
 func newWire(conn net.Conn) *wire {
 	w := &wire{Conn: conn}
 	w.in.call = func(fd uintptr) bool {
+		if w.soon {
+			if w.in.n, w.in.err = readSoon(int(fd), w.in.parts); w.in.err != unix.EAGAIN {
+				return true
+			}
+		}
 		w.in.err = again(func() (err error) { w.in.n, err = unix.Readv(int(fd), w.in.parts); return err })
 		return true
 	}
@@ -51,6 +57,27 @@ func newWire(conn net.Conn) *wire {
 		return true
 	}
 	return w
+}
+
+// looks is how often data that a client is sending are looked for before the thread
+// sleeps for them: it takes some microseconds, to sleep and be woken several times
+// that.
+const looks = 32
+
+// readSoon reads what comes while other threads are let run, if any; EAGAIN when
+// nothing does.
+func readSoon(fd int, parts [][]byte) (n int, err error) {
+	for range looks {
+		err = again(func() (err error) {
+			n, _, _, _, err = unix.RecvmsgBuffers(fd, parts, nil, unix.MSG_DONTWAIT)
+			return err
+		})
+		if err != unix.EAGAIN {
+			return n, err
+		}
+		_, _, _ = unix.Syscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
+	}
+	return 0, unix.EAGAIN
 }
 
 // wait takes the connection away from the poller. Nobody reads or writes
@@ -104,11 +131,12 @@ func (w *wire) Read(p []byte) (int, error) {
 }
 
 // readTo reads at least one byte, to the first part and what is more to the next.
-func (w *wire) readTo(parts ...[]byte) (int, error) {
+// A client that sends one request after the other will send them soon.
+func (w *wire) readTo(soon bool, parts ...[]byte) (int, error) {
 	if w.file == nil {
 		return w.Conn.Read(parts[0])
 	}
-	w.in.parts = append(w.in.parts[:0], parts...)
+	w.in.parts, w.soon = append(w.in.parts[:0], parts...), soon
 	if err := w.raw.Read(w.in.call); err != nil {
 		return 0, err
 	}

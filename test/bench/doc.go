@@ -53,7 +53,7 @@
 //
 // The three servers serve one file at the same time, which is in the page cache
 // as a whole, and fio's NBD engine uses them by turns: each case, in three
-// rounds, of which the one with the median throughput counts. All have their
+// rounds, of which each figure's median counts. All have their
 // default settings and are reached by a Unix socket, without TLS. Depth is that of
 // each connection. Then epochs follow each other on the volume while QEMU's
 // programs write to it over TLS by the lease of each, 32 requests in flight:

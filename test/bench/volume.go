@@ -9,7 +9,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"slices"
 	"strconv"
 	"time"
 
@@ -101,7 +100,8 @@ func runVolume(ctx context.Context, o options) (err error) {
 	return writeJSON(o.path("volume"), report)
 }
 
-// measure runs one case by turns on all servers and keeps the median of each.
+// measure runs one case by turns on all servers and keeps the median of each
+// figure of each server.
 func (r *volumeReport) measure(ctx context.Context, b *blocks, c volumeCase, rounds int) (text string, err error) {
 	found := make([][]volumeRun, len(b.servers))
 	for range rounds {
@@ -113,13 +113,26 @@ func (r *volumeReport) measure(ctx context.Context, b *blocks, c volumeCase, rou
 			found[i] = append(found[i], run)
 		}
 	}
-	for i := range found {
-		slices.SortFunc(found[i], func(a, b volumeRun) int { return cmp.Compare(a.MBs, b.MBs) })
-		median := found[i][len(found[i])/2]
+	for i, server := range b.servers {
+		median := volumeRun{
+			Server: server.name, volumeCase: c,
+			MBs:   medianOf(found[i], func(run volumeRun) float64 { return run.MBs }),
+			IOPS:  medianOf(found[i], func(run volumeRun) float64 { return run.IOPS }),
+			P99us: medianOf(found[i], func(run volumeRun) float64 { return run.P99us }),
+			CPUus: medianOf(found[i], func(run volumeRun) float64 { return run.CPUus }),
+		}
 		r.Runs = append(r.Runs, median)
 		text += fmt.Sprintf("%s %.0f MB/s, p99 %.0f µs, CPU %.1f µs  ", median.Server, median.MBs, median.P99us, median.CPUus)
 	}
 	return text, nil
+}
+
+func medianOf(runs []volumeRun, figure func(volumeRun) float64) float64 {
+	var all []float64
+	for _, run := range runs {
+		all = append(all, figure(run))
+	}
+	return demo.SpreadOf(all).Median
 }
 
 // fio runs fio's NBD engine: for so many seconds, or over the whole once.
