@@ -55,7 +55,7 @@
 // as a whole, and fio's NBD engine uses them by turns: each case, in three
 // rounds, of which each figure's median counts. All have their
 // default settings and are reached by a Unix socket, without TLS. Depth is that of
-// each connection. Then epochs follow each other on the volume while QEMU's
-// programs write to it over TLS by the lease of each, 32 requests in flight:
-// measured is the call that activates the next one, over mutual TLS.
+// each connection. Then epochs follow each other on the volume while a client
+// writes to it over TLS by the lease of each, 32 requests in flight: measured is
+// the call that activates the next one, over mutual TLS.
 package main

@@ -6,27 +6,19 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"strconv"
 	"time"
 
-	"godwit.dev/godwit/api/client"
-	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/demo"
 	"godwit.dev/godwit/internal/fleet"
-	"godwit.dev/godwit/internal/pki"
-	"godwit.dev/godwit/internal/volume"
 )
 
 const (
 	benchVolume  = 512 * fleet.MiB
 	usualRounds  = 3
 	roundSeconds = 1
-	leaseChanges = 20
-	leaseDepth   = 32
-	leaseSettle  = time.Second // until they write
 )
 
 // volumeCase is one way to use a server.
@@ -191,65 +183,4 @@ func (r *volumeRun) read(output []byte, cpu time.Duration) error {
 		return fmt.Errorf("fio did nothing on %s in %v", r.Server, r.volumeCase)
 	}
 	return nil
-}
-
-// measureLeases activates one epoch after the other while the one before
-// writes, and gives how long each call took.
-func measureLeases(ctx context.Context, b *blocks) (demo.Spread, error) {
-	keeper, err := pki.OpenKeeper(b.in("host"), nil, nil)
-	if err != nil {
-		return demo.Spread{}, err
-	}
-	host, err := client.DialVolumeServer(client.Config{
-		Server: "https://" + b.address, TLS: keeper.ClientConfig(pki.Expect{Kind: pki.Volume, Name: volumeServer}),
-	})
-	if err != nil {
-		return demo.Spread{}, err
-	}
-	defer host.Close()
-	var took []float64
-	secret := []byte("of these changes of the lease")
-	for epoch := uint64(1); epoch <= leaseChanges+1; epoch++ {
-		grant := &godwitv1.GrantLeaseRequest{Volume: volumeName, Epoch: epoch, Host: "h1", KeyHash: string(volume.HashKey(secret))}
-		if _, err := b.control.Grant(ctx, grant); err != nil {
-			return demo.Spread{}, err
-		}
-		begun := time.Now()
-		request := &godwitv1.ActivateLeasesRequest{Volumes: []string{volumeName}, Epoch: epoch, Key: secret}
-		if _, err := host.Activate(ctx, request); err != nil {
-			return demo.Spread{}, err
-		}
-		if epoch > 1 { // the first has nobody before it
-			took = append(took, float64(time.Since(begun))/float64(time.Millisecond))
-		}
-		if err := b.writeBy(ctx, epoch); err != nil {
-			return demo.Spread{}, err
-		}
-	}
-	return demo.SpreadOf(took), nil
-}
-
-// writeBy starts programs of QEMU that write by the lease of an epoch, over TLS,
-// and waits until they do. The next epoch's activation ends them. QEMU has 16
-// requests in flight on a connection, whatever it is told.
-func (b *blocks) writeBy(ctx context.Context, epoch uint64) error {
-	host, port, err := net.SplitHostPort(b.nbd)
-	if err != nil {
-		return err
-	}
-	image := fmt.Sprintf("driver=nbd,host=%s,port=%s,export=%s@%d,tls-creds=tls,tls-hostname=%s",
-		host, port, volumeName, epoch, pki.VolumeServerName(volumeServer))
-	for range leaseDepth / 16 {
-		err := b.start(exec.CommandContext(ctx, "qemu-img", "bench", "-w", "-c", "100000000", "-d", "16", "-s", "4096", "-t", "none",
-			"--object", "tls-creds-x509,id=tls,endpoint=client,dir="+b.in("host"), "--image-opts", image))
-		if err != nil {
-			return err
-		}
-	}
-	select {
-	case <-time.After(leaseSettle): // they do not say when they begin
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }
