@@ -15,9 +15,8 @@ import (
 // wire is a client's connection below TLS.
 //
 // From wait on, a thread of its own waits in the kernel for what the client sends,
-// and is woken for that alone. By the runtime's poller, which all connections
-// share, each request would take four system calls more and, with several
-// clients, wait for its turn.
+// and is woken by that alone. The runtime's poller, which all connections share,
+// takes one system call more for each request, and its clients wait for their turn.
 type wire struct {
 	net.Conn
 	mu     sync.Mutex
