@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"slices"
-	"strings"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
@@ -21,9 +19,6 @@ const (
 	maxSubnets = 16
 	maxVLAN    = 4094 // IEEE 802.1Q, section 9.6
 )
-
-// ownDevices begin the names of Godwit's own devices; see package network.
-var ownDevices = []string{"gwb-", "gwx-", "gwt", "gw-tun"}
 
 // networkService is the API of networks.
 type networkService struct{ server *Server }
@@ -197,9 +192,6 @@ func (f *findings) checkSegment(network fleet.Network) {
 	}
 	if err := fleet.CheckDevice(network.Bridge); network.Provider() && err != nil {
 		f.add("bridge", "%v", err)
-	}
-	if slices.ContainsFunc(ownDevices, func(own string) bool { return strings.HasPrefix(network.Bridge, own) }) {
-		f.add("bridge", "%q is as a device of Godwit's own is named: it must be a bridge that you have made", network.Bridge)
 	}
 	switch {
 	case network.VLAN > maxVLAN:
