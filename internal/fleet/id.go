@@ -60,13 +60,13 @@ func CheckDevice(name string) error {
 	switch {
 	case name == "" || len(name) > maxDevice:
 		return fmt.Errorf("%q is not the name of a network device: those have 1 to %d bytes", name, maxDevice)
-	case name == "." || name == ".." || strings.ContainsAny(name, "/:%") || strings.ContainsFunc(name, isBlank):
-		return fmt.Errorf("%q is not the name of a network device: those have no spaces and none of /:%%", name)
+	case name == "." || name == ".." || strings.ContainsAny(name, "/:% ") || strings.ContainsFunc(name, notPrintable):
+		return fmt.Errorf("%q is not the name of a network device: those are printable, without spaces and /:%%", name)
 	}
 	return nil
 }
 
-func isBlank(r rune) bool { return unicode.IsSpace(r) || !unicode.IsPrint(r) || r == utf8.RuneError }
+func notPrintable(r rune) bool { return !unicode.IsPrint(r) || r == utf8.RuneError }
 
 var requestID = regexp.MustCompile(`^[A-Za-z0-9_.-]{1,128}$`)
 

@@ -55,14 +55,8 @@ func TestProviderNetworks(t *testing.T) {
 		{"a VLAN without a bridge", &godwitv1.Network{Name: "x", Vlan: 7}, fleet.Invalid, "vlan"},
 		{"no VLAN", &godwitv1.Network{Name: "x", Bridge: "br9", Vlan: 4095}, fleet.Invalid, "vlan"},
 		{"far from one", &godwitv1.Network{Name: "x", Bridge: "br9", Vlan: 1<<16 + 1}, fleet.Invalid, "vlan"},
-		{"too long", &godwitv1.Network{Name: "x", Bridge: "br-0123456789abc"}, fleet.Invalid, "bridge"},
 		{"a path", &godwitv1.Network{Name: "x", Bridge: "br/0"}, fleet.Invalid, "bridge"},
-		{"an alias", &godwitv1.Network{Name: "x", Bridge: "br0:1"}, fleet.Invalid, "bridge"},
-		{"a pattern", &godwitv1.Network{Name: "x", Bridge: "br%d"}, fleet.Invalid, "bridge"},
-		{"a space", &godwitv1.Network{Name: "x", Bridge: "br 0"}, fleet.Invalid, "bridge"},
-		{"dots", &godwitv1.Network{Name: "x", Bridge: ".."}, fleet.Invalid, "bridge"},
 		{"everything", &godwitv1.Network{Name: "X", Bridge: "a/b", Vni: 1, Vlan: 5000, Mtu: 9}, fleet.Invalid, "name vni bridge vlan mtu"},
-		{"a longest name", &godwitv1.Network{Name: "long", Bridge: "br-0123456789ab"}, "", ""},
 	}
 	for _, test := range cases {
 		response, err := f.networks.Create(t.Context(), &godwitv1.CreateNetworkRequest{Network: test.network})
