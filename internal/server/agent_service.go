@@ -141,19 +141,10 @@ func (s *Server) noteSilence(ctx context.Context, name fleet.HostName, cause err
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), farewell)
 	defer cancel()
-	var err error
-	hosts := s.tables.hosts
-	for range store.MaxConflicts {
-		var entry store.Entry[fleet.Host]
-		if entry, err = hosts.Get(ctx, string(name)); err != nil {
-			break
-		}
-		entry.Value.Seen = seen
-		_, err = s.tables.store.Commit(ctx, store.If(hosts.At(entry.Name, entry.Version)), hosts.Put(entry.Name, entry.Value))
-		if fleet.CodeOf(err) != fleet.Conflict {
-			break
-		}
-	}
+	err := s.tables.changeHost(ctx, "note silence", name, func(host *fleet.Host) bool {
+		host.Seen = seen
+		return true
+	})
 	if err != nil {
 		s.log.Warn("not written when a host was last heard of", "host", name, "cause", err)
 	}

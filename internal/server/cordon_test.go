@@ -8,6 +8,7 @@ import (
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/migration"
+	"godwit.dev/godwit/internal/store"
 )
 
 // A cordon in the moment between the choice of a target and its record wins.
@@ -52,5 +53,48 @@ func TestCordonWhileChoosing(t *testing.T) {
 	_, err = tables.store.Commit(t.Context(), on.stand(tables, "h1"), tables.counters.Put("test", 1))
 	if fleet.CodeOf(err) != fleet.Conflict {
 		t.Errorf("what was decided before the cordon stands: %v", err)
+	}
+}
+
+// A cordon while a host's record is being changed stays, and so does the change.
+func TestCordonWhileChangingTheHost(t *testing.T) {
+	f := newFleet(t)
+	f.join("h1")
+	tables, edits := f.server.tables, 0
+	change := func(held ...store.Condition) error {
+		return tables.changeHost(t.Context(), "test", "h1", func(host *fleet.Host) bool {
+			if edits++; edits == 1 {
+				if _, err := f.hosts.Cordon(t.Context(), &godwitv1.CordonHostRequest{Name: "h1", Cordoned: true}); err != nil {
+					t.Error(err)
+				}
+			}
+			changed := host.CPUs != 99
+			host.CPUs = 99
+			return changed
+		}, held...)
+	}
+	if err := change(); err != nil || edits != 2 {
+		t.Errorf("after %d tries: %v", edits, err)
+	}
+	after, err := tables.hosts.Get(t.Context(), "h1")
+	if err != nil || !after.Value.Cordoned || after.Value.CPUs != 99 {
+		t.Errorf("the record is %+v, %v", after.Value, err)
+	}
+	if err := change(); err != nil {
+		t.Error(err)
+	}
+	if again, err := tables.hosts.Get(t.Context(), "h1"); err != nil || again.Version != after.Version {
+		t.Errorf("a change of nothing is written: %v, %v", again, err)
+	}
+
+	err = tables.changeHost(t.Context(), "test", "h1", func(host *fleet.Host) bool {
+		host.CPUs = 1
+		return true
+	}, tables.hosts.Present("h2"))
+	if fleet.CodeOf(err) != fleet.Conflict {
+		t.Errorf("without what must hold: %v", err)
+	}
+	if again, err := tables.hosts.Get(t.Context(), "h1"); err != nil || again.Version != after.Version {
+		t.Errorf("it is changed without what must hold: %v, %v", again, err)
 	}
 }

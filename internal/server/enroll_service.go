@@ -81,22 +81,15 @@ func (e enrollService) spend(ctx context.Context, token pki.Token, id pki.Identi
 // forgetMachine lets whatever machine has enrolled under a name be that host:
 // the token is the operator's word for it.
 func (s *Server) forgetMachine(ctx context.Context, name fleet.HostName) error {
-	hosts := s.tables.hosts
-	for range store.MaxConflicts {
-		entry, err := hosts.Get(ctx, string(name))
-		if fleet.CodeOf(err) == fleet.NotFound {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		entry.Value.Machine = ""
-		_, err = s.tables.store.Commit(ctx, store.If(hosts.At(entry.Name, entry.Version)), hosts.Put(entry.Name, entry.Value))
-		if fleet.CodeOf(err) != fleet.Conflict {
-			return err
-		}
+	err := s.tables.changeHost(ctx, "enrol", name, func(host *fleet.Host) bool {
+		known := host.Machine != ""
+		host.Machine = ""
+		return known
+	})
+	if fleet.CodeOf(err) == fleet.NotFound {
+		return nil
 	}
-	return tooManyConflicts("enrol", "host "+string(name))
+	return err
 }
 
 // Renew answers the caller's present identity with a new certificate.

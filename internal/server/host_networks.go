@@ -41,8 +41,9 @@ func checkHostNetworks(networks fleet.HostNetworks) (path, problem string) {
 	return "", ""
 }
 
-// noteNetworks takes what a host says of its networks since its Hello. The error is that
-// it cannot be; if it could not be recorded the session ends, and the next Hello says it.
+// noteNetworks takes what a host says of its networks since its Hello. It fails only for
+// what no host can have. If the store does not take it the session ends, so that the next
+// Hello says it again.
 func (s *Server) noteNetworks(ctx context.Context, from *session, message *godwitv1.HostNetworks, held ...store.Condition) error {
 	networks := wire.DecodeHostNetworks(message)
 	if path, problem := checkHostNetworks(networks); path != "" {
@@ -53,7 +54,7 @@ func (s *Server) noteNetworks(ctx context.Context, from *session, message *godwi
 	}
 	ctx, cancel := context.WithTimeout(ctx, noteWithin)
 	defer cancel()
-	if err := s.putNetworks(ctx, string(from.host), networks, held); err != nil {
+	if err := s.putNetworks(ctx, from.host, networks, held...); err != nil {
 		from.end(&fleet.Error{
 			Code: fleet.Unavailable, Op: "keep session", Subject: "host " + string(from.host),
 			Cause: "what it says of its networks could not be recorded",
@@ -64,22 +65,15 @@ func (s *Server) noteNetworks(ctx context.Context, from *session, message *godwi
 }
 
 // putNetworks writes them to the host's record, unless it has them.
-func (s *Server) putNetworks(ctx context.Context, name string, networks fleet.HostNetworks, held []store.Condition) error {
-	hosts := s.tables.hosts
-	for range store.MaxConflicts {
-		entry, err := hosts.Get(ctx, name)
-		if err != nil || entry.Value.Networks.Equal(networks) {
-			return err
-		}
-		entry.Value.Networks = networks
-		conditions := append(store.If(hosts.At(name, entry.Version)), held...)
-		_, err = s.tables.store.Commit(ctx, conditions, hosts.Put(name, entry.Value))
-		if fleet.CodeOf(err) != fleet.Conflict {
-			if err == nil {
-				s.log.Info("a host's networks have changed", "host", name, "bridges", len(networks.Bridges), "underlayMTU", networks.UnderlayMTU)
-			}
-			return err
-		}
+func (s *Server) putNetworks(ctx context.Context, name fleet.HostName, networks fleet.HostNetworks, held ...store.Condition) error {
+	var news bool
+	err := s.tables.changeHost(ctx, "note networks", name, func(host *fleet.Host) bool {
+		news = !host.Networks.Equal(networks)
+		host.Networks = networks
+		return news
+	}, held...)
+	if err == nil && news {
+		s.log.Info("a host's networks have changed", "host", name, "bridges", len(networks.Bridges), "underlayMTU", networks.UnderlayMTU)
 	}
-	return tooManyConflicts("note networks", "host "+name)
+	return err
 }

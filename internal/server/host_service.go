@@ -101,6 +101,23 @@ func (s *Server) cordon(ctx context.Context, op string, request *godwitv1.Cordon
 	return store.Entry[fleet.Host]{}, tooManyConflicts(op, "host "+request.GetName())
 }
 
+// changeHost has edit change a host's record, as long as held holds. Nothing is written if
+// edit says that it has changed nothing.
+func (t tables) changeHost(ctx context.Context, op string, name fleet.HostName, edit func(*fleet.Host) (changed bool), held ...store.Condition) error {
+	for range store.MaxConflicts {
+		entry, err := t.hosts.Get(ctx, string(name))
+		if err != nil || !edit(&entry.Value) {
+			return err
+		}
+		conditions := append(store.If(t.hosts.At(entry.Name, entry.Version)), held...)
+		_, err = t.store.Commit(ctx, conditions, t.hosts.Put(entry.Name, entry.Value))
+		if fleet.CodeOf(err) != fleet.Conflict {
+			return err
+		}
+	}
+	return tooManyConflicts(op, "host "+string(name))
+}
+
 // CreateToken makes a token. Its text exists in the answer only; if that is kept
 // for a request's id, then beside the key of the authority, which can do more.
 func (h hostService) CreateToken(ctx context.Context, request *godwitv1.CreateTokenRequest) (*godwitv1.CreateTokenResponse, error) {
