@@ -64,13 +64,14 @@ func Choose(snapshot Snapshot, request Request) (Result, error) {
 		return Result{}, err
 	}
 	var result Result
-	source, bridges := snapshot.host(request.Source), false
+	source, _ := snapshot.host(request.Source) // a start has none
+	byBridge := false
 	for _, candidate := range considered {
 		segments := refuseSegments(candidate.Host.Networks, request)
-		why := slices.Concat(refuse(candidate, request), segments, refuseUnderlay(candidate.Host, source, request))
+		why := slices.Concat(refuse(candidate, request), segments, refuseUnderlay(candidate.Host, source.Host, request))
 		if len(why) > 0 {
 			result.Refused = append(result.Refused, Refusal{Host: candidate.Host.Name, Why: why})
-			bridges = bridges || len(segments) > 0
+			byBridge = byBridge || len(segments) > 0
 			continue
 		}
 		result.Ranked = append(result.Ranked, rank(candidate, request.VM))
@@ -80,30 +81,28 @@ func Choose(snapshot Snapshot, request Request) (Result, error) {
 		return cmp.Or(cmp.Compare(b.Score, a.Score), cmp.Compare(a.Host, b.Host))
 	})
 	if len(result.Ranked) == 0 {
-		return result, noFit(request, result.Refused, bridges)
+		return result, noFit(request, result.Refused, byBridge)
 	}
 	best := result.Ranked[0]
 	result.Host, result.Score, result.Why = best.Host, best.Score, best.Why
 	return result, nil
 }
 
-// host gives the record of a host; the zero one if there is none of that name.
-func (s Snapshot) host(name fleet.HostName) fleet.Host {
+// host finds a host by its name.
+func (s Snapshot) host(name fleet.HostName) (Candidate, bool) {
 	at := slices.IndexFunc(s.Hosts, func(c Candidate) bool { return c.Host.Name == name })
 	if at < 0 {
-		return fleet.Host{}
+		return Candidate{}, false
 	}
-	return s.Hosts[at].Host
+	return s.Hosts[at], true
 }
 
 func consider(snapshot Snapshot, request Request) ([]Candidate, error) {
 	if request.Want == "" {
 		return snapshot.Hosts, nil
 	}
-	for _, candidate := range snapshot.Hosts {
-		if candidate.Host.Name == request.Want {
-			return []Candidate{candidate}, nil
-		}
+	if candidate, ok := snapshot.host(request.Want); ok {
+		return []Candidate{candidate}, nil
 	}
 	return nil, &fleet.Error{
 		Code: fleet.NotFound, Op: "place", Subject: "vm " + string(request.VM.Name),
@@ -128,8 +127,9 @@ func rank(candidate Candidate, vm fleet.VM) Ranked {
 	}
 }
 
-// noFit says why no host can take the VM. bridges: one of them for want of a bridge.
-func noFit(request Request, refused []Refusal, bridges bool) error {
+// noFit says why no host can take the VM. byBridge: a bridge, its MTU or its VLANs refused
+// one of them.
+func noFit(request Request, refused []Refusal, byBridge bool) error {
 	failure := &fleet.Error{
 		Code: fleet.NoFit, Op: "place", Subject: "vm " + string(request.VM.Name),
 		Hint: "free capacity, uncordon a host or add one; godwit host list shows what each has left",
@@ -138,7 +138,7 @@ func noFit(request Request, refused []Refusal, bridges bool) error {
 	case request.Want != "":
 		failure.Cause = fmt.Sprintf("host %s cannot take it: %s", request.Want, strings.Join(refused[0].Why, "; "))
 		failure.Hint = "choose another host, or leave the choice to godwit"
-		if bridges {
+		if byBridge {
 			failure.Hint += "; " + bridgeHint
 		}
 		return failure
@@ -151,7 +151,7 @@ func noFit(request Request, refused []Refusal, bridges bool) error {
 	default:
 		failure.Cause = fmt.Sprintf("none of the %d hosts can take it", len(refused))
 	}
-	if bridges {
+	if byBridge {
 		failure.Hint = bridgeHint + "; else " + failure.Hint
 	}
 	for _, refusal := range refused {

@@ -147,8 +147,8 @@ func TestUnderlayOfTheTarget(t *testing.T) {
 	}
 }
 
-// A host that has room is refused for its networks if and only if what they carry is
-// said here a second time to be too little.
+// A host that has room is refused for its networks if and only if carries, written apart
+// from what decides that, says that it does not.
 func TestNetworkProperties(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var hosts []Candidate
