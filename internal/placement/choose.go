@@ -29,8 +29,8 @@ type Request struct {
 	Source fleet.HostName
 	// Want, if set, is the only host considered, under the same conditions.
 	Want fleet.HostName
-	// Networks are those of the VM's ports.
-	Networks map[fleet.NetworkName]fleet.Network
+	// Networks are those of the VM's ports, each once.
+	Networks []fleet.Network
 }
 
 // Result is the decision with all that led to it.
@@ -67,8 +67,8 @@ func Choose(snapshot Snapshot, request Request) (Result, error) {
 	source, _ := snapshot.host(request.Source) // a start has none
 	byBridge := false
 	for _, candidate := range considered {
-		segments := refuseSegments(candidate.Host.Networks, request)
-		why := slices.Concat(refuse(candidate, request), segments, refuseUnderlay(candidate.Host, source.Host, request))
+		segments := refuseSegments(candidate.Host.Networks, request.Networks)
+		why := slices.Concat(refuse(candidate, request), segments, refuseUnderlay(candidate.Host, source.Host, request.Networks))
 		if len(why) > 0 {
 			result.Refused = append(result.Refused, Refusal{Host: candidate.Host.Name, Why: why})
 			byBridge = byBridge || len(segments) > 0

@@ -33,8 +33,8 @@ func RefuseSegment(host fleet.HostNetworks, network fleet.Network) (why []string
 	return why
 }
 
-func refuseSegments(host fleet.HostNetworks, request Request) (why []string) {
-	for _, network := range request.networks() {
+func refuseSegments(host fleet.HostNetworks, networks []fleet.Network) (why []string) {
+	for _, network := range networks {
 		why = append(why, RefuseSegment(host, network)...)
 	}
 	return why
@@ -42,7 +42,7 @@ func refuseSegments(host fleet.HostNetworks, request Request) (why []string) {
 
 // refuseUnderlay refuses a migration's target between which and other hosts packets of the
 // VM would be fragmented, and more so than they are at its source.
-func refuseUnderlay(host, source fleet.Host, request Request) (why []string) {
+func refuseUnderlay(host, source fleet.Host, networks []fleet.Network) (why []string) {
 	own, before := host.Networks.UnderlayMTU, source.Networks.UnderlayMTU
 	if own == 0 || own >= before {
 		return nil // it is not known, or no worse than before
@@ -51,22 +51,10 @@ func refuseUnderlay(host, source fleet.Host, request Request) (why []string) {
 	if host.Address.Unmap().Is4() {
 		overhead = overheadIPv4
 	}
-	for _, network := range request.networks() {
+	for _, network := range networks {
 		if need := network.MTU + overhead; !network.Provider() && own < need {
 			why = append(why, fmt.Sprintf("its MTU to other hosts is %d, network %s needs %d, and host %s has %d", own, network.Name, need, source.Name, before))
 		}
 	}
 	return why
-}
-
-// networks gives each network of the VM once, in the order of its ports.
-func (r Request) networks() (networks []fleet.Network) {
-	seen := map[fleet.NetworkName]bool{}
-	for _, port := range r.VM.Spec.Ports {
-		if !seen[port.Network] {
-			networks = append(networks, r.Networks[port.Network])
-		}
-		seen[port.Network] = true
-	}
-	return networks
 }

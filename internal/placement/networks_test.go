@@ -19,13 +19,14 @@ var testNetworks = map[fleet.NetworkName]fleet.Network{
 	"jumbo":  {Name: "jumbo", Bridge: "br1", VLAN: 7, MTU: 9000},
 }
 
-// with gives the VM ports in networks.
-func with(names ...fleet.NetworkName) fleet.VM {
-	vm := smallVM()
+// with asks for a host for a VM with ports in networks.
+func with(names ...fleet.NetworkName) Request {
+	request := Request{VM: smallVM()}
 	for _, name := range names {
-		vm.Spec.Ports = append(vm.Spec.Ports, fleet.Port{Network: name})
+		request.VM.Spec.Ports = append(request.VM.Spec.Ports, fleet.Port{Network: name})
+		request.Networks = append(request.Networks, testNetworks[name])
 	}
-	return vm
+	return request
 }
 
 func bridges(bridges ...fleet.Bridge) func(*Candidate) {
@@ -42,10 +43,10 @@ func TestBridgesOfHosts(t *testing.T) {
 	plain, filtering := fleet.Bridge{Name: "br0", MTU: 1500}, fleet.Bridge{Name: "br0", MTU: 1500, FiltersVLANs: true}
 	small := fleet.Bridge{Name: "br1", MTU: 1500}
 	cases := []struct {
-		name string
-		host func(*Candidate)
-		vm   fleet.VM
-		want []string
+		name    string
+		host    func(*Candidate)
+		request Request
+		want    []string
 	}{
 		{"an overlay needs none", bridges(), with("blue"), nil},
 		{"no bridges", bridges(), with("prod"), []string{"it has no bridge br0, which network prod is on"}},
@@ -57,7 +58,6 @@ func TestBridgesOfHosts(t *testing.T) {
 		{"both are told", bridges(small), with("jumbo"), []string{
 			"its bridge br1 has an MTU of 1500, network jumbo needs 9000", "its bridge br1 does not filter VLANs, network jumbo is VLAN 7 of it"}},
 		{"a larger MTU", bridges(fleet.Bridge{Name: "br0", MTU: 9000}), with("prod"), nil},
-		{"each network once", bridges(), with("prod", "blue", "prod"), []string{"it has no bridge br0, which network prod is on"}},
 		{"every network", bridges(plain), with("office", "prod", "jumbo"), []string{
 			"its bridge br0 does not filter VLANs, network office is VLAN 100 of it", "it has no bridge br1, which network jumbo is on"}},
 	}
@@ -65,7 +65,9 @@ func TestBridgesOfHosts(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			for _, source := range []fleet.HostName{"", "b"} {
 				hosts := []Candidate{candidate("a", test.host), candidate("b", bridges(filtering), func(c *Candidate) { c.Host.Cordoned = true })}
-				result, err := Choose(Snapshot{Hosts: hosts}, Request{VM: test.vm, Source: source, Networks: testNetworks})
+				request := test.request
+				request.Source = source
+				result, err := Choose(Snapshot{Hosts: hosts}, request)
 				if test.want == nil {
 					if err != nil || result.Host != "a" {
 						t.Errorf("from %q: got %+v, %v", source, result, err)
@@ -85,7 +87,8 @@ func TestBridgesOfHosts(t *testing.T) {
 
 func TestNamedHostWithoutTheBridge(t *testing.T) {
 	hosts := []Candidate{candidate("a", bridges()), candidate("b", bridges(fleet.Bridge{Name: "br0", MTU: 1500}))}
-	request := Request{VM: with("prod"), Want: "a", Networks: testNetworks}
+	request := with("prod")
+	request.Want = "a"
 	_, err := Choose(Snapshot{Hosts: hosts}, request)
 	if err == nil || !strings.Contains(err.Error(), "host a cannot take it: it has no bridge br0") || !strings.Contains(fleet.HintOf(err), "godwit host show") {
 		t.Errorf("%v, hint %q", err, fleet.HintOf(err))
@@ -106,7 +109,7 @@ func TestUnderlayOfTheTarget(t *testing.T) {
 		name           string
 		source, target int
 		edit           func(*Candidate)
-		vm             fleet.VM
+		request        Request
 		want           []string
 	}{
 		{"as large as needed", 9000, 1550, nil, with("blue"), nil},
@@ -129,7 +132,9 @@ func TestUnderlayOfTheTarget(t *testing.T) {
 			}
 			snapshot := Snapshot{Hosts: []Candidate{target, candidate("b", underlay(test.source))}}
 			for _, want := range []fleet.HostName{"", "a"} {
-				result, err := Choose(snapshot, Request{VM: test.vm, Source: "b", Want: want, Networks: testNetworks})
+				request := test.request
+				request.Source, request.Want = "b", want
+				result, err := Choose(snapshot, request)
 				if test.want == nil {
 					if err != nil || result.Host != "a" {
 						t.Errorf("to %q: got %+v, %v", want, result, err)
@@ -140,7 +145,9 @@ func TestUnderlayOfTheTarget(t *testing.T) {
 					t.Errorf("to %q: %v; refused %+v, want %q", want, err, result.Refused, test.want)
 				}
 			}
-			if _, err := Choose(snapshot, Request{VM: test.vm, Want: "a", Networks: testNetworks}); err != nil {
+			start := test.request
+			start.Want = "a"
+			if _, err := Choose(snapshot, start); err != nil {
 				t.Errorf("a start is refused: %v", err)
 			}
 		})
@@ -162,9 +169,11 @@ func TestNetworkProperties(t *testing.T) {
 				}
 			}
 		}
-		names := rapid.SliceOfN(rapid.SampledFrom(slices.Sorted(maps.Keys(testNetworks))), 0, 2).Draw(t, "networks")
+		names := rapid.SliceOfNDistinct(rapid.SampledFrom(slices.Sorted(maps.Keys(testNetworks))), 0, 2, rapid.ID).Draw(t, "networks")
 		source := rapid.SampledFrom([]fleet.HostName{"", "h0"}).Draw(t, "source")
-		result, _ := Choose(Snapshot{Hosts: hosts}, Request{VM: with(names...), Source: source, Networks: testNetworks})
+		request := with(names...)
+		request.Source = source
+		result, _ := Choose(Snapshot{Hosts: hosts}, request)
 		for _, c := range hosts {
 			ranked := slices.ContainsFunc(result.Ranked, func(r Ranked) bool { return r.Host == c.Host.Name })
 			want := c.Host.Name != source

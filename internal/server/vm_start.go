@@ -127,9 +127,9 @@ type grounds struct {
 	snapshot placement.Snapshot
 	hosts    map[fleet.HostName]store.Entry[fleet.Host]
 	ledgers  map[fleet.HostName]store.Entry[fleet.Ledger]
-	// Of the VM's ports. What placement asks of them does not change, and the VM keeps
-	// them from being deleted.
-	networks map[fleet.NetworkName]fleet.Network
+	// Of the VM's ports, each once. What placement asks of them does not change, and the
+	// VM keeps them from being deleted.
+	networks []fleet.Network
 }
 
 // stand holds as long as what was decided on the host does.
@@ -161,14 +161,19 @@ func (t tables) grounds(ctx context.Context, spec fleet.VMSpec, up func(fleet.Ho
 	return g, err
 }
 
-func (t tables) networksOf(ctx context.Context, spec fleet.VMSpec) (map[fleet.NetworkName]fleet.Network, error) {
-	networks := map[fleet.NetworkName]fleet.Network{}
+// networksOf reads each network of a VM once, in the order of its ports.
+func (t tables) networksOf(ctx context.Context, spec fleet.VMSpec) (networks []fleet.Network, err error) {
+	read := map[fleet.NetworkName]bool{}
 	for _, port := range spec.Ports {
+		if read[port.Network] {
+			continue
+		}
+		read[port.Network] = true
 		entry, err := t.networks.Get(ctx, string(port.Network))
 		if err != nil {
 			return nil, err
 		}
-		networks[port.Network] = entry.Value
+		networks = append(networks, entry.Value)
 	}
 	return networks, nil
 }
