@@ -11,6 +11,7 @@ import (
 
 	"godwit.dev/godwit/api/client"
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/fleet"
 )
 
 func newNetworkCommand(app *App) *cobra.Command {
@@ -48,7 +49,7 @@ VM starts or is moved. godwit host show lists a host's bridges.`,
 			}
 			created := response.GetNetwork()
 			return app.printOne(created, func(w io.Writer) {
-				fmt.Fprintf(w, "network %s created: %s, MTU %d\n", created.GetName(), carrier(created), created.GetMtu())
+				fmt.Fprintf(w, "network %s created: %s, MTU %d\n", created.GetName(), segment(created), created.GetMtu())
 			})
 		})
 	flags := cmd.Flags()
@@ -62,15 +63,9 @@ VM starts or is moved. godwit host show lists a host's bridges.`,
 	return cmd
 }
 
-// carrier says what carries the frames of a network.
-func carrier(network *godwitv1.Network) string {
-	switch {
-	case network.GetBridge() == "":
-		return "VNI " + number(network.GetVni())
-	case network.GetVlan() == 0:
-		return "bridge " + network.GetBridge()
-	}
-	return fmt.Sprintf("bridge %s, VLAN %d", network.GetBridge(), network.GetVlan())
+// segment says what carries the frames of a network.
+func segment(network *godwitv1.Network) string {
+	return fleet.Network{VNI: network.GetVni(), Bridge: network.GetBridge(), VLAN: uint16(network.GetVlan())}.Segment()
 }
 
 func newNetworkList(app *App) *cobra.Command {

@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"time"
@@ -92,6 +93,18 @@ type Network struct {
 
 // Provider tells whether it is a provider network.
 func (n Network) Provider() bool { return n.Bridge != "" }
+
+// Segment says what carries the network's frames, and no other network's: "VNI 7",
+// "bridge br0" or "VLAN 100 of bridge br0".
+func (n Network) Segment() string {
+	switch {
+	case !n.Provider():
+		return fmt.Sprintf("VNI %d", n.VNI)
+	case n.VLAN == 0:
+		return "bridge " + n.Bridge
+	}
+	return fmt.Sprintf("VLAN %d of bridge %s", n.VLAN, n.Bridge)
+}
 
 // Endpoint is an operator's own interface on a host that takes part in an
 // overlay network: a gateway, a bare-metal machine, a client.

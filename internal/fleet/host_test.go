@@ -29,6 +29,16 @@ func TestRecordsFromBeforeProviderNetworks(t *testing.T) {
 	}
 }
 
+func TestSegments(t *testing.T) {
+	for want, network := range map[string]Network{
+		"VNI 7": {VNI: 7}, "bridge br0": {Bridge: "br0"}, "VLAN 100 of bridge br0": {Bridge: "br0", VLAN: 100},
+	} {
+		if is := network.Segment(); is != want {
+			t.Errorf("%+v is %q, not %q", network, is, want)
+		}
+	}
+}
+
 func TestNetworksOfHostsAreKept(t *testing.T) {
 	networks := HostNetworks{UnderlayMTU: 1600, Bridges: []Bridge{{Name: "br0", MTU: 1500}, {Name: "br1", MTU: 9000, FiltersVLANs: true}}}
 	text, err := json.Marshal(Host{Name: "h1", Networks: networks})

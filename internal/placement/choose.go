@@ -67,11 +67,11 @@ func Choose(snapshot Snapshot, request Request) (Result, error) {
 	source, _ := snapshot.host(request.Source) // a start has none
 	byBridge := false
 	for _, candidate := range considered {
-		segments := refuseSegments(candidate.Host.Networks, request.Networks)
-		why := slices.Concat(refuse(candidate, request), segments, refuseUnderlay(candidate.Host, source.Host, request.Networks))
+		bridges := refuseBridges(candidate.Host.Networks, request.Networks)
+		why := slices.Concat(refuse(candidate, request), bridges, refuseUnderlay(candidate.Host, source.Host, request.Networks))
 		if len(why) > 0 {
 			result.Refused = append(result.Refused, Refusal{Host: candidate.Host.Name, Why: why})
-			byBridge = byBridge || len(segments) > 0
+			byBridge = byBridge || len(bridges) > 0
 			continue
 		}
 		result.Ranked = append(result.Ranked, rank(candidate, request.VM))
@@ -139,7 +139,7 @@ func noFit(request Request, refused []Refusal, byBridge bool) error {
 		failure.Cause = fmt.Sprintf("host %s cannot take it: %s", request.Want, strings.Join(refused[0].Why, "; "))
 		failure.Hint = "choose another host, or leave the choice to godwit"
 		if byBridge {
-			failure.Hint += "; " + bridgeHint
+			failure.Hint += "; " + BridgeHint
 		}
 		return failure
 	case len(refused) == 0:
@@ -152,7 +152,7 @@ func noFit(request Request, refused []Refusal, byBridge bool) error {
 		failure.Cause = fmt.Sprintf("none of the %d hosts can take it", len(refused))
 	}
 	if byBridge {
-		failure.Hint = bridgeHint + "; else " + failure.Hint
+		failure.Hint = BridgeHint + "; else " + failure.Hint
 	}
 	for _, refusal := range refused {
 		for _, why := range refusal.Why {

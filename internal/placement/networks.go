@@ -12,11 +12,12 @@ const (
 	overheadIPv6 = 70
 )
 
-const bridgeHint = "a host takes part in a provider network by its bridge; godwit host show HOST lists those it has"
+// BridgeHint is where to look when RefuseBridge refuses a host.
+const BridgeHint = "a host takes part in a provider network by its bridge; godwit host show HOST lists those it has"
 
-// RefuseSegment gives every reason why a host cannot have a port in a network that is on
+// RefuseBridge gives every reason why a host cannot have a port in a network that is on
 // its own bridges; none for any other network.
-func RefuseSegment(host fleet.HostNetworks, network fleet.Network) (why []string) {
+func RefuseBridge(host fleet.HostNetworks, network fleet.Network) (why []string) {
 	if !network.Provider() {
 		return nil
 	}
@@ -33,9 +34,9 @@ func RefuseSegment(host fleet.HostNetworks, network fleet.Network) (why []string
 	return why
 }
 
-func refuseSegments(host fleet.HostNetworks, networks []fleet.Network) (why []string) {
+func refuseBridges(host fleet.HostNetworks, networks []fleet.Network) (why []string) {
 	for _, network := range networks {
-		why = append(why, RefuseSegment(host, network)...)
+		why = append(why, RefuseBridge(host, network)...)
 	}
 	return why
 }

@@ -106,7 +106,7 @@ func (n networkService) attach(ctx context.Context, request *godwitv1.AttachEndp
 func onBridge(network fleet.Network, endpoint fleet.Endpoint) error {
 	return &fleet.Error{
 		Code: fleet.Invalid, Op: "attach endpoint " + endpoint.Name + " to", Subject: "network " + string(network.Name),
-		Cause: fmt.Sprintf("it is %s, which is not Godwit's, and who else is in it Godwit need not know", segmentOf(network)),
+		Cause: fmt.Sprintf("it is %s, which is not Godwit's, and who else is in it Godwit need not know", network.Segment()),
 		Hint:  fmt.Sprintf("join the interface to the bridge itself, on host %s: ip link set %s master %s", endpoint.Host, endpoint.Device, network.Bridge),
 	}
 }

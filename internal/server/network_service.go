@@ -123,22 +123,13 @@ func (t tables) checkHolder(ctx context.Context, network fleet.Network) error {
 	}
 	taken := &fleet.Error{
 		Code: fleet.Exists, Op: "create", Subject: "network " + string(network.Name),
-		Cause: fmt.Sprintf("VNI %d is that of network %s", network.VNI, holder.Value.Network),
+		Cause: fmt.Sprintf("%s is that of network %s", network.Segment(), holder.Value.Network),
 		Hint:  "choose another one, or none to let the server choose",
 	}
 	if network.Provider() {
-		taken.Cause = fmt.Sprintf("%s is network %s", segmentOf(network), holder.Value.Network)
 		taken.Hint = "use that one, or choose another VLAN: addresses are unique in one network only"
 	}
 	return taken
-}
-
-// segmentOf says what of a bridge a provider network is.
-func segmentOf(network fleet.Network) string {
-	if network.VLAN == 0 {
-		return "bridge " + network.Bridge + " without a VLAN"
-	}
-	return fmt.Sprintf("VLAN %d of bridge %s", network.VLAN, network.Bridge)
 }
 
 // freeVNI gives the lowest VNI of networks that nobody has.

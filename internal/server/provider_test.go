@@ -12,6 +12,7 @@ import (
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/placement"
 )
 
 // provider makes a provider network.
@@ -48,8 +49,8 @@ func TestProviderNetworks(t *testing.T) {
 		{"untagged", &godwitv1.Network{Name: "prod", Bridge: "br0"}, "", ""},
 		{"a VLAN of the same bridge", &godwitv1.Network{Name: "office", Bridge: "br0", Vlan: 4094}, "", ""},
 		{"of another bridge", &godwitv1.Network{Name: "prod1", Bridge: "br1", Mtu: 9000, Subnets: []string{"10.1.0.0/24"}}, "", ""},
-		{"a bridge twice", &godwitv1.Network{Name: "prod2", Bridge: "br0"}, fleet.Exists, "bridge br0 without a VLAN is network prod"},
-		{"a VLAN twice", &godwitv1.Network{Name: "office2", Bridge: "br0", Vlan: 4094}, fleet.Exists, "VLAN 4094 of bridge br0 is network office"},
+		{"a bridge twice", &godwitv1.Network{Name: "prod2", Bridge: "br0"}, fleet.Exists, "bridge br0 is that of network prod"},
+		{"a VLAN twice", &godwitv1.Network{Name: "office2", Bridge: "br0", Vlan: 4094}, fleet.Exists, "VLAN 4094 of bridge br0 is that of network office"},
 		{"name taken", &godwitv1.Network{Name: "prod", Bridge: "br9"}, fleet.Exists, "of that name already"},
 		{"a VNI", &godwitv1.Network{Name: "x", Bridge: "br9", Vni: 7}, fleet.Invalid, "vni"},
 		{"a VLAN without a bridge", &godwitv1.Network{Name: "x", Vlan: 7}, fleet.Invalid, "vlan"},
@@ -326,7 +327,7 @@ func TestHotPortOnABridge(t *testing.T) {
 		return call(f.vms.AddPort(t.Context(), &godwitv1.AddPortRequest{Name: "web1", Port: &godwitv1.Port{Name: "net9", Network: "prod"}}))
 	}
 	err := add()
-	if fleet.CodeOf(err) != fleet.Conflict || !strings.Contains(err.Error(), "host h1, where it runs, cannot have it: it has no bridge br0") || fleet.HintOf(err) == "" {
+	if fleet.CodeOf(err) != fleet.Conflict || !strings.Contains(err.Error(), "host h1, where it runs, cannot have it: it has no bridge br0") || !strings.HasPrefix(fleet.HintOf(err), placement.BridgeHint) {
 		t.Errorf("%s, hint %q", describe(err), fleet.HintOf(err))
 	}
 	if taken, err := f.server.tables.takenAddresses(t.Context(), "prod"); err != nil || len(taken) != 0 {

@@ -224,7 +224,7 @@ func (s *Server) planPort(ctx context.Context, vm fleet.VM, message *godwitv1.Po
 	}
 	port = spec.Ports[len(spec.Ports)-1]
 	if len(found) == 0 {
-		stands, err := s.segmentFor(ctx, vm, networks[port.Network].Value)
+		stands, err := s.checkBridgeOf(ctx, vm, networks[port.Network].Value)
 		if err != nil {
 			return wanted, err
 		}
@@ -238,9 +238,9 @@ func (s *Server) planPort(ctx context.Context, vm fleet.VM, message *godwitv1.Po
 	return wanted, invalidChange(op, vm, found)
 }
 
-// segmentFor refuses a port in a network that a running VM's host has no bridge of, and
-// gives what holds as long as it does.
-func (s *Server) segmentFor(ctx context.Context, vm fleet.VM, network fleet.Network) ([]store.Condition, error) {
+// checkBridgeOf refuses a port in a network that a running VM's host has no bridge for,
+// and gives what holds as long as it has it.
+func (s *Server) checkBridgeOf(ctx context.Context, vm fleet.VM, network fleet.Network) ([]store.Condition, error) {
 	if vm.Phase != fleet.VMRunning || !network.Provider() {
 		return nil, nil
 	}
@@ -249,9 +249,9 @@ func (s *Server) segmentFor(ctx context.Context, vm fleet.VM, network fleet.Netw
 	if err != nil {
 		return nil, err
 	}
-	if why := placement.RefuseSegment(host.Value.Networks, network); len(why) > 0 {
+	if why := placement.RefuseBridge(host.Value.Networks, network); len(why) > 0 {
 		return nil, conflict(op, vm, fmt.Sprintf("host %s, where it runs, cannot have it: %s", host.Name, strings.Join(why, "; ")),
-			"see to that on the host, or first move the VM to one that can: godwit host show HOST lists its bridges")
+			placement.BridgeHint+"; see to it on this one, or first move the VM to one that can have it")
 	}
 	return store.If(s.tables.hosts.At(host.Name, host.Version)), nil
 }
