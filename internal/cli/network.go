@@ -36,7 +36,8 @@ that name on its VM's host, with --vlan in that VLAN of it.
 The bridge is yours to make. It must exist on each host that is to run VMs with
 ports in the network, be connected to the same network on all of them, have at
 least its MTU and, for --vlan, filter VLANs. Other hosts are refused when such a
-VM starts or is moved. godwit host show lists a host's bridges.`,
+VM starts, is moved or gets such a port while it runs. godwit host show lists a
+host's bridges.`,
 		`  godwit network create blue --subnet 10.20.0.0/24
   godwit network create red --vni 4711 --mtu 8950
   godwit network create prod --bridge br0 --vlan 100`,
