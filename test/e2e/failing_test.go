@@ -41,9 +41,7 @@ func TestFailingParts(t *testing.T) {
 		t.Fatal(err)
 	}
 	f := newFleet(t, func(c *fleetlab.Config) {
-		// After the program come "server", "--data" and its folder.
-		small := `mkdir -p "$4" && mount -t tmpfs -o size=400m none "$4" && exec "$@"`
-		c.Wrap = []string{"unshare", "--mount", "--propagation", "private", "sh", "-c", small, "sh"}
+		c.Wrap = fleetlab.OwnMounts(`mkdir -p "$4" && mount -t tmpfs -o size=400m none "$4"`)
 		c.Hosts = []fleetlab.Host{{Name: "h1"}, {Name: "h2", QEMU: qemu}}
 		c.Networks = 1
 	})

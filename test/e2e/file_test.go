@@ -22,11 +22,9 @@ func TestFileDisk(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	hide := fmt.Sprintf(`mount --bind '%s' '%s' && exec "$@"`, other, image)
+	hide := fleetlab.OwnMounts(fmt.Sprintf("mount --bind '%s' '%s'", other, image))
 	f := newFleet(t, func(c *fleetlab.Config) {
-		c.Hosts = []fleetlab.Host{
-			{Name: "h1"}, {Name: "h2", Wrap: []string{"unshare", "--mount", "--propagation", "private", "sh", "-c", hide, "sh"}}, {Name: "h3"},
-		}
+		c.Hosts = []fleetlab.Host{{Name: "h1"}, {Name: "h2", Wrap: hide}, {Name: "h3"}}
 	})
 	g := boot(t, f, fleetlab.GuestConfig{Host: "h1", Records: 20, Disks: []*godwitv1.Disk{{Name: "root", Kind: "file", Path: image, Format: "raw"}}})
 	awaitRecords(t, g, 20)

@@ -25,10 +25,9 @@ func TestFleet(t *testing.T) {
 		t.Fatal(err)
 	}
 	f := newFleet(t, func(c *fleetlab.Config) {
-		hide := "mount -t tmpfs none '" + o.hidden + "' && exec \"$@\""
 		c.Hosts = []fleetlab.Host{{Name: "h1"}, {Name: "h2"}, {
 			Name: "h3", QEMU: qemu,
-			Wrap: []string{"unshare", "--mount", "--propagation", "private", "sh", "-c", hide, "sh"},
+			Wrap: fleetlab.OwnMounts("mount -t tmpfs none '" + o.hidden + "'"),
 		}}
 	})
 	t.Run("migrate", func(t *testing.T) { testMigrate(t, f) })

@@ -44,10 +44,8 @@ const (
 // Host says how one host's agent runs.
 type Host struct {
 	Name string
-	QEMU string // program; the agent's default if empty
-	// Wrap goes before the agent's command line, for example to give it a
-	// mount namespace of its own.
-	Wrap []string
+	QEMU string   // program; the agent's default if empty
+	Wrap []string // goes before the agent's command line, for example OwnMounts
 }
 
 // Config says what fleet to make. Fields that are zero get the default.

@@ -27,8 +27,7 @@ func (f *Fleet) boot(host string) error {
 
 // ownBoot has a program see the host's boot id in the place of this machine's.
 func (f *Fleet) ownBoot(host string) []string {
-	script := fmt.Sprintf(`mount --bind '%s' %s && exec "$@"`, f.bootIDPath(host), bootIDFile)
-	return []string{"unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh"}
+	return OwnMounts(fmt.Sprintf("mount --bind '%s' %s", f.bootIDPath(host), bootIDFile))
 }
 
 // Crash takes a host's power: its agent and its QEMUs die at once, and what the
