@@ -16,7 +16,7 @@ import (
 // loses a packet, by IPv4 and IPv6. A host without the bridge is never its target.
 func TestProviderNetwork(t *testing.T) {
 	f := newFleet(t, func(c *fleetlab.Config) { c.Fabric = []string{"h1", "h2"} })
-	g := boot(t, f, fleetlab.GuestConfig{Fabric: true})
+	g := boot(t, f, fleetlab.GuestConfig{Provider: true})
 	for _, test := range []struct {
 		target  string
 		traffic probe.UDPConfig

@@ -23,14 +23,14 @@ const (
 
 // GuestConfig says what VM to boot. Fields that are zero get the default.
 type GuestConfig struct {
-	Name   string
-	Host   string      // to start on; placement chooses if empty
-	CPUs   int32       // 1
-	Memory fleet.Bytes // 256 MiB
-	Ports  int         // one in each of so many overlay networks; 1
-	Fabric bool        // and its first port is in the provider network
-	Queues int32       // of each port; 1
-	Dirty  witness.Dirty
+	Name     string
+	Host     string      // to start on; placement chooses if empty
+	CPUs     int32       // 1
+	Memory   fleet.Bytes // 256 MiB
+	Ports    int         // one in each of so many overlay networks; 1
+	Provider bool        // and its first port is in the provider network
+	Queues   int32       // of each port; 1
+	Dirty    witness.Dirty
 	// Records is how many records a second the guest writes to its first disk.
 	Records int
 	Disks   []*godwitv1.Disk
@@ -86,7 +86,7 @@ func (f *Fleet) Plan(config GuestConfig) (*Guest, *godwitv1.CreateVMRequest, err
 	args := witness.Args{Dirty: config.Dirty, Disk: witness.Disk{Rate: config.Records}}
 	spec := &godwitv1.VMSpec{Cpus: config.CPUs, MemoryBytes: uint64(config.Memory), Disks: config.Disks}
 	in := networks[:config.Ports]
-	if config.Fabric {
+	if config.Provider {
 		in = append([]Network{provider}, in...)
 	}
 	for i, network := range in {
