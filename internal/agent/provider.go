@@ -27,6 +27,12 @@ const (
 	quietWithin = 15 * time.Second
 	quietLook   = 50 * time.Millisecond
 	yieldWithin = 3 * announceEvery
+
+	// forwardWithin is how long the bridge of a target's port may take to forward: twice
+	// the longest usual delay of the spanning tree protocol is 30 s.
+	forwardWithin = 40 * time.Second
+	// resumedFor is how long a source that runs on is announced.
+	resumedFor = 5 * time.Second
 )
 
 // followNetworks tells the server what the host has of networks by itself, whenever it
@@ -74,9 +80,18 @@ func (m *machine) announce() {
 
 // announceArrival does so again and again, for switches that have not heard it and
 // for those that do not listen yet, until the source no longer forwards.
-func (m *machine) announceArrival(ctx context.Context) {
+func (m *machine) announceArrival(ctx context.Context) { m.announceWhile(ctx, m.settling) }
+
+// announceReturn does so for a while after the guest of a source runs on: bridges of the
+// target's host may have to learn again where it is.
+func (m *machine) announceReturn(ctx context.Context) {
+	until := time.Now().Add(resumedFor)
+	m.announceWhile(ctx, func() bool { return len(m.bridged()) > 0 && time.Now().Before(until) })
+}
+
+func (m *machine) announceWhile(ctx context.Context, wanted func() bool) {
 	pause := announceFirst
-	for m.settling() {
+	for wanted() {
 		m.announce()
 		again := time.NewTimer(pause)
 		select {
@@ -111,25 +126,34 @@ func (m *machine) leaveBridges(ctx context.Context) {
 	defer cancel()
 	for _, port := range ports {
 		if err := awaitQuiet(quiet, port.tap); err != nil {
-			m.agent.log.Warn("frames for a guest still come to where it was; they are not forwarded any more",
+			m.agent.log.Warn("frames for a guest still come to where it was; those of the host itself find their own way now, others are not forwarded any more",
 				"vm", m.key.vm, "port", port.Name, "bridge", port.Bridge, "error", err)
 		}
 	}
-	yield, cancel := context.WithTimeout(ctx, yieldWithin)
-	defer cancel()
-	for _, port := range ports {
-		if err := port.tap.Yield(yield); err != nil {
+	m.yieldBridges(ctx)
+}
+
+// yieldBridges has the host's bridges learn the way to where the guest is now.
+func (m *machine) yieldBridges(ctx context.Context) {
+	for _, port := range m.bridged() {
+		one, cancel := context.WithTimeout(ctx, yieldWithin)
+		if err := port.tap.Yield(one); err != nil {
 			m.agent.log.Warn("a bridge has not heard where a guest is now", "vm", m.key.vm, "port", port.Name, "bridge", port.Bridge, "error", err)
 		}
+		cancel()
 	}
 }
 
 func awaitQuiet(ctx context.Context, tap *network.Tap) error {
+	began := time.Now()
 	look := time.NewTicker(quietLook)
 	defer look.Stop()
 	for {
 		ago, ever, err := tap.LastRedirect()
-		if err != nil || !ever || ago >= quietFor {
+		if !ever {
+			ago = time.Since(began)
+		}
+		if err != nil || ago >= quietFor {
 			return err
 		}
 		select {
@@ -138,4 +162,18 @@ func awaitQuiet(ctx context.Context, tap *network.Tap) error {
 			return ctx.Err()
 		}
 	}
+}
+
+// awaitForwarding waits until frames that come directly reach a target's port.
+func (m *machine) awaitForwarding(port *port) error {
+	ctx, cancel := context.WithTimeout(m.life, forwardWithin)
+	defer cancel()
+	return port.tap.AwaitForwarding(ctx)
+}
+
+// claimed: the host's bridges give a target the frames for its guest.
+func (m *machine) claimed() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.receives || m.letIn()
 }

@@ -96,6 +96,24 @@ func TestProviderHandOver(t *testing.T) {
 	m.settle()
 }
 
+// A source that runs on after the target was to have its frames is announced, so that
+// the bridge of the target's host hears where the guest is before the tap goes.
+func TestProviderAbort(t *testing.T) {
+	f, hosts := newFabricFleet(t, "h1", "h2")
+	m := f.newMove(hosts, inBridge())
+	atSource := hosts[0].countRARP()
+	m.prepare()
+	m.fleet.onCommit(func(context.Context, *godwitv1.CommitRequest) (*godwitv1.CommitResponse, error) {
+		return nil, refusal()
+	})
+	m.copyUntilSwitch()
+	before := atSource.Load()
+	m.abort()
+	if n := atSource.Load() - before; n < 2 {
+		t.Errorf("the source has announced its guest %d times", n)
+	}
+}
+
 // What is wrong with the host's bridge is said when the target is prepared, and leaves
 // nothing there.
 func TestProviderTargetRefuses(t *testing.T) {

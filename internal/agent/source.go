@@ -183,8 +183,11 @@ func (m *machine) goOn(ctx context.Context) error {
 	if err := m.instance.AbandonMirrors(ctx); err != nil {
 		return err
 	}
-	_, err := m.instance.Resume(ctx)
-	return err
+	if _, err := m.instance.Resume(ctx); err != nil {
+		return err
+	}
+	go m.announceReturn(m.life)
+	return nil
 }
 
 // renumber gives an instance another epoch, at which its VM was given back to

@@ -147,7 +147,7 @@ func (m *machine) arm(ctx context.Context) error {
 		if len(port.tap.FDs()) == 1 {
 			errs = append(errs, port.tap.WaitEmpty(ctx))
 		}
-		errs = append(errs, port.tap.AwaitForwarding(ctx))
+		errs = append(errs, m.awaitForwarding(port))
 	}
 	return errors.Join(append(errs, m.setMode(network.TunnelOnly))...)
 }
@@ -386,6 +386,9 @@ func (m *machine) releaseTarget(ctx context.Context, want *godwitv1.ReleaseTarge
 	}
 	if err := m.unclaim(); err != nil {
 		m.agent.log.Error("addresses could not be pointed back", "vm", m.key.vm, "error", err)
+	}
+	if m.claimed() {
+		m.yieldBridges(ctx)
 	}
 	late, lostLate := m.returnFrames(ctx, want)
 	if err := errors.Join(m.dropDisks(neverRan), m.discard(ctx)); err != nil {

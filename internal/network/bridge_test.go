@@ -40,6 +40,25 @@ func TestOperatorsBridgeStaysAsItIs(t *testing.T) {
 	}
 }
 
+// A guest whose address looks like a tap's own is reached as any other by the guests of
+// the host where a target is prepared for it.
+func TestAddressLikeATaps(t *testing.T) {
+	f := newFabric(t, 2, 1500)
+	like := net.HardwareAddr{0xfe, 0x54, 0, 0x77, 0, 1}
+	prepare := func(host int, name string, g Gate) *Tap {
+		tap := f.tap(t, host, TapConfig{Name: name, Network: "prod", Bridge: providerBridge, MAC: like, Gate: g})
+		must(t, tap.AwaitForwarding(t.Context()))
+		return tap
+	}
+	source := prepare(0, "gwta", gate(Pass))
+	must(t, source.Claim())
+	must(t, source.Announce(nil))
+	prepare(1, "gwtb", gate(Closed))
+	other := guestOf(f.providerTap(t, 1, "gwtc", 9, gate(Pass)))
+	other.send(t, numbered(like, mac(9), 1, 60))
+	guestOf(source).expect(t, 1)
+}
+
 func TestProviderRefuses(t *testing.T) {
 	f := newFabric(t, 1, 1500)
 	must(t, f.hosts[0].EnsureNetwork(blue))
@@ -100,7 +119,7 @@ func TestAnnounce(t *testing.T) {
 			})
 		})
 	}
-	here, err := f.hosts[1].hasEntry(portOf(t, links, "uplink"), station(mac(1)))
+	here, err := f.hosts[1].hasEntry(portOf(t, links, "uplink"), station(mac(1)), false)
 	if err != nil || !here {
 		t.Errorf("the other host's bridge has not learnt where the guest is: %v", err)
 	}

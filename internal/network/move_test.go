@@ -31,7 +31,8 @@ type move struct {
 	*lab
 	source, target *Tap
 	senders        []*sender
-	guest          *reader  // where it runs
+	runs           *Tap     // of the guest, where it runs
+	guest          *reader  // of that
 	got            []uint32 // what it has read at the source
 	groups         uint32   // frames to all that each sender has sent
 }
@@ -50,7 +51,7 @@ func (m *move) begin(t *testing.T, tapFor func(host int, name string, last byte,
 	must(t, m.hosts[1].OpenTunnel(moveTunnel, m.target))
 	must(t, m.target.Sacrifice())
 	must(t, m.target.SetGate(Gate{Mode: TunnelOnly, Epoch: 2}))
-	m.guest = guestOf(m.source).run(t)
+	m.runOn(t, m.source)
 	for host := range m.hosts {
 		name, last := senderTap(host)
 		s := &sender{host: host, last: last, g: guestOf(tapFor(host, name, last, gate(Pass)))}
@@ -62,8 +63,19 @@ func (m *move) begin(t *testing.T, tapFor func(host int, name string, last byte,
 	waitCount(t, uint32(perSecond/4), m.source)
 }
 
+// runOn has the guest run at a tap.
+func (m *move) runOn(t *testing.T, tap *Tap) { m.runs, m.guest = tap, guestOf(tap).run(t) }
+
 // switchOver is steps 3 to 6 of doc.go.
 func (m *move) switchOver(t *testing.T) {
+	t.Helper()
+	m.leave(t)
+	must(t, m.target.SetGate(Gate{Mode: Settling, Epoch: 2}))
+	m.runOn(t, m.target)
+}
+
+// leave is all of it before the commit.
+func (m *move) leave(t *testing.T) {
 	t.Helper()
 	away := Gate{Mode: Leaving, Epoch: 1, Tunnel: moveTunnel, Remote: m.underlay[1]}
 	must(t, m.source.SetGate(away))
@@ -75,8 +87,6 @@ func (m *move) switchOver(t *testing.T) {
 	must(t, err)
 	must(t, m.target.SetGate(Gate{Mode: Arriving, Epoch: 2}))
 	must(t, m.target.Claim())
-	must(t, m.target.SetGate(Gate{Mode: Settling, Epoch: 2}))
-	m.guest = guestOf(m.target).run(t)
 }
 
 // sendGroups has every sender send frames to all.
@@ -99,14 +109,14 @@ func (m *move) check(t *testing.T) {
 	for _, s := range m.senders {
 		s.load.end()
 	}
-	waitFor(t, "everything in the target's tap", func() bool {
+	waitFor(t, "everything in the guest's tap", func() bool {
 		passed := func() uint64 {
-			counters, err := m.target.Counters()
+			counters, err := m.runs.Counters()
 			must(t, err)
 			return counters.ToGuestPassed
 		}
 		before := passed()
-		must(t, m.target.WaitEmpty(t.Context()))
+		must(t, m.runs.WaitEmpty(t.Context()))
 		return passed() == before
 	})
 	times := map[uint32]int{}

@@ -80,10 +80,7 @@ func (h *Host) providerBridge(cfg *TapConfig) (netlink.Link, error) {
 
 // joinProvider makes a tap a port of the operator's bridge.
 func (h *Host) joinProvider(cfg TapConfig, link, bridge netlink.Link) error {
-	// A bridge without an address of its own has the lowest of its ports'.
-	high := slices.Clone(cfg.MAC)
-	high[0] = 0xfe
-	if err := h.nl.LinkSetHardwareAddr(link, high); err != nil {
+	if err := h.nl.LinkSetHardwareAddr(link, highAddress(cfg)); err != nil {
 		return fmt.Errorf("set the address of %s: %w", cfg.Name, err)
 	}
 	if err := h.nl.LinkSetMaster(link, bridge); err != nil {
@@ -93,6 +90,17 @@ func (h *Host) joinProvider(cfg TapConfig, link, bridge netlink.Link) error {
 		return nil
 	}
 	return h.joinVLAN(link, bridge.(*netlink.Bridge), cfg.VLAN)
+}
+
+// highAddress gives a tap's own address: a bridge that was given none has the lowest of
+// its ports'. The guest's must be another, since frames for a port's are the host's.
+func highAddress(cfg TapConfig) net.HardwareAddr {
+	high := slices.Clone(cfg.MAC)
+	high[0] = 0xfe
+	if slices.Equal(high, cfg.MAC) {
+		high[5] ^= 0xff
+	}
+	return high
 }
 
 // joinVLAN has the guest in one VLAN, whose frames it gets and sends untagged.
@@ -120,8 +128,16 @@ func (t *Tap) AwaitForwarding(ctx context.Context) error {
 	defer tick.Stop()
 	for {
 		state, found, err := t.host.portState(t.ifindex)
-		if err != nil || !found || state == bridgeForwarding {
+		switch {
+		case err != nil || state == bridgeForwarding:
 			return err
+		case !found && t.sticky:
+			return &fleet.Error{
+				Code: fleet.NotFound, Op: "wait for the bridge of", Subject: t.name, Cause: "somebody has removed the bridge of its network",
+				Hint: "make it again",
+			}
+		case !found:
+			return nil
 		}
 		select {
 		case <-tick.C:
@@ -194,6 +210,10 @@ func attrOf(message []byte, kind uint16) (value []byte, found bool, err error) {
 // from outside are lost.
 func (t *Tap) Yield(ctx context.Context) error {
 	h := t.host
+	filters, err := h.inFilter(t.ifindex)
+	if err != nil {
+		return err
+	}
 	learnt := portEntry(t.ifindex, station(t.mac))
 	learnt.State, learnt.Vlan = netlink.NUD_REACHABLE, int(t.vlan)
 	if err := h.nl.NeighSet(learnt); err != nil {
@@ -202,7 +222,7 @@ func (t *Tap) Yield(ctx context.Context) error {
 	tick := time.NewTicker(bridgePoll)
 	defer tick.Stop()
 	for {
-		here, err := h.hasEntry(t.ifindex, station(t.mac))
+		here, err := h.hasEntry(t.ifindex, station(t.mac), filters)
 		if err != nil || !here {
 			return err
 		}
@@ -214,14 +234,29 @@ func (t *Tap) Yield(ctx context.Context) error {
 	}
 }
 
-// hasEntry tells whether the bridge of a port gives it the frames for an address.
-func (h *Host) hasEntry(port int, mac station) (bool, error) {
+// inFilter tells whether a port's bridge filters VLANs.
+func (h *Host) inFilter(port int) (bool, error) {
+	link, err := h.nl.LinkByIndex(port)
+	if err != nil {
+		return false, fmt.Errorf("look at a bridge port: %w", err)
+	}
+	master, err := h.nl.LinkByIndex(link.Attrs().MasterIndex)
+	if err != nil {
+		return false, fmt.Errorf("look at the bridge of %s: %w", link.Attrs().Name, err)
+	}
+	bridge, ok := master.(*netlink.Bridge)
+	return ok && filtersVLANs(bridge), nil
+}
+
+// hasEntry tells whether the bridge of a port gives it the frames for an address. In
+// one that filters VLANs every frame is in one, and an entry of none is for nothing.
+func (h *Host) hasEntry(port int, mac station, filters bool) (bool, error) {
 	entries, err := retryDump(func() ([]netlink.Neigh, error) { return h.nl.NeighList(port, unix.AF_BRIDGE) })
 	if err != nil {
 		return false, fmt.Errorf("list forwarding entries: %w", err)
 	}
 	return slices.ContainsFunc(entries, func(n netlink.Neigh) bool {
-		return n.LinkIndex == port && n.MasterIndex != 0 && len(n.HardwareAddr) == len(mac) && station(n.HardwareAddr) == mac
+		return n.LinkIndex == port && n.MasterIndex != 0 && len(n.HardwareAddr) == len(mac) && station(n.HardwareAddr) == mac && (n.Vlan != 0 || !filters)
 	}), nil
 }
 

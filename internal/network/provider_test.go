@@ -113,15 +113,36 @@ func (f fabric) beginMove(t *testing.T, perSecond, size int) *providerMove {
 func (m *providerMove) finish(t *testing.T) {
 	t.Helper()
 	waitFor(t, "nothing from outside at the source", func() bool { return m.quiet(t) })
+	m.yield(t, m.source, m.target)
+	must(t, m.source.Remove())
+	must(t, m.target.SetGate(Gate{Mode: Pass, Epoch: 2}))
+}
+
+// yield has the bridge of one tap hear that the guest is at the other.
+func (m *providerMove) yield(t *testing.T, from, to *Tap) {
+	t.Helper()
 	yielded := make(chan error, 1)
-	go func() { yielded <- m.source.Yield(t.Context()) }()
-	waitFor(t, "the source's bridge to hear the guest elsewhere", func() bool {
-		must(t, m.target.Announce(nil))
+	go func() { yielded <- from.Yield(t.Context()) }()
+	waitFor(t, "a bridge to hear the guest elsewhere", func() bool {
+		must(t, to.Announce(nil))
 		return len(yielded) > 0
 	})
 	must(t, <-yielded)
-	must(t, m.source.Remove())
-	must(t, m.target.SetGate(Gate{Mode: Pass, Epoch: 2}))
+}
+
+// A target that is given up after it had the frames come gives them back, those of its
+// own host's guests, too.
+func TestProviderAbort(t *testing.T) {
+	m := beginProviderMove(t, 4000, 60)
+	m.leave(t)
+	must(t, m.source.SetGate(gate(Pass)))
+	m.runOn(t, m.source)
+	must(t, m.target.SetGate(Gate{Mode: Redirect, Epoch: 2, Tunnel: moveTunnel, Remote: m.underlay[0]}))
+	_, err := m.target.Drain(t.Context())
+	must(t, err)
+	m.yield(t, m.target, m.source)
+	must(t, m.target.Remove())
+	m.check(t)
 }
 
 // A VM moves from bridge to bridge under load from everywhere, and nothing is lost or

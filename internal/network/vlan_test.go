@@ -56,9 +56,14 @@ func newTrunk(t *testing.T, hosts int, vlans ...uint16) fabric {
 // A VM in a VLAN moves, and nothing is lost or comes twice; guests of another VLAN of
 // the same bridges, and those of none, hear nothing of it.
 func TestVLAN(t *testing.T) {
+	t.Run("tagged", func(t *testing.T) { moveInVLAN(t, 100, 200, 0) })
+	t.Run("the bridge's own", func(t *testing.T) { moveInVLAN(t, 0, 200, 100) })
+}
+
+func moveInVLAN(t *testing.T, own uint16, foreign ...uint16) {
 	f := newTrunk(t, 3, 100, 200)
 	others := map[uint16]guest{}
-	for _, vlan := range []uint16{200, 0} {
+	for _, vlan := range foreign {
 		tap := f.tap(t, 1, TapConfig{
 			Name: fmt.Sprintf("gwto%d", vlan), Network: "other", Bridge: providerBridge, VLAN: vlan, MAC: mac(1), Gate: gate(Pass),
 		})
@@ -66,7 +71,7 @@ func TestVLAN(t *testing.T) {
 		must(t, tap.Claim())
 		others[vlan] = guestOf(tap)
 	}
-	f.vlan = 100
+	f.vlan = own
 	m := f.beginMove(t, 1000, 60)
 	m.sendGroups(t)
 	m.switchOver(t)
