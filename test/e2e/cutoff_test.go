@@ -132,11 +132,8 @@ func awaitHolder(ctx context.Context, t *testing.T, v *fleetlab.VolumeServer, wa
 func TestLocalDiskTargetFull(t *testing.T) {
 	const room = 100 << 20
 	f := newFleet(t, func(c *fleetlab.Config) {
-		// The agent's folder is its tenth argument.
-		small := fmt.Sprintf(`mkdir -p "${10}/disks" && mount -t tmpfs -o size=%d none "${10}/disks" && exec "$@"`, room)
-		c.Hosts = []fleetlab.Host{{Name: "h1"}, {
-			Name: "h2", Wrap: []string{"unshare", "--mount", "--propagation", "private", "sh", "-c", small, "sh"},
-		}}
+		small := fmt.Sprintf(`mkdir -p "${10}/disks" && mount -t tmpfs -o size=%d none "${10}/disks"`, room)
+		c.Hosts = []fleetlab.Host{{Name: "h1"}, {Name: "h2", Wrap: fleetlab.OwnMounts(small)}}
 		c.Networks = 1
 	})
 	g := boot(t, f, fleetlab.GuestConfig{Records: 50, Disks: []*godwitv1.Disk{
