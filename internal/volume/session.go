@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"runtime"
 	"sync"
 
 	"golang.org/x/sync/semaphore"
@@ -26,6 +27,9 @@ const (
 	// directMin is the shortest READ that the kernel sends from its cache: for
 	// less, the calls take longer than the copy.
 	directMin = 32 << 10
+	// yieldAfter so many requests the reader lets the scheduler run, which takes
+	// what does not for 10 ms for stuck, and then looks at it all the time.
+	yieldAfter = 64
 	// heldBack is for how many bytes that were read or written replies may wait to
 	// be sent with others. A client that was answered can go on meanwhile.
 	heldBack = 64 << 10 // bytes
@@ -92,7 +96,10 @@ func (j *job) data() []byte { return j.buffer[replyRoom:] }
 
 // read reads requests until it has one that another goroutine may not wait for.
 func (s *session) read() {
-	for {
+	for n := 1; ; n++ {
+		if n%yieldAfter == 0 {
+			runtime.Gosched()
+		}
 		j, err := s.next()
 		if err != nil {
 			s.end(err)
