@@ -34,6 +34,7 @@ type GuestConfig struct {
 	// Records is how many records a second the guest writes to its first disk.
 	Records int
 	Disks   []*godwitv1.Disk
+	Run     []string // a program that the image has, as witness.Args has it
 }
 
 // Guest is a VM that runs the lab's guest.
@@ -83,7 +84,7 @@ func (f *Fleet) Plan(config GuestConfig) (*Guest, *godwitv1.CreateVMRequest, err
 		return nil, nil, fmt.Errorf("plan vm %s: it is number %d and has %d ports", config.Name, number, config.Ports)
 	}
 	g := &Guest{Name: config.Name, fleet: f, number: byte(number)}
-	args := witness.Args{Dirty: config.Dirty, Disk: witness.Disk{Rate: config.Records}}
+	args := witness.Args{Dirty: config.Dirty, Disk: witness.Disk{Rate: config.Records}, Run: config.Run}
 	spec := &godwitv1.VMSpec{Cpus: config.CPUs, MemoryBytes: uint64(config.Memory), Disks: config.Disks}
 	in := networks[:config.Ports]
 	if config.Provider {

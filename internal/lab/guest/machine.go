@@ -1,8 +1,11 @@
 package main
 
 import (
+	"context"
 	"encoding/binary"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 
 	"godwit.dev/godwit/internal/lab/pid1"
@@ -37,4 +40,11 @@ func watchPowerButton() {
 			}
 		}()
 	}
+}
+
+// runProgram runs a program of the image, and says how it ended, which it should not.
+func runProgram(ctx context.Context, words []string) error {
+	program := exec.CommandContext(ctx, words[0], words[1:]...)
+	program.Stderr = os.Stderr
+	return fmt.Errorf("%s has ended: %w", words[0], program.Run())
 }

@@ -1,7 +1,7 @@
 // Command guest is /init of the lab's guest: the first and only process of a
 // tiny Linux that is booted, moved and questioned by tests. It brings up the
 // ports named on the kernel's command line, echoes packets and streams, loads
-// memory and disk as told, and says once a second on the serial console how
+// memory and disk and runs a program as told, and says once a second on the serial console how
 // the world looks from inside. Package witness has the protocols.
 //
 // It never exits: whatever keeps it from starting is reported as a line of
@@ -76,7 +76,12 @@ func run(ctx context.Context) error {
 	if err := g.bringUp(ctx, args); err != nil {
 		return err
 	}
-	return g.reportTo(console)
+	over := make(chan error, 2)
+	if len(args.Run) > 0 {
+		go func() { over <- runProgram(ctx, args.Run) }()
+	}
+	go func() { over <- g.reportTo(console) }()
+	return <-over
 }
 
 // guest is the state of all that runs in this machine.

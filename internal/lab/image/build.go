@@ -39,7 +39,7 @@ func Build(ctx context.Context, cache string) (Image, error) {
 	if err != nil {
 		return Image{}, err
 	}
-	initrd, err := pack(tree, program, modules[:])
+	initrd, err := pack(tree, program, modules[:], nil)
 	if err != nil {
 		return Image{}, err
 	}
@@ -55,16 +55,39 @@ func Build(ctx context.Context, cache string) (Image, error) {
 // modules, in the order in which they are to be loaded, from the kernel package in the
 // cache folder.
 func BuildFor(cache, dir, program string, modules ...string) (Image, error) {
+	init, err := os.ReadFile(program)
+	if err != nil {
+		return Image{}, err
+	}
+	return build(cache, dir, init, modules, nil)
+}
+
+// BuildWith makes in dir the image that Build makes, with programs of this machine added:
+// each is at the same path there, with the shared libraries that it loads.
+func BuildWith(ctx context.Context, cache, dir string, programs ...string) (Image, error) {
+	var files []string
+	for _, program := range programs {
+		libraries, err := librariesOf(ctx, program)
+		if err != nil {
+			return Image{}, err
+		}
+		files = append(append(files, program), libraries...)
+	}
+	init, err := compile(ctx, dir)
+	if err != nil {
+		return Image{}, err
+	}
+	return build(cache, dir, init, modules[:], files)
+}
+
+// build puts an image into dir, but for the kernel.
+func build(cache, dir string, init []byte, modules, files []string) (Image, error) {
 	tree := filepath.Join(cache, "kernel")
 	kernel, err := only(filepath.Join(tree, "boot", "vmlinuz-*"))
 	if err != nil {
 		return Image{}, missing("build a test's image", err)
 	}
-	init, err := os.ReadFile(program)
-	if err != nil {
-		return Image{}, err
-	}
-	initrd, err := pack(tree, init, modules)
+	initrd, err := pack(tree, init, modules, files)
 	if err != nil {
 		return Image{}, err
 	}
@@ -73,8 +96,8 @@ func BuildFor(cache, dir, program string, modules ...string) (Image, error) {
 }
 
 // pack gives the initramfs, uncompressed: an emulated CPU copies it faster than it
-// unpacks it.
-func pack(tree string, program []byte, modules []string) (initrd []byte, err error) {
+// unpacks it. The files are this machine's, at the same paths.
+func pack(tree string, program []byte, modules, files []string) (initrd []byte, err error) {
 	var out bytes.Buffer
 	a := archive{w: &out}
 	write := func(name string, mode uint32, content []byte) {
@@ -82,7 +105,7 @@ func pack(tree string, program []byte, modules []string) (initrd []byte, err err
 			err = a.add(name, mode, content)
 		}
 	}
-	for _, folder := range []string{"dev", "proc", "sys", "modules"} {
+	for _, folder := range []string{"dev", "proc", "sys", "tmp", "modules"} {
 		write(folder, modeFolder, nil)
 	}
 	write("init", modeExecutable, program)
@@ -96,10 +119,13 @@ func pack(tree string, program []byte, modules []string) (initrd []byte, err err
 		write("modules/"+module+".ko", modeFile, content)
 	}
 	write("modules/order", modeFile, []byte(order.String()))
-	if err != nil {
-		return nil, err
+	if err == nil {
+		err = a.addFiles(files)
 	}
-	return out.Bytes(), a.finish()
+	if err == nil {
+		err = a.finish()
+	}
+	return out.Bytes(), err
 }
 
 // compile builds the guest's init: static, and the same for the same source.

@@ -3,6 +3,10 @@ package image
 import (
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 )
 
 // File modes of a cpio archive, as in stat(2).
@@ -29,6 +33,33 @@ func (a *archive) add(name string, mode uint32, content []byte) error {
 		return err
 	}
 	return a.write(content)
+}
+
+// addFiles adds files of this machine, which have absolute paths, and the folders that
+// they are in. What is named twice is added once.
+func (a *archive) addFiles(paths []string) error {
+	var folders []string
+	for _, path := range paths {
+		for folder := filepath.Dir(path); folder != "/"; folder = filepath.Dir(folder) {
+			folders = append(folders, folder)
+		}
+	}
+	slices.Sort(folders) // parents first
+	for _, folder := range slices.Compact(folders) {
+		if err := a.add(strings.TrimPrefix(folder, "/"), modeFolder, nil); err != nil {
+			return err
+		}
+	}
+	for _, path := range slices.Compact(slices.Sorted(slices.Values(paths))) {
+		content, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		if err := a.add(strings.TrimPrefix(path, "/"), modeExecutable, content); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // write pads what it writes to a multiple of four bytes.

@@ -2,6 +2,7 @@ package image
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -43,6 +44,56 @@ func TestBuildTwiceTouchesNothing(t *testing.T) {
 	}
 	if loaded, err := Load(ours); err != nil || loaded != first {
 		t.Errorf("loaded %+v: %v", loaded, err)
+	}
+}
+
+// What BuildWith adds is a program that runs in there: it and its libraries are at their
+// paths, and can be executed.
+func TestBuildWithPrograms(t *testing.T) {
+	cache, err := CacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err := BuildWith(t.Context(), cache, t.TempDir(), "/bin/cat", "/bin/cat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := t.TempDir()
+	unpack(t, img.Initrd, root)
+	inside := exec.CommandContext(t.Context(), "chroot", root, "/bin/cat", "/modules/order")
+	if text, err := inside.CombinedOutput(); err != nil || !strings.Contains(string(text), "virtio_net.ko") {
+		t.Errorf("cat in the image says %q: %v", text, err)
+	}
+}
+
+// unpack puts what is in an archive into a folder. Whatever is not below a folder that
+// came before it cannot be made, as in the kernel.
+func unpack(t *testing.T, archive, root string) {
+	t.Helper()
+	rest, err := os.ReadFile(archive)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const head, name, aligned = 110, 94, 3
+	for {
+		var mode, size, length int
+		if _, err := fmt.Sscanf(string(rest[14:22])+" "+string(rest[54:62])+" "+string(rest[name:name+8]), "%x %x %x", &mode, &size, &length); err != nil {
+			t.Fatal(err)
+		}
+		path := string(rest[head : head+length-1])
+		if path == "TRAILER!!!" {
+			return
+		}
+		rest = rest[(head+length+aligned)&^aligned:]
+		if mode == modeFolder {
+			err = os.Mkdir(filepath.Join(root, path), 0o755)
+		} else {
+			err = os.WriteFile(filepath.Join(root, path), rest[:size], os.FileMode(mode&0o777))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		rest = rest[(size+aligned)&^aligned:]
 	}
 }
 

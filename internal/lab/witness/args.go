@@ -26,6 +26,9 @@ type Args struct {
 	Ports []Port
 	Dirty Dirty
 	Disk  Disk
+	// Run is a program of the image, by its path, and its arguments, which have neither
+	// spaces nor commas. It runs beside the guest's own; its end is the guest's.
+	Run []string
 }
 
 // Port is a network port, found by its MAC.
@@ -99,6 +102,9 @@ func (a Args) String() string {
 	if a.Disk != (Disk{}) {
 		words = append(words, fmt.Sprintf("godwit.disk=%d", a.Disk.Rate))
 	}
+	if len(a.Run) > 0 {
+		words = append(words, "godwit.run="+strings.Join(a.Run, ","))
+	}
 	return strings.Join(words, " ")
 }
 
@@ -125,6 +131,8 @@ func ParseArgs(line string) (Args, error) {
 			args.Dirty, err = parseDirty(value)
 		case "disk":
 			args.Disk.Rate, err = parseNumber(value, MaxDiskRate)
+		case "run":
+			args.Run, err = parseRun(value)
 		default:
 			err = errors.New("unknown word")
 		}
@@ -170,6 +178,14 @@ func parseDirty(value string) (Dirty, error) {
 		d.Pattern = Pattern(fields[2])
 	}
 	return d, d.Valid()
+}
+
+func parseRun(value string) ([]string, error) {
+	words := strings.Split(value, ",")
+	if !strings.HasPrefix(words[0], "/") {
+		return nil, errors.New("want /PATH[,ARGUMENT...]")
+	}
+	return words, nil
 }
 
 func parseNumber(text string, limit int) (int, error) {

@@ -18,6 +18,7 @@ func TestArgsSurviveTheCommandLine(t *testing.T) {
 		},
 		Dirty: Dirty{RateMiB: 10, SetMiB: 32, Pattern: Hot},
 		Disk:  Disk{Rate: 100},
+		Run:   []string{"/usr/bin/server", "--port", "1"},
 	}
 	got, err := ParseArgs(want.CommandLine())
 	if err != nil || !reflect.DeepEqual(got, want) {
@@ -32,7 +33,7 @@ func TestArgsRefused(t *testing.T) {
 	for _, line := range []string{
 		"godwit.port=nonsense", "godwit.port=52:54:00:00:00:01,10.0.0.300/24", "godwit.port=52:54:00:00:00:01,10.0.0.1",
 		"godwit.dirty=10", "godwit.dirty=-1,5", "godwit.dirty=5,0", "godwit.dirty=5,5,backwards", "godwit.dirty=5,5,hot,x",
-		"godwit.disk=fast", "godwit.disk=10001", "godwit.unheard=of",
+		"godwit.disk=fast", "godwit.disk=10001", "godwit.unheard=of", "godwit.run=", "godwit.run=server",
 	} {
 		if args, err := ParseArgs("quiet " + line + " panic=-1"); err == nil {
 			t.Errorf("%s was taken as %+v", line, args)
