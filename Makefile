@@ -23,7 +23,7 @@ POSTGRESFLAGS =
 FUZZTIME = 10s
 
 .DEFAULT_GOAL = help
-.PHONY: help setup build demo test bench bench-volume bench-disk explore sim faults soak postgres fuzz lint generate qemu72 clean distclean
+.PHONY: help setup build demo test bench bench-volume bench-disk bench-tcp explore sim faults soak postgres fuzz lint generate qemu72 clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -54,6 +54,10 @@ bench-volume: setup build ## the volume server against others; writes out/bench-
 
 bench-disk: setup build ## what a local disk costs a migration; writes out/bench-disk.json
 	go run ./test/bench $(BENCHFLAGS) disk
+
+bench-tcp: setup build ## iperf3 through migrations; writes out/bench-tcp.json and .svg
+	@scripts/setup tcp
+	go run ./test/bench $(BENCHFLAGS) tcp
 
 explore: ## walk through all states of a migration with two faults; writes out/explore.json
 	go run ./test/explore

@@ -243,6 +243,7 @@ func TestRulesAreBroken(t *testing.T) {
 		"etcd":             {"internal/server/x.go", `import "go.etcd.io/etcd/client/v3"`, "belongs to"},
 		"etcd in a test":   {"internal/server/x_test.go", `import "go.etcd.io/etcd/client/v3"`, "belongs to"},
 		"netlink":          {"internal/agent/x.go", `import "github.com/vishvananda/netlink"`, "belongs to"},
+		"plots":            {"internal/server/x.go", `import "gonum.org/v1/plot/vg"`, "belongs to"},
 		"init":             {"internal/agent/x.go", `func init() {}`, "init function"},
 		"new package":      {"internal/helper/x.go", ``, "no place"},
 		"too long":         {"internal/agent/x.go", strings.Repeat("\n", maxLines+1), "lines"},

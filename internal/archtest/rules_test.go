@@ -118,6 +118,7 @@ var owners = map[string][]string{
 	"google.golang.org/protobuf": {"api", "internal/wire", "internal/agent", "internal/server", "internal/reconcile", "internal/explain", "internal/cli", "test"},
 	"google.golang.org/grpc":     {"internal/store"}, // etcd's errors
 	"github.com/anishathalye/":   {"internal/sim/check"},
+	"gonum.org/v1/plot":          {"test", "internal/cli"},
 	"github.com/prometheus/":     {"internal/agent", "internal/server", "internal/cli"},
 }
 

@@ -12,6 +12,10 @@
 //
 //	disk      a VM with a local disk against one without
 //
+// and a fifth
+//
+//	tcp       the throughput of TCP through a migration
+//
 // Each prints a line for every migration, a
 // table, and the targets with what was found, and writes everything to
 // out/bench-NAME.json. The program fails if Godwit lost or doubled anything;
@@ -48,6 +52,17 @@
 // one of 4 GiB of which 1 GiB is used, and with such a one to which the guest writes
 // records meanwhile. Counted is what the source's host sends, but for the memory as
 // QEMU counts it.
+//
+// # tcp
+//
+// The guests run iperf3's server. A flow of iperf3's client lasts 16 seconds, and four
+// after its beginning the VM moves, by Godwit or, in an overlay of bridges that learn, by
+// plain QEMU; of Godwit's VMs each flow is there without a migration, too. Flows take all
+// the processor time that they get, so on a machine of few processors the copy slows them
+// for that, and a flow that nothing happens to has dips of its own: compare. Throughput
+// is what iperf3's client sees in tenths of a second; what it sends first fills the
+// buffers of its socket. The intervals' times count from when its devices have carried
+// the first 64 KiB, some milliseconds late.
 //
 // # volume
 //

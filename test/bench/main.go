@@ -34,7 +34,8 @@ type options struct {
 	godwit   string // program
 	out      string // folder
 	memory   fleet.Bytes
-	dirtyMiB int // that a guest writes in a second
+	dirtyMiB int      // that a guest writes in a second
+	serve    []string // that plain QEMU's guest runs
 	image    image.Image
 }
 
@@ -45,7 +46,7 @@ type benchmark struct {
 	run  func(context.Context, options) error
 }
 
-var benchmarks = [...]benchmark{{"handover", runHandover}, {"client", runClient}, {"volume", runVolume}, {"disk", runDisk}}
+var benchmarks = [...]benchmark{{"handover", runHandover}, {"client", runClient}, {"volume", runVolume}, {"disk", runDisk}, {"tcp", runTCP}}
 
 // usual is how many of the benchmarks run unless some are named.
 const usual = 2
@@ -94,10 +95,10 @@ func execute(ctx context.Context, args []string) error {
 func (o *options) parse(args []string) (chosen []benchmark, err error) {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.Usage = func() {
-		fmt.Fprint(flags.Output(), "usage: bench [flags] [handover] [client] [volume] [disk]\n")
+		fmt.Fprint(flags.Output(), "usage: bench [flags] [handover] [client] [volume] [disk] [tcp]\n")
 		flags.PrintDefaults()
 	}
-	flags.IntVar(&o.runs, "runs", 0, "how many pairs, migrations of each case, or rounds of it; 0 is 10, 20, 3 and 6")
+	flags.IntVar(&o.runs, "runs", 0, "how many pairs, migrations of each case, or rounds of it; 0 is 10, 20, 3, 6 and 3")
 	flags.StringVar(&o.godwit, "godwit", "bin/godwit", "the godwit program")
 	flags.StringVar(&o.out, "out", "out", "folder for the figures")
 	flags.TextVar(&o.memory, "memory", o.memory, "a VM's memory")
