@@ -55,14 +55,15 @@
 //
 // # tcp
 //
-// The guests run iperf3's server. A flow of iperf3's client lasts 16 seconds, and four
+// The guests run iperf3's server. A flow of iperf3's client lasts 12 seconds, and four
 // after its beginning the VM moves, by Godwit or, in an overlay of bridges that learn, by
 // plain QEMU; of Godwit's VMs each flow is there without a migration, too. Flows take all
 // the processor time that they get, so on a machine of few processors the copy slows them
-// for that, and a flow that nothing happens to has dips of its own: compare. Throughput
-// is what iperf3's client sees in tenths of a second; what it sends first fills the
-// buffers of its socket. The intervals' times count from when its devices have carried
-// the first 64 KiB, some milliseconds late.
+// for that, and a flow that nothing happens to has dips of its own: compare. One that
+// --mbit limits shows more of what the network does. Throughput is what iperf3's client
+// sees in tenths of a second; what it sends first fills the buffers of its socket. The
+// intervals' times count from when its devices have carried the first 64 KiB, some
+// milliseconds late.
 //
 // # volume
 //

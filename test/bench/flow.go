@@ -37,17 +37,40 @@ type flow struct {
 	ended  chan error
 }
 
-// startFlow starts one and waits until data flows: from the guest if it is reverse,
-// else to it. An iperf3 server does not listen before it has begun, nor for a moment
-// after each flow, so the client tries until it does. The caller ends the flow.
-func startFlow(ctx context.Context, place *lab.Namespace, guest netip.Addr, length time.Duration, reverse bool) (*flow, error) {
+// flowSpec says what flow to start.
+type flowSpec struct {
+	guest   netip.Addr
+	length  time.Duration
+	reverse bool // from the guest
+	mbit    int  // a second, at most; no limit if 0
+}
+
+func (s flowSpec) args() []string {
+	args := []string{"--client", s.guest.String(), "--json", "--interval", "0.1", "--time", strconv.Itoa(int(s.length.Seconds()))}
+	if s.reverse {
+		args = append(args, "--reverse")
+	}
+	if s.mbit > 0 {
+		args = append(args, "--bitrate", strconv.Itoa(s.mbit)+"M")
+	}
+	return args
+}
+
+// errNotTaken: the server was not ready. It does not listen before it has begun, nor for a
+// moment after each flow, when it even closes what has connected meanwhile; and just
+// before, it takes the last flow to be still there.
+var (
+	errNotTaken = errors.New("the server did not take the flow")
+	notTaken    = [...]string{"Connection refused", "Connection reset by peer", "try again later"}
+)
+
+// startFlow starts one and waits until data flows. It tries until the server takes it.
+// The caller ends the flow.
+func startFlow(ctx context.Context, place *lab.Namespace, spec flowSpec) (*flow, error) {
 	for {
-		f, err := tryFlow(ctx, place, guest, length, reverse)
-		if err == nil {
-			return f, nil
-		}
-		if !strings.Contains(err.Error(), "Connection refused") {
-			return nil, err
+		f, err := tryFlow(ctx, place, spec)
+		if !errors.Is(err, errNotTaken) {
+			return f, err
 		}
 		select {
 		case <-time.After(knockEvery):
@@ -57,17 +80,13 @@ func startFlow(ctx context.Context, place *lab.Namespace, guest netip.Addr, leng
 	}
 }
 
-func tryFlow(ctx context.Context, place *lab.Namespace, guest netip.Addr, length time.Duration, reverse bool) (*flow, error) {
-	args := []string{"--client", guest.String(), "--json", "--interval", "0.1", "--time", strconv.Itoa(int(length.Seconds()))}
-	if reverse {
-		args = append(args, "--reverse")
-	}
+func tryFlow(ctx context.Context, place *lab.Namespace, spec flowSpec) (*flow, error) {
 	before, err := carried(place)
 	if err != nil {
 		return nil, err
 	}
 	f := &flow{ended: make(chan error, 1)}
-	cmd := place.Command(ctx, iperf, args...)
+	cmd := place.Command(ctx, iperf, spec.args()...)
 	cmd.Stdout, cmd.Stderr = &f.output, &f.output
 	if err := cmd.Start(); err != nil {
 		return nil, err
@@ -77,7 +96,7 @@ func tryFlow(ctx context.Context, place *lab.Namespace, guest netip.Addr, length
 		select {
 		case failed := <-f.ended:
 			look.Stop()
-			return nil, fmt.Errorf("iperf3 ended at once (%v): %s", failed, f.output.String())
+			return nil, whyEnded(failed, f.output.Bytes())
 		case f.begun = <-look.C:
 		}
 		now, err := carried(place)
@@ -86,6 +105,20 @@ func tryFlow(ctx context.Context, place *lab.Namespace, guest netip.Addr, length
 			return f, err
 		}
 	}
+}
+
+// whyEnded tells why a client has ended before anything flowed.
+func whyEnded(failed error, output []byte) error {
+	result, err := parseFlow(output)
+	if err != nil {
+		return errors.Join(failed, err)
+	}
+	for _, why := range notTaken {
+		if strings.HasSuffix(result.Error, why) {
+			return fmt.Errorf("%w: %s", errNotTaken, result.Error)
+		}
+	}
+	return fmt.Errorf("iperf3 ended at once: %s", result.Error)
 }
 
 // end waits for the end of the flow.
@@ -100,7 +133,7 @@ func (f *flow) end() (flowResult, error) {
 
 // shortFlow tells that the server is there, and shows the guest once what is to come.
 func shortFlow(ctx context.Context, place *lab.Namespace, guest netip.Addr) error {
-	f, err := startFlow(ctx, place, guest, time.Second, false)
+	f, err := startFlow(ctx, place, flowSpec{guest: guest, length: time.Second})
 	if err != nil {
 		return err
 	}

@@ -35,6 +35,7 @@ type options struct {
 	out      string // folder
 	memory   fleet.Bytes
 	dirtyMiB int      // that a guest writes in a second
+	mbit     int      // a second, of a TCP flow
 	serve    []string // that plain QEMU's guest runs
 	image    image.Image
 }
@@ -103,6 +104,7 @@ func (o *options) parse(args []string) (chosen []benchmark, err error) {
 	flags.StringVar(&o.out, "out", "out", "folder for the figures")
 	flags.TextVar(&o.memory, "memory", o.memory, "a VM's memory")
 	flags.IntVar(&o.dirtyMiB, "dirty", 0, "MiB that a guest writes in a second")
+	flags.IntVar(&o.mbit, "mbit", 0, "limit of a TCP flow in Mbit/s; 0 is none")
 	var names []string
 	for {
 		if err := flags.Parse(args); err != nil {
@@ -113,8 +115,8 @@ func (o *options) parse(args []string) (chosen []benchmark, err error) {
 		}
 		names, args = append(names, flags.Arg(0)), flags.Args()[1:]
 	}
-	if o.runs < 0 {
-		return nil, fmt.Errorf("%d runs", o.runs)
+	if o.runs < 0 || o.mbit < 0 {
+		return nil, fmt.Errorf("%d runs, flows of %d Mbit/s", o.runs, o.mbit)
 	}
 	if err := o.dirty().Valid(); err != nil {
 		return nil, err

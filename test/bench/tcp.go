@@ -17,7 +17,7 @@ import (
 const (
 	tcpRounds = 3 // of every case, unless --runs says otherwise
 	// flowTime is how long a flow lasts, and moveAfter when in it the VM moves.
-	flowTime  = 16 * time.Second
+	flowTime  = 12 * time.Second
 	moveAfter = 4 * time.Second
 	// still is who moves nothing.
 	still = "none"
@@ -79,7 +79,7 @@ func runTCP(ctx context.Context, o options) (err error) {
 	if len(runs) == 0 {
 		return err
 	}
-	report := summarizeTCP(runs)
+	report := summarizeTCP(o.mbit, runs)
 	report.print(o.screen)
 	return errors.Join(err, writeJSON(o.path("tcp"), report), drawTCP(o.plotPath("tcp"), runs), broken(report.Targets))
 }
@@ -159,7 +159,7 @@ func (o options) runFlows(ctx context.Context, parties []tcpParty) (runs []tcpRu
 				for _, who := range movers(p) {
 					one := tcpRun{Network: p.network, Direction: direction, Who: who}
 					err := o.during(fmt.Sprintf("%3d/%d  %-26s", round+1, rounds, one.name()), func() (string, error) {
-						err := one.measure(ctx, p)
+						err := one.measure(ctx, p, o.mbit)
 						return one.String(), err
 					})
 					if err != nil {
@@ -182,13 +182,13 @@ func movers(p tcpParty) []string {
 }
 
 // measure makes one flow, with a migration or without.
-func (r *tcpRun) measure(ctx context.Context, p tcpParty) error {
+func (r *tcpRun) measure(ctx context.Context, p tcpParty, mbit int) error {
 	ctx, cancel := context.WithTimeout(ctx, moveWithin)
 	defer cancel()
 	if err := proceed(p); err != nil {
 		return err
 	}
-	f, err := startFlow(ctx, p.place, p.guest()[0], flowTime, r.Direction == flowDirections[1])
+	f, err := startFlow(ctx, p.place, flowSpec{guest: p.guest()[0], length: flowTime, reverse: r.Direction == flowDirections[1], mbit: mbit})
 	if err != nil {
 		return err
 	}

@@ -120,18 +120,19 @@ func dip(all []tcpInterval, from, before float64) (lowest, longest, sum float64)
 
 // tcpReport is out/bench-tcp.json.
 type tcpReport struct {
+	Mbit    int      `json:"mbit"` // the flows' limit a second; 0 is none
 	Runs    []tcpRun `json:"runs"`
 	Targets []target `json:"targets"`
 }
 
-func summarizeTCP(runs []tcpRun) tcpReport {
+func summarizeTCP(mbit int, runs []tcpRun) tcpReport {
 	var torn uint64
 	for _, r := range runs {
 		if r.Who == "godwit" && r.Broken != "" {
 			torn++
 		}
 	}
-	return tcpReport{Runs: runs, Targets: []target{never("Godwit: connections broken", torn)}}
+	return tcpReport{Mbit: mbit, Runs: runs, Targets: []target{never("Godwit: connections broken", torn)}}
 }
 
 // print prints a line for each case: medians, and of what can be bad the worst.

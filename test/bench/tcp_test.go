@@ -58,6 +58,20 @@ func TestFlowsThatAreNoneAreRefused(t *testing.T) {
 	}
 }
 
+func TestWhyAFlowDidNotBegin(t *testing.T) {
+	for text, again := range map[string]bool{
+		`{"error": "unable to connect to server: Connection refused"}`:               true,
+		`{"error": "unable to receive control message: Connection reset by peer"}`:   true,
+		`{"error": "unable to connect to server: No route to host"}`:                 false,
+		`{"error": "error - the server is busy running a test. try again later"}`:    true,
+		`iperf3: parameter error - test duration too long (maximum = 86400 seconds)`: false,
+	} {
+		if err := whyEnded(nil, []byte(text)); err == nil || errors.Is(err, errNotTaken) != again {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+}
+
 // rates gives intervals of a tenth of a second.
 func rates(mbs ...float64) (all []tcpInterval) {
 	for i, rate := range mbs {
@@ -124,11 +138,11 @@ func TestTCPReport(t *testing.T) {
 	torn.Broken = "control socket has closed"
 	peer := torn
 	peer.Who = "qemu"
-	report := summarizeTCP([]tcpRun{moved("overlay", "to-guest"), peer})
+	report := summarizeTCP(0, []tcpRun{moved("overlay", "to-guest"), peer})
 	if broken(report.Targets) != nil {
 		t.Errorf("Godwit is blamed for another's: %v", report.Targets)
 	}
-	report = summarizeTCP([]tcpRun{moved("overlay", "to-guest"), torn, peer})
+	report = summarizeTCP(0, []tcpRun{moved("overlay", "to-guest"), torn, peer})
 	if broken(report.Targets) == nil {
 		t.Errorf("a broken connection is no fault: %v", report.Targets)
 	}
