@@ -16,6 +16,7 @@ import (
 const (
 	panelWidth  = 17 * vg.Centimeter
 	panelHeight = 8 * vg.Centimeter
+	panelPad    = 3 * vg.Millimeter
 )
 
 // whoColors are those of a flow's line; its blackout is shaded in the same.
@@ -40,7 +41,7 @@ func drawTCP(path string, runs []tcpRun) error {
 		}
 		panels = append(panels, row)
 	}
-	tiles := draw.Tiles{Rows: len(panels), Cols: len(panels[0]), PadX: vg.Centimeter, PadY: vg.Centimeter, PadTop: vg.Millimeter, PadRight: vg.Millimeter}
+	tiles := draw.Tiles{Rows: len(panels), Cols: len(panels[0]), PadX: vg.Centimeter, PadY: vg.Centimeter, PadTop: panelPad, PadRight: panelPad, PadBottom: panelPad, PadLeft: panelPad}
 	canvas := vgsvg.New(panelWidth*vg.Length(tiles.Cols), panelHeight*vg.Length(tiles.Rows))
 	for i, row := range plot.Align(panels, tiles, draw.New(canvas)) {
 		for j, place := range row {
@@ -79,7 +80,7 @@ func tcpPanel(network, direction string, runs []tcpRun) (*plot.Plot, error) {
 	}
 	p.Add(shades...) // under the lines
 	p.Add(lines...)
-	p.Y.Min, p.Y.Max = 0, p.Y.Max*1.25 // room for the legend
+	p.Y.Min, p.Y.Max = 0, p.Y.Max*1.4 // room for the legend
 	p.X.Min = -moveAfter.Seconds()
 	return p, nil
 }
