@@ -57,7 +57,8 @@
 //
 // The guests run iperf3's server. A flow of iperf3's client lasts 12 seconds, and four
 // after its beginning the VM moves, by Godwit or, in an overlay of bridges that learn, by
-// plain QEMU; of Godwit's VMs each flow is there without a migration, too. Flows take all
+// plain QEMU; of Godwit's VMs each flow is there without a migration, too. The VM in the
+// provider network has an idle port in an overlay beside. Flows take all
 // the processor time that they get, so on a machine of few processors the copy slows them
 // for that, and a flow that nothing happens to has dips of its own: compare. One that
 // --mbit limits shows more of what the network does. Throughput is what iperf3's client
