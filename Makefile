@@ -44,7 +44,7 @@ demo: setup build ## a fleet on this machine: migrate a VM there and back
 test: setup ## vet and run all tests, on real kernels and QEMUs
 	@scripts/setup qemu72-if-debian12
 	go vet $(PACKAGES)
-	GODWIT_QEMU72=$$(ls $(QEMU72) 2>/dev/null) go test -race -timeout 20m $(TESTFLAGS) $(PACKAGES)
+	GODWIT_QEMU72=$$(ls $(QEMU72) 2>/dev/null) go test -race -timeout 25m $(TESTFLAGS) $(PACKAGES)
 
 bench: setup build ## measure; prints tables and writes out/*.json
 	go run ./test/bench $(BENCHFLAGS)
