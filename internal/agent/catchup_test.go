@@ -28,13 +28,17 @@ func TestSourceAsksBeforeItStops(t *testing.T) {
 			start := m.copyCommand(0)
 			start.GetStartCopy().TargetPeerPort = port
 			m.source.sendCommand(start)
-			if state := receive(t, "question", states); !state.Running() {
-				t.Errorf("it asks when the guest is %s", state)
-			}
+			first := receive(t, "question", states)
 			m.target.awaitReport("running target", answers(run))
 			m.settle()
-			if more := len(states); more > 0 {
-				t.Errorf("it connected %d times more", more)
+			if more := len(states); more > 0 && name == "nobody answers" {
+				t.Errorf("it asks one that does not answer %d times more", more)
+			}
+			close(states)
+			for state := first; state != ""; state = <-states { // again, if the guest has written more meanwhile
+				if !state.Running() {
+					t.Errorf("it asks when the guest is %s", state)
+				}
 			}
 		})
 	}
