@@ -119,9 +119,14 @@ func checksumICMPv6(from, to netip.Addr, message []byte) uint16 {
 	pseudo := append(append([]byte{}, from.AsSlice()...), to.AsSlice()...)
 	pseudo = binary.BigEndian.AppendUint32(pseudo, uint32(len(message)))
 	pseudo = append(append(pseudo, 0, 0, 0, unix.IPPROTO_ICMPV6), message...)
+	return checksum(pseudo)
+}
+
+// checksum is the Internet checksum (RFC 1071) of a whole number of 16-bit words.
+func checksum(words []byte) uint16 {
 	var sum uint32
-	for i := 0; i+1 < len(pseudo); i += 2 {
-		sum += uint32(binary.BigEndian.Uint16(pseudo[i:]))
+	for i := 0; i+1 < len(words); i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(words[i:]))
 	}
 	for sum > 0xffff {
 		sum = sum&0xffff + sum>>16

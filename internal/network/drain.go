@@ -121,17 +121,26 @@ func (d *drain) send(frame []byte, header int) {
 // WaitEmpty waits until the guest's side has read every frame that waits in
 // the tap.
 func (t *Tap) WaitEmpty(ctx context.Context) error {
-	tick := time.NewTicker(emptyPoll)
+	late, err := poll(ctx, emptyPoll, t.empty)
+	if late {
+		return fmt.Errorf("wait until %s is empty: %w", t.name, ctx.Err())
+	}
+	return err
+}
+
+// poll looks again and again, where the kernel tells nothing, until there is nothing
+// left to wait for, or an error; late if ctx ends before.
+func poll(ctx context.Context, every time.Duration, done func() (bool, error)) (late bool, err error) {
+	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
-		empty, err := t.empty()
-		if err != nil || empty {
-			return err
+		if ready, err := done(); err != nil || ready {
+			return false, err
 		}
 		select {
-		case <-ctx.Done():
-			return fmt.Errorf("wait until %s is empty: %w", t.name, ctx.Err())
 		case <-tick.C:
+		case <-ctx.Done():
+			return true, nil
 		}
 	}
 }

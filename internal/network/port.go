@@ -100,12 +100,7 @@ func dummyFrame(flow uint16) []byte {
 	frame = append(frame, 0x02, 'g', 'w', 0, 0, 2, 0x02, 'g', 'w', 0, 0, 1, 0x08, 0x00)
 	ip := []byte{0x45, 0, 0, ipLength, 0, 0, 0x40, 0, 1, unix.IPPROTO_UDP, 0, 0,
 		192, 0, 2, 1, 192, 0, 2, 2}
-	var sum uint32
-	for i := 0; i < len(ip); i += 2 {
-		sum += uint32(binary.BigEndian.Uint16(ip[i:]))
-	}
-	sum = sum&0xffff + sum>>16
-	binary.BigEndian.PutUint16(ip[10:], ^uint16(sum&0xffff+sum>>16))
+	binary.BigEndian.PutUint16(ip[10:], checksum(ip))
 	frame = append(frame, ip...)
 	frame = binary.BigEndian.AppendUint16(frame, 49152+flow)
 	frame = append(frame, 0, 9, 0, udpLength, 0, 0) // discard port, length, no checksum

@@ -124,31 +124,24 @@ const bridgePoll = 5 * time.Millisecond
 // That takes the kernel a moment after the tap is up, and a bridge that speaks the
 // spanning tree protocol twice its forward delay.
 func (t *Tap) AwaitForwarding(ctx context.Context) error {
-	tick := time.NewTicker(bridgePoll)
-	defer tick.Stop()
-	for {
+	late, err := poll(ctx, bridgePoll, func() (bool, error) {
 		state, found, err := t.host.portState(t.ifindex)
-		switch {
-		case err != nil || state == bridgeForwarding:
-			return err
-		case !found && t.sticky:
-			return &fleet.Error{
+		if err == nil && !found && t.sticky {
+			err = &fleet.Error{
 				Code: fleet.NotFound, Op: "wait for the bridge of", Subject: t.name, Cause: "somebody has removed the bridge of its network",
 				Hint: "make it again",
 			}
-		case !found:
-			return nil
 		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return &fleet.Error{
-				Code: fleet.Deadline, Op: "wait for the bridge of", Subject: t.name, Err: ctx.Err(),
-				Cause: "it does not pass frames to it yet",
-				Hint:  "if the bridge speaks the spanning tree protocol, lower its forward_delay, or switch it off: ip link set BRIDGE type bridge stp_state 0",
-			}
+		return !found || state == bridgeForwarding, err
+	})
+	if late {
+		return &fleet.Error{
+			Code: fleet.Deadline, Op: "wait for the bridge of", Subject: t.name, Err: ctx.Err(),
+			Cause: "it does not pass frames to it yet",
+			Hint:  "if the bridge speaks the spanning tree protocol, lower its forward_delay, or switch it off: ip link set BRIDGE type bridge stp_state 0",
 		}
 	}
+	return err
 }
 
 // Of linux/if_bridge.h and linux/if_link.h.
@@ -219,19 +212,14 @@ func (t *Tap) Yield(ctx context.Context) error {
 	if err := h.nl.NeighSet(learnt); err != nil {
 		return fmt.Errorf("yield the address of %s: %w", t.name, err)
 	}
-	tick := time.NewTicker(bridgePoll)
-	defer tick.Stop()
-	for {
+	late, err := poll(ctx, bridgePoll, func() (bool, error) {
 		here, err := h.hasEntry(t.ifindex, station(t.mac), filters)
-		if err != nil || !here {
-			return err
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return fmt.Errorf("wait until the bridge of %s has heard the guest elsewhere: %w", t.name, ctx.Err())
-		}
+		return !here, err
+	})
+	if late {
+		return fmt.Errorf("wait until the bridge of %s has heard the guest elsewhere: %w", t.name, ctx.Err())
 	}
+	return err
 }
 
 // inFilter tells whether a port's bridge filters VLANs.

@@ -118,6 +118,18 @@ func (m *providerMove) finish(t *testing.T) {
 	must(t, m.target.SetGate(Gate{Mode: Pass, Epoch: 2}))
 }
 
+// complete takes the move to its end, with frames to all on the way, and checks it.
+func (m *providerMove) complete(t *testing.T) {
+	t.Helper()
+	m.sendGroups(t)
+	m.switchOver(t)
+	must(t, m.target.Announce(nil))
+	m.sendGroups(t)
+	m.finish(t)
+	m.sendGroups(t)
+	m.check(t)
+}
+
 // yield has the bridge of one tap hear that the guest is at the other.
 func (m *providerMove) yield(t *testing.T, from, to *Tap) {
 	t.Helper()
@@ -153,14 +165,7 @@ func TestProviderHandOver(t *testing.T) {
 		perSecond, size int
 	}{{"small frames", 4000, 60}, {"full frames", 2000, 1514}, {"jumbo frames", 1000, jumbo + 14}} {
 		t.Run(test.name, func(t *testing.T) {
-			m := beginProviderMove(t, test.perSecond, test.size)
-			m.sendGroups(t)
-			m.switchOver(t)
-			must(t, m.target.Announce(nil))
-			m.sendGroups(t)
-			m.finish(t)
-			m.sendGroups(t)
-			m.check(t)
+			beginProviderMove(t, test.perSecond, test.size).complete(t)
 		})
 	}
 }

@@ -72,14 +72,7 @@ func moveInVLAN(t *testing.T, own uint16, foreign ...uint16) {
 		others[vlan] = guestOf(tap)
 	}
 	f.vlan = own
-	m := f.beginMove(t, 1000, 60)
-	m.sendGroups(t)
-	m.switchOver(t)
-	must(t, m.target.Announce(nil))
-	m.sendGroups(t)
-	m.finish(t)
-	m.sendGroups(t)
-	m.check(t)
+	f.beginMove(t, 1000, 60).complete(t)
 	for vlan, g := range others {
 		if heard := g.waiting(t); len(heard) > 0 {
 			t.Errorf("a guest of VLAN %d heard %d frames", vlan, len(heard))
