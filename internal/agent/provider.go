@@ -121,10 +121,9 @@ func (m *machine) settling() bool {
 // and has the host's own bridges learn the way to the new place. A network that does
 // not learn is not waited for for ever.
 func (m *machine) leaveBridges(ctx context.Context) {
-	ports := m.bridged()
 	quiet, cancel := context.WithTimeout(ctx, quietWithin)
 	defer cancel()
-	for _, port := range ports {
+	for _, port := range m.bridged() {
 		if err := awaitQuiet(quiet, port.tap); err != nil {
 			m.agent.log.Warn("frames for a guest still come to where it was; those of the host itself find their own way now, others are not forwarded any more",
 				"vm", m.key.vm, "port", port.Name, "bridge", port.Bridge, "error", err)
@@ -164,11 +163,16 @@ func awaitQuiet(ctx context.Context, tap *network.Tap) error {
 	}
 }
 
-// awaitForwarding waits until frames that come directly reach a target's port.
-func (m *machine) awaitForwarding(port *port) error {
+// awaitForwarding waits until frames that come directly reach a target's ports.
+func (m *machine) awaitForwarding() error {
 	ctx, cancel := context.WithTimeout(m.life, forwardWithin)
 	defer cancel()
-	return port.tap.AwaitForwarding(ctx)
+	for _, port := range m.allPorts() {
+		if err := port.tap.AwaitForwarding(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // claimed: the host's bridges give a target the frames for its guest.

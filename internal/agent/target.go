@@ -36,6 +36,9 @@ func (m *machine) prepareTarget(ctx context.Context, migration string, want *god
 	if err == nil {
 		disks, err = m.export(bounded, want)
 	}
+	if err == nil { // last, and with a bound of its own: it can take longer than all before
+		err = m.awaitForwarding()
+	}
 	if err != nil {
 		err = errors.Join(err, m.discard(ctx))
 		return pledge.TargetFailed(err, m.hasEnded())
@@ -147,7 +150,6 @@ func (m *machine) arm(ctx context.Context) error {
 		if len(port.tap.FDs()) == 1 {
 			errs = append(errs, port.tap.WaitEmpty(ctx))
 		}
-		errs = append(errs, m.awaitForwarding(port))
 	}
 	return errors.Join(append(errs, m.setMode(network.TunnelOnly))...)
 }
