@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
@@ -93,7 +94,11 @@ func TestProviderHandOver(t *testing.T) {
 	before = atTarget.Load()
 	waitFor(t, "announcements of the target's next agent", func() bool { return atTarget.Load() >= before+2 })
 	m.source.awaitReport("measurement", answers(start))
+	began := time.Now()
 	m.settle()
+	if took := time.Since(began); took < quietFor {
+		t.Errorf("the forwarding has ended after %v, before the network can have been quiet for %v", took, quietFor)
+	}
 }
 
 // A source that runs on after the target was to have its frames is announced, so that
