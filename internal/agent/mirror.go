@@ -18,7 +18,7 @@ const (
 	// slowestChunk is what a mirror writes at once, at most: with less bandwidth than
 	// that it takes its time.
 	slowestChunk = 16 * fleet.MiB
-	// finishWithin bounds the end of the mirrors, in the blackout.
+	// finishWithin bounds the end of the copy, in the blackout.
 	finishWithin = 2 * time.Second
 	// memoryShare is what is left to the memory of a bandwidth that the guest's
 	// writes to mirrored disks would take all of.
@@ -33,7 +33,7 @@ type mirrors struct {
 	rate     fleet.BytesPerSecond
 	lookedAt time.Time
 	movedAt  time.Time  // the last look that saw anything written
-	finished chan error // how they ended; nil before the guest has stopped
+	finished chan error // whether the target has all; nil before the guest has stopped
 	limit    fleet.BytesPerSecond
 }
 
@@ -192,15 +192,15 @@ func (h *handover) watchMirrors(ctx context.Context) error {
 	return h.instance.SetBandwidth(ctx, left)
 }
 
-// finishMirrors begins to end the mirrors of a guest that has stopped, unless that was
-// begun together with the stop.
+// finishMirrors begins to finish the copy of the disks of a guest that has stopped, unless
+// that was begun together with the stop.
 func (h *handover) finishMirrors(ctx context.Context) {
 	if h.disks != nil && h.disks.finished == nil {
 		h.waitFinished(ctx, h.instance.FinishMirrors)
 	}
 }
 
-// waitFinished waits, by itself, for how the mirrors end.
+// waitFinished waits, by itself, until the target has all, or it is known that it has not.
 func (h *handover) waitFinished(ctx context.Context, finished func(context.Context) error) {
 	h.disks.finished = make(chan error, 1)
 	go func() {

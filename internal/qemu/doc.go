@@ -64,9 +64,11 @@
 // memory is to follow when all are Ready and, after SyncMirrors, Synced. Once the
 // guest has stopped, FinishMirrors tells whether the target has all of it, and so does
 // StopMirrored, which stops the guest; it must be done before ContinueSwitch, which
-// makes the images inactive, and EndExports before the target runs. In step, a guest's writes wait for the target, and if that hangs,
-// so does what waits for them, QEMU's monitor included: CutMirrors ends it. While a
-// disk is mirrored, QEMU ignores the guest's discards (in all versions that were tried).
+// makes the images inactive, and EndExports before the target runs. A mirror that is in
+// step stays then, and an instance that is to go on needs AbandonMirrors first. In step, a
+// guest's writes wait for the target, and if that hangs, so does what waits for them,
+// QEMU's monitor included: CutMirrors ends it. While a disk is mirrored, QEMU ignores the
+// guest's discards (in all versions that were tried).
 //
 // # Cards
 //

@@ -2,7 +2,6 @@ package qemu
 
 import (
 	"context"
-	"fmt"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -29,7 +28,7 @@ type Mirror struct {
 	Total  fleet.Bytes // grows with what the guest writes
 	Ready  bool        // all of it was copied once, and what the guest writes follows
 	Synced bool        // what the guest writes is written to both, before the guest is told
-	Ended  bool        // after FinishMirrors, or by an Error: the guest runs on, and is not followed
+	Ended  bool        // by an Error, or after FinishMirrors: what the guest writes is not followed
 	Error  string
 }
 
@@ -135,13 +134,17 @@ func (i *Instance) Mirrors(ctx context.Context) ([]Mirror, error) {
 // mirrorJobs gives QEMU's jobs by the node of the disk.
 func (i *Instance) mirrorJobs(ctx context.Context) (map[string]*qmp.BlockJob, error) {
 	all, err := qmp.QueryBlockJobs(ctx, i.monitor)
+	return mirrorsOf(all), err
+}
+
+func mirrorsOf(all []qmp.BlockJob) map[string]*qmp.BlockJob {
 	jobs := map[string]*qmp.BlockJob{}
 	for _, job := range all {
 		if disk, mirrors := strings.CutSuffix(job.Device, mirrorSuffix); mirrors {
 			jobs[disk] = &job
 		}
 	}
-	return jobs, err
+	return jobs
 }
 
 // SyncMirrors makes the guest's writes wait for the target, too, so that there comes
@@ -180,124 +183,6 @@ func (i *Instance) SetMirrorBandwidth(ctx context.Context, limit fleet.BytesPerS
 		}
 	}
 	return nil
-}
-
-// FinishMirrors ends the copy of an instance whose guest has stopped, and returns
-// when the target has all of it; an error if it has not. The disk stays the
-// instance's own.
-func (i *Instance) FinishMirrors(ctx context.Context) error {
-	ending, err := i.endMirrors(ctx)
-	if err == nil {
-		err = ending.wait(ctx)
-	}
-	return i.wrap("copy disks", err)
-}
-
-// StopMirrored is Stop, and begins to end the copy of the disks as soon as the guest
-// stands still. Unless that fails, finished is called once, and is then what
-// FinishMirrors is.
-func (i *Instance) StopMirrored(ctx context.Context) (finished func(context.Context) error, err error) {
-	stop, err := i.monitor.Begin(ctx, "stop", nil)
-	if err != nil {
-		return nil, i.wrap("stop", err)
-	}
-	ending, endErr := i.endMirrors(ctx) // which QEMU does after the stop
-	if err := stop(ctx, nil); err != nil {
-		ending.events.Close()
-		return nil, i.wrap("stop", err)
-	}
-	return func(ctx context.Context) error {
-		if endErr == nil {
-			endErr = ending.wait(ctx)
-		}
-		return i.wrap("copy disks", endErr)
-	}, nil
-}
-
-// mirrorsEnding are mirrors whose end was ordered.
-type mirrorsEnding struct {
-	instance *Instance
-	events   *qmp.Subscription // of how they end
-	disks    []string
-	orders   []qmp.Wait // of each disk
-}
-
-// endMirrors orders the end, and waits for nothing. Without force: what is left is
-// written first.
-func (i *Instance) endMirrors(ctx context.Context) (*mirrorsEnding, error) {
-	e := &mirrorsEnding{
-		instance: i, disks: i.localDisks(),
-		events: i.monitor.Subscribe(eventQueue, qmp.EventBlockJobCompleted, qmp.EventBlockJobCancelled),
-	}
-	for _, disk := range e.disks {
-		order, err := i.monitor.Begin(ctx, "block-job-cancel", qmp.BlockJobCancelArgs{Device: mirrorJob(disk)})
-		if err != nil {
-			e.events.Close()
-			return e, err
-		}
-		e.orders = append(e.orders, order)
-	}
-	return e, nil
-}
-
-// wait is in the blackout, so it asks nothing that it need not.
-func (e *mirrorsEnding) wait(ctx context.Context) error {
-	defer e.events.Close()
-	under := 0
-	for n, order := range e.orders {
-		err := order(ctx, nil)
-		if err == nil {
-			under++
-		} else if err := e.instance.mirrorEnded(ctx, e.disks[n], err); err != nil {
-			return err
-		}
-	}
-	for ; under > 0; under-- {
-		select {
-		case event, open := <-e.events.Events():
-			if !open {
-				return e.events.Err()
-			}
-			if err := mirrorResult(event); err != nil {
-				return err
-			}
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-	return nil
-}
-
-// mirrorResult gives why a mirror that has ended was not complete.
-func mirrorResult(event qmp.Event) error {
-	var data qmp.BlockJobCompletedEvent
-	switch err := event.Decode(&data); {
-	case err != nil:
-		return err
-	case data.Error != nil:
-		return fmt.Errorf("%s: %s", strings.TrimSuffix(data.Device, mirrorSuffix), *data.Error)
-	case event.Name == qmp.EventBlockJobCancelled:
-		return fmt.Errorf("%s was not copied in full", strings.TrimSuffix(data.Device, mirrorSuffix))
-	}
-	return nil
-}
-
-// mirrorEnded tells whether a mirror that can't be ended, for a cause, has been
-// already, as it should.
-func (i *Instance) mirrorEnded(ctx context.Context, disk string, cause error) error {
-	jobs, err := i.mirrorJobs(ctx)
-	if err != nil {
-		return err
-	}
-	switch job := jobs[disk]; {
-	case job == nil:
-		return fmt.Errorf("%s is not being copied", disk)
-	case job.Error != nil:
-		return fmt.Errorf("%s: %s", disk, *job.Error)
-	case job.Status == string(qmp.JobStatusConcluded):
-		return nil
-	}
-	return cause
 }
 
 // awaitMirrors waits until all mirrors have ended, and gives how.
