@@ -11,7 +11,8 @@
 // when no server decides, that this has given up for good. The source writes that
 // down before it runs on, and does so after a restart, too (docs/decisions/0008).
 // Closing is always allowed: a source closes its own gate before it lets QEMU
-// finish, without asking.
+// finish, without asking. A target that has given up keeps its instance, which never
+// runs, until the frames that wait for it have been returned.
 //
 // # Servers
 //

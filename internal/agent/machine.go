@@ -110,7 +110,7 @@ func (m *machine) watch() (first func()) {
 	case part == refused:
 		m.tellRefused(migration)
 		return func() {
-			if err := m.kill(m.life); err != nil {
+			if err := m.endRefused(m.life); err != nil {
 				m.agent.log.Error("a target that has given up was not ended", "vm", m.key.vm, "error", err)
 			}
 		}
@@ -130,7 +130,9 @@ func (m *machine) watch() (first func()) {
 			if err := m.goOn(m.life); err != nil {
 				m.agent.log.Error("the source does not run on yet", "vm", m.key.vm, "error", err)
 				m.awaitDecision() // asked again, the target says the same, and it is tried again
+				return
 			}
+			m.awaitFrames()
 		}
 	}
 	return func() {}

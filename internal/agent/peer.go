@@ -132,8 +132,10 @@ func (s peerService) ReturnFrames(ctx context.Context, request *godwitv1.ReturnF
 		if m.record.Role != refused {
 			return &fleet.Error{Code: fleet.Conflict, Op: "return frames", Subject: "vm " + string(m.key.vm), Cause: "its target has not given up"}
 		}
-		frames, err = m.drainTo(ctx, request.GetSourceAddress())
-		return err
+		if frames, err = m.drainTo(ctx, request.GetSourceAddress()); err != nil {
+			return err
+		}
+		return m.kill(ctx) // what comes now goes to the source at once
 	})
 	return &godwitv1.ReturnFramesResponse{Frames: int64(frames)}, err
 }

@@ -26,8 +26,11 @@ const runWithin = 10 * time.Second
 // arms its taps: frames that the source will send are kept from then on, and
 // all others are still kept out.
 func (m *machine) prepareTarget(ctx context.Context, migration string, want *godwitv1.PrepareTarget) *godwitv1.Report {
-	if m.record.Role == arrived {
-		return nil // an old command to a new agent: the guest runs, and must not be touched
+	switch m.record.Role { // an old command to a new agent
+	case arrived:
+		return nil // the guest runs, and must not be touched
+	case refused:
+		return pledge.TargetFailed(errGaveUp, m.hasEnded()) // and what waits in its taps stays
 	}
 	bounded, cancel := context.WithTimeout(ctx, startWithin)
 	defer cancel()
@@ -53,9 +56,6 @@ func (m *machine) prepareTarget(ctx context.Context, migration string, want *god
 // prepare gives the port at which the instance waits, and the source's machine, nil if
 // that was not compared.
 func (m *machine) prepare(ctx context.Context, migration string, want *godwitv1.PrepareTarget) (uint16, fleet.Machine, error) {
-	if m.record.Role == refused {
-		return 0, nil, errGaveUp
-	}
 	// An earlier agent may have done it, and nobody heard its answer.
 	adopted := m.instance != nil && !m.instance.Ended()
 	source := fleet.HostName(want.GetSource())

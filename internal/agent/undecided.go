@@ -8,6 +8,7 @@ import (
 
 	"godwit.dev/godwit/api/client"
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/network"
 	"godwit.dev/godwit/internal/pledge"
 )
@@ -15,9 +16,12 @@ import (
 // What happens when nobody decides on a switch. The servers are the first to
 // do so; when they leave the guest standing still for the migration's switch
 // limit, the source asks the target to give up. A target that does writes that
-// down first, ends its instance, and never runs it, whatever a server says
-// later; so the source may run on. A target that has the commit's answer keeps
-// it, and so does one of which nobody can tell whether it has run.
+// down first, and never runs its instance, whatever a server says later; so the
+// source may run on, and then asks for the frames that wait in the target's taps.
+// Until it has them, or a server releases the target, the instance stays as it is:
+// if the target's agent ends, nobody but QEMU has the queues of the taps. A target
+// that has the commit's answer keeps it, and so does one of which nobody can tell
+// whether it has run.
 
 const (
 	// askAfter is what the servers have beyond the limit, to whom the decision
@@ -31,6 +35,22 @@ const (
 // awaitDecision begins the wait of a source whose guest has just stopped. Of when
 // that was by the wall clock it asks nothing: that clock may be set meanwhile.
 func (m *machine) awaitDecision() {
+	m.askPeer(func(ctx context.Context, target *client.Peer, migration string, peer peerRecord) {
+		askAgain(ctx, peer.SwitchMax+askAfter, func() (done bool) { return m.askToGiveUp(ctx, target, migration, peer.Host) })
+	})
+}
+
+// awaitFrames begins to have the frames back of a source that an earlier agent has
+// let run on.
+func (m *machine) awaitFrames() {
+	m.askPeer(func(ctx context.Context, target *client.Peer, migration string, _ peerRecord) {
+		m.haveFramesBack(ctx, target, migration)
+	})
+}
+
+// askPeer begins to ask the target, until a server decides. What is begun already
+// goes on.
+func (m *machine) askPeer(ask func(ctx context.Context, target *client.Peer, migration string, peer peerRecord)) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	peer, migration := m.record.Peer, m.record.Migration
@@ -39,7 +59,15 @@ func (m *machine) awaitDecision() {
 	}
 	ctx, cancel := context.WithCancel(m.life)
 	m.decided = cancel
-	go m.askTarget(ctx, migration, peer, peer.SwitchMax+askAfter)
+	go func() {
+		target, err := m.agent.dialPeer(peer)
+		if err != nil {
+			m.agent.log.Error("the target can't be asked", "vm", m.key.vm, "target", peer.Host, "error", err)
+			return
+		}
+		defer target.Close()
+		ask(ctx, target, migration, peer)
+	}()
 }
 
 // decide ends the wait: a server has decided, or the instance has ended.
@@ -52,36 +80,36 @@ func (m *machine) decide() {
 	}
 }
 
-// askTarget asks, after the given time, until it has an answer or ctx ends.
-func (m *machine) askTarget(ctx context.Context, migration string, peer peerRecord, after time.Duration) {
+// askAgain asks, after the given time, until that is done or ctx ends.
+func askAgain(ctx context.Context, after time.Duration, ask func() (done bool)) {
 	wait := time.NewTimer(after)
 	defer wait.Stop()
-	target, err := m.agent.dialPeer(peer)
-	if err != nil {
-		m.agent.log.Error("the target can't be asked to give up", "vm", m.key.vm, "target", peer.Host, "error", err)
-		return
-	}
-	defer target.Close()
 	for pause := askAgainMin; ; pause = min(2*pause, askAgainMax) {
 		select {
 		case <-wait.C:
 		case <-ctx.Done():
 			return
 		}
-		gaveUp, err := m.askOnce(ctx, target, migration)
-		switch {
-		case err == nil && gaveUp:
-			if m.runOnInTurn(ctx, target, migration) {
-				return
-			}
-		case err == nil || pledge.NoneToAsk(err):
-			m.agent.log.Warn("the target keeps its right; the servers decide", "vm", m.key.vm, "target", peer.Host, "error", err)
+		if ask() {
 			return
-		default:
-			m.agent.log.Warn("neither the servers nor the target answer; the guest stands still", "vm", m.key.vm, "target", peer.Host, "error", err)
 		}
 		wait.Reset(pause)
 	}
+}
+
+// askToGiveUp asks once whether the target gives up; done when it has answered, and
+// the guest runs if it does.
+func (m *machine) askToGiveUp(ctx context.Context, target *client.Peer, migration string, host fleet.HostName) (done bool) {
+	gaveUp, err := m.askOnce(ctx, target, migration)
+	switch {
+	case err == nil && gaveUp:
+		return m.runOnInTurn(ctx, target, migration)
+	case err == nil || pledge.NoneToAsk(err):
+		m.agent.log.Warn("the target keeps its right; the servers decide", "vm", m.key.vm, "target", host, "error", err)
+		return true
+	}
+	m.agent.log.Warn("neither the servers nor the target answer; the guest stands still", "vm", m.key.vm, "target", host, "error", err)
+	return false
 }
 
 func (m *machine) askOnce(ctx context.Context, target *client.Peer, migration string) (gaveUp bool, err error) {
@@ -92,7 +120,7 @@ func (m *machine) askOnce(ctx context.Context, target *client.Peer, migration st
 }
 
 // runOnInTurn lets the guest run on, and then has the frames back that wait at
-// the target. If they can't be had now, they come when a server releases it.
+// the target.
 func (m *machine) runOnInTurn(ctx context.Context, target *client.Peer, migration string) bool {
 	if err := m.inTurn(ctx, func() error { return m.runOn(ctx, migration) }); err != nil {
 		if ctx.Err() == nil {
@@ -100,13 +128,38 @@ func (m *machine) runOnInTurn(ctx context.Context, target *client.Peer, migratio
 		}
 		return false
 	}
-	ctx, cancel := context.WithTimeout(m.life, 2*returnWithin)
+	m.agent.log.Info("the target gave up, and the source runs on", "vm", m.key.vm, "migration", migration)
+	m.haveFramesBack(ctx, target, migration)
+	return true
+}
+
+// haveFramesBack has the target return the frames that wait there. When ctx ends, a
+// server has decided, which has the target released, and that returns them, too.
+func (m *machine) haveFramesBack(ctx context.Context, target *client.Peer, migration string) {
+	told := false
+	askAgain(ctx, 0, func() (done bool) {
+		frames, err := m.returnOnce(ctx, target, migration)
+		switch {
+		case err == nil:
+			m.agent.log.Info("the target has returned the frames that waited there", "vm", m.key.vm, "migration", migration, "frames", frames)
+			return true
+		case pledge.NoneToAsk(err): // it was released
+			return true
+		case !told && ctx.Err() == nil:
+			m.agent.log.Warn("the target does not return the frames that wait there yet", "vm", m.key.vm, "migration", migration, "error", err)
+			told = true
+		}
+		return false
+	})
+}
+
+func (m *machine) returnOnce(ctx context.Context, target *client.Peer, migration string) (frames int64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*returnWithin)
 	defer cancel()
 	answer, err := target.ReturnFrames(ctx, &godwitv1.ReturnFramesRequest{
 		Migration: migration, Vm: string(m.key.vm), Epoch: uint64(m.key.epoch + 1), SourceAddress: m.agent.config.Address.String(),
 	})
-	m.agent.log.Info("the target gave up, and the source runs on", "vm", m.key.vm, "migration", migration, "framesReturned", answer.GetFrames(), "error", err)
-	return true
+	return answer.GetFrames(), err
 }
 
 // runOn takes the VM's right up again, by the target's refusal. The worker calls
@@ -137,16 +190,28 @@ func (m *machine) tellRanOn(migration string) {
 // used. The worker calls it, so no commit's answer is being carried out.
 func (m *machine) giveUp(ctx context.Context, migration string) (done bool, err error) {
 	switch m.record.Role.GiveUp(m.mayHaveRun(ctx) || m.mayHaveWritten()) {
-	case pledge.GaveUp:
-		return true, m.kill(ctx)
 	case pledge.KeepsOwns:
 		return false, nil
+	case pledge.GivesUp:
+		if err := m.setRole(refused, migration); err != nil {
+			return false, err
+		}
+		m.tellRefused(migration)
 	}
-	if err := m.setRole(refused, migration); err != nil {
-		return false, err
+	return true, m.endRefused(ctx)
+}
+
+// endRefused, of the worker, ends the instance of a target that has given up, unless
+// frames may wait for it: then it stays until they are returned. One that has tried
+// to run does not stay, since it may have locked an image that the source needs.
+func (m *machine) endRefused(ctx context.Context) error {
+	if len(m.ports) == 0 || m.lockless {
+		return m.kill(ctx)
 	}
-	m.tellRefused(migration)
-	return true, m.kill(ctx)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.ending = true
+	return nil
 }
 
 func (m *machine) tellRefused(migration string) {

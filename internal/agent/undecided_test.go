@@ -62,13 +62,18 @@ func (m *move) checkRanOn() {
 	m.target.awaitReport("word that it gave up", refusedReport)
 	m.source.checkRunState(testVM, 1, "running")
 	m.source.checkGates("running on", network.Pass)
-	if left := m.target.processes(); len(left) != 0 {
-		m.t.Errorf("the target that gave up still runs: %v", left)
+	m.awaitReturn()
+}
+
+// awaitReturn waits until the target has returned the frames that waited there, and
+// then has ended.
+func (m *move) awaitReturn() {
+	m.t.Helper()
+	waitFor(m.t, "the end of the target that gave up", func() bool { return len(m.target.processes()) == 0 })
+	taps := m.target.taps()
+	if len(taps) != 1 || taps[0].Gate.Mode != network.Redirect || taps[0].Gate.Remote != m.source.space.Addr {
+		m.t.Errorf("the target has ended before its frames were returned: %+v", taps)
 	}
-	waitFor(m.t, "the return of the frames", func() bool {
-		taps := m.target.taps()
-		return len(taps) == 1 && taps[0].Gate.Mode == network.Redirect && taps[0].Gate.Remote == m.source.space.Addr
-	})
 }
 
 // Nobody answers the commit: the hosts end it between themselves, and no answer

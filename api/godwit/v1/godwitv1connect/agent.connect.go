@@ -179,11 +179,12 @@ type PeerServiceClient interface {
 	// Only the source of its migration may ask.
 	CatchUp(context.Context, *v1.CatchUpRequest) (*v1.CatchUpResponse, error)
 	// GiveUp asks a target to give up its right to run for good. Only the source
-	// of its migration may ask. It is answered when the refusal is on the disk and
-	// the instance has ended, or when the target is found to have the right.
+	// of its migration may ask. It is answered when the refusal is on the disk, or
+	// when the target is found to have the right.
 	GiveUp(context.Context, *v1.GiveUpRequest) (*v1.GiveUpResponse, error)
-	// ReturnFrames sends the frames back that wait at a target which gave up. The
-	// source asks for it when its gate is open again.
+	// ReturnFrames sends the frames back that wait at a target which gave up, and then
+	// ends its instance. The source asks for it when its gate is open again, until it is
+	// answered or the target is released.
 	ReturnFrames(context.Context, *v1.ReturnFramesRequest) (*v1.ReturnFramesResponse, error)
 }
 
@@ -275,11 +276,12 @@ type PeerServiceHandler interface {
 	// Only the source of its migration may ask.
 	CatchUp(context.Context, *v1.CatchUpRequest) (*v1.CatchUpResponse, error)
 	// GiveUp asks a target to give up its right to run for good. Only the source
-	// of its migration may ask. It is answered when the refusal is on the disk and
-	// the instance has ended, or when the target is found to have the right.
+	// of its migration may ask. It is answered when the refusal is on the disk, or
+	// when the target is found to have the right.
 	GiveUp(context.Context, *v1.GiveUpRequest) (*v1.GiveUpResponse, error)
-	// ReturnFrames sends the frames back that wait at a target which gave up. The
-	// source asks for it when its gate is open again.
+	// ReturnFrames sends the frames back that wait at a target which gave up, and then
+	// ends its instance. The source asks for it when its gate is open again, until it is
+	// answered or the target is released.
 	ReturnFrames(context.Context, *v1.ReturnFramesRequest) (*v1.ReturnFramesResponse, error)
 }
 

@@ -1,0 +1,154 @@
+package agent
+
+import (
+	"net"
+	"sync/atomic"
+	"testing"
+
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/lab/bootsector"
+	"godwit.dev/godwit/internal/network"
+)
+
+// etherTest is for experiments on one site (IEEE 802).
+const etherTest = 0x88b5
+
+// sendFrames sends frames to the guest, as the source's bridge would.
+func (m *move) sendFrames(count int) {
+	m.t.Helper()
+	guest, err := net.ParseMAC(testMAC)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	out, err := m.source.space.OpenPacket(m.source.taps()[0].Name, etherTest)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	defer out.Close()
+	frame := append(guest, 0x02, 0, 0, 0, 0, 1, etherTest>>8, etherTest&0xff)
+	frame = append(frame, make([]byte, 46)...)
+	for range count {
+		if _, err := out.Write(frame); err != nil {
+			m.t.Fatal(err)
+		}
+	}
+}
+
+// passed is how many frames the source's gate has let to the guest.
+func (m *move) passed() uint64 {
+	m.t.Helper()
+	return m.source.taps()[0].Counters.ToGuestPassed
+}
+
+// refusedMove gives a move whose target was asked to give up, and did, before its
+// source asks; frames wait in its tap.
+func refusedMove(t *testing.T, frames int) *move {
+	t.Helper()
+	m := newMove(t)
+	m.nextAsked(m.leaveUndecided())
+	m.sendFrames(frames)
+	if !m.ask(t, m.source, 2) {
+		t.Fatal("the target keeps its right")
+	}
+	m.target.checkRunState(testVM, 2, "paused")
+	m.target.checkGates("given up", network.Arriving)
+	return m
+}
+
+// runOn lets the source run on by hand, which does not ask for the frames then.
+func (m *move) runOn() {
+	m.t.Helper()
+	source := m.source.agent.find(machineKey{testVM, 1})
+	if err := source.inTurn(m.t.Context(), func() error { return source.runOn(m.t.Context(), m.id) }); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+const framesWaiting = 5
+
+// The target's agent ends just after it gave up: what waits in the tap is QEMU's,
+// too, and comes to the source by the next agent.
+func TestFramesOutliveAnAgentThatGaveUp(t *testing.T) {
+	m := refusedMove(t, framesWaiting)
+	m.target.stop()
+	before := m.passed()
+	m.target.start()
+	m.target.awaitReports(2, "word of the second agent", refusedReport)
+	m.target.checkRunState(testVM, 2, "paused")
+	m.checkRanOn()
+	waitFor(t, "the frames", func() bool { return m.passed()-before == framesWaiting })
+	if got := m.target.do(m.runCommand()); got.GetTargetRefused() == nil {
+		t.Errorf("told to run after it gave up: %v", got)
+	}
+	m.abort()
+}
+
+// The source's agent ends before it has asked for the frames, and the target's is
+// away when the next one does: it asks again.
+func TestNextAgentHasFramesBack(t *testing.T) {
+	m := refusedMove(t, framesWaiting)
+	before := m.passed()
+	m.runOn()
+	m.source.stop()
+	m.target.stop()
+	var dials atomic.Int32
+	look := func() { dials.Add(1) }
+	m.source.onDial.Store(&look)
+	m.source.start()
+	waitFor(t, "questions", func() bool { return dials.Load() >= 2 })
+	m.target.start()
+	m.awaitReturn()
+	waitFor(t, "the frames", func() bool { return m.passed()-before == framesWaiting })
+	// Asked once more, since nobody heard the answer, it says the same.
+	source := m.source.agent.find(machineKey{testVM, 1})
+	target, err := m.source.agent.dialPeer(source.record.Peer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer target.Close()
+	if frames, err := source.returnOnce(t.Context(), target, m.id); frames != 0 || err != nil {
+		t.Errorf("returned again: %d frames, %v", frames, err)
+	}
+	m.abort()
+}
+
+// Nobody ever asks for the frames: the servers' release returns them, and ends the
+// instance. An old command to prepare it does not.
+func TestReleaseOfOneThatGaveUp(t *testing.T) {
+	m := refusedMove(t, framesWaiting)
+	m.runOn()
+	m.target.stop()
+	m.target.start()
+	m.target.sendCommand(m.prepareCommand())
+	m.target.awaitReport("refusal to prepare", isTargetFailed)
+	m.target.checkRunState(testVM, 2, "paused")
+	if answer := m.source.do(m.resumeCommand()); answer.GetSourceResumed() == nil {
+		t.Errorf("resume: %v", answer)
+	}
+	if got := m.target.do(m.releaseCommand()).GetTargetReleased(); got.GetFramesReturned() != framesWaiting || got.GetReturnError() != "" {
+		t.Errorf("released: %v", got)
+	}
+	m.target.checkNothingLeft()
+}
+
+// Without ports nothing waits, and the instance ends at once.
+func TestGivingUpWithoutPorts(t *testing.T) {
+	f, hosts := newFleet(t, "h1", "h2")
+	m := f.moveOf(hosts)
+	m.booting = func(epoch fleet.Epoch) *godwitv1.Instance {
+		instance := booting(t, f, epoch, bootsector.Busy())
+		instance.Spec.Ports = nil
+		return instance
+	}
+	m.instance = m.booting(1)
+	m.source.run(m.instance)
+	m.source.awaitGuest(1)
+	m.nextAsked(m.leaveUndecided())
+	if !m.ask(t, m.source, 2) {
+		t.Error("the target keeps its right")
+	}
+	if left := m.target.processes(); len(left) != 0 {
+		t.Errorf("the target that gave up still runs: %v", left)
+	}
+}
