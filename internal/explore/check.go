@@ -58,7 +58,7 @@ func (w *world) checkDecision(next *migration.Migration, effects []migration.Eff
 	w.wrong(e.Kind == migration.TimerFired && !e.Due.Equal(present), "it heeds a deadline that is no more")
 	undone := next.State == migration.RollingBack && (w.m.State == migration.Copying || w.m.State == migration.Switching)
 	resumes := w.m.Unheld && !w.m.SourceSent // it may have run on before it ended
-	w.wrong(ended && !asked && undone && w.tgt.qemu == loaded && !resumes,
+	w.wrong(ended && !asked && undone && w.tgt.qemu == loaded && w.tgt.role == arriving && !resumes,
 		"it is undone, though the source has ended and the target has everything")
 	for _, effect := range effects {
 		w.wrong(ended && effect.Kind == migration.ResumeSource, "a source is to go on that has ended")

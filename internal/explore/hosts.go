@@ -188,7 +188,7 @@ func (w *world) copySteps(x Options, add adds) {
 		w.src.copying = false
 		w.say(report{kind: migration.SourceFailed})
 	})
-	add("target: QEMU says that the stream broke", t.up && t.exists && t.qemu == waits && (w.cut || s.qemu == dead && s.exists && s.role == source), func(w *world) {
+	add("target: QEMU says that the stream broke", t.up && t.exists && t.role == arriving && t.qemu == waits && (w.cut || s.qemu == dead && s.exists && s.role == source), func(w *world) {
 		w.tgt.qemu = failed
 		w.say(report{kind: migration.TargetFailed})
 	})
@@ -217,8 +217,10 @@ func (w *world) runSteps(x Options, add adds) {
 	asks := s.up && s.exists && s.role == source && s.gate == redirect && s.qemu != dead
 	add("target: asked by its source, gives up", asks && t.up && t.exists && t.role == arriving && (t.gate == shut || x.GiveUpAfterRun), func(w *world) {
 		w.tgt.role = refused
-		w.tgt.end()
 		w.say(report{kind: migration.TargetRefused})
+	})
+	add("target: returns the frames to its source, and has ended", s.role == ranOn && s.up && t.up && t.exists && t.role == refused && t.alive(), func(w *world) {
+		w.tgt.end()
 	})
 	add("source: runs on, by the target's refusal", asks && t.exists && t.role == refused, func(w *world) {
 		w.src.role, w.src.copying, w.src.gate, w.src.qemu = ranOn, false, open, runs
@@ -232,7 +234,6 @@ func (w *world) restart(h *host) {
 	switch {
 	case !h.exists:
 	case h.role == refused:
-		h.end()
 		w.say(report{kind: migration.TargetRefused})
 	case h.role == ranOn && h.qemu != dead:
 		h.gate, h.qemu = open, runs

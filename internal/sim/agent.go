@@ -195,7 +195,7 @@ func (k *keeper) takeUp() {
 	switch {
 	case own.role == pledge.Refused:
 		k.tellRefused(own)
-		k.work.put(func() { k.kill() })
+		k.ending = true
 	case !there:
 	case k.bug(Killjoy):
 		k.work.put(func() { k.kill() })
@@ -210,7 +210,12 @@ func (k *keeper) takeUp() {
 		k.work.put(func() {
 			if k.goOn() != nil {
 				k.awaitDecision()
+				return
 			}
+			k.asking = k.spawn(k.proc, func() {
+				k.haveFramesBack(own)
+				k.asking = nil
+			})
 		})
 	}
 	k.reapply(k.m.vm)

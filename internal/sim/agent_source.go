@@ -356,12 +356,20 @@ func (k *keeper) askOnce(own record) (gaveUp bool, err error) {
 	return gaveUp, err
 }
 
+// haveFramesBack asks for the frames that wait at the target, until it has returned
+// them or was released.
 func (k *keeper) haveFramesBack(own record) {
 	to := own.peer
-	_, err := k.call(k.node, to.node, to.agent.proc, 2*commandWithin, "return frames", func() (any, error) {
-		return nil, to.agent.returnFrames(k.m.vm.name, k.m.epoch+1, own.migration, k.host)
-	})
-	k.tell("%s: the target gave up, and the source runs on; frames: %v", k.proc.name, err)
+	for pause := askAgainMin; ; pause = min(2*pause, askAgainMax) {
+		_, err := k.call(k.node, to.node, to.agent.proc, 2*commandWithin, "return frames", func() (any, error) {
+			return nil, to.agent.returnFrames(k.m.vm.name, k.m.epoch+1, own.migration, k.host)
+		})
+		k.tell("%s: the target gave up, and the source runs on; frames: %v", k.proc.name, err)
+		if err == nil || pledge.NoneToAsk(err) {
+			return
+		}
+		k.sleep(pause)
+	}
 }
 
 // runOn takes the VM's right up again, by the target's refusal.

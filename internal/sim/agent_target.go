@@ -16,8 +16,11 @@ const (
 )
 
 func (k *keeper) prepareTarget(migration string, want *godwitv1.PrepareTarget) *godwitv1.Report {
-	if k.role().role == pledge.Arrived {
-		return nil // an old command to a new agent
+	switch k.role().role { // an old command to a new agent
+	case pledge.Arrived:
+		return nil
+	case pledge.Refused:
+		return pledge.TargetFailed(&fleet.Error{Code: fleet.Conflict, Op: "prepare", Cause: "it has given up its right to run"}, k.m.q.ended())
 	}
 	if err := k.prepare(migration, want); err != nil {
 		k.discard()
@@ -27,10 +30,6 @@ func (k *keeper) prepareTarget(migration string, want *godwitv1.PrepareTarget) *
 }
 
 func (k *keeper) prepare(migration string, want *godwitv1.PrepareTarget) error {
-	own := k.role()
-	if own.role == pledge.Refused {
-		return &fleet.Error{Code: fleet.Conflict, Op: "prepare", Cause: "it has given up its right to run"}
-	}
 	adopted := !k.m.q.ended()
 	if !adopted {
 		source := k.hostNamed(fleet.HostName(want.GetSource()))
@@ -233,9 +232,7 @@ func (a *agent) giveUp(vm fleet.VMName, epoch fleet.Epoch, migration string, cal
 			k.tellRefused(own)
 		}
 		gaveUp = true
-		if !k.bug(Unforgiving) && !k.bug(Unwritten) {
-			k.kill()
-		}
+		k.ending = !k.bug(Unforgiving) && !k.bug(Unwritten) // it stays until its frames are returned
 		return nil
 	})
 	return gaveUp, err
@@ -255,6 +252,9 @@ func (a *agent) returnFrames(vm fleet.VMName, epoch fleet.Epoch, migration strin
 			return &fleet.Error{Code: fleet.Conflict, Op: "return frames", Cause: "its target has not given up"}
 		}
 		k.drainTo(caller)
+		if !k.bug(Unforgiving) {
+			k.kill()
+		}
 		return nil
 	})
 }
