@@ -8,6 +8,9 @@
 // The program gives signs of life on a pipe. What is counted are ticks of the
 // monitor without one, not time: a host that was suspended, or hung as a whole,
 // has missed none.
+//
+// The monitor also keeps descriptors for the program, by name ([Keeper]): what must
+// stay open does so while the program is killed and started again.
 package supervise
 
 import (
@@ -19,6 +22,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -47,11 +51,13 @@ const (
 	ready = 'r'
 )
 
-// pipeFD is the pipe's descriptor in the program, the first beside the standard
-// ones (os/exec.Cmd.ExtraFiles), and marker the variable that says so.
+// The descriptors in the program, the first beside the standard ones
+// (os/exec.Cmd.ExtraFiles), and the variable that says so.
 const (
-	pipeFD = 3
+	pipeFD = 3 // signs of life
+	keepFD = 4 // what the monitor keeps
 	marker = "GODWIT_SUPERVISED"
+	keeps  = "2" // the marker's value; a monitor of an older program keeps nothing, and says 1
 )
 
 // Config says what is kept running.
@@ -69,10 +75,11 @@ func Run(ctx context.Context, config Config) error {
 	// The kernel kills the program when the thread ends that has started it.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	pause, worked := pauseMin, false
+	pause, worked, kept := pauseMin, false, kept{}
+	defer kept.dropAll()
 	for {
 		begun := time.Now()
-		p, err := start(config.Command())
+		p, err := start(config.Command(), kept)
 		if err == nil {
 			err = p.follow(ctx)
 			worked = worked || p.ready.Load()
@@ -120,30 +127,33 @@ type program struct {
 	ended chan error
 }
 
-func start(cmd *exec.Cmd) (*program, error) {
+func start(cmd *exec.Cmd, kept kept) (*program, error) {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return nil, err
 	}
+	asks, asked, err := socketPair()
+	if err != nil {
+		return nil, errors.Join(err, r.Close(), w.Close())
+	}
 	if cmd.Env == nil {
 		cmd.Env = os.Environ()
 	}
-	cmd.Env = append(cmd.Env, marker+"=1")
-	cmd.ExtraFiles = []*os.File{w}
+	cmd.Env = append(cmd.Env, marker+"="+keeps)
+	cmd.ExtraFiles = []*os.File{w, asked}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
-		return nil, errors.Join(err, r.Close(), w.Close())
+		return nil, errors.Join(err, r.Close(), w.Close(), asks.Close(), asked.Close())
 	}
-	_ = w.Close() // the program has it
+	_ = errors.Join(w.Close(), asked.Close()) // the program has them
 	p := &program{cmd: cmd, ended: make(chan error, 1)}
-	heard := make(chan struct{})
-	go func() {
-		defer close(heard)
-		p.hear(r)
-	}()
+	var heard sync.WaitGroup
+	heard.Go(func() { p.hear(r) })
+	heard.Go(func() { kept.serve(asks) })
 	go func() {
 		err := cmd.Wait()
-		<-heard
+		_ = asks.Close() // what the program has started may have its end
+		heard.Wait()
 		p.ended <- err
 	}()
 	return p, nil
@@ -213,13 +223,17 @@ func (s *silence) tick(heard int64) bool {
 func (p *program) signal(s syscall.Signal) { _ = p.cmd.Process.Signal(s) }
 
 // Link is the program's side.
-type Link struct{ pipe io.Writer }
+type Link struct {
+	pipe   io.Writer
+	keeper *Keeper
+}
 
 // Join gives the link to the monitor that has started this process, and begins
 // to give signs of life; ok is false without a monitor. It is called once, and
 // before the process starts another one.
 func Join() (link *Link, ok bool, err error) {
-	if os.Getenv(marker) == "" {
+	said := os.Getenv(marker)
+	if said == "" {
 		return nil, false, nil
 	}
 	if err := os.Unsetenv(marker); err != nil {
@@ -230,10 +244,23 @@ func Join() (link *Link, ok bool, err error) {
 	if info, err := pipe.Stat(); err != nil || info.Mode()&os.ModeNamedPipe == 0 {
 		return nil, false, fmt.Errorf("%s is set, but descriptor %d is no pipe to a monitor: unset it", marker, pipeFD)
 	}
-	link = &Link{pipe}
+	link = &Link{pipe: pipe}
+	if said == keeps {
+		socket := os.NewFile(keepFD, "monitor")
+		defer socket.Close() // conn has a copy
+		conn, err := unixConn(socket)
+		if err != nil {
+			return nil, false, fmt.Errorf("reach the monitor by descriptor %d: %w", keepFD, err)
+		}
+		link.keeper = &Keeper{conn: conn}
+	}
 	go link.live()
 	return link, true, nil
 }
+
+// Keeper keeps descriptors beyond the program's end; nil if the monitor, of an older
+// program, keeps none.
+func (l *Link) Keeper() *Keeper { return l.keeper }
 
 // live gives signs of life until the monitor is gone, and the process with it.
 func (l *Link) live() {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -39,7 +40,7 @@ func TestMain(m *testing.M) {
 }
 
 // program says its process id and lives until it is asked to end. Variables have
-// it fail before it is ready, or not become ready.
+// it fail before it is ready, not become ready, or use its keeper.
 func program() int {
 	link, supervised, err := supervise.Join()
 	if err != nil || !supervised {
@@ -49,9 +50,19 @@ func program() int {
 	if os.Getenv("FAILS") != "" {
 		return 3
 	}
+	if os.Getenv("SAYS_KEEPER") != "" {
+		fmt.Println(link.Keeper() != nil)
+		return 0
+	}
 	if os.Getenv("DAWDLES") != "" {
 		fmt.Println(os.Getpid())
 		select {}
+	}
+	if path := os.Getenv("KEEPS"); path != "" {
+		if err := writeKept(link.Keeper(), path); err != nil {
+			fmt.Println(err)
+			return 7
+		}
 	}
 	asked := make(chan os.Signal, 1)
 	signal.Notify(asked, syscall.SIGTERM)
@@ -61,6 +72,21 @@ func program() int {
 	fmt.Println(os.Getpid())
 	<-asked
 	return 0
+}
+
+// writeKept writes a letter to a FIFO, which the first life opens and has kept.
+func writeKept(k *supervise.Keeper, path string) error {
+	fd, found, err := k.Kept("fifo")
+	if err == nil && !found {
+		if fd, err = syscall.Open(path, syscall.O_WRONLY, 0); err == nil {
+			err = k.Keep("fifo", fd)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	_, err = syscall.Write(fd, []byte("a"))
+	return errors.Join(err, syscall.Close(fd))
 }
 
 func config(out io.Writer, as string, env ...string) supervise.Config {
@@ -143,6 +169,37 @@ func TestRunStartsAgain(t *testing.T) {
 	}
 }
 
+// TestDescriptorsOutliveTheProgram: what is kept is never closed between two lives,
+// and is closed with the monitor.
+func TestDescriptorsOutliveTheProgram(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "fifo")
+	if err := syscall.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := begin(t, "KEEPS="+path)
+	fifo, err := os.Open(path) // once the first life has opened it, too
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer fifo.Close()
+	for range 3 {
+		pid := s.next(t)
+		var letter [1]byte
+		if _, err := fifo.Read(letter[:]); err != nil {
+			t.Fatalf("the FIFO was closed: %v", err)
+		}
+		kill(t, pid, syscall.SIGKILL)
+	}
+	last := s.next(t)
+	kill(t, last, syscall.SIGTERM)
+	if err := <-s.ended; err != nil {
+		t.Error(err)
+	}
+	if rest, err := io.ReadAll(fifo); err != nil || string(rest) != "a" {
+		t.Errorf("the last life wrote %q, %v", rest, err)
+	}
+}
+
 // TestRunStartsAgainWhatWasNotReady: that it was killed says nothing against it.
 func TestRunStartsAgainWhatWasNotReady(t *testing.T) {
 	s := begin(t, "DAWDLES=1")
@@ -168,6 +225,23 @@ func TestRunLeavesAFailureAlone(t *testing.T) {
 	failed, ok := errors.AsType[*exec.ExitError](err)
 	if !ok || failed.ExitCode() != 3 {
 		t.Errorf("got %v, want exit code 3", err)
+	}
+}
+
+// TestOlderMonitor: one that was started before the program was replaced keeps no
+// descriptors.
+func TestOlderMonitor(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	program := config(nil, "program", "GODWIT_SUPERVISED=1", "SAYS_KEEPER=1").Command()
+	program.ExtraFiles = []*os.File{w}
+	text, err := program.Output()
+	w.Close()
+	if err != nil || string(text) != "false\n" {
+		t.Errorf("it keeps descriptors: %q, %v", text, err)
 	}
 }
 
