@@ -158,8 +158,13 @@ func (m *machine) adoptInstance(ctx context.Context) (instance *qemu.Instance, p
 	if err != nil && fleet.CodeOf(err) != fleet.NotFound {
 		return nil, nil, err
 	}
-	if ports, err = m.adoptPorts(ctx, instance); err == nil && instance != nil && m.record.Role == alone {
+	ports, err = m.adoptPorts(ctx, instance)
+	switch role := m.record.Role; {
+	case err != nil:
+	case instance != nil && role == alone:
 		err = m.runAlone(ctx, instance)
+	case instance == nil && role == source:
+		m.keepTaps(ports)
 	}
 	if err == nil {
 		return instance, ports, nil
@@ -220,8 +225,8 @@ func unplugged(ctx context.Context, instance *qemu.Instance, name string) bool {
 // adoptWithin bounds the adoption of one instance.
 const adoptWithin = 5 * time.Second
 
-// adoptPort takes copies of the tap's queues from QEMU; a tap whose QEMU has
-// ended, or has no card of it, is opened anew.
+// adoptPort takes copies of the tap's queues from QEMU. A tap whose QEMU has
+// ended, or has no card of it, may have been kept open; else it is opened anew.
 func (m *machine) adoptPort(ctx context.Context, one portRecord, instance *qemu.Instance) (*port, error) {
 	config, err := one.tapConfig(network.Gate{Mode: network.Closed, Epoch: m.key.epoch})
 	if err != nil {
@@ -236,6 +241,9 @@ func (m *machine) adoptPort(ctx context.Context, one portRecord, instance *qemu.
 		case err != nil:
 			return nil, fmt.Errorf("take over tap %s: %w", one.Tap, err)
 		}
+	}
+	if instance == nil {
+		fds = m.agent.keptTap(one.Tap)
 	}
 	tap, err := m.agent.config.Network.AdoptTap(config, fds)
 	if fleet.CodeOf(err) == fleet.NotFound && instance == nil {

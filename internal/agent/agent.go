@@ -45,6 +45,8 @@ type Config struct {
 	Network *network.Host
 	Peers   Peers
 	Log     *slog.Logger
+	// Descriptors keeps taps open for the next agent; nil if nobody does.
+	Descriptors Descriptors
 }
 
 // Agent runs one host.
@@ -97,7 +99,11 @@ func New(ctx context.Context, config Config) (*Agent, error) {
 	if err := a.load(ctx); err != nil {
 		return nil, errors.Join(err, lock.Close())
 	}
-	return a, a.adoptAll(ctx)
+	if err := a.adoptAll(ctx); err != nil {
+		return a, err
+	}
+	a.dropStrangers()
+	return a, nil
 }
 
 // load asks the host's QEMU, and reads what an earlier agent has kept for all VMs.

@@ -62,9 +62,10 @@
 //
 // # Life and death
 //
-// QEMU outlives the agent, and so do taps, gates and tunnels. An agent that
-// starts first adopts what it finds in its folder; it ends nothing that it does
-// not know. An instance whose monitor breaks the protocol, or is closed while the
+// QEMU outlives the agent, and so do taps, gates and tunnels. A tap whose QEMU was
+// ended, since the VM has left, is kept open by the process that starts the agent
+// again. An agent that starts first adopts what it finds in its folder; it ends
+// nothing that it does not know. An instance whose monitor breaks the protocol, or is closed while the
 // process runs, is adopted anew in the same way. As long as one can't be adopted,
 // though its record can't be read, the servers are told that it runs, and it is
 // tried again; no command for it is carried out but one that ends it, which needs

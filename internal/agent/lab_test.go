@@ -49,6 +49,7 @@ type testHost struct {
 	dir    string
 	qemu   string // a program that runs QEMU in the namespace
 	agent  *Agent
+	keeps  Descriptors            // nil if nobody keeps taps open for the next agent
 	stop   func()                 // ends the agent; everything else of the host stays
 	onDial atomic.Pointer[func()] // called before its agent dials another; may be nil
 }
@@ -112,6 +113,7 @@ func (h *testHost) start() {
 	if err != nil {
 		h.t.Fatal(err)
 	}
+	config.Descriptors = h.keeps
 	config.Servers = []Server{{URL: h.fleet.url, Client: c}}
 	err = h.space.Do(func() (err error) {
 		if config.Network, err = network.Open(network.Config{Underlay: h.space.Addr}); err != nil {

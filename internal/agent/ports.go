@@ -117,7 +117,9 @@ func (m *machine) removeTap(port *port) (err error) {
 	if port.Tunnel != 0 {
 		err = m.agent.config.Network.CloseTunnel(port.Tunnel)
 	}
-	return errors.Join(err, port.tap.Remove())
+	err = errors.Join(err, port.tap.Remove())
+	m.agent.dropTap(port.Tap)
+	return err
 }
 
 // removePort removes the tap of one port, if there is one.

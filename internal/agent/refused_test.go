@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"net"
 	"sync/atomic"
 	"testing"
 
@@ -11,25 +10,16 @@ import (
 	"godwit.dev/godwit/internal/network"
 )
 
-// etherTest is for experiments on one site (IEEE 802).
-const etherTest = 0x88b5
-
 // sendFrames sends frames to the guest, as the source's bridge would.
 func (m *move) sendFrames(count int) {
 	m.t.Helper()
-	guest, err := net.ParseMAC(testMAC)
-	if err != nil {
-		m.t.Fatal(err)
-	}
 	out, err := m.source.space.OpenPacket(m.source.taps()[0].Name, etherTest)
 	if err != nil {
 		m.t.Fatal(err)
 	}
 	defer out.Close()
-	frame := append(guest, 0x02, 0, 0, 0, 0, 1, etherTest>>8, etherTest&0xff)
-	frame = append(frame, make([]byte, 46)...)
-	for range count {
-		if _, err := out.Write(frame); err != nil {
+	for number := range count {
+		if _, err := out.Write(testFrame(m.t, number)); err != nil {
 			m.t.Fatal(err)
 		}
 	}

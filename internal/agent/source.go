@@ -237,6 +237,7 @@ func (m *machine) retireSource(ctx context.Context) *godwitv1.Report {
 		return pledge.SourceFailed(errRunsOn, false)
 	}
 	m.awaitCopy(ctx)
+	m.keepTaps(m.ports)
 	if err := m.kill(ctx); err != nil {
 		return pledge.SourceFailed(err, false)
 	}

@@ -96,7 +96,11 @@ func (a *App) runAgent(ctx context.Context, flags agentFlags) error {
 	if !supervised && a.Program != nil {
 		return a.superviseAgent(ctx, flags)
 	}
-	one, err := a.newAgent(ctx, flags)
+	var kept agent.Descriptors
+	if supervised && link.Keeper() != nil {
+		kept = link.Keeper()
+	}
+	one, err := a.newAgent(ctx, flags, kept)
 	if err != nil {
 		return err
 	}
@@ -128,7 +132,7 @@ func (a *App) superviseAgent(ctx context.Context, flags agentFlags) error {
 }
 
 // newAgent gives an agent that has taken over what an earlier one left.
-func (a *App) newAgent(ctx context.Context, flags agentFlags) (*agent.Agent, error) {
+func (a *App) newAgent(ctx context.Context, flags agentFlags, kept agent.Descriptors) (*agent.Agent, error) {
 	config, err := a.agentConfig(ctx, flags)
 	if err != nil && os.Geteuid() != 0 {
 		return nil, hinted(err, "an agent runs as root")
@@ -136,6 +140,7 @@ func (a *App) newAgent(ctx context.Context, flags agentFlags) (*agent.Agent, err
 	if err != nil {
 		return nil, err
 	}
+	config.Descriptors = kept
 	one, err := agent.New(ctx, config)
 	if err != nil {
 		return nil, err

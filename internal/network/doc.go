@@ -8,7 +8,8 @@
 // Nothing here has to keep running. Devices, filters, maps and address entries
 // live in the kernel and stay as set when the agent dies; [Open] finds them
 // again through the filters attached to the devices, without files on a bpf
-// file system. What a call has set is in force when the call returns.
+// file system. What a call has set is in force when the call returns. But a tap
+// that no process has open has no carrier, and its bridge gives it no frames.
 //
 // # Gates
 //

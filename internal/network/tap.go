@@ -169,9 +169,10 @@ func (h *Host) noQueue(link netlink.Link) error {
 
 // AdoptTap takes over a tap that an earlier process made. fds are copies of
 // its queues, usually taken from its QEMU; they become the Tap's, also when
-// AdoptTap fails. Without fds the queues are opened anew, which works only
-// when nobody has them (a VM that has left). The gate in the kernel stays as
-// it is; cfg.Gate is set only if there is none, and cfg.MAC matters only then.
+// AdoptTap fails. They need not be all, if the gate lets nothing to the guest.
+// Without fds the queues are opened anew, which works only when nobody has them:
+// until then the tap of a VM that has left forwards nothing. The gate in the kernel
+// stays as it is; cfg.Gate is set only if there is none, and cfg.MAC matters only then.
 func (h *Host) AdoptTap(cfg TapConfig, fds []int) (*Tap, error) {
 	t := h.tapOf(cfg)
 	t.fds = slices.Clone(fds)
