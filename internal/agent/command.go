@@ -87,6 +87,9 @@ func (a *Agent) command(ctx context.Context, command *godwitv1.Command) {
 			if !m.kept().TargetOf(command.GetSubject()) {
 				return pledge.TargetFailed(errOtherMigration("prepare", m), false)
 			}
+			if refusal := m.kept().Refuses(command); refusal != nil {
+				return refusal
+			}
 			return m.prepareTarget(ctx, command.GetSubject(), op.PrepareTarget)
 		})
 	default:
@@ -107,6 +110,9 @@ func (a *Agent) migrationCommand(ctx context.Context, command *godwitv1.Command)
 		if !addressee.Is(m.kept()) {
 			a.log.Warn("a command is not for what is here", "vm", m.key.vm, "epoch", m.key.epoch, "migration", m.record.Migration, "of", command.GetSubject(), "sequence", command.GetSequence())
 			return addressee.Foreign
+		}
+		if refusal := m.kept().Refuses(command); refusal != nil {
+			return refusal
 		}
 		return m.migrate(ctx, command)
 	})

@@ -26,11 +26,8 @@ const runWithin = 10 * time.Second
 // arms its taps: frames that the source will send are kept from then on, and
 // all others are still kept out.
 func (m *machine) prepareTarget(ctx context.Context, migration string, want *godwitv1.PrepareTarget) *godwitv1.Report {
-	switch m.record.Role { // an old command to a new agent
-	case arrived:
-		return nil // the guest runs, and must not be touched
-	case refused:
-		return pledge.TargetFailed(errGaveUp, m.hasEnded()) // and what waits in its taps stays
+	if m.record.Role == arrived {
+		return nil // an old command to a new agent: the guest runs, and must not be touched
 	}
 	bounded, cancel := context.WithTimeout(ctx, startWithin)
 	defer cancel()
@@ -117,8 +114,6 @@ func (m *machine) incoming(want *godwitv1.PrepareTarget) (qemu.Incoming, error) 
 		Listen: m.agent.config.Address, CredsDir: creds, PeerName: peer.DistinguishedName(), Connections: int(want.GetConnections()),
 	}, err
 }
-
-var errGaveUp = errors.New("it has given up its right to run, as its source asked")
 
 // arriveAgain takes a target up that an earlier agent has prepared.
 func (m *machine) arriveAgain(ctx context.Context, migration string) {
@@ -312,7 +307,7 @@ func (m *machine) runTarget(ctx context.Context, volumeKey []byte) *godwitv1.Rep
 	switch part.Run() {
 	case pledge.RunNow:
 	case pledge.RunNever:
-		return pledge.TargetRefused(errGaveUp.Error())
+		return pledge.TargetRefused(pledge.ErrGaveUp.Error())
 	default: // it runs already
 		return &godwitv1.Report{Event: &godwitv1.Report_TargetRunning{TargetRunning: &godwitv1.TargetRunning{Marks: before}}}
 	}

@@ -1,6 +1,14 @@
 package pledge
 
-import "godwit.dev/godwit/internal/fleet"
+import (
+	"errors"
+
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/fleet"
+)
+
+// ErrGaveUp is why a target never runs.
+var ErrGaveUp = errors.New("it has given up its right to run, as its source asked")
 
 // Kept is what an agent keeps of an instance, which commands are held against.
 type Kept struct {
@@ -49,4 +57,20 @@ func (k Kept) Spared(state fleet.InstanceState, ended bool, migration string) st
 // it has the epoch. Opened says that one of its gates is, or may be, open.
 func (k Kept) TakesStart(opened bool) bool {
 	return k.ran() || k.Role == Arriving && opened && !k.Ended
+}
+
+// Refuses is what a target that has given up answers to a command which would let it
+// run, or lose what waits in its taps; nil if it may be carried out. No server should
+// send one, but it would be for an instance of that epoch and migration.
+func (k Kept) Refuses(command *godwitv1.Command) *godwitv1.Report {
+	if k.Role != Refused {
+		return nil
+	}
+	switch command.GetOp().(type) {
+	case *godwitv1.Command_StartCopy, *godwitv1.Command_ResumeSource, *godwitv1.Command_RetireSource, *godwitv1.Command_ReleaseSource:
+		return SourceFailed(ErrGaveUp, k.Ended)
+	case *godwitv1.Command_PrepareTarget, *godwitv1.Command_FinishTarget:
+		return TargetFailed(ErrGaveUp, k.Ended)
+	}
+	return nil // the right to run is given up, too, but that has an answer of its own
 }

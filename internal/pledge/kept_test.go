@@ -100,6 +100,22 @@ func TestSpared(t *testing.T) {
 	}
 }
 
+// Whatever would run a target that has given up, or end it before its frames were
+// returned, is refused. It is released, and told to run, which it answers itself.
+func TestRefuses(t *testing.T) {
+	all := commands("m1")
+	all["prepare"] = &godwitv1.Command{Subject: "m1", Op: &godwitv1.Command_PrepareTarget{}}
+	for name, command := range all {
+		want := name != "run" && name != "undo"
+		if got := (Kept{Role: Refused, Migration: "m1", Started: true}).Refuses(command); (got != nil) != want || got != nil && !Failed(got) {
+			t.Errorf("%s is refused: %v", name, got)
+		}
+		if got := (Kept{Role: Arriving, Migration: "m1", Started: true}).Refuses(command); got != nil {
+			t.Errorf("%s is refused by one that has not given up: %v", name, got)
+		}
+	}
+}
+
 func TestTakesStart(t *testing.T) {
 	cases := []struct {
 		kept   Kept

@@ -379,6 +379,9 @@ func (a *agent) migrationCommand(command *godwitv1.Command) {
 		if !addressee.Is(k.kept()) {
 			return addressee.Foreign
 		}
+		if refusal := k.kept().Refuses(command); refusal != nil && !k.bug(Unforgiving) {
+			return refusal
+		}
 		return k.migrate(command)
 	})
 }

@@ -16,11 +16,8 @@ const (
 )
 
 func (k *keeper) prepareTarget(migration string, want *godwitv1.PrepareTarget) *godwitv1.Report {
-	switch k.role().role { // an old command to a new agent
-	case pledge.Arrived:
-		return nil
-	case pledge.Refused:
-		return pledge.TargetFailed(&fleet.Error{Code: fleet.Conflict, Op: "prepare", Cause: "it has given up its right to run"}, k.m.q.ended())
+	if k.role().role == pledge.Arrived {
+		return nil // an old command to a new agent
 	}
 	if err := k.prepare(migration, want); err != nil {
 		k.discard()
