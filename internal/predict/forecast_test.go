@@ -1,0 +1,135 @@
+package predict_test
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/predict"
+)
+
+var usual = predict.Limits{Blackout: 300 * time.Millisecond, Copy: time.Minute}
+
+func mustMake(t *testing.T, in predict.Inputs) predict.Forecast {
+	t.Helper()
+	f, err := predict.Make(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// cases are guests of 256 MiB over a link of 25 MB/s, from easy to hopeless.
+func cases(seed uint64) map[string]workload {
+	const link, MiB = 25e6, float64(fleet.MiB)
+	list := map[string]workload{"idle": func(time.Duration, func(int)) {}}
+	for i, factor := range []float64{0.1, 0.3, 0.6, 0.8, 1.2, 1.5, 3} {
+		for _, set := range []float64{8, 32, 96} {
+			random := rand.New(rand.NewPCG(seed, uint64(i)))
+			size := fleet.Bytes(set * MiB)
+			list[fmt.Sprintf("steady %v x %v", factor, size)] = steady(random, factor*link, size)
+			list[fmt.Sprintf("sweep %v x %v", factor, size)] = sweep(factor*link, size)
+			list[fmt.Sprintf("zipf %v x %v", factor, size)] = zipf(random, factor*link, size)
+		}
+	}
+	return list
+}
+
+// gradeAll runs all cases. Of each the forecast is kept before the start, or, if that
+// is wanted, the one after the first pass that was copied.
+func gradeAll(t *testing.T, seed uint64, late bool, calibration predict.Calibration) []predict.Graded {
+	const link = 25e6
+	var list []predict.Graded
+	for name, load := range cases(seed) {
+		g := &guest{memory: 256 * fleet.MiB, used: 160 * fleet.MiB, load: load}
+		in := predict.Inputs{Guest: g.measure(), Link: predict.Link{Rate: link}, Limits: usual, Calibration: calibration}
+		outcome, passes := g.migrate(link, usual)
+		if late {
+			in.Passes = passes[:2]
+		}
+		f := mustMake(t, in)
+		list = append(list, predict.Graded{Forecast: f, Outcome: outcome})
+		t.Logf("%-22s p=%.2f total %8v came %8v blackout %6v came %6v ended %5v: %s", name, f.Probability,
+			f.Total.Expected.Round(time.Millisecond), outcome.Total.Round(time.Millisecond),
+			f.Blackout.Expected.Round(time.Millisecond), outcome.Blackout.Round(time.Millisecond), outcome.Ended, f.Reason)
+	}
+	return list
+}
+
+func TestForecastsOfSimulatedGuests(t *testing.T) {
+	for _, stage := range []struct {
+		name        string
+		late        bool
+		median, p90 float64
+	}{{"before the start", false, 0.08, 0.20}, {"one pass over", true, 0.05, 0.10}} {
+		t.Run(stage.name, func(t *testing.T) {
+			s := predict.Grade(gradeAll(t, 1, stage.late, predict.Calibration{}))
+			t.Logf("%+v", s)
+			if s.TotalMedian > stage.median || s.TotalP90 > stage.p90 {
+				t.Errorf("the total time is off by %.3f, %.3f at the 90th percentile; want at most %.2f, %.2f", s.TotalMedian, s.TotalP90, stage.median, stage.p90)
+			}
+			if s.BlackoutP90 > 50*time.Millisecond {
+				t.Errorf("the blackout is off by %v at the 90th percentile", s.BlackoutP90)
+			}
+			if p, r := s.Failures.Precision(), s.Failures.Recall(); !(p >= 0.95) || !(r >= 0.95) {
+				t.Errorf("failures are predicted with precision %.2f and recall %.2f: %+v", p, r, s.Failures)
+			}
+		})
+	}
+}
+
+func TestReason(t *testing.T) {
+	g := &guest{memory: 256 * fleet.MiB, used: 256 * fleet.MiB, load: steady(rand.New(rand.NewPCG(1, 1)), 75e6, 96*fleet.MiB)}
+	f := mustMake(t, predict.Inputs{Guest: g.measure(), Link: predict.Link{Rate: 25e6}, Limits: usual})
+	for _, part := range []string{"dirties 7", "MiB/s over a ", "MiB set", "the link leaves 23.8MiB/s", "pre-copy settles at ", "limit 300ms"} {
+		if !strings.Contains(f.Reason, part) {
+			t.Errorf("%q does not say %q", f.Reason, part)
+		}
+	}
+	if !f.Fails() || f.Probability > 0.01 {
+		t.Errorf("a hopeless guest has a probability of %v", f.Probability)
+	}
+}
+
+// TestChangedWays: a guest that was idle when it was measured and is not any more.
+func TestChangedWays(t *testing.T) {
+	const link = 25e6
+	hard := steady(rand.New(rand.NewPCG(1, 1)), 3*link, 96*fleet.MiB)
+	g := &guest{memory: 256 * fleet.MiB, used: 160 * fleet.MiB}
+	g.load = then(func(time.Duration, func(int)) {}, 12*time.Second, hard)
+	in := predict.Inputs{Guest: g.measure(), Link: predict.Link{Rate: link}, Limits: usual}
+	if f := mustMake(t, in); f.Probability < 0.99 {
+		t.Fatalf("idle: %+v", f)
+	}
+	_, passes := g.migrate(link, usual)
+	in.Passes = passes[:4]
+	if f := mustMake(t, in); f.Probability > 0.1 {
+		t.Errorf("after three passes that show the change: %+v", f)
+	}
+}
+
+func TestBadInputs(t *testing.T) {
+	good := predict.Inputs{Guest: predict.Guest{Memory: fleet.GiB}, Link: predict.Link{Rate: 1e8}, Limits: usual}
+	for name, spoil := range map[string]func(*predict.Inputs){
+		"no memory":   func(in *predict.Inputs) { in.Guest.Memory = 0 },
+		"no rate":     func(in *predict.Inputs) { in.Link.Rate = 0 },
+		"no number":   func(in *predict.Inputs) { in.Link.Rate = fleet.BytesPerSecond(math.NaN()) },
+		"no end":      func(in *predict.Inputs) { in.Link.Rate = fleet.BytesPerSecond(math.Inf(1)) },
+		"no blackout": func(in *predict.Inputs) { in.Limits.Blackout = 0 },
+		"no time":     func(in *predict.Inputs) { in.Limits.Copy = -time.Second },
+	} {
+		in := good
+		spoil(&in)
+		if _, err := predict.Make(in); fleet.CodeOf(err) != fleet.Invalid {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	f := mustMake(t, good)
+	if f.Known || f.Fails() || predict.DefaultThreshold().Low(f) {
+		t.Errorf("of a guest that was not measured something is concluded: %+v", f)
+	}
+}

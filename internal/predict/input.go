@@ -1,0 +1,48 @@
+package predict
+
+import (
+	"time"
+
+	"godwit.dev/godwit/internal/fleet"
+)
+
+// Guest is what is known of the VM.
+type Guest struct {
+	Memory fleet.Bytes // the first pass looks at all of it
+	Zero   float64     // share of its pages that are zero, and are sent as a few bytes
+	Curve  Curve       // nil if it was not measured
+	Disks  fleet.Bytes // local disks, which are copied before the memory
+}
+
+// Link is what is known of the way to the target.
+type Link struct {
+	Rate   fleet.BytesPerSecond // left for this migration; 0 if nothing is known
+	Spread float64              // standard deviation of its logarithm
+	// Last is the rate when the guest has stopped, which no limit of the policy holds
+	// down; 0 is Rate.
+	Last fleet.BytesPerSecond
+}
+
+// Limits are those of the policy, and the agent's own for the end of the copy.
+type Limits struct {
+	Blackout time.Duration // of what is left, at the rate of the copy
+	Copy     time.Duration // from its start to the stop of the guest
+}
+
+// Pass is where the copy stood when a pass began.
+type Pass struct {
+	Number    int           // from 1
+	After     time.Duration // since the copy's start
+	Sent      fleet.Bytes
+	Remaining fleet.Bytes // at the full size of a page
+}
+
+// Inputs is all that a forecast is made of.
+type Inputs struct {
+	Guest  Guest
+	Link   Link
+	Limits Limits
+	Passes []Pass // those that have begun, in order; none before the start
+	// Calibration is what was learnt of earlier forecasts; the zero value is nothing.
+	Calibration Calibration
+}

@@ -1,0 +1,112 @@
+package predict
+
+import (
+	"math"
+	"time"
+
+	"godwit.dev/godwit/internal/fleet"
+)
+
+// knowledge is what is known at one moment: D and B with their doubts, and where the
+// copy stands.
+type knowledge struct {
+	known      bool
+	memory     float64
+	curve      Curve
+	dirtyDoubt float64
+	rate, last float64
+	rateDoubt  float64
+	wire       float64
+	zero       float64
+	disks      float64
+	pass       int
+	at         Pass
+	before     float64
+}
+
+func (in Inputs) knowledge() knowledge {
+	k := knowledge{
+		known: len(in.Guest.Curve) > 0, memory: float64(in.Guest.Memory), zero: min(max(in.Guest.Zero, 0), 1),
+		curve: in.Guest.Curve, dirtyDoubt: math.Hypot(dirtyDoubt, in.Guest.Curve.spread()),
+		rate: float64(in.Link.Rate), last: float64(in.Link.Last), rateDoubt: math.Hypot(linkDoubt, in.Link.Spread),
+		wire: wirePerByte, disks: float64(in.Guest.Disks),
+	}
+	if !k.known {
+		k.dirtyDoubt = blindDoubt
+		k.curve = Curve{{After: time.Second, Dirty: fleet.Bytes(blindRate * in.Link.Rate)}}
+	}
+	if k.last <= 0 {
+		k.last = k.rate
+	}
+	if len(in.Passes) > 0 {
+		k.learn(in.Passes)
+	}
+	return k
+}
+
+// learn takes what the passes so far have shown in place of what was expected.
+func (k *knowledge) learn(passes []Pass) {
+	now := passes[len(passes)-1]
+	k.at, k.pass = now, now.Number
+	if len(passes) == 1 {
+		return
+	}
+	k.before = float64(passes[len(passes)-2].Remaining)
+	var rates []float64
+	var left []Point
+	for i := 1; i < len(passes); i++ {
+		from, to := passes[i-1], passes[i]
+		took := to.After - from.After
+		if took <= 0 {
+			continue
+		}
+		if sent := float64(to.Sent) - float64(from.Sent); sent > 0 {
+			rates = append(rates, math.Log(sent/took.Seconds()))
+		}
+		left = append(left, Point{After: took, Dirty: to.Remaining})
+	}
+	k.learnRate(rates)
+	if len(left) > 0 {
+		curve, doubt, sure := observe(k.curve, left)
+		k.curve, k.known = curve, true
+		if sure {
+			k.dirtyDoubt = max(doubt, dirtyDoubt/2)
+		}
+	}
+}
+
+// learnRate takes the logarithms of the rates that the passes had.
+func (k *knowledge) learnRate(rates []float64) {
+	if len(rates) == 0 {
+		return
+	}
+	faster := max(1, k.last/k.rate)
+	rate, doubt := recent(rates)
+	k.rate = math.Exp(rate)
+	k.last = k.rate * faster
+	k.rateDoubt = max(doubt, linkDoubt/2)
+}
+
+// draw gives the model at quantiles of D and B, in standard deviations.
+func (k knowledge) draw(d, b float64) draw {
+	scale := math.Exp(d * k.dirtyDoubt)
+	slower := math.Exp(b * k.rateDoubt)
+	return draw{
+		dirty: func(seconds float64) float64 { return min(k.memory, scale*k.curve.at(seconds)) },
+		rate:  k.rate * slower, last: k.last * slower, wire: k.wire,
+	}
+}
+
+// begin gives where a run starts.
+func (k knowledge) begin(b float64) begin {
+	rate := k.rate * math.Exp(b*k.rateDoubt)
+	sent := k.memory * ((1-k.zero)*wirePerByte + k.zero*zeroPerByte)
+	from := begin{
+		pass: max(k.pass, 1), elapsed: k.at.After.Seconds(), sent: float64(k.at.Sent), remaining: float64(k.at.Remaining), before: k.before,
+		firstSent: sent, firstTime: sent/rate + k.zero*k.memory/zeroPerSecond,
+	}
+	if k.pass == 0 {
+		from.elapsed, from.remaining = setupTime.Seconds()+k.disks/rate, k.memory
+	}
+	return from
+}

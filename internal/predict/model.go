@@ -1,0 +1,125 @@
+package predict
+
+import (
+	"math"
+	"time"
+)
+
+// QEMU's costs: a page on the wire has a header of 8 bytes, a zero page is 9 in all
+// (migration/ram.c, save_page_header, save_zero_page).
+const (
+	pageBytes     = 4096.0
+	pageOnWire    = pageBytes + 8
+	zeroOnWire    = 9.0
+	wirePerByte   = pageOnWire / pageBytes
+	zeroPerByte   = zeroOnWire / pageBytes
+	zeroPerSecond = 2 << 30 // bytes of zero pages looked at in a second
+)
+
+// The rules by which an agent ends a copy (internal/agent, converge.go).
+const (
+	switchCost  = 500 * time.Microsecond
+	shrinkLeast = 0.7
+)
+
+// What a migration takes beside the passes, before anything was learnt: the
+// connection's setup, and the devices' state, the commit and the target's start.
+const (
+	setupTime  = 100 * time.Millisecond
+	switchTime = 20 * time.Millisecond
+)
+
+// maxPasses ends a run that neither ends nor runs out of time.
+const maxPasses = 1000
+
+// course is one run of the model, in seconds and bytes.
+type course struct {
+	ends     bool
+	total    float64 // copy's start to the target's first instruction
+	blackout float64
+	sent     float64
+	passes   int
+	settles  float64 // what is left when the passes shrink no more, or the time is over
+}
+
+// draw is one choice of what is not known exactly.
+type draw struct {
+	dirty func(seconds float64) float64
+	rate  float64 // bytes a second
+	last  float64 // the same with the guest stopped
+	wire  float64 // bytes sent for each byte of a page that is left
+}
+
+// begin is where a run starts: at the beginning of a pass.
+type begin struct {
+	pass      int
+	elapsed   float64
+	sent      float64
+	remaining float64
+	before    float64 // what the pass before began with; 0 for none
+	firstTime float64 // of the first pass; counts only if pass is 1
+	firstSent float64
+}
+
+// run iterates the passes.
+func (d draw) run(from begin, limits Limits) course {
+	at := from
+	for ; at.pass < from.pass+maxPasses; at.pass++ {
+		if stop := at.pass >= 2 && d.stops(at, limits); stop {
+			return d.stop(at)
+		}
+		took, sent := at.remaining*d.wire/d.rate, at.remaining*d.wire
+		if at.pass == 1 {
+			took, sent = at.firstTime, at.firstSent
+		}
+		if at.elapsed+took > limits.Copy.Seconds() {
+			return d.giveUp(at, limits)
+		}
+		at.before = at.remaining
+		at.elapsed += took
+		at.sent += sent
+		at.remaining = d.dirty(took)
+	}
+	return d.giveUp(at, limits)
+}
+
+// stops: what is left takes hardly any time, or the passes leave no less and it fits.
+func (d draw) stops(at begin, limits Limits) bool {
+	cost := at.remaining * d.wire / d.rate
+	if cost <= switchCost.Seconds() {
+		return true
+	}
+	shrinks := at.before == 0 || at.remaining < shrinkLeast*at.before
+	return !shrinks && cost <= limits.Blackout.Seconds()
+}
+
+func (d draw) stop(at begin) course {
+	left := at.remaining * d.wire
+	blackout := left/d.last + switchTime.Seconds()
+	return course{
+		ends: true, passes: at.pass, settles: at.remaining,
+		total: at.elapsed + blackout, blackout: blackout, sent: at.sent + left,
+	}
+}
+
+// giveUp is the end of the time for the copy, all of which the link was used.
+func (d draw) giveUp(at begin, limits Limits) course {
+	left := max(0, limits.Copy.Seconds()-at.elapsed)
+	return course{
+		passes: at.pass, settles: d.settles(at), total: max(at.elapsed, limits.Copy.Seconds()),
+		sent: at.sent + left*d.rate, blackout: d.settles(at)*d.wire/d.last + switchTime.Seconds(),
+	}
+}
+
+// settles iterates on, without a limit of time, to what the passes come to.
+func (d draw) settles(at begin) float64 {
+	left := at.remaining
+	for range maxPasses {
+		next := d.dirty(left * d.wire / d.rate)
+		if math.Abs(next-left) <= 1e-3*left {
+			return next
+		}
+		left = next
+	}
+	return left
+}
