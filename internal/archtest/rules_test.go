@@ -10,7 +10,7 @@ const module = "godwit.dev/godwit/"
 var imports = map[string][]string{
 	// The pure core: nouns, and functions of them.
 	"internal/fleet":     {},
-	"internal/migration": {"internal/fleet"},
+	"internal/migration": {"internal/fleet", "internal/predict"},
 	"internal/explore":   {"internal/fleet", "internal/migration"},
 	"internal/predict":   {"internal/fleet"},
 	"internal/placement": {"internal/fleet"},

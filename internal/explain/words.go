@@ -23,6 +23,10 @@ func (t teller) event(entry *godwitv1.StoryEntry) string {
 		return "asks to cancel: " + detail
 	case migration.TimerFired:
 		return with("a timer fires", ": ", detail)
+	case migration.GuestMeasured:
+		return with("has measured how the guest changes its memory", ", or rather has not: ", detail)
+	case migration.CopyProgressed:
+		return "tells how far the copy is, and its failure is predicted"
 	case migration.TargetPrepared:
 		return "is prepared, and waits for the state"
 	case migration.TargetFailed, migration.SourceFailed:

@@ -11,12 +11,26 @@ func abortPlan(m *Migration, event Event) {
 	m.end(Aborted, event)
 }
 
-func copyMemory(m *Migration, event Event) {
-	m.State = Copying
+func targetPrepared(m *Migration, event Event) {
 	m.Port, m.DiskPort, m.TargetQEMU, m.Machine = event.Port, event.DiskPort, event.QEMU, event.Machine
-	m.CopyStarted = true
+	m.copyIfReady(event)
+}
+
+// copyIfReady begins the copy, once the target is prepared and the forecast made.
+func (m *Migration) copyIfReady(event Event) {
+	if m.State != Preparing || m.isPending(PrepareTarget) || m.Foreseen.Awaited {
+		return
+	}
+	m.State = Copying
+	m.CopyStarted, m.CopyBegan = true, event.At
 	m.want(StartCopy, m.Source)
 	m.setTimer(event.At, m.Policy.CopyMax, "the copy did not converge in time")
+}
+
+// copyExhausted: the time for the copy is over.
+func copyExhausted(m *Migration, event Event) {
+	m.Foreseen.Exhausted = true
+	rollBack(m, event)
 }
 
 func noteProgress(m *Migration, event Event) {
@@ -25,7 +39,8 @@ func noteProgress(m *Migration, event Event) {
 	if event.Progress.PassBegins && len(m.Passes) < maxPasses {
 		m.Passes = append(m.Passes, Pass{
 			Number: event.Progress.Pass, At: event.Progress.At,
-			Sent: event.Progress.Sent, Remaining: event.Progress.Remaining,
+			Sent: event.Progress.Sent, Remaining: event.Progress.Remaining, Heard: event.At,
 		})
 	}
+	m.evaluate(event)
 }

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"godwit.dev/godwit/internal/predict"
 )
 
 // diagramFile is what TestDiagram keeps as the table says.
@@ -37,7 +39,7 @@ func explore(t *testing.T) map[cellKey][]State {
 func walk(t *testing.T, visit func(m, next Migration, kind EventKind)) {
 	t.Helper()
 	seen := map[string]bool{}
-	for todo := []Migration{newMigration(), unheld(newMigration())}; len(todo) > 0; {
+	for todo := []Migration{newMigration(), unheld(newMigration()), foreseen(newMigration())}; len(todo) > 0; {
 		m := todo[0]
 		todo = todo[1:]
 		for _, kind := range Events() {
@@ -61,11 +63,21 @@ func unheld(m Migration) Migration {
 	return m
 }
 
+func foreseen(m Migration) Migration {
+	m.Foreseen.Awaited = true
+	return m
+}
+
 // variants are the events of a kind that can lead to different ends.
 func variants(m Migration, kind EventKind) (events []Event) {
 	for _, fate := range []struct{ gone, unrun bool }{{false, false}, {true, false}, {true, true}} {
 		e := event(m, kind)
 		e.Gone, e.Unrun = fate.gone, fate.unrun
+		events = append(events, e)
+	}
+	if kind == GuestMeasured {
+		e := event(m, kind)
+		e.Measured = hopeless
 		events = append(events, e)
 	}
 	if kind == TargetFailed {
@@ -86,6 +98,12 @@ func shapeOf(t *testing.T, m Migration) string {
 	t.Helper()
 	m.Sequence, m.Story, m.Passes, m.Progress, m.Ended = 0, nil, nil, Progress{}, time.Time{}
 	m.Cause, m.Remedies, m.Unaware, m.SourceMarks, m.TargetMarks, m.Compared = "", nil, "", nil, nil, nil
+	m.CopyBegan = time.Time{}
+	low := m.lowLast()
+	m.Foreseen.Forecasts = nil
+	if low {
+		m.Foreseen.Forecasts = []Forecast{{Forecast: predict.Forecast{Known: true}}}
+	}
 	if m.Timer != nil {
 		m.Timer = &Timer{What: m.Timer.What}
 	}

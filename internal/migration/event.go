@@ -14,6 +14,7 @@ const (
 	Started        EventKind = "started"         // the server takes it up
 	CancelAsked    EventKind = "cancel-asked"    // by a person or another request; Detail says why
 	TimerFired     EventKind = "timer-fired"     // the time of Timer has come
+	GuestMeasured  EventKind = "guest-measured"  // before the copy; Measured is set
 	TargetPrepared EventKind = "target-prepared" // answers PrepareTarget; Port and QEMU are set; Machine is the source's
 	TargetFailed   EventKind = "target-failed"   // Detail and Gone are set
 	CopyProgressed EventKind = "copy-progressed" // Progress is set
@@ -38,7 +39,7 @@ const (
 // Events lists all kinds of events.
 func Events() []EventKind {
 	return []EventKind{
-		Started, CancelAsked, TimerFired, TargetPrepared, TargetFailed,
+		Started, CancelAsked, TimerFired, GuestMeasured, TargetPrepared, TargetFailed,
 		CopyProgressed, SourceStopped, SourceFailed, TargetLoaded,
 		TargetRefused, SourceRanOn, ReturnAsked, HostLost,
 		SwitchMeasured, TargetRunning, SourceRetired, AddressesKnown, TargetCompared,
@@ -64,6 +65,7 @@ type Event struct {
 	Machine  fleet.Machine      // nil if it is not known
 	Frames   int
 	Progress Progress
+	Measured Measured
 	Source   SourceMarks
 	Target   TargetMarks
 }
@@ -105,6 +107,7 @@ type Pass struct {
 	At        time.Time   `json:"at"`
 	Sent      fleet.Bytes `json:"sent"`
 	Remaining fleet.Bytes `json:"remaining"`
+	Heard     time.Time   `json:"heard,omitzero"` // by the server's clock
 }
 
 // SourceMarks are instants of the switch at the source, by the source's clock;

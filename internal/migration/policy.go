@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/predict"
 )
 
 // Policy says how long each part may take and what the copy may use.
@@ -18,7 +19,17 @@ type Policy struct {
 	Grace        time.Duration        `json:"grace"`        // forwarding goes on so long after all know
 	BandwidthMax fleet.BytesPerSecond `json:"bandwidthMax"` // zero: no limit
 	BlackoutMax  time.Duration        `json:"blackoutMax"`
+	Prediction   Prediction           `json:"prediction,omitzero"`
 	Asked        []PolicyName         `json:"asked"` // what the request set; nil: it was not kept
+}
+
+// Prediction says what follows from a predicted failure. The zero value is of records
+// of before there were forecasts, and nothing follows.
+type Prediction struct {
+	OnFailure predict.Action    `json:"onFailure"`
+	Threshold predict.Threshold `json:"threshold"`
+	// Forced: the request goes on whatever is predicted.
+	Forced bool `json:"forced,omitempty"`
 }
 
 // DefaultPolicy gives the limits for a VM of which that much is copied: memory and
@@ -34,6 +45,7 @@ func DefaultPolicy(copied fleet.Bytes) Policy {
 		RollbackMax: 30 * time.Second,
 		Grace:       time.Second,
 		BlackoutMax: 300 * time.Millisecond,
+		Prediction:  Prediction{OnFailure: predict.Cancel, Threshold: predict.DefaultThreshold()},
 		Asked:       []PolicyName{},
 	}
 }
@@ -58,6 +70,10 @@ func (p Policy) Validate() error {
 		return invalidPolicy("the grace time can't be negative")
 	case p.BandwidthMax < 0:
 		return invalidPolicy("the bandwidth can't be negative")
+	case !slices.Contains(predict.Actions(), p.Prediction.OnFailure):
+		return invalidPolicy(fmt.Sprintf("%q is nothing that a predicted failure can lead to: cancel or go-on", p.Prediction.OnFailure))
+	case p.Prediction.Threshold.Evaluations < 1 || !(p.Prediction.Threshold.Probability >= 0 && p.Prediction.Threshold.Probability <= 1):
+		return invalidPolicy("a failure is predicted by a probability from 0 to 1, in one evaluation or more")
 	case p.BlackoutMax > p.SwitchMax:
 		return invalidPolicy(fmt.Sprintf("a blackout of %v can't be allowed when the switch must end within %v", p.BlackoutMax, p.SwitchMax))
 	}

@@ -43,7 +43,7 @@ func Step(m Migration, event Event) (Migration, []Effect, Verdict) {
 	if next.State != m.State || next.Closed() {
 		next.Exported = time.Time{} // what was exported is not the end
 	}
-	if event.Kind != CopyProgressed { // Progress and Passes tell of it
+	if event.Kind != CopyProgressed || next.State != m.State { // else Progress and Passes tell of it
 		next.tell(m, event)
 	}
 	return next, next.Pending[next.firstSince(m.Sequence):], Act
@@ -77,6 +77,7 @@ func (m Migration) clone() Migration {
 	m.Pending = slices.Clone(m.Pending)
 	m.Passes = slices.Clone(m.Passes)
 	m.Story = slices.Clone(m.Story)
+	m.Foreseen.Forecasts = slices.Clone(m.Foreseen.Forecasts)
 	m.SourceMarks = clonePointer(m.SourceMarks)
 	m.TargetMarks = clonePointer(m.TargetMarks)
 	m.Timer = clonePointer(m.Timer)
@@ -109,6 +110,8 @@ func (m *Migration) causeOf(event Event) string {
 	switch event.Kind {
 	case TimerFired:
 		return m.Timer.What
+	case GuestMeasured, CopyProgressed:
+		return m.predictedCause()
 	case CancelAsked:
 		return fmt.Sprintf("cancelled by %s: %s", event.From, event.Detail)
 	case ReturnAsked:

@@ -29,6 +29,9 @@ var (
 	late   = cell{verdict: Late}
 	refuse = cell{verdict: Refuse}
 	broken = cell{verdict: Broken}
+
+	// measured is Late once the copy does not wait for it any more.
+	measured = act(guestMeasured).given(func(m *Migration) bool { return m.Foreseen.Awaited }, Late)
 )
 
 func act(apply func(*Migration, Event)) cell { return cell{verdict: Act, apply: apply} }
@@ -66,7 +69,7 @@ func (c cell) unlessCompared() cell { return c.given((*Migration).awaitsComparis
 // in an answer's column says that its effect can't be pending in that state.
 var table = map[State]map[EventKind]cell{
 	Planned: {
-		Started: act(start), CancelAsked: act(abortPlan), TimerFired: act(abortPlan),
+		Started: act(start), CancelAsked: act(abortPlan), TimerFired: act(abortPlan), GuestMeasured: measured,
 		SourceFailed: act(abortPlan), TargetFailed: broken,
 		CopyProgressed: broken, SourceStopped: broken, TargetLoaded: refuse, AddressesKnown: late,
 		TargetRefused: broken, SourceRanOn: broken, ReturnAsked: refuse,
@@ -76,17 +79,17 @@ var table = map[State]map[EventKind]cell{
 		TargetCompared: broken,
 	},
 	Preparing: {
-		Started: late, CancelAsked: act(rollBack), TimerFired: act(rollBack),
+		Started: late, CancelAsked: act(rollBack), TimerFired: act(rollBack), GuestMeasured: measured,
 		SourceFailed: act(rollBack), TargetFailed: act(rollBack),
 		CopyProgressed: broken, SourceStopped: broken, TargetLoaded: refuse, AddressesKnown: late,
 		TargetRefused: broken, SourceRanOn: broken, ReturnAsked: refuse,
 		HostLost:       lost(rollBack, rollBack),
-		TargetPrepared: act(copyMemory), SwitchMeasured: broken, TargetRunning: broken, SourceRetired: broken,
+		TargetPrepared: act(targetPrepared), SwitchMeasured: broken, TargetRunning: broken, SourceRetired: broken,
 		SourceReleased: broken, TargetFinished: broken, SourceResumed: broken, TargetReleased: broken,
 		TargetCompared: broken,
 	},
 	Copying: {
-		Started: late, CancelAsked: act(rollBack), TimerFired: act(rollBack),
+		Started: late, CancelAsked: act(rollBack), TimerFired: act(copyExhausted), GuestMeasured: late,
 		SourceFailed: act(sourceFailedInCopy), TargetFailed: act(rollBack),
 		CopyProgressed: act(noteProgress), SourceStopped: act(switchOver), TargetLoaded: act(askCommit), AddressesKnown: late,
 		TargetRefused: act(rollBack), SourceRanOn: act(rollBack), ReturnAsked: refuse,
@@ -96,7 +99,7 @@ var table = map[State]map[EventKind]cell{
 		TargetCompared: broken,
 	},
 	Switching: {
-		Started: late, CancelAsked: act(rollBack), TimerFired: act(rollBack),
+		Started: late, CancelAsked: act(rollBack), TimerFired: act(rollBack), GuestMeasured: late,
 		SourceFailed: act(sourceFailedInSwitch), TargetFailed: act(rollBack),
 		CopyProgressed: act(noteProgress), SourceStopped: late, TargetLoaded: act(askCommit).unlessAsked(), AddressesKnown: late,
 		TargetRefused: act(rollBack), SourceRanOn: act(rollBack), ReturnAsked: refuse,
@@ -106,7 +109,7 @@ var table = map[State]map[EventKind]cell{
 		TargetCompared: broken,
 	},
 	Settling: {
-		Started: late, CancelAsked: refuse, TimerFired: act(settleTimer),
+		Started: late, CancelAsked: refuse, TimerFired: act(settleTimer), GuestMeasured: late,
 		SourceFailed: act(noteSourceGone), TargetFailed: act(targetFailedAfterCommit),
 		CopyProgressed: late, SourceStopped: late, TargetLoaded: late, AddressesKnown: act(addressesKnown),
 		TargetRefused: act(takeBack).ifAwaited(Broken), SourceRanOn: act(takeBack).ifAwaited(Broken),
@@ -117,7 +120,7 @@ var table = map[State]map[EventKind]cell{
 		TargetCompared: act(noteCompared).unlessCompared(),
 	},
 	RollingBack: {
-		Started: late, CancelAsked: late, TimerFired: act(rollbackTimer),
+		Started: late, CancelAsked: late, TimerFired: act(rollbackTimer), GuestMeasured: late,
 		SourceFailed: act(sourceFailedInRollback), TargetFailed: late,
 		CopyProgressed: late, SourceStopped: late, TargetLoaded: refuse, AddressesKnown: late,
 		TargetRefused: late, SourceRanOn: late, ReturnAsked: late,
@@ -127,7 +130,7 @@ var table = map[State]map[EventKind]cell{
 		TargetCompared: late,
 	},
 	Succeeded: {
-		Started: late, CancelAsked: refuse, TimerFired: late,
+		Started: late, CancelAsked: refuse, TimerFired: late, GuestMeasured: late,
 		SourceFailed: act(noteSourceGone), TargetFailed: late,
 		CopyProgressed: late, SourceStopped: late, TargetLoaded: late, AddressesKnown: late,
 		TargetRefused: broken, SourceRanOn: broken, ReturnAsked: refuse,
@@ -137,7 +140,7 @@ var table = map[State]map[EventKind]cell{
 		TargetCompared: act(noteCompared).unlessCompared(),
 	},
 	Aborted: {
-		Started: late, CancelAsked: refuse, TimerFired: late,
+		Started: late, CancelAsked: refuse, TimerFired: late, GuestMeasured: late,
 		SourceFailed: late, TargetFailed: late,
 		CopyProgressed: late, SourceStopped: late, TargetLoaded: refuse, AddressesKnown: late,
 		TargetRefused: late, SourceRanOn: late, ReturnAsked: refuse,
@@ -147,7 +150,7 @@ var table = map[State]map[EventKind]cell{
 		TargetCompared: late,
 	},
 	NeedsOperator: {
-		Started: late, CancelAsked: refuse, TimerFired: late,
+		Started: late, CancelAsked: refuse, TimerFired: late, GuestMeasured: late,
 		SourceFailed: act(sourceFailedUnresolved), TargetFailed: act(targetFailedAfterCommit).ifAwaited(Late),
 		CopyProgressed: late, SourceStopped: late, TargetLoaded: refuse, AddressesKnown: late,
 		TargetRefused: act(takeBack).ifAwaited(Late), SourceRanOn: act(takeBack).ifMayRunOn(Late),

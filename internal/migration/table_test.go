@@ -50,6 +50,9 @@ func event(m Migration, kind EventKind) Event {
 	if kind == TargetPrepared || kind == TargetCompared {
 		e.Machine = fleet.Machine{fleet.MachineRAM: "1GiB"}
 	}
+	if kind == GuestMeasured {
+		e.Measured = easy
+	}
 	if kind == TimerFired && m.Timer != nil {
 		e.At, e.Due = m.Timer.At, m.Timer.At
 	}

@@ -133,3 +133,21 @@ func TestBadInputs(t *testing.T) {
 		t.Errorf("of a guest that was not measured something is concluded: %+v", f)
 	}
 }
+
+// TestLinkFails: its rate falls to a tenth within the first pass, of which no event
+// tells before its end.
+func TestLinkFails(t *testing.T) {
+	g := &guest{memory: fleet.GiB, used: fleet.GiB, load: steady(rand.New(rand.NewPCG(1, 1)), 5e6, 32*fleet.MiB)}
+	in := predict.Inputs{
+		Guest: g.measure(), Link: predict.Link{Rate: 25e6}, Limits: predict.Limits{Blackout: 300 * time.Millisecond, Copy: 2 * time.Minute},
+		Passes: []predict.Pass{{Number: 1, After: 100 * time.Millisecond, Remaining: fleet.GiB}},
+	}
+	in.Within = &predict.Position{After: 8 * time.Second, Sent: 200e6, Remaining: fleet.GiB - 200e6, Rate: 25e6}
+	if f := mustMake(t, in); f.Probability < 0.9 || math.Abs(f.Total.Expected.Seconds()-47) > 3 {
+		t.Errorf("all goes well: %+v", f)
+	}
+	in.Within = &predict.Position{After: 12 * time.Second, Sent: 210e6, Remaining: fleet.GiB - 210e6, Rate: 2.5e6}
+	if f := mustMake(t, in); f.Probability > 0.05 || !strings.Contains(f.Reason, "the first pass alone takes 5m") {
+		t.Errorf("the link has failed: %+v", f)
+	}
+}

@@ -37,12 +37,21 @@ type Pass struct {
 	Remaining fleet.Bytes // at the full size of a page
 }
 
+// Position is where the copy stands within a pass.
+type Position struct {
+	After     time.Duration // since the copy's start
+	Sent      fleet.Bytes
+	Remaining fleet.Bytes          // of the pass, at the full size of a page
+	Rate      fleet.BytesPerSecond // lately; 0 if it is not known
+}
+
 // Inputs is all that a forecast is made of.
 type Inputs struct {
 	Guest  Guest
 	Link   Link
 	Limits Limits
-	Passes []Pass // those that have begun, in order; none before the start
+	Passes []Pass    // those that have begun, in order; none before the start
+	Within *Position // the newest pass; nil if it has just begun
 	// Calibration is what was learnt of earlier forecasts; the zero value is nothing.
 	Calibration Calibration
 }

@@ -20,8 +20,7 @@ type knowledge struct {
 	zero       float64
 	disks      float64
 	pass       int
-	at         Pass
-	before     float64
+	at         begin
 }
 
 func (in Inputs) knowledge() knowledge {
@@ -38,8 +37,12 @@ func (in Inputs) knowledge() knowledge {
 	if k.last <= 0 {
 		k.last = k.rate
 	}
+	k.at = begin{pass: 1, elapsed: setupTime.Seconds(), remaining: k.memory, began: k.memory}
 	if len(in.Passes) > 0 {
 		k.learn(in.Passes)
+	}
+	if in.Within != nil && len(in.Passes) > 0 {
+		k.within(*in.Within)
 	}
 	return k
 }
@@ -47,11 +50,14 @@ func (in Inputs) knowledge() knowledge {
 // learn takes what the passes so far have shown in place of what was expected.
 func (k *knowledge) learn(passes []Pass) {
 	now := passes[len(passes)-1]
-	k.at, k.pass = now, now.Number
+	k.pass = now.Number
+	k.at = begin{
+		pass: now.Number, elapsed: now.After.Seconds(), sent: float64(now.Sent), remaining: float64(now.Remaining), began: float64(now.Remaining),
+	}
 	if len(passes) == 1 {
 		return
 	}
-	k.before = float64(passes[len(passes)-2].Remaining)
+	k.at.before = float64(passes[len(passes)-2].Remaining)
 	var rates []float64
 	var left []Point
 	for i := 1; i < len(passes); i++ {
@@ -75,6 +81,17 @@ func (k *knowledge) learn(passes []Pass) {
 	}
 }
 
+// within moves on into the pass. The rate that it has counts, if the pass has lasted
+// long enough to tell.
+func (k *knowledge) within(now Position) {
+	k.at.spent = max(0, now.After.Seconds()-k.at.elapsed)
+	k.at.elapsed, k.at.sent, k.at.remaining = now.After.Seconds(), float64(now.Sent), float64(now.Remaining)
+	const enough = time.Second
+	if k.at.spent >= enough.Seconds() && now.Rate > 0 {
+		k.learnRate([]float64{math.Log(float64(now.Rate))})
+	}
+}
+
 // learnRate takes the logarithms of the rates that the passes had.
 func (k *knowledge) learnRate(rates []float64) {
 	if len(rates) == 0 {
@@ -93,20 +110,15 @@ func (k knowledge) draw(d, b float64) draw {
 	slower := math.Exp(b * k.rateDoubt)
 	return draw{
 		dirty: func(seconds float64) float64 { return min(k.memory, scale*k.curve.at(seconds)) },
-		rate:  k.rate * slower, last: k.last * slower, wire: k.wire,
+		rate:  k.rate * slower, last: k.last * slower, wire: k.wire, zero: k.zero,
 	}
 }
 
 // begin gives where a run starts.
 func (k knowledge) begin(b float64) begin {
-	rate := k.rate * math.Exp(b*k.rateDoubt)
-	sent := k.memory * ((1-k.zero)*wirePerByte + k.zero*zeroPerByte)
-	from := begin{
-		pass: max(k.pass, 1), elapsed: k.at.After.Seconds(), sent: float64(k.at.Sent), remaining: float64(k.at.Remaining), before: k.before,
-		firstSent: sent, firstTime: sent/rate + k.zero*k.memory/zeroPerSecond,
-	}
+	from := k.at
 	if k.pass == 0 {
-		from.elapsed, from.remaining = setupTime.Seconds()+k.disks/rate, k.memory
+		from.elapsed += k.disks / (k.rate * math.Exp(b*k.rateDoubt))
 	}
 	return from
 }

@@ -48,37 +48,46 @@ type draw struct {
 	rate  float64 // bytes a second
 	last  float64 // the same with the guest stopped
 	wire  float64 // bytes sent for each byte of a page that is left
+	zero  float64 // share of zero pages in the first pass
 }
 
-// begin is where a run starts: at the beginning of a pass.
+// takes gives how long a pass takes over what is left, and what it sends: the first
+// finds the zero pages, later ones are taken to have none.
+func (d draw) takes(pass int, left float64) (seconds, sent float64) {
+	if pass > 1 {
+		return left * d.wire / d.rate, left * d.wire
+	}
+	sent = left * ((1-d.zero)*wirePerByte + d.zero*zeroPerByte)
+	return sent/d.rate + d.zero*left/zeroPerSecond, sent
+}
+
+// begin is where a run starts.
 type begin struct {
 	pass      int
-	elapsed   float64
+	elapsed   float64 // since the copy's start
+	spent     float64 // of that in the pass, which is under way
 	sent      float64
-	remaining float64
+	remaining float64 // in the pass
 	before    float64 // what the pass before began with; 0 for none
-	firstTime float64 // of the first pass; counts only if pass is 1
-	firstSent float64
+	began     float64 // what this one began with
 }
 
 // run iterates the passes.
 func (d draw) run(from begin, limits Limits) course {
 	at := from
 	for ; at.pass < from.pass+maxPasses; at.pass++ {
-		if stop := at.pass >= 2 && d.stops(at, limits); stop {
+		if at.spent == 0 && at.pass >= 2 && d.stops(at, limits) {
 			return d.stop(at)
 		}
-		took, sent := at.remaining*d.wire/d.rate, at.remaining*d.wire
-		if at.pass == 1 {
-			took, sent = at.firstTime, at.firstSent
-		}
+		took, sent := d.takes(at.pass, at.remaining)
 		if at.elapsed+took > limits.Copy.Seconds() {
 			return d.giveUp(at, limits)
 		}
-		at.before = at.remaining
+		at.before = at.began
 		at.elapsed += took
 		at.sent += sent
-		at.remaining = d.dirty(took)
+		at.remaining = d.dirty(at.spent + took)
+		at.began, at.spent = at.remaining, 0
 	}
 	return d.giveUp(at, limits)
 }

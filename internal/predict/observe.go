@@ -58,19 +58,20 @@ func (c Curve) ratio(p Point) (ratio float64, within bool) {
 	return left / min(max(left, least), most), false
 }
 
-// beyond gives what passes left that took longer than any measurement, of about the same
-// time only the newest.
+// beyond gives what passes left that took longer than any measurement.
 func beyond(measured Curve, left []Point) []Point {
 	var longest time.Duration
 	if len(measured) > 0 {
 		longest = measured[len(measured)-1].After
 	}
-	var kept []Point
-	for _, p := range slices.Backward(left) {
-		near := func(q Point) bool {
-			return q.After < p.After*5/4 && p.After < q.After*5/4
-		}
-		if p.After > longest && !slices.ContainsFunc(kept, near) {
+	return slices.DeleteFunc(apart(left), func(p Point) bool { return p.After <= longest })
+}
+
+// apart gives of points of about the same time only the newest, which is the last.
+func apart(points []Point) (kept []Point) {
+	for _, p := range slices.Backward(points) {
+		near := func(q Point) bool { return q.After < p.After*5/4 && p.After < q.After*5/4 }
+		if !slices.ContainsFunc(kept, near) {
 			kept = append(kept, p)
 		}
 	}
@@ -81,7 +82,7 @@ func beyond(measured Curve, left []Point) []Point {
 // newest left, and below them what saturates so; a straight line through one.
 func fromPasses(left []Point) Curve {
 	const newest = 3
-	curve := NewCurve(slices.Clone(left[max(0, len(left)-newest):]))
+	curve := NewCurve(apart(left[max(0, len(left)-newest):]))
 	first := curve[0]
 	if len(curve) == 1 {
 		return curve

@@ -11,11 +11,11 @@ import (
 func (in Inputs) reason(k knowledge, f Forecast) string {
 	if !k.known {
 		return fmt.Sprintf("how much the guest changes is not known; the link leaves %s, and the memory alone takes %v",
-			rateText(k.rate), round(seconds(k.begin(0).firstTime)))
+			rateText(k.rate), round(k.firstPass()))
 	}
 	copies := fmt.Sprintf("the link leaves %s", rateText(k.rate))
-	if first := k.begin(0).firstTime; f.Pass <= 1 && first > in.Limits.Copy.Seconds() {
-		return fmt.Sprintf("%s: the first pass alone takes %v, limit %v", copies, round(seconds(first)), in.Limits.Copy)
+	if first := k.firstPass(); f.Pass <= 1 && first > in.Limits.Copy {
+		return fmt.Sprintf("%s: the first pass alone takes %v, limit %v", copies, round(first), in.Limits.Copy)
 	}
 	dirties := fmt.Sprintf("dirties %s", rateText(float64(k.curve.Rate())))
 	if set, bounded := k.curve.Set(); bounded && set > 0 {
@@ -29,6 +29,12 @@ func (in Inputs) reason(k knowledge, f Forecast) string {
 		ends = fmt.Sprintf("the passes take longer than %v", in.Limits.Copy)
 	}
 	return fmt.Sprintf("%s; %s; %s", dirties, copies, ends)
+}
+
+// firstPass is how long that takes, or what is left of it.
+func (k knowledge) firstPass() time.Duration {
+	took, _ := k.draw(0, 0).takes(1, k.at.remaining)
+	return seconds(k.at.elapsed + took)
 }
 
 func rateText(bytesPerSecond float64) string {

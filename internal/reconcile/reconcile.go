@@ -28,6 +28,9 @@ type Config struct {
 	Up        func(fleet.HostName) bool // whether its agent has a session
 	Runtime   Runtime                   // nil is the machine's
 	Leases    Leases                    // of volumes; nil where there are none
+	// Measure finds out what a forecast is made of, before the copy; nil where nobody
+	// can. It may take some seconds.
+	Measure func(context.Context, migration.Migration) migration.Measured
 	Log       *slog.Logger
 }
 
@@ -92,6 +95,8 @@ type run struct {
 	armed  time.Time             // At of the newest timer that this server has seen
 	due    time.Time             // when that one fires, by this server's own clock
 	rests  map[fleet.HostName]rest
+
+	measuring bool // the guest
 }
 
 // New gives a reconciler that carries on what it is told of.
@@ -191,6 +196,7 @@ func (r *Reconciler) adopt(entry store.Entry[migration.Migration], first func(*r
 func (r *Reconciler) takeUp(one *run) {
 	m := &one.entry.Value
 	r.dispatch(m, m.Pending)
+	r.measure(one)
 	if m.State == migration.Settling && m.TargetRuns && !m.AddressesKnown {
 		r.awaitAddresses(m.ID, one.entry.Version)
 	}
@@ -286,7 +292,7 @@ func (r *Reconciler) AdvanceIf(
 func isNote(kind migration.EventKind, before, after migration.Migration) bool {
 	switch kind {
 	case migration.CopyProgressed:
-		return true
+		return before.State == after.State
 	case migration.SwitchMeasured:
 		return before.State == after.State && before.SourceSent == after.SourceSent && !after.State.Final()
 	}
@@ -346,6 +352,7 @@ func (r *Reconciler) saved(one *run, before migration.Migration, effects []migra
 	}
 	r.arm(one)
 	r.dispatch(after, effects)
+	r.measure(one)
 	if after.TargetRuns && !before.TargetRuns {
 		r.awaitAddresses(after.ID, one.entry.Version)
 	}
