@@ -202,7 +202,7 @@ func (m fakeMigrations) List(_ context.Context, request *godwitv1.ListMigrations
 	if request.GetOldestFirst() {
 		return &godwitv1.ListMigrationsResponse{Migrations: []*godwitv1.Migration{aborted}}, m.note(request)
 	}
-	all := []*godwitv1.Migration{inState("m2", "copying", 2, 6<<20), m1, aborted}
+	all := []*godwitv1.Migration{inState("m2", "copying", 2, 6<<20), m1, aborted, told}
 	return &godwitv1.ListMigrationsResponse{Migrations: slices.DeleteFunc(all, func(m *godwitv1.Migration) bool {
 		return request.GetVm() != "" && m.GetVm() != request.GetVm()
 	})}, nil

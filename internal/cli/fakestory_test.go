@@ -64,6 +64,15 @@ var told = &godwitv1.Migration{
 	TargetMarks: &godwitv1.TargetMarks{
 		Loaded: after(millisAfter(2401.1)), Asked: after(millisAfter(2401.3)), Answered: after(millisAfter(2403.6)), Resumed: after(millisAfter(2404.8)),
 	},
+	Foreseen: func() *godwitv1.Foreseen {
+		seen := foreseenAs(hopeful)
+		seen.Forecasts = append(seen.Forecasts, &godwitv1.Forecast{
+			At: after(millisAfter(2200)), Pass: 2, Known: true, Probability: 1, TotalMs: between(1900, 1950, 2050), BlackoutMs: between(4, 6, 20),
+			Bytes: between(260<<20, 266<<20, 270<<20), Passes: between(2, 2, 2), Reason: hopeful.Reason,
+		})
+		seen.Outcome = &godwitv1.ForeseenOutcome{Ended: true, TotalMs: 2004.8, BlackoutMs: 4.6, Bytes: 279_000_000, Passes: 2}
+		return seen
+	}(),
 	Outcome: &godwitv1.Outcome{TotalMs: 2404.8, SettledMs: 4200, Passes: 2, Bytes: 279_000_000, BlackoutMs: 4.6, OwnMs: 4.6, FramesDrained: 7, StoppedBy: "agent"},
 	Story: []*godwitv1.StoryEntry{
 		entry(1, "server", "started", "preparing", leads(0, 60_001, "the target was not prepared in time", order(1, "prepare-target", "host-b"))),

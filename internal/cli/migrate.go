@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -12,11 +14,19 @@ import (
 	"godwit.dev/godwit/api/client"
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/predict"
 )
 
 const migrateHelp = `Migrate moves a running VM to another host while it runs: to the one that --to
 names, or else to the one that fits best. If no host fits, it says for each why
 not, and nothing has changed.
+
+Before the copy the guest is measured for two seconds, while the target is being
+prepared, and it is foretold whether the migration ends within its limits. One
+that is predicted to fail is cancelled, before or in the copy: its target's
+instance is stopped, and the VM never notices. --dry-run shows the forecast and
+does nothing; --on-predicted-failure go-on lets it be tried, and --force says in
+the record that somebody insisted.
 
 Without --watch or --wait it prints the migration's id and ends; the migration
 goes on by itself. With --watch it shows the progress and then what was
@@ -35,6 +45,8 @@ const (
 type migrateFlags struct {
 	target, reason, request string
 	watch, wait             bool
+	dryRun, force           bool
+	onFailure               string
 	version                 int64
 	answer                  time.Duration
 
@@ -51,14 +63,18 @@ func newMigrateCommand(app *App) *cobra.Command {
 		Example: `  godwit migrate web1
   godwit migrate web1 --to host-b --watch
   godwit migrate web1 --bandwidth-max 100MiB --blackout-max 200ms --copy-max 10m --wait
+  godwit migrate web1 --dry-run
   godwit migrate web1 --json | jq -r .id`,
 		Args:              exactly("VM"),
 		ValidArgsFunction: app.completeFirst(vmNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if chosen.watch && chosen.wait {
-				return misused(cmd, "--watch and --wait exclude each other")
+			if err := chosen.check(cmd); err != nil {
+				return err
 			}
 			return app.call(cmd.Context(), 0, func(ctx context.Context, c *client.Client) error {
+				if chosen.dryRun {
+					return app.dryRun(ctx, c, args[0], chosen)
+				}
 				return app.migrate(ctx, c, args[0], chosen)
 			})
 		},
@@ -72,22 +88,54 @@ func newMigrateCommand(app *App) *cobra.Command {
 	durationFlag(cmd, &chosen.blackoutMax, "blackout-max", minLimit, maxLimit, "longest expected pause of the VM, such as 200ms (default: 300ms)")
 	durationFlag(cmd, &chosen.copyMax, "copy-max", minLimit, maxLimit, "longest time to copy, such as 10m, before it is aborted (default: 150s for each GiB of memory, at least 5m)")
 	durationFlag(cmd, &chosen.switchMax, "switch-max", minLimit, maxLimit, "longest time of the hand-over before it is aborted (default: 3s)")
+	flags.BoolVar(&chosen.dryRun, "dry-run", false, "show the target and the forecast, and do nothing")
+	flags.BoolVar(&chosen.force, "force", false, "go on whatever is predicted, and record it")
+	flags.StringVar(&chosen.onFailure, "on-predicted-failure", "", "what follows: cancel or go-on (default: `cancel`)")
 	versionFlag(cmd, &chosen.version)
 	requestFlag(cmd, &chosen.request)
 	addTimeout(cmd, &chosen.answer)
 	app.completeFlagFor(cmd, "to", targetsFor)
+	_ = cmd.RegisterFlagCompletionFunc("on-predicted-failure", cobra.FixedCompletions(actionNames(), cobra.ShellCompDirectiveNoFileComp))
 	return cmd
+}
+
+func actionNames() (names []string) {
+	for _, action := range predict.Actions() {
+		names = append(names, string(action))
+	}
+	return names
+}
+
+// check refuses flags that exclude each other.
+func (f migrateFlags) check(cmd *cobra.Command) error {
+	switch {
+	case f.watch && f.wait:
+		return misused(cmd, "--watch and --wait exclude each other")
+	case f.dryRun && (f.watch || f.wait):
+		return misused(cmd, "with --dry-run there is nothing to wait for")
+	case f.force && f.onFailure != "":
+		return misused(cmd, "--force and --on-predicted-failure exclude each other")
+	case f.onFailure != "" && !slices.Contains(actionNames(), f.onFailure):
+		return misused(cmd, fmt.Sprintf("--on-predicted-failure is %s, not %q", strings.Join(actionNames(), " or "), f.onFailure))
+	}
+	return nil
+}
+
+func (f migrateFlags) policy() *godwitv1.MigrationPolicy {
+	return &godwitv1.MigrationPolicy{
+		CopyLimitMs:   f.copyMax.Milliseconds(),
+		SwitchLimitMs: f.switchMax.Milliseconds(),
+		BandwidthMax:  uint64(f.bandwidthMax),
+		BlackoutMaxMs: f.blackoutMax.Milliseconds(),
+
+		OnPredictedFailure: f.onFailure, Force: f.force,
+	}
 }
 
 func (a *App) migrate(ctx context.Context, c *client.Client, vm string, chosen migrateFlags) error {
 	request := &godwitv1.CreateMigrationRequest{
 		Vm: vm, Target: chosen.target, Reason: chosen.reason, RequestId: chosen.request, Version: chosen.version,
-		Policy: &godwitv1.MigrationPolicy{
-			CopyLimitMs:   chosen.copyMax.Milliseconds(),
-			SwitchLimitMs: chosen.switchMax.Milliseconds(),
-			BandwidthMax:  uint64(chosen.bandwidthMax),
-			BlackoutMaxMs: chosen.blackoutMax.Milliseconds(),
-		},
+		Policy: chosen.policy(),
 	}
 	limited, cancel := context.WithTimeout(ctx, chosen.answer)
 	defer cancel()

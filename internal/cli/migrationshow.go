@@ -8,6 +8,7 @@ import (
 	"time"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/predict"
 )
 
 // summary tells how a migration ended and what was measured.
@@ -117,6 +118,7 @@ func (a *App) showMigration(w io.Writer, m *godwitv1.Migration) {
 		s.heading("Outcome")
 		a.outcome(s, m.GetOutcome())
 	}
+	a.showForeseen(s, m)
 	showPasses(s, m)
 	showRefused(s, m.GetRefused())
 	showStory(s, m)
@@ -132,6 +134,20 @@ func showPolicy(s sheet, policy *godwitv1.MigrationPolicy) {
 	s.row("Blackout", "at most "+limit(policy.GetBlackoutMaxMs(), "300ms"))
 	s.row("Copy limit", limit(policy.GetCopyLimitMs(), "by the VM's memory"))
 	s.row("Switch limit", limit(policy.GetSwitchLimitMs(), "3s"))
+	s.row("If it will fail", onPredictedFailure(policy))
+}
+
+// onPredictedFailure is "" of a migration of before there were forecasts.
+func onPredictedFailure(policy *godwitv1.MigrationPolicy) string {
+	switch {
+	case policy.GetForce():
+		return "go on: it is forced"
+	case policy.GetOnPredictedFailure() == string(predict.Cancel):
+		return "cancel it"
+	case policy.GetOnPredictedFailure() == string(predict.GoOn):
+		return "go on"
+	}
+	return policy.GetOnPredictedFailure()
 }
 
 func showPasses(s sheet, m *godwitv1.Migration) {

@@ -28,6 +28,7 @@ func constructors() []constructor {
 		newNetworkCommand,
 		newVolumeCommand,
 		newMigrationCommand,
+		newForecastCommand,
 		newVersionCommand,
 		newCompletionCommand,
 		newExitCodesTopic,

@@ -34,6 +34,30 @@ func decisions(m *godwitv1.Migration) []Fact {
 	for _, limit := range m.GetLimits() {
 		facts = append(facts, limitFact(limit))
 	}
+	return append(facts, foretold(m.GetForeseen())...)
+}
+
+// foretold tells the forecast before the copy and the newest one.
+func foretold(seen *godwitv1.Foreseen) (facts []Fact) {
+	if seen.GetUnmeasured() != "" {
+		facts = append(facts, Fact{"Forecast", "the guest was not measured: " + seen.GetUnmeasured()})
+	}
+	list := seen.GetForecasts()
+	for i, f := range list {
+		if i > 0 && i < len(list)-1 {
+			continue
+		}
+		when := "before the copy: "
+		if f.GetPass() > 0 {
+			when = fmt.Sprintf("in pass %d: ", f.GetPass())
+		}
+		text := f.GetReason()
+		if f.GetKnown() {
+			text = fmt.Sprintf("ends within its limits with %.0f %%, after %.1f s and with a blackout of %.0f ms; ",
+				100*f.GetProbability(), f.GetTotalMs().GetExpected()/1000, f.GetBlackoutMs().GetExpected()) + text
+		}
+		facts = append(facts, Fact{"Forecast", when + text})
+	}
 	return facts
 }
 
@@ -83,6 +107,8 @@ func limitFact(value *godwitv1.PolicyValue) Fact {
 		fact = Fact{"Grace", "forwarding goes on for " + within + " after all hosts know the new place"}
 	case migration.PolicyRollback:
 		fact = Fact{"Roll back", "within " + within + " for each step"}
+	case migration.PolicyPrediction:
+		fact = Fact{"If it will fail", value.GetText()}
 	}
 	if from := value.GetFrom(); from != "" {
 		fact.Text += " (" + strings.Replace(from, "the request", "by the request", 1) + ")"

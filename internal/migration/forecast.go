@@ -88,9 +88,6 @@ func (m *Migration) inputs(within *predict.Position) predict.Inputs {
 			Number: pass.Number, After: m.sinceCopy(pass.At), Sent: pass.Sent, Remaining: pass.Remaining,
 		})
 	}
-	if link.Rate == 0 && len(in.Passes) > 1 {
-		in.Link.Rate = 1 // what the passes show takes its place
-	}
 	return in
 }
 
@@ -104,10 +101,10 @@ func (m *Migration) sinceCopy(at time.Time) time.Duration {
 // evaluate makes a forecast of a copy that is under way, when a pass begins and now and
 // then within one, and cancels the migration that is predicted to fail.
 func (m *Migration) evaluate(event Event) {
-	if m.State != Copying || len(m.Passes) == 0 {
+	p := event.Progress
+	if m.State != Copying || len(m.Passes) == 0 || p.Pass != m.Passes[len(m.Passes)-1].Number {
 		return
 	}
-	p := event.Progress
 	var within *predict.Position
 	if !p.PassBegins {
 		if !m.dueAgain(event.At) {

@@ -32,6 +32,19 @@ type Prediction struct {
 	Forced bool `json:"forced,omitempty"`
 }
 
+// String says what follows; "" of a record of before.
+func (p Prediction) String() string {
+	switch {
+	case p.Forced:
+		return "go on, forced"
+	case p.OnFailure == predict.Cancel:
+		return fmt.Sprintf("cancel, below %.0f %% in %d evaluations", 100*p.Threshold.Probability, p.Threshold.Evaluations)
+	case p.OnFailure == predict.GoOn:
+		return "go on"
+	}
+	return ""
+}
+
 // DefaultPolicy gives the limits for a VM of which that much is copied: memory and
 // local disks. The copy's grows with it: 150 seconds for each GiB, but at least five
 // minutes.
@@ -97,6 +110,8 @@ const (
 	PolicySettle    PolicyName = "settle"
 	PolicyGrace     PolicyName = "grace"
 	PolicyRollback  PolicyName = "roll-back"
+	// PolicyPrediction is what follows from a predicted failure.
+	PolicyPrediction PolicyName = "on-predicted-failure"
 )
 
 // PolicyValue is one value of a policy, and where it came from.
@@ -104,6 +119,7 @@ type PolicyValue struct {
 	Name PolicyName
 	Time time.Duration        // of all but the bandwidth
 	Rate fleet.BytesPerSecond // of the bandwidth; zero: no limit
+	Text string               // of what follows from a predicted failure
 	From string               // "the request", or a default; "" in records of before it was kept
 }
 
@@ -119,6 +135,9 @@ func (p Policy) Values() []PolicyValue {
 		{Name: PolicySettle, Time: p.SettleMax, From: fixed},
 		{Name: PolicyGrace, Time: p.Grace, From: fixed},
 		{Name: PolicyRollback, Time: p.RollbackMax, From: fixed},
+	}
+	if text := p.Prediction.String(); text != "" {
+		list = append(list, PolicyValue{Name: PolicyPrediction, Text: text, From: fixed})
 	}
 	for i, value := range list {
 		switch {

@@ -78,7 +78,7 @@ func TestPolicyValues(t *testing.T) {
 		if want := value.Name == PolicyCopy || value.Name == PolicyBandwidth; (value.From == "the request") != want {
 			t.Errorf("%s is from %q", value.Name, value.From)
 		}
-		if value.Time == 0 && value.Name != PolicyBandwidth {
+		if value.Time == 0 && value.Text == "" && value.Name != PolicyBandwidth {
 			t.Errorf("%s has no value", value.Name)
 		}
 	}

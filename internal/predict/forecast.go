@@ -69,13 +69,13 @@ const (
 	blindRate  = 0.3
 )
 
-// Make makes a forecast. It is an Invalid error if the guest has no memory, the link
-// no rate or a limit is not above zero.
+// Make makes a forecast. It is an Invalid error if the guest has no memory, a limit is not
+// above zero, the passes are none, or neither they nor the link tell a rate.
 func Make(in Inputs) (Forecast, error) {
-	if err := in.validate(); err != nil {
+	k := in.knowledge()
+	if err := in.validate(k); err != nil {
 		return Forecast{}, err
 	}
-	k := in.knowledge()
 	runs := make([]course, 0, len(quantiles)*len(quantiles))
 	for _, d := range quantiles {
 		for _, b := range quantiles {
@@ -99,17 +99,24 @@ func Make(in Inputs) (Forecast, error) {
 	return f, nil
 }
 
-func (in Inputs) validate() error {
+func (in Inputs) validate(k knowledge) error {
 	invalid := func(cause string) error {
 		return &fleet.Error{Code: fleet.Invalid, Op: "forecast", Cause: cause}
 	}
 	switch {
 	case in.Guest.Memory == 0:
 		return invalid("the guest has no memory")
-	case !(in.Link.Rate > 0) || math.IsInf(float64(in.Link.Rate), 0):
+	case !(k.rate > 0) || math.IsInf(k.rate, 0):
 		return invalid("the rate of the link is not known")
 	case in.Limits.Blackout <= 0 || in.Limits.Copy <= 0:
 		return invalid("the blackout and the time to copy must be limited to more than zero")
+	}
+	before := 0
+	for _, pass := range in.Passes {
+		if pass.Number <= before || pass.After < 0 {
+			return invalid("the passes are not in order")
+		}
+		before = pass.Number
 	}
 	return nil
 }

@@ -97,7 +97,10 @@ func (k *knowledge) learnRate(rates []float64) {
 	if len(rates) == 0 {
 		return
 	}
-	faster := max(1, k.last/k.rate)
+	faster := 1.0
+	if k.rate > 0 {
+		faster = max(1, k.last/k.rate)
+	}
 	rate, doubt := recent(rates)
 	k.rate = math.Exp(rate)
 	k.last = k.rate * faster

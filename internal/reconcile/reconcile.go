@@ -31,7 +31,7 @@ type Config struct {
 	// Measure finds out what a forecast is made of, before the copy; nil where nobody
 	// can. It may take some seconds.
 	Measure func(context.Context, migration.Migration) migration.Measured
-	Log       *slog.Logger
+	Log     *slog.Logger
 }
 
 // Tables are the records that a migration reads and changes.

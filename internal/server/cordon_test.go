@@ -26,7 +26,7 @@ func TestCordonWhileChoosing(t *testing.T) {
 		}
 		return true
 	}
-	r := newReconciler(f.server.tables, f.server.hub, f.server.addresses, cordon, slog.New(slog.DiscardHandler))
+	r := newReconciler(f.server.tables, f.server.hub, f.server.addresses, cordon, f.server.foreseer, slog.New(slog.DiscardHandler))
 	r.CarryOn(t.Context()) // or its timers would outlive the test
 	m, err := r.create(t.Context(), migrationRequest{
 		vm: "web1", policy: func(memory fleet.Bytes) (migration.Policy, error) { return migration.DefaultPolicy(memory), nil },

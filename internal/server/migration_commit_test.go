@@ -69,7 +69,7 @@ func TestCommitWithoutTheStore(t *testing.T) {
 	fl := f.fly(f.join("h1"), f.join("h2"), "web1", testPolicy())
 	fl.to(inSwitch)
 	// Another server, which has not read the record yet.
-	other := newReconciler(f.server.tables, f.server.hub, f.server.addresses, f.server.hub.connected, f.server.log)
+	other := newReconciler(f.server.tables, f.server.hub, f.server.addresses, f.server.hub.connected, f.server.foreseer, f.server.log)
 	other.CarryOn(t.Context()) // or its timers would outlive the test
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

@@ -54,7 +54,24 @@ func isRace(err error) bool {
 }
 
 func (r *reconciler) tryCreate(ctx context.Context, request migrationRequest) (store.Entry[migration.Migration], error) {
-	var none store.Entry[migration.Migration]
+	p, err := r.plan(ctx, request)
+	if err != nil {
+		return store.Entry[migration.Migration]{}, err
+	}
+	return r.record(ctx, p, request.receipt)
+}
+
+// plan is a migration that is decided on and not recorded, with what that stands on.
+type plan struct {
+	migration migration.Migration
+	vm        store.Entry[fleet.VM]
+	on        grounds
+	counter   store.Entry[uint32] // of tunnels
+}
+
+// plan decides on a migration, and changes nothing.
+func (r *reconciler) plan(ctx context.Context, request migrationRequest) (plan, error) {
+	var none plan
 	vm, err := r.tables.vms.Get(ctx, string(request.vm))
 	if err != nil {
 		return none, describeMissingVM(err, request.vm)
@@ -99,7 +116,8 @@ func (r *reconciler) tryCreate(ctx context.Context, request migrationRequest) (s
 	source := migration.SourceCapabilities(vm.Value, on.hosts[m.Source].Value)
 	m.Connections, m.ConnectionsWhy = migration.Connections(source, on.hosts[m.Target].Value.QEMU.Capabilities, policy)
 	m.Unheld = migration.Unheld(source)
-	return r.record(ctx, m, vm, on, counter, request.receipt)
+	r.foreseer.prepare(&m, vm.Value.Spec)
+	return plan{migration: m, vm: vm, on: on, counter: counter}, nil
 }
 
 // movable refuses VMs that can't be migrated as they are.
@@ -129,7 +147,8 @@ func describeMissingVM(err error, name fleet.VMName) error {
 
 // record stores a planned migration with all it takes, if what it was decided
 // on still stands: a target that is cordoned meanwhile takes nothing more.
-func (r *reconciler) record(ctx context.Context, m migration.Migration, vm store.Entry[fleet.VM], on grounds, counter store.Entry[uint32], receipt receipt) (store.Entry[migration.Migration], error) {
+func (r *reconciler) record(ctx context.Context, p plan, receipt receipt) (store.Entry[migration.Migration], error) {
+	m, vm, on, counter := p.migration, p.vm, p.on, p.counter
 	vm.Value.Migration = m.ID
 	t := r.tables
 	free, kept, err := receipt.keep(createdMessage(m))

@@ -20,6 +20,7 @@ func migrationMessage(entry store.Entry[migration.Migration]) *godwitv1.Migratio
 		Policy: &godwitv1.MigrationPolicy{
 			CopyLimitMs: m.Policy.CopyMax.Milliseconds(), SwitchLimitMs: m.Policy.SwitchMax.Milliseconds(),
 			BandwidthMax: uint64(m.Policy.BandwidthMax), BlackoutMaxMs: m.Policy.BlackoutMax.Milliseconds(),
+			OnPredictedFailure: string(m.Policy.Prediction.OnFailure), Force: m.Policy.Prediction.Forced,
 		},
 		Connections: uint32(max(1, m.Connections)), ConnectionsWhy: m.ConnectionsWhy,
 		Progress: progressMessage(m.Progress), Outcome: outcomeMessage(m.Outcome()),
@@ -27,6 +28,7 @@ func migrationMessage(entry store.Entry[migration.Migration]) *godwitv1.Migratio
 	addDecisions(message, m)
 	addStory(message, m)
 	addComparison(message, m)
+	addForeseen(message, m)
 	for _, refused := range m.Refused {
 		message.Refused = append(message.Refused, &godwitv1.RefusedHost{Host: string(refused.Host), Why: refused.Why})
 	}

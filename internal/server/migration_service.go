@@ -10,6 +10,7 @@ import (
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/migration"
+	"godwit.dev/godwit/internal/predict"
 	"godwit.dev/godwit/internal/store"
 )
 
@@ -75,6 +76,14 @@ func policyOf(request *godwitv1.MigrationPolicy, copied fleet.Bytes) (migration.
 			*limit.field = time.Duration(limit.asked) * time.Millisecond
 			policy.Asked = append(policy.Asked, limit.name)
 		}
+	}
+	if action := request.GetOnPredictedFailure(); action != "" {
+		policy.Prediction.OnFailure = predict.Action(action)
+		policy.Asked = append(policy.Asked, migration.PolicyPrediction)
+	}
+	if request.GetForce() {
+		policy.Prediction.OnFailure, policy.Prediction.Forced = predict.GoOn, true
+		policy.Asked = append(policy.Asked, migration.PolicyPrediction)
 	}
 	if request.GetBandwidthMax() != 0 {
 		policy.BandwidthMax = fleet.BytesPerSecond(request.GetBandwidthMax())

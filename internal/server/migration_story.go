@@ -39,7 +39,7 @@ func addDecisions(message *godwitv1.Migration, m migration.Migration) {
 	}
 	for _, value := range m.Policy.Values() {
 		message.Limits = append(message.Limits, &godwitv1.PolicyValue{
-			Name: string(value.Name), Ms: value.Time.Milliseconds(), BytesPerSecond: uint64(value.Rate), From: value.From,
+			Name: string(value.Name), Ms: value.Time.Milliseconds(), BytesPerSecond: uint64(value.Rate), From: value.From, Text: value.Text,
 		})
 	}
 	message.Tunnels = map[string]uint32{}

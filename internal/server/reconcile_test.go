@@ -325,7 +325,7 @@ func TestSavesThatWereNotSeen(t *testing.T) {
 	f := newFleet(t)
 	h1, h2 := f.join("h1"), f.join("h2")
 	fl := f.fly(h1, h2, "web1", testPolicy())
-	other := newReconciler(f.server.tables, noSessions{}, f.server.addresses, f.server.hub.connected, f.server.log)
+	other := newReconciler(f.server.tables, noSessions{}, f.server.addresses, f.server.hub.connected, f.server.foreseer, f.server.log)
 	other.CarryOn(t.Context()) // or its timers would outlive the test
 	prepare := fl.next(h2, "prepare_target")
 	prepared := migration.Event{Kind: migration.TargetPrepared, From: "h2", Answers: prepare.GetSequence(), Port: testPort}

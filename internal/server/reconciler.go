@@ -10,14 +10,15 @@ import (
 // reconciler adds to what carries migrations on what the API asks of it.
 type reconciler struct {
 	*reconcile.Reconciler
-	tables tables
+	tables   tables
+	foreseer *foreseer
 }
 
-func newReconciler(t tables, hosts reconcile.Commander, addresses reconcile.AddressBook, up func(fleet.HostName) bool, log *slog.Logger) *reconciler {
-	return &reconciler{tables: t, Reconciler: reconcile.New(reconcile.Config{
+func newReconciler(t tables, hosts reconcile.Commander, addresses reconcile.AddressBook, up func(fleet.HostName) bool, f *foreseer, log *slog.Logger) *reconciler {
+	return &reconciler{tables: t, foreseer: f, Reconciler: reconcile.New(reconcile.Config{
 		Tables: reconcile.Tables{
 			Store: t.store, VMs: t.vms, Hosts: t.hosts, Ledgers: t.ledgers, Networks: t.networks, Migrations: t.migrations,
 		},
-		Hosts: hosts, Addresses: addresses, GoneAfter: goneAfter, Up: up, Log: log,
+		Hosts: hosts, Addresses: addresses, GoneAfter: goneAfter, Up: up, Measure: f.measure, Log: log,
 	})}
 }

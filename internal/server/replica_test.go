@@ -266,7 +266,7 @@ func TestOrdersOfAnEarlierTerm(t *testing.T) {
 	fl := f.fly(h1, h2, "web1", testPolicy())
 	fl.to(inResume)
 	sent := sentTo{}
-	again := newReconciler(f.server.tables, sent, f.server.addresses, f.server.hub.connected, f.server.log)
+	again := newReconciler(f.server.tables, sent, f.server.addresses, f.server.hub.connected, f.server.foreseer, f.server.log)
 	leads := func() {
 		t.Helper()
 		clear(sent)

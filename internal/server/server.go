@@ -89,6 +89,7 @@ type Server struct {
 	addresses  *addressPusher
 	lifecycle  *lifecycle.Lifecycle
 	migrations *reconciler
+	foreseer   *foreseer
 	consoles   consoles
 	leases     *leases.Book
 
@@ -118,10 +119,12 @@ func New(ctx context.Context, config Config) (*Server, error) {
 	s.lifecycle.Hardware = hardware{s.tables, s.leases}
 	s.mirror.changed = s.addresses.Changed
 	s.mirror.vmChanged = func(name fleet.VMName) { s.lifecycle.Changed(name) }
-	s.migrations = newReconciler(s.tables, s.newLeasing(), s.addresses, s.hub.connected, s.log)
+	s.foreseer = &foreseer{meter: unmeasured{}, tables: s.tables, mirror: s.mirror, lessons: newLessons()}
+	s.migrations = newReconciler(s.tables, s.newLeasing(), s.addresses, s.hub.connected, s.foreseer, s.log)
 	s.migrations.Leases = s.leases
 	s.migrations.Stand()
 	s.mirror.migrationChanged = func(entry store.Entry[migration.Migration], wasOver bool) {
+		s.foreseer.lessons.learn(entry.Value)
 		s.migrations.Changed(entry)
 		if entry.Value.Over() {
 			s.lifecycle.Changed(entry.Value.VM)

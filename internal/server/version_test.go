@@ -35,7 +35,8 @@ var classed = map[protoreflect.FullName]migration.Request{
 
 	"godwit.v1.MigrationService.Create": migration.MigrateVM,
 	"godwit.v1.MigrationService.Get":    migration.Read, "godwit.v1.MigrationService.List": migration.Read, "godwit.v1.MigrationService.Watch": migration.Read,
-	"godwit.v1.MigrationService.Cancel": "", "godwit.v1.MigrationService.Return": "",
+	"godwit.v1.MigrationService.Forecast": migration.Read,
+	"godwit.v1.MigrationService.Cancel":   "", "godwit.v1.MigrationService.Return": "",
 
 	"godwit.v1.ServerService.Status": migration.Read, "godwit.v1.ServerService.Backup": migration.Read,
 	"godwit.v1.ServerService.AcceptRestore": "", // all migrations end by it
@@ -201,7 +202,7 @@ func TestCancelOfAVersionThatAnotherServerChanged(t *testing.T) {
 	fl := f.fly(h1, h2, "web1", testPolicy())
 	prepare := fl.next(h2, "prepare_target")
 	old := fl.await(migration.Preparing).GetVersion()
-	other := newReconciler(f.server.tables, noSessions{}, f.server.addresses, f.server.hub.connected, f.server.log)
+	other := newReconciler(f.server.tables, noSessions{}, f.server.addresses, f.server.hub.connected, f.server.foreseer, f.server.log)
 	other.CarryOn(t.Context()) // or its timers would outlive the test
 	prepared := migration.Event{Kind: migration.TargetPrepared, From: "h2", Answers: prepare.GetSequence(), Port: testPort}
 	if _, verdict, err := other.Advance(t.Context(), fleet.MigrationID(fl.id), prepared); err != nil || verdict != migration.Act {

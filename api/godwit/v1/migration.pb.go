@@ -33,6 +33,11 @@ type MigrationPolicy struct {
 	BandwidthMax uint64 `protobuf:"varint,3,opt,name=bandwidth_max,json=bandwidthMax,proto3" json:"bandwidth_max,omitempty"`
 	// Longest expected pause, milliseconds; zero means 300.
 	BlackoutMaxMs int64 `protobuf:"varint,4,opt,name=blackout_max_ms,json=blackoutMaxMs,proto3" json:"blackout_max_ms,omitempty"`
+	// What follows when it is predicted to fail: "cancel" or "go-on"; empty means
+	// "cancel".
+	OnPredictedFailure string `protobuf:"bytes,5,opt,name=on_predicted_failure,json=onPredictedFailure,proto3" json:"on_predicted_failure,omitempty"`
+	// Go on whatever is predicted, and say so in the record.
+	Force         bool `protobuf:"varint,6,opt,name=force,proto3" json:"force,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -93,6 +98,20 @@ func (x *MigrationPolicy) GetBlackoutMaxMs() int64 {
 		return x.BlackoutMaxMs
 	}
 	return 0
+}
+
+func (x *MigrationPolicy) GetOnPredictedFailure() string {
+	if x != nil {
+		return x.OnPredictedFailure
+	}
+	return ""
+}
+
+func (x *MigrationPolicy) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
 }
 
 type CreateMigrationRequest struct {
@@ -227,6 +246,161 @@ func (x *CreateMigrationResponse) GetMigration() *Migration {
 	return nil
 }
 
+type ForecastMigrationRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Vm    string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	// Empty lets placement choose.
+	Target        string           `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"`
+	Policy        *MigrationPolicy `protobuf:"bytes,3,opt,name=policy,proto3" json:"policy,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForecastMigrationRequest) Reset() {
+	*x = ForecastMigrationRequest{}
+	mi := &file_godwit_v1_migration_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForecastMigrationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForecastMigrationRequest) ProtoMessage() {}
+
+func (x *ForecastMigrationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_migration_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForecastMigrationRequest.ProtoReflect.Descriptor instead.
+func (*ForecastMigrationRequest) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ForecastMigrationRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *ForecastMigrationRequest) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *ForecastMigrationRequest) GetPolicy() *MigrationPolicy {
+	if x != nil {
+		return x.Policy
+	}
+	return nil
+}
+
+type ForecastMigrationResponse struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Source   string                 `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
+	Target   string                 `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"`
+	Choice   *Choice                `protobuf:"bytes,3,opt,name=choice,proto3" json:"choice,omitempty"`
+	Refused  []*RefusedHost         `protobuf:"bytes,4,rep,name=refused,proto3" json:"refused,omitempty"`
+	Foreseen *Foreseen              `protobuf:"bytes,5,opt,name=foreseen,proto3" json:"foreseen,omitempty"`
+	// Whether Create would cancel it for the forecast, if another measurement says the
+	// same.
+	Cancelled     bool           `protobuf:"varint,6,opt,name=cancelled,proto3" json:"cancelled,omitempty"`
+	Limits        []*PolicyValue `protobuf:"bytes,7,rep,name=limits,proto3" json:"limits,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForecastMigrationResponse) Reset() {
+	*x = ForecastMigrationResponse{}
+	mi := &file_godwit_v1_migration_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForecastMigrationResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForecastMigrationResponse) ProtoMessage() {}
+
+func (x *ForecastMigrationResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_migration_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForecastMigrationResponse.ProtoReflect.Descriptor instead.
+func (*ForecastMigrationResponse) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ForecastMigrationResponse) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *ForecastMigrationResponse) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *ForecastMigrationResponse) GetChoice() *Choice {
+	if x != nil {
+		return x.Choice
+	}
+	return nil
+}
+
+func (x *ForecastMigrationResponse) GetRefused() []*RefusedHost {
+	if x != nil {
+		return x.Refused
+	}
+	return nil
+}
+
+func (x *ForecastMigrationResponse) GetForeseen() *Foreseen {
+	if x != nil {
+		return x.Foreseen
+	}
+	return nil
+}
+
+func (x *ForecastMigrationResponse) GetCancelled() bool {
+	if x != nil {
+		return x.Cancelled
+	}
+	return false
+}
+
+func (x *ForecastMigrationResponse) GetLimits() []*PolicyValue {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
 type GetMigrationRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -236,7 +410,7 @@ type GetMigrationRequest struct {
 
 func (x *GetMigrationRequest) Reset() {
 	*x = GetMigrationRequest{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[3]
+	mi := &file_godwit_v1_migration_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -248,7 +422,7 @@ func (x *GetMigrationRequest) String() string {
 func (*GetMigrationRequest) ProtoMessage() {}
 
 func (x *GetMigrationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[3]
+	mi := &file_godwit_v1_migration_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -261,7 +435,7 @@ func (x *GetMigrationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMigrationRequest.ProtoReflect.Descriptor instead.
 func (*GetMigrationRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{3}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *GetMigrationRequest) GetId() string {
@@ -280,7 +454,7 @@ type GetMigrationResponse struct {
 
 func (x *GetMigrationResponse) Reset() {
 	*x = GetMigrationResponse{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[4]
+	mi := &file_godwit_v1_migration_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -292,7 +466,7 @@ func (x *GetMigrationResponse) String() string {
 func (*GetMigrationResponse) ProtoMessage() {}
 
 func (x *GetMigrationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[4]
+	mi := &file_godwit_v1_migration_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -305,7 +479,7 @@ func (x *GetMigrationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMigrationResponse.ProtoReflect.Descriptor instead.
 func (*GetMigrationResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{4}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *GetMigrationResponse) GetMigration() *Migration {
@@ -331,7 +505,7 @@ type ListMigrationsRequest struct {
 
 func (x *ListMigrationsRequest) Reset() {
 	*x = ListMigrationsRequest{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[5]
+	mi := &file_godwit_v1_migration_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -343,7 +517,7 @@ func (x *ListMigrationsRequest) String() string {
 func (*ListMigrationsRequest) ProtoMessage() {}
 
 func (x *ListMigrationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[5]
+	mi := &file_godwit_v1_migration_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -356,7 +530,7 @@ func (x *ListMigrationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMigrationsRequest.ProtoReflect.Descriptor instead.
 func (*ListMigrationsRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{5}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ListMigrationsRequest) GetPage() *PageRequest {
@@ -404,7 +578,7 @@ type ListMigrationsResponse struct {
 
 func (x *ListMigrationsResponse) Reset() {
 	*x = ListMigrationsResponse{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[6]
+	mi := &file_godwit_v1_migration_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -416,7 +590,7 @@ func (x *ListMigrationsResponse) String() string {
 func (*ListMigrationsResponse) ProtoMessage() {}
 
 func (x *ListMigrationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[6]
+	mi := &file_godwit_v1_migration_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -429,7 +603,7 @@ func (x *ListMigrationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMigrationsResponse.ProtoReflect.Descriptor instead.
 func (*ListMigrationsResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{6}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ListMigrationsResponse) GetMigrations() []*Migration {
@@ -458,7 +632,7 @@ type CancelMigrationRequest struct {
 
 func (x *CancelMigrationRequest) Reset() {
 	*x = CancelMigrationRequest{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[7]
+	mi := &file_godwit_v1_migration_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -470,7 +644,7 @@ func (x *CancelMigrationRequest) String() string {
 func (*CancelMigrationRequest) ProtoMessage() {}
 
 func (x *CancelMigrationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[7]
+	mi := &file_godwit_v1_migration_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -483,7 +657,7 @@ func (x *CancelMigrationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelMigrationRequest.ProtoReflect.Descriptor instead.
 func (*CancelMigrationRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{7}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *CancelMigrationRequest) GetId() string {
@@ -516,7 +690,7 @@ type CancelMigrationResponse struct {
 
 func (x *CancelMigrationResponse) Reset() {
 	*x = CancelMigrationResponse{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[8]
+	mi := &file_godwit_v1_migration_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -528,7 +702,7 @@ func (x *CancelMigrationResponse) String() string {
 func (*CancelMigrationResponse) ProtoMessage() {}
 
 func (x *CancelMigrationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[8]
+	mi := &file_godwit_v1_migration_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -541,7 +715,7 @@ func (x *CancelMigrationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelMigrationResponse.ProtoReflect.Descriptor instead.
 func (*CancelMigrationResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{8}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *CancelMigrationResponse) GetMigration() *Migration {
@@ -564,7 +738,7 @@ type ReturnMigrationRequest struct {
 
 func (x *ReturnMigrationRequest) Reset() {
 	*x = ReturnMigrationRequest{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[9]
+	mi := &file_godwit_v1_migration_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -576,7 +750,7 @@ func (x *ReturnMigrationRequest) String() string {
 func (*ReturnMigrationRequest) ProtoMessage() {}
 
 func (x *ReturnMigrationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[9]
+	mi := &file_godwit_v1_migration_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -589,7 +763,7 @@ func (x *ReturnMigrationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReturnMigrationRequest.ProtoReflect.Descriptor instead.
 func (*ReturnMigrationRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{9}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ReturnMigrationRequest) GetId() string {
@@ -622,7 +796,7 @@ type ReturnMigrationResponse struct {
 
 func (x *ReturnMigrationResponse) Reset() {
 	*x = ReturnMigrationResponse{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[10]
+	mi := &file_godwit_v1_migration_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -634,7 +808,7 @@ func (x *ReturnMigrationResponse) String() string {
 func (*ReturnMigrationResponse) ProtoMessage() {}
 
 func (x *ReturnMigrationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[10]
+	mi := &file_godwit_v1_migration_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -647,7 +821,7 @@ func (x *ReturnMigrationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReturnMigrationResponse.ProtoReflect.Descriptor instead.
 func (*ReturnMigrationResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{10}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ReturnMigrationResponse) GetMigration() *Migration {
@@ -666,7 +840,7 @@ type WatchMigrationRequest struct {
 
 func (x *WatchMigrationRequest) Reset() {
 	*x = WatchMigrationRequest{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[11]
+	mi := &file_godwit_v1_migration_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -678,7 +852,7 @@ func (x *WatchMigrationRequest) String() string {
 func (*WatchMigrationRequest) ProtoMessage() {}
 
 func (x *WatchMigrationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[11]
+	mi := &file_godwit_v1_migration_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -691,7 +865,7 @@ func (x *WatchMigrationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMigrationRequest.ProtoReflect.Descriptor instead.
 func (*WatchMigrationRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{11}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *WatchMigrationRequest) GetId() string {
@@ -710,7 +884,7 @@ type WatchMigrationResponse struct {
 
 func (x *WatchMigrationResponse) Reset() {
 	*x = WatchMigrationResponse{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[12]
+	mi := &file_godwit_v1_migration_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -722,7 +896,7 @@ func (x *WatchMigrationResponse) String() string {
 func (*WatchMigrationResponse) ProtoMessage() {}
 
 func (x *WatchMigrationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[12]
+	mi := &file_godwit_v1_migration_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -735,7 +909,7 @@ func (x *WatchMigrationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMigrationResponse.ProtoReflect.Descriptor instead.
 func (*WatchMigrationResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{12}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *WatchMigrationResponse) GetMigration() *Migration {
@@ -818,14 +992,17 @@ type Migration struct {
 	// How the target's compared with it after it ran; not set: it was not compared.
 	Comparison *Comparison `protobuf:"bytes,46,opt,name=comparison,proto3" json:"comparison,omitempty"`
 	// What keeps a target from running that has the right to.
-	ImageWait     *ImageWait `protobuf:"bytes,47,opt,name=image_wait,json=imageWait,proto3" json:"image_wait,omitempty"`
+	ImageWait *ImageWait `protobuf:"bytes,47,opt,name=image_wait,json=imageWait,proto3" json:"image_wait,omitempty"`
+	// What was expected of it, and from what; not set in records of before there were
+	// forecasts.
+	Foreseen      *Foreseen `protobuf:"bytes,48,opt,name=foreseen,proto3" json:"foreseen,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Migration) Reset() {
 	*x = Migration{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[13]
+	mi := &file_godwit_v1_migration_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -837,7 +1014,7 @@ func (x *Migration) String() string {
 func (*Migration) ProtoMessage() {}
 
 func (x *Migration) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[13]
+	mi := &file_godwit_v1_migration_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -850,7 +1027,7 @@ func (x *Migration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Migration.ProtoReflect.Descriptor instead.
 func (*Migration) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{13}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Migration) GetId() string {
@@ -1182,6 +1359,445 @@ func (x *Migration) GetImageWait() *ImageWait {
 	return nil
 }
 
+func (x *Migration) GetForeseen() *Foreseen {
+	if x != nil {
+		return x.Foreseen
+	}
+	return nil
+}
+
+// Foreseen is a migration's forecasts, and what they are made of.
+type Foreseen struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The first was made before the start, the newest is the last; of many those in the
+	// middle are left out.
+	Forecasts []*Forecast `protobuf:"bytes,1,rep,name=forecasts,proto3" json:"forecasts,omitempty"`
+	// Bytes a second that the way to the target leaves, and by what that is known.
+	LinkBytesPerSecond float64 `protobuf:"fixed64,2,opt,name=link_bytes_per_second,json=linkBytesPerSecond,proto3" json:"link_bytes_per_second,omitempty"`
+	LinkWhy            string  `protobuf:"bytes,3,opt,name=link_why,json=linkWhy,proto3" json:"link_why,omitempty"`
+	// How much memory the guest changed within some periods; empty if it was not measured.
+	Curve     []*DirtyCurvePoint `protobuf:"bytes,4,rep,name=curve,proto3" json:"curve,omitempty"`
+	ZeroShare float64            `protobuf:"fixed64,5,opt,name=zero_share,json=zeroShare,proto3" json:"zero_share,omitempty"`
+	// Why the guest was not measured.
+	Unmeasured string `protobuf:"bytes,6,opt,name=unmeasured,proto3" json:"unmeasured,omitempty"`
+	// It was cancelled on a predicted failure.
+	FailurePredicted bool `protobuf:"varint,7,opt,name=failure_predicted,json=failurePredicted,proto3" json:"failure_predicted,omitempty"`
+	// How it came out, as far as that says something of the forecasts: not set while it is
+	// under way, or if a fault or somebody ended it.
+	Outcome       *ForeseenOutcome `protobuf:"bytes,8,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Foreseen) Reset() {
+	*x = Foreseen{}
+	mi := &file_godwit_v1_migration_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Foreseen) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Foreseen) ProtoMessage() {}
+
+func (x *Foreseen) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_migration_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Foreseen.ProtoReflect.Descriptor instead.
+func (*Foreseen) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Foreseen) GetForecasts() []*Forecast {
+	if x != nil {
+		return x.Forecasts
+	}
+	return nil
+}
+
+func (x *Foreseen) GetLinkBytesPerSecond() float64 {
+	if x != nil {
+		return x.LinkBytesPerSecond
+	}
+	return 0
+}
+
+func (x *Foreseen) GetLinkWhy() string {
+	if x != nil {
+		return x.LinkWhy
+	}
+	return ""
+}
+
+func (x *Foreseen) GetCurve() []*DirtyCurvePoint {
+	if x != nil {
+		return x.Curve
+	}
+	return nil
+}
+
+func (x *Foreseen) GetZeroShare() float64 {
+	if x != nil {
+		return x.ZeroShare
+	}
+	return 0
+}
+
+func (x *Foreseen) GetUnmeasured() string {
+	if x != nil {
+		return x.Unmeasured
+	}
+	return ""
+}
+
+func (x *Foreseen) GetFailurePredicted() bool {
+	if x != nil {
+		return x.FailurePredicted
+	}
+	return false
+}
+
+func (x *Foreseen) GetOutcome() *ForeseenOutcome {
+	if x != nil {
+		return x.Outcome
+	}
+	return nil
+}
+
+type DirtyCurvePoint struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	PeriodMs float64                `protobuf:"fixed64,1,opt,name=period_ms,json=periodMs,proto3" json:"period_ms,omitempty"`
+	// Each page counted once.
+	Bytes uint64 `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// A standard deviation.
+	SpreadBytes   uint64 `protobuf:"varint,3,opt,name=spread_bytes,json=spreadBytes,proto3" json:"spread_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DirtyCurvePoint) Reset() {
+	*x = DirtyCurvePoint{}
+	mi := &file_godwit_v1_migration_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DirtyCurvePoint) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DirtyCurvePoint) ProtoMessage() {}
+
+func (x *DirtyCurvePoint) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_migration_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DirtyCurvePoint.ProtoReflect.Descriptor instead.
+func (*DirtyCurvePoint) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *DirtyCurvePoint) GetPeriodMs() float64 {
+	if x != nil {
+		return x.PeriodMs
+	}
+	return 0
+}
+
+func (x *DirtyCurvePoint) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *DirtyCurvePoint) GetSpreadBytes() uint64 {
+	if x != nil {
+		return x.SpreadBytes
+	}
+	return 0
+}
+
+// Interval holds what comes out with a probability of 0.9.
+type Interval struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Low           float64                `protobuf:"fixed64,1,opt,name=low,proto3" json:"low,omitempty"`
+	Expected      float64                `protobuf:"fixed64,2,opt,name=expected,proto3" json:"expected,omitempty"`
+	High          float64                `protobuf:"fixed64,3,opt,name=high,proto3" json:"high,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Interval) Reset() {
+	*x = Interval{}
+	mi := &file_godwit_v1_migration_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Interval) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Interval) ProtoMessage() {}
+
+func (x *Interval) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_migration_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Interval.ProtoReflect.Descriptor instead.
+func (*Interval) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Interval) GetLow() float64 {
+	if x != nil {
+		return x.Low
+	}
+	return 0
+}
+
+func (x *Interval) GetExpected() float64 {
+	if x != nil {
+		return x.Expected
+	}
+	return 0
+}
+
+func (x *Interval) GetHigh() float64 {
+	if x != nil {
+		return x.High
+	}
+	return 0
+}
+
+type Forecast struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// By the server's clock.
+	At *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"`
+	// The pass that had begun; 0 before the start.
+	Pass int32 `protobuf:"varint,2,opt,name=pass,proto3" json:"pass,omitempty"`
+	// Whether the guest was measured. If not, nothing follows from the probability.
+	Known bool `protobuf:"varint,3,opt,name=known,proto3" json:"known,omitempty"`
+	// Of ending within the policy.
+	Probability float64 `protobuf:"fixed64,4,opt,name=probability,proto3" json:"probability,omitempty"`
+	// From the copy's start to the target's first instruction, or to the end of the time
+	// for the copy; the blackout; the memory's bytes on the wire.
+	TotalMs    *Interval `protobuf:"bytes,5,opt,name=total_ms,json=totalMs,proto3" json:"total_ms,omitempty"`
+	BlackoutMs *Interval `protobuf:"bytes,6,opt,name=blackout_ms,json=blackoutMs,proto3" json:"blackout_ms,omitempty"`
+	Bytes      *Interval `protobuf:"bytes,7,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Passes     *Interval `protobuf:"bytes,8,opt,name=passes,proto3" json:"passes,omitempty"`
+	// The blackout that the passes come to, however long they go on.
+	SettlesMs     float64 `protobuf:"fixed64,9,opt,name=settles_ms,json=settlesMs,proto3" json:"settles_ms,omitempty"`
+	Reason        string  `protobuf:"bytes,10,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Forecast) Reset() {
+	*x = Forecast{}
+	mi := &file_godwit_v1_migration_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Forecast) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Forecast) ProtoMessage() {}
+
+func (x *Forecast) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_migration_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Forecast.ProtoReflect.Descriptor instead.
+func (*Forecast) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *Forecast) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *Forecast) GetPass() int32 {
+	if x != nil {
+		return x.Pass
+	}
+	return 0
+}
+
+func (x *Forecast) GetKnown() bool {
+	if x != nil {
+		return x.Known
+	}
+	return false
+}
+
+func (x *Forecast) GetProbability() float64 {
+	if x != nil {
+		return x.Probability
+	}
+	return 0
+}
+
+func (x *Forecast) GetTotalMs() *Interval {
+	if x != nil {
+		return x.TotalMs
+	}
+	return nil
+}
+
+func (x *Forecast) GetBlackoutMs() *Interval {
+	if x != nil {
+		return x.BlackoutMs
+	}
+	return nil
+}
+
+func (x *Forecast) GetBytes() *Interval {
+	if x != nil {
+		return x.Bytes
+	}
+	return nil
+}
+
+func (x *Forecast) GetPasses() *Interval {
+	if x != nil {
+		return x.Passes
+	}
+	return nil
+}
+
+func (x *Forecast) GetSettlesMs() float64 {
+	if x != nil {
+		return x.SettlesMs
+	}
+	return 0
+}
+
+func (x *Forecast) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type ForeseenOutcome struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whether it ended within the policy, or was given up as what takes too long.
+	Ended         bool    `protobuf:"varint,1,opt,name=ended,proto3" json:"ended,omitempty"`
+	TotalMs       float64 `protobuf:"fixed64,2,opt,name=total_ms,json=totalMs,proto3" json:"total_ms,omitempty"`
+	BlackoutMs    float64 `protobuf:"fixed64,3,opt,name=blackout_ms,json=blackoutMs,proto3" json:"blackout_ms,omitempty"`
+	Bytes         uint64  `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Passes        int32   `protobuf:"varint,5,opt,name=passes,proto3" json:"passes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForeseenOutcome) Reset() {
+	*x = ForeseenOutcome{}
+	mi := &file_godwit_v1_migration_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForeseenOutcome) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForeseenOutcome) ProtoMessage() {}
+
+func (x *ForeseenOutcome) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_migration_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForeseenOutcome.ProtoReflect.Descriptor instead.
+func (*ForeseenOutcome) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *ForeseenOutcome) GetEnded() bool {
+	if x != nil {
+		return x.Ended
+	}
+	return false
+}
+
+func (x *ForeseenOutcome) GetTotalMs() float64 {
+	if x != nil {
+		return x.TotalMs
+	}
+	return 0
+}
+
+func (x *ForeseenOutcome) GetBlackoutMs() float64 {
+	if x != nil {
+		return x.BlackoutMs
+	}
+	return 0
+}
+
+func (x *ForeseenOutcome) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *ForeseenOutcome) GetPasses() int32 {
+	if x != nil {
+		return x.Passes
+	}
+	return 0
+}
+
 type Comparison struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	At            *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"`
@@ -1192,7 +1808,7 @@ type Comparison struct {
 
 func (x *Comparison) Reset() {
 	*x = Comparison{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[14]
+	mi := &file_godwit_v1_migration_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1204,7 +1820,7 @@ func (x *Comparison) String() string {
 func (*Comparison) ProtoMessage() {}
 
 func (x *Comparison) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[14]
+	mi := &file_godwit_v1_migration_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1217,7 +1833,7 @@ func (x *Comparison) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Comparison.ProtoReflect.Descriptor instead.
 func (*Comparison) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{14}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Comparison) GetAt() *timestamppb.Timestamp {
@@ -1245,7 +1861,7 @@ type Difference struct {
 
 func (x *Difference) Reset() {
 	*x = Difference{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[15]
+	mi := &file_godwit_v1_migration_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1257,7 +1873,7 @@ func (x *Difference) String() string {
 func (*Difference) ProtoMessage() {}
 
 func (x *Difference) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[15]
+	mi := &file_godwit_v1_migration_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1270,7 +1886,7 @@ func (x *Difference) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Difference.ProtoReflect.Descriptor instead.
 func (*Difference) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{15}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Difference) GetField() string {
@@ -1307,7 +1923,7 @@ type ImageWait struct {
 
 func (x *ImageWait) Reset() {
 	*x = ImageWait{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[16]
+	mi := &file_godwit_v1_migration_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1319,7 +1935,7 @@ func (x *ImageWait) String() string {
 func (*ImageWait) ProtoMessage() {}
 
 func (x *ImageWait) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[16]
+	mi := &file_godwit_v1_migration_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1332,7 +1948,7 @@ func (x *ImageWait) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageWait.ProtoReflect.Descriptor instead.
 func (*ImageWait) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{16}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ImageWait) GetDisk() string {
@@ -1372,7 +1988,7 @@ type Choice struct {
 
 func (x *Choice) Reset() {
 	*x = Choice{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[17]
+	mi := &file_godwit_v1_migration_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1384,7 +2000,7 @@ func (x *Choice) String() string {
 func (*Choice) ProtoMessage() {}
 
 func (x *Choice) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[17]
+	mi := &file_godwit_v1_migration_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1397,7 +2013,7 @@ func (x *Choice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Choice.ProtoReflect.Descriptor instead.
 func (*Choice) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{17}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Choice) GetWhy() string {
@@ -1438,7 +2054,7 @@ type OtherHost struct {
 
 func (x *OtherHost) Reset() {
 	*x = OtherHost{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[18]
+	mi := &file_godwit_v1_migration_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1450,7 +2066,7 @@ func (x *OtherHost) String() string {
 func (*OtherHost) ProtoMessage() {}
 
 func (x *OtherHost) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[18]
+	mi := &file_godwit_v1_migration_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1463,7 +2079,7 @@ func (x *OtherHost) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OtherHost.ProtoReflect.Descriptor instead.
 func (*OtherHost) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{18}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *OtherHost) GetHost() string {
@@ -1482,21 +2098,23 @@ func (x *OtherHost) GetWhy() string {
 
 type PolicyValue struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// "bandwidth", "blackout", "prepare", "copy", "switch", "settle", "grace" or
-	// "roll-back".
+	// "bandwidth", "blackout", "prepare", "copy", "switch", "settle", "grace",
+	// "roll-back" or "on-predicted-failure".
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Ms   int64  `protobuf:"varint,2,opt,name=ms,proto3" json:"ms,omitempty"`
 	// Of the bandwidth; zero means no limit.
 	BytesPerSecond uint64 `protobuf:"varint,3,opt,name=bytes_per_second,json=bytesPerSecond,proto3" json:"bytes_per_second,omitempty"`
 	// "the request", or which default; empty if it was not kept.
-	From          string `protobuf:"bytes,4,opt,name=from,proto3" json:"from,omitempty"`
+	From string `protobuf:"bytes,4,opt,name=from,proto3" json:"from,omitempty"`
+	// Of what follows from a predicted failure.
+	Text          string `protobuf:"bytes,5,opt,name=text,proto3" json:"text,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PolicyValue) Reset() {
 	*x = PolicyValue{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[19]
+	mi := &file_godwit_v1_migration_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1508,7 +2126,7 @@ func (x *PolicyValue) String() string {
 func (*PolicyValue) ProtoMessage() {}
 
 func (x *PolicyValue) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[19]
+	mi := &file_godwit_v1_migration_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1521,7 +2139,7 @@ func (x *PolicyValue) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyValue.ProtoReflect.Descriptor instead.
 func (*PolicyValue) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{19}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *PolicyValue) GetName() string {
@@ -1552,6 +2170,13 @@ func (x *PolicyValue) GetFrom() string {
 	return ""
 }
 
+func (x *PolicyValue) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
 // Something that a host was told to do.
 type Order struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -1570,7 +2195,7 @@ type Order struct {
 
 func (x *Order) Reset() {
 	*x = Order{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[20]
+	mi := &file_godwit_v1_migration_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1582,7 +2207,7 @@ func (x *Order) String() string {
 func (*Order) ProtoMessage() {}
 
 func (x *Order) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[20]
+	mi := &file_godwit_v1_migration_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1595,7 +2220,7 @@ func (x *Order) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Order.ProtoReflect.Descriptor instead.
 func (*Order) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{20}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Order) GetSequence() uint64 {
@@ -1658,7 +2283,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[21]
+	mi := &file_godwit_v1_migration_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1670,7 +2295,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[21]
+	mi := &file_godwit_v1_migration_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1683,7 +2308,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{21}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Progress) GetPass() int32 {
@@ -1782,7 +2407,7 @@ type Pass struct {
 
 func (x *Pass) Reset() {
 	*x = Pass{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[22]
+	mi := &file_godwit_v1_migration_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1794,7 +2419,7 @@ func (x *Pass) String() string {
 func (*Pass) ProtoMessage() {}
 
 func (x *Pass) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[22]
+	mi := &file_godwit_v1_migration_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1807,7 +2432,7 @@ func (x *Pass) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pass.ProtoReflect.Descriptor instead.
 func (*Pass) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{22}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Pass) GetNumber() int32 {
@@ -1872,7 +2497,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[23]
+	mi := &file_godwit_v1_migration_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1884,7 +2509,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[23]
+	mi := &file_godwit_v1_migration_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1897,7 +2522,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{23}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Outcome) GetTotalMs() float64 {
@@ -2001,7 +2626,7 @@ type BlackoutPhase struct {
 
 func (x *BlackoutPhase) Reset() {
 	*x = BlackoutPhase{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[24]
+	mi := &file_godwit_v1_migration_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2013,7 +2638,7 @@ func (x *BlackoutPhase) String() string {
 func (*BlackoutPhase) ProtoMessage() {}
 
 func (x *BlackoutPhase) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[24]
+	mi := &file_godwit_v1_migration_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2026,7 +2651,7 @@ func (x *BlackoutPhase) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlackoutPhase.ProtoReflect.Descriptor instead.
 func (*BlackoutPhase) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{24}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *BlackoutPhase) GetName() string {
@@ -2068,7 +2693,7 @@ type StoryEntry struct {
 
 func (x *StoryEntry) Reset() {
 	*x = StoryEntry{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[25]
+	mi := &file_godwit_v1_migration_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2080,7 +2705,7 @@ func (x *StoryEntry) String() string {
 func (*StoryEntry) ProtoMessage() {}
 
 func (x *StoryEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[25]
+	mi := &file_godwit_v1_migration_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2093,7 +2718,7 @@ func (x *StoryEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoryEntry.ProtoReflect.Descriptor instead.
 func (*StoryEntry) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{25}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *StoryEntry) GetAt() *timestamppb.Timestamp {
@@ -2183,7 +2808,7 @@ type RefusedHost struct {
 
 func (x *RefusedHost) Reset() {
 	*x = RefusedHost{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[26]
+	mi := &file_godwit_v1_migration_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2195,7 +2820,7 @@ func (x *RefusedHost) String() string {
 func (*RefusedHost) ProtoMessage() {}
 
 func (x *RefusedHost) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[26]
+	mi := &file_godwit_v1_migration_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2208,7 +2833,7 @@ func (x *RefusedHost) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefusedHost.ProtoReflect.Descriptor instead.
 func (*RefusedHost) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{26}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RefusedHost) GetHost() string {
@@ -2229,12 +2854,14 @@ var File_godwit_v1_migration_proto protoreflect.FileDescriptor
 
 const file_godwit_v1_migration_proto_rawDesc = "" +
 	"\n" +
-	"\x19godwit/v1/migration.proto\x12\tgodwit.v1\x1a\x15godwit/v1/agent.proto\x1a\x15godwit/v1/fleet.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xaa\x01\n" +
+	"\x19godwit/v1/migration.proto\x12\tgodwit.v1\x1a\x15godwit/v1/agent.proto\x1a\x15godwit/v1/fleet.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf2\x01\n" +
 	"\x0fMigrationPolicy\x12\"\n" +
 	"\rcopy_limit_ms\x18\x01 \x01(\x03R\vcopyLimitMs\x12&\n" +
 	"\x0fswitch_limit_ms\x18\x02 \x01(\x03R\rswitchLimitMs\x12#\n" +
 	"\rbandwidth_max\x18\x03 \x01(\x04R\fbandwidthMax\x12&\n" +
-	"\x0fblackout_max_ms\x18\x04 \x01(\x03R\rblackoutMaxMs\"\xc5\x01\n" +
+	"\x0fblackout_max_ms\x18\x04 \x01(\x03R\rblackoutMaxMs\x120\n" +
+	"\x14on_predicted_failure\x18\x05 \x01(\tR\x12onPredictedFailure\x12\x14\n" +
+	"\x05force\x18\x06 \x01(\bR\x05force\"\xc5\x01\n" +
 	"\x16CreateMigrationRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x16\n" +
 	"\x06target\x18\x02 \x01(\tR\x06target\x122\n" +
@@ -2244,7 +2871,19 @@ const file_godwit_v1_migration_proto_rawDesc = "" +
 	"request_id\x18\x05 \x01(\tR\trequestId\x12\x18\n" +
 	"\aversion\x18\x06 \x01(\x03R\aversion\"M\n" +
 	"\x17CreateMigrationResponse\x122\n" +
-	"\tmigration\x18\x01 \x01(\v2\x14.godwit.v1.MigrationR\tmigration\"%\n" +
+	"\tmigration\x18\x01 \x01(\v2\x14.godwit.v1.MigrationR\tmigration\"v\n" +
+	"\x18ForecastMigrationRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x16\n" +
+	"\x06target\x18\x02 \x01(\tR\x06target\x122\n" +
+	"\x06policy\x18\x03 \x01(\v2\x1a.godwit.v1.MigrationPolicyR\x06policy\"\xa7\x02\n" +
+	"\x19ForecastMigrationResponse\x12\x16\n" +
+	"\x06source\x18\x01 \x01(\tR\x06source\x12\x16\n" +
+	"\x06target\x18\x02 \x01(\tR\x06target\x12)\n" +
+	"\x06choice\x18\x03 \x01(\v2\x11.godwit.v1.ChoiceR\x06choice\x120\n" +
+	"\arefused\x18\x04 \x03(\v2\x16.godwit.v1.RefusedHostR\arefused\x12/\n" +
+	"\bforeseen\x18\x05 \x01(\v2\x13.godwit.v1.ForeseenR\bforeseen\x12\x1c\n" +
+	"\tcancelled\x18\x06 \x01(\bR\tcancelled\x12.\n" +
+	"\x06limits\x18\a \x03(\v2\x16.godwit.v1.PolicyValueR\x06limits\"%\n" +
 	"\x13GetMigrationRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"J\n" +
 	"\x14GetMigrationResponse\x122\n" +
@@ -2276,7 +2915,7 @@ const file_godwit_v1_migration_proto_rawDesc = "" +
 	"\x15WatchMigrationRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"L\n" +
 	"\x16WatchMigrationResponse\x122\n" +
-	"\tmigration\x18\x01 \x01(\v2\x14.godwit.v1.MigrationR\tmigration\"\x91\x0e\n" +
+	"\tmigration\x18\x01 \x01(\v2\x14.godwit.v1.MigrationR\tmigration\"\xc2\x0e\n" +
 	"\tMigration\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x0e\n" +
 	"\x02vm\x18\x02 \x01(\tR\x02vm\x12\x16\n" +
@@ -2337,10 +2976,52 @@ const file_godwit_v1_migration_proto_rawDesc = "" +
 	"comparison\x18. \x01(\v2\x15.godwit.v1.ComparisonR\n" +
 	"comparison\x123\n" +
 	"\n" +
-	"image_wait\x18/ \x01(\v2\x14.godwit.v1.ImageWaitR\timageWait\x1a:\n" +
+	"image_wait\x18/ \x01(\v2\x14.godwit.v1.ImageWaitR\timageWait\x12/\n" +
+	"\bforeseen\x180 \x01(\v2\x13.godwit.v1.ForeseenR\bforeseen\x1a:\n" +
 	"\fTunnelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"q\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"\xdf\x02\n" +
+	"\bForeseen\x121\n" +
+	"\tforecasts\x18\x01 \x03(\v2\x13.godwit.v1.ForecastR\tforecasts\x121\n" +
+	"\x15link_bytes_per_second\x18\x02 \x01(\x01R\x12linkBytesPerSecond\x12\x19\n" +
+	"\blink_why\x18\x03 \x01(\tR\alinkWhy\x120\n" +
+	"\x05curve\x18\x04 \x03(\v2\x1a.godwit.v1.DirtyCurvePointR\x05curve\x12\x1d\n" +
+	"\n" +
+	"zero_share\x18\x05 \x01(\x01R\tzeroShare\x12\x1e\n" +
+	"\n" +
+	"unmeasured\x18\x06 \x01(\tR\n" +
+	"unmeasured\x12+\n" +
+	"\x11failure_predicted\x18\a \x01(\bR\x10failurePredicted\x124\n" +
+	"\aoutcome\x18\b \x01(\v2\x1a.godwit.v1.ForeseenOutcomeR\aoutcome\"g\n" +
+	"\x0fDirtyCurvePoint\x12\x1b\n" +
+	"\tperiod_ms\x18\x01 \x01(\x01R\bperiodMs\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\x12!\n" +
+	"\fspread_bytes\x18\x03 \x01(\x04R\vspreadBytes\"L\n" +
+	"\bInterval\x12\x10\n" +
+	"\x03low\x18\x01 \x01(\x01R\x03low\x12\x1a\n" +
+	"\bexpected\x18\x02 \x01(\x01R\bexpected\x12\x12\n" +
+	"\x04high\x18\x03 \x01(\x01R\x04high\"\xf7\x02\n" +
+	"\bForecast\x12*\n" +
+	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x12\n" +
+	"\x04pass\x18\x02 \x01(\x05R\x04pass\x12\x14\n" +
+	"\x05known\x18\x03 \x01(\bR\x05known\x12 \n" +
+	"\vprobability\x18\x04 \x01(\x01R\vprobability\x12.\n" +
+	"\btotal_ms\x18\x05 \x01(\v2\x13.godwit.v1.IntervalR\atotalMs\x124\n" +
+	"\vblackout_ms\x18\x06 \x01(\v2\x13.godwit.v1.IntervalR\n" +
+	"blackoutMs\x12)\n" +
+	"\x05bytes\x18\a \x01(\v2\x13.godwit.v1.IntervalR\x05bytes\x12+\n" +
+	"\x06passes\x18\b \x01(\v2\x13.godwit.v1.IntervalR\x06passes\x12\x1d\n" +
+	"\n" +
+	"settles_ms\x18\t \x01(\x01R\tsettlesMs\x12\x16\n" +
+	"\x06reason\x18\n" +
+	" \x01(\tR\x06reason\"\x91\x01\n" +
+	"\x0fForeseenOutcome\x12\x14\n" +
+	"\x05ended\x18\x01 \x01(\bR\x05ended\x12\x19\n" +
+	"\btotal_ms\x18\x02 \x01(\x01R\atotalMs\x12\x1f\n" +
+	"\vblackout_ms\x18\x03 \x01(\x01R\n" +
+	"blackoutMs\x12\x14\n" +
+	"\x05bytes\x18\x04 \x01(\x04R\x05bytes\x12\x16\n" +
+	"\x06passes\x18\x05 \x01(\x05R\x06passes\"q\n" +
 	"\n" +
 	"Comparison\x12*\n" +
 	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x127\n" +
@@ -2361,12 +3042,13 @@ const file_godwit_v1_migration_proto_rawDesc = "" +
 	"\bunlisted\x18\x04 \x01(\rR\bunlisted\"1\n" +
 	"\tOtherHost\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x10\n" +
-	"\x03why\x18\x02 \x01(\tR\x03why\"o\n" +
+	"\x03why\x18\x02 \x01(\tR\x03why\"\x83\x01\n" +
 	"\vPolicyValue\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02ms\x18\x02 \x01(\x03R\x02ms\x12(\n" +
 	"\x10bytes_per_second\x18\x03 \x01(\x04R\x0ebytesPerSecond\x12\x12\n" +
-	"\x04from\x18\x04 \x01(\tR\x04from\"\x86\x01\n" +
+	"\x04from\x18\x04 \x01(\tR\x04from\x12\x12\n" +
+	"\x04text\x18\x05 \x01(\tR\x04text\"\x86\x01\n" +
 	"\x05Order\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x12\n" +
@@ -2436,9 +3118,10 @@ const file_godwit_v1_migration_proto_rawDesc = "" +
 	"\x0edeadline_means\x18\v \x01(\tR\rdeadlineMeans\"3\n" +
 	"\vRefusedHost\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x10\n" +
-	"\x03why\x18\x02 \x03(\tR\x03why2\xea\x03\n" +
+	"\x03why\x18\x02 \x03(\tR\x03why2\xc1\x04\n" +
 	"\x10MigrationService\x12O\n" +
-	"\x06Create\x12!.godwit.v1.CreateMigrationRequest\x1a\".godwit.v1.CreateMigrationResponse\x12F\n" +
+	"\x06Create\x12!.godwit.v1.CreateMigrationRequest\x1a\".godwit.v1.CreateMigrationResponse\x12U\n" +
+	"\bForecast\x12#.godwit.v1.ForecastMigrationRequest\x1a$.godwit.v1.ForecastMigrationResponse\x12F\n" +
 	"\x03Get\x12\x1e.godwit.v1.GetMigrationRequest\x1a\x1f.godwit.v1.GetMigrationResponse\x12K\n" +
 	"\x04List\x12 .godwit.v1.ListMigrationsRequest\x1a!.godwit.v1.ListMigrationsResponse\x12O\n" +
 	"\x06Cancel\x12!.godwit.v1.CancelMigrationRequest\x1a\".godwit.v1.CancelMigrationResponse\x12O\n" +
@@ -2457,98 +3140,121 @@ func file_godwit_v1_migration_proto_rawDescGZIP() []byte {
 	return file_godwit_v1_migration_proto_rawDescData
 }
 
-var file_godwit_v1_migration_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_godwit_v1_migration_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_godwit_v1_migration_proto_goTypes = []any{
-	(*MigrationPolicy)(nil),         // 0: godwit.v1.MigrationPolicy
-	(*CreateMigrationRequest)(nil),  // 1: godwit.v1.CreateMigrationRequest
-	(*CreateMigrationResponse)(nil), // 2: godwit.v1.CreateMigrationResponse
-	(*GetMigrationRequest)(nil),     // 3: godwit.v1.GetMigrationRequest
-	(*GetMigrationResponse)(nil),    // 4: godwit.v1.GetMigrationResponse
-	(*ListMigrationsRequest)(nil),   // 5: godwit.v1.ListMigrationsRequest
-	(*ListMigrationsResponse)(nil),  // 6: godwit.v1.ListMigrationsResponse
-	(*CancelMigrationRequest)(nil),  // 7: godwit.v1.CancelMigrationRequest
-	(*CancelMigrationResponse)(nil), // 8: godwit.v1.CancelMigrationResponse
-	(*ReturnMigrationRequest)(nil),  // 9: godwit.v1.ReturnMigrationRequest
-	(*ReturnMigrationResponse)(nil), // 10: godwit.v1.ReturnMigrationResponse
-	(*WatchMigrationRequest)(nil),   // 11: godwit.v1.WatchMigrationRequest
-	(*WatchMigrationResponse)(nil),  // 12: godwit.v1.WatchMigrationResponse
-	(*Migration)(nil),               // 13: godwit.v1.Migration
-	(*Comparison)(nil),              // 14: godwit.v1.Comparison
-	(*Difference)(nil),              // 15: godwit.v1.Difference
-	(*ImageWait)(nil),               // 16: godwit.v1.ImageWait
-	(*Choice)(nil),                  // 17: godwit.v1.Choice
-	(*OtherHost)(nil),               // 18: godwit.v1.OtherHost
-	(*PolicyValue)(nil),             // 19: godwit.v1.PolicyValue
-	(*Order)(nil),                   // 20: godwit.v1.Order
-	(*Progress)(nil),                // 21: godwit.v1.Progress
-	(*Pass)(nil),                    // 22: godwit.v1.Pass
-	(*Outcome)(nil),                 // 23: godwit.v1.Outcome
-	(*BlackoutPhase)(nil),           // 24: godwit.v1.BlackoutPhase
-	(*StoryEntry)(nil),              // 25: godwit.v1.StoryEntry
-	(*RefusedHost)(nil),             // 26: godwit.v1.RefusedHost
-	nil,                             // 27: godwit.v1.Migration.TunnelsEntry
-	(*PageRequest)(nil),             // 28: godwit.v1.PageRequest
-	(*timestamppb.Timestamp)(nil),   // 29: google.protobuf.Timestamp
-	(*SourceMarks)(nil),             // 30: godwit.v1.SourceMarks
-	(*TargetMarks)(nil),             // 31: godwit.v1.TargetMarks
-	(*Machine)(nil),                 // 32: godwit.v1.Machine
+	(*MigrationPolicy)(nil),           // 0: godwit.v1.MigrationPolicy
+	(*CreateMigrationRequest)(nil),    // 1: godwit.v1.CreateMigrationRequest
+	(*CreateMigrationResponse)(nil),   // 2: godwit.v1.CreateMigrationResponse
+	(*ForecastMigrationRequest)(nil),  // 3: godwit.v1.ForecastMigrationRequest
+	(*ForecastMigrationResponse)(nil), // 4: godwit.v1.ForecastMigrationResponse
+	(*GetMigrationRequest)(nil),       // 5: godwit.v1.GetMigrationRequest
+	(*GetMigrationResponse)(nil),      // 6: godwit.v1.GetMigrationResponse
+	(*ListMigrationsRequest)(nil),     // 7: godwit.v1.ListMigrationsRequest
+	(*ListMigrationsResponse)(nil),    // 8: godwit.v1.ListMigrationsResponse
+	(*CancelMigrationRequest)(nil),    // 9: godwit.v1.CancelMigrationRequest
+	(*CancelMigrationResponse)(nil),   // 10: godwit.v1.CancelMigrationResponse
+	(*ReturnMigrationRequest)(nil),    // 11: godwit.v1.ReturnMigrationRequest
+	(*ReturnMigrationResponse)(nil),   // 12: godwit.v1.ReturnMigrationResponse
+	(*WatchMigrationRequest)(nil),     // 13: godwit.v1.WatchMigrationRequest
+	(*WatchMigrationResponse)(nil),    // 14: godwit.v1.WatchMigrationResponse
+	(*Migration)(nil),                 // 15: godwit.v1.Migration
+	(*Foreseen)(nil),                  // 16: godwit.v1.Foreseen
+	(*DirtyCurvePoint)(nil),           // 17: godwit.v1.DirtyCurvePoint
+	(*Interval)(nil),                  // 18: godwit.v1.Interval
+	(*Forecast)(nil),                  // 19: godwit.v1.Forecast
+	(*ForeseenOutcome)(nil),           // 20: godwit.v1.ForeseenOutcome
+	(*Comparison)(nil),                // 21: godwit.v1.Comparison
+	(*Difference)(nil),                // 22: godwit.v1.Difference
+	(*ImageWait)(nil),                 // 23: godwit.v1.ImageWait
+	(*Choice)(nil),                    // 24: godwit.v1.Choice
+	(*OtherHost)(nil),                 // 25: godwit.v1.OtherHost
+	(*PolicyValue)(nil),               // 26: godwit.v1.PolicyValue
+	(*Order)(nil),                     // 27: godwit.v1.Order
+	(*Progress)(nil),                  // 28: godwit.v1.Progress
+	(*Pass)(nil),                      // 29: godwit.v1.Pass
+	(*Outcome)(nil),                   // 30: godwit.v1.Outcome
+	(*BlackoutPhase)(nil),             // 31: godwit.v1.BlackoutPhase
+	(*StoryEntry)(nil),                // 32: godwit.v1.StoryEntry
+	(*RefusedHost)(nil),               // 33: godwit.v1.RefusedHost
+	nil,                               // 34: godwit.v1.Migration.TunnelsEntry
+	(*PageRequest)(nil),               // 35: godwit.v1.PageRequest
+	(*timestamppb.Timestamp)(nil),     // 36: google.protobuf.Timestamp
+	(*SourceMarks)(nil),               // 37: godwit.v1.SourceMarks
+	(*TargetMarks)(nil),               // 38: godwit.v1.TargetMarks
+	(*Machine)(nil),                   // 39: godwit.v1.Machine
 }
 var file_godwit_v1_migration_proto_depIdxs = []int32{
 	0,  // 0: godwit.v1.CreateMigrationRequest.policy:type_name -> godwit.v1.MigrationPolicy
-	13, // 1: godwit.v1.CreateMigrationResponse.migration:type_name -> godwit.v1.Migration
-	13, // 2: godwit.v1.GetMigrationResponse.migration:type_name -> godwit.v1.Migration
-	28, // 3: godwit.v1.ListMigrationsRequest.page:type_name -> godwit.v1.PageRequest
-	29, // 4: godwit.v1.ListMigrationsRequest.since:type_name -> google.protobuf.Timestamp
-	13, // 5: godwit.v1.ListMigrationsResponse.migrations:type_name -> godwit.v1.Migration
-	13, // 6: godwit.v1.CancelMigrationResponse.migration:type_name -> godwit.v1.Migration
-	13, // 7: godwit.v1.ReturnMigrationResponse.migration:type_name -> godwit.v1.Migration
-	13, // 8: godwit.v1.WatchMigrationResponse.migration:type_name -> godwit.v1.Migration
-	0,  // 9: godwit.v1.Migration.policy:type_name -> godwit.v1.MigrationPolicy
-	29, // 10: godwit.v1.Migration.created:type_name -> google.protobuf.Timestamp
-	29, // 11: godwit.v1.Migration.ended:type_name -> google.protobuf.Timestamp
-	29, // 12: godwit.v1.Migration.deadline:type_name -> google.protobuf.Timestamp
-	21, // 13: godwit.v1.Migration.progress:type_name -> godwit.v1.Progress
-	23, // 14: godwit.v1.Migration.outcome:type_name -> godwit.v1.Outcome
-	25, // 15: godwit.v1.Migration.story:type_name -> godwit.v1.StoryEntry
-	26, // 16: godwit.v1.Migration.refused:type_name -> godwit.v1.RefusedHost
-	22, // 17: godwit.v1.Migration.passes:type_name -> godwit.v1.Pass
-	17, // 18: godwit.v1.Migration.choice:type_name -> godwit.v1.Choice
-	19, // 19: godwit.v1.Migration.limits:type_name -> godwit.v1.PolicyValue
-	30, // 20: godwit.v1.Migration.source_marks:type_name -> godwit.v1.SourceMarks
-	31, // 21: godwit.v1.Migration.target_marks:type_name -> godwit.v1.TargetMarks
-	20, // 22: godwit.v1.Migration.pending:type_name -> godwit.v1.Order
-	27, // 23: godwit.v1.Migration.tunnels:type_name -> godwit.v1.Migration.TunnelsEntry
-	32, // 24: godwit.v1.Migration.machine:type_name -> godwit.v1.Machine
-	14, // 25: godwit.v1.Migration.comparison:type_name -> godwit.v1.Comparison
-	16, // 26: godwit.v1.Migration.image_wait:type_name -> godwit.v1.ImageWait
-	29, // 27: godwit.v1.Comparison.at:type_name -> google.protobuf.Timestamp
-	15, // 28: godwit.v1.Comparison.differences:type_name -> godwit.v1.Difference
-	29, // 29: godwit.v1.ImageWait.since:type_name -> google.protobuf.Timestamp
-	18, // 30: godwit.v1.Choice.others:type_name -> godwit.v1.OtherHost
-	29, // 31: godwit.v1.Progress.at:type_name -> google.protobuf.Timestamp
-	29, // 32: godwit.v1.Progress.heard:type_name -> google.protobuf.Timestamp
-	29, // 33: godwit.v1.Pass.at:type_name -> google.protobuf.Timestamp
-	24, // 34: godwit.v1.Outcome.phases:type_name -> godwit.v1.BlackoutPhase
-	29, // 35: godwit.v1.StoryEntry.at:type_name -> google.protobuf.Timestamp
-	20, // 36: godwit.v1.StoryEntry.ordered:type_name -> godwit.v1.Order
-	29, // 37: godwit.v1.StoryEntry.deadline:type_name -> google.protobuf.Timestamp
-	1,  // 38: godwit.v1.MigrationService.Create:input_type -> godwit.v1.CreateMigrationRequest
-	3,  // 39: godwit.v1.MigrationService.Get:input_type -> godwit.v1.GetMigrationRequest
-	5,  // 40: godwit.v1.MigrationService.List:input_type -> godwit.v1.ListMigrationsRequest
-	7,  // 41: godwit.v1.MigrationService.Cancel:input_type -> godwit.v1.CancelMigrationRequest
-	9,  // 42: godwit.v1.MigrationService.Return:input_type -> godwit.v1.ReturnMigrationRequest
-	11, // 43: godwit.v1.MigrationService.Watch:input_type -> godwit.v1.WatchMigrationRequest
-	2,  // 44: godwit.v1.MigrationService.Create:output_type -> godwit.v1.CreateMigrationResponse
-	4,  // 45: godwit.v1.MigrationService.Get:output_type -> godwit.v1.GetMigrationResponse
-	6,  // 46: godwit.v1.MigrationService.List:output_type -> godwit.v1.ListMigrationsResponse
-	8,  // 47: godwit.v1.MigrationService.Cancel:output_type -> godwit.v1.CancelMigrationResponse
-	10, // 48: godwit.v1.MigrationService.Return:output_type -> godwit.v1.ReturnMigrationResponse
-	12, // 49: godwit.v1.MigrationService.Watch:output_type -> godwit.v1.WatchMigrationResponse
-	44, // [44:50] is the sub-list for method output_type
-	38, // [38:44] is the sub-list for method input_type
-	38, // [38:38] is the sub-list for extension type_name
-	38, // [38:38] is the sub-list for extension extendee
-	0,  // [0:38] is the sub-list for field type_name
+	15, // 1: godwit.v1.CreateMigrationResponse.migration:type_name -> godwit.v1.Migration
+	0,  // 2: godwit.v1.ForecastMigrationRequest.policy:type_name -> godwit.v1.MigrationPolicy
+	24, // 3: godwit.v1.ForecastMigrationResponse.choice:type_name -> godwit.v1.Choice
+	33, // 4: godwit.v1.ForecastMigrationResponse.refused:type_name -> godwit.v1.RefusedHost
+	16, // 5: godwit.v1.ForecastMigrationResponse.foreseen:type_name -> godwit.v1.Foreseen
+	26, // 6: godwit.v1.ForecastMigrationResponse.limits:type_name -> godwit.v1.PolicyValue
+	15, // 7: godwit.v1.GetMigrationResponse.migration:type_name -> godwit.v1.Migration
+	35, // 8: godwit.v1.ListMigrationsRequest.page:type_name -> godwit.v1.PageRequest
+	36, // 9: godwit.v1.ListMigrationsRequest.since:type_name -> google.protobuf.Timestamp
+	15, // 10: godwit.v1.ListMigrationsResponse.migrations:type_name -> godwit.v1.Migration
+	15, // 11: godwit.v1.CancelMigrationResponse.migration:type_name -> godwit.v1.Migration
+	15, // 12: godwit.v1.ReturnMigrationResponse.migration:type_name -> godwit.v1.Migration
+	15, // 13: godwit.v1.WatchMigrationResponse.migration:type_name -> godwit.v1.Migration
+	0,  // 14: godwit.v1.Migration.policy:type_name -> godwit.v1.MigrationPolicy
+	36, // 15: godwit.v1.Migration.created:type_name -> google.protobuf.Timestamp
+	36, // 16: godwit.v1.Migration.ended:type_name -> google.protobuf.Timestamp
+	36, // 17: godwit.v1.Migration.deadline:type_name -> google.protobuf.Timestamp
+	28, // 18: godwit.v1.Migration.progress:type_name -> godwit.v1.Progress
+	30, // 19: godwit.v1.Migration.outcome:type_name -> godwit.v1.Outcome
+	32, // 20: godwit.v1.Migration.story:type_name -> godwit.v1.StoryEntry
+	33, // 21: godwit.v1.Migration.refused:type_name -> godwit.v1.RefusedHost
+	29, // 22: godwit.v1.Migration.passes:type_name -> godwit.v1.Pass
+	24, // 23: godwit.v1.Migration.choice:type_name -> godwit.v1.Choice
+	26, // 24: godwit.v1.Migration.limits:type_name -> godwit.v1.PolicyValue
+	37, // 25: godwit.v1.Migration.source_marks:type_name -> godwit.v1.SourceMarks
+	38, // 26: godwit.v1.Migration.target_marks:type_name -> godwit.v1.TargetMarks
+	27, // 27: godwit.v1.Migration.pending:type_name -> godwit.v1.Order
+	34, // 28: godwit.v1.Migration.tunnels:type_name -> godwit.v1.Migration.TunnelsEntry
+	39, // 29: godwit.v1.Migration.machine:type_name -> godwit.v1.Machine
+	21, // 30: godwit.v1.Migration.comparison:type_name -> godwit.v1.Comparison
+	23, // 31: godwit.v1.Migration.image_wait:type_name -> godwit.v1.ImageWait
+	16, // 32: godwit.v1.Migration.foreseen:type_name -> godwit.v1.Foreseen
+	19, // 33: godwit.v1.Foreseen.forecasts:type_name -> godwit.v1.Forecast
+	17, // 34: godwit.v1.Foreseen.curve:type_name -> godwit.v1.DirtyCurvePoint
+	20, // 35: godwit.v1.Foreseen.outcome:type_name -> godwit.v1.ForeseenOutcome
+	36, // 36: godwit.v1.Forecast.at:type_name -> google.protobuf.Timestamp
+	18, // 37: godwit.v1.Forecast.total_ms:type_name -> godwit.v1.Interval
+	18, // 38: godwit.v1.Forecast.blackout_ms:type_name -> godwit.v1.Interval
+	18, // 39: godwit.v1.Forecast.bytes:type_name -> godwit.v1.Interval
+	18, // 40: godwit.v1.Forecast.passes:type_name -> godwit.v1.Interval
+	36, // 41: godwit.v1.Comparison.at:type_name -> google.protobuf.Timestamp
+	22, // 42: godwit.v1.Comparison.differences:type_name -> godwit.v1.Difference
+	36, // 43: godwit.v1.ImageWait.since:type_name -> google.protobuf.Timestamp
+	25, // 44: godwit.v1.Choice.others:type_name -> godwit.v1.OtherHost
+	36, // 45: godwit.v1.Progress.at:type_name -> google.protobuf.Timestamp
+	36, // 46: godwit.v1.Progress.heard:type_name -> google.protobuf.Timestamp
+	36, // 47: godwit.v1.Pass.at:type_name -> google.protobuf.Timestamp
+	31, // 48: godwit.v1.Outcome.phases:type_name -> godwit.v1.BlackoutPhase
+	36, // 49: godwit.v1.StoryEntry.at:type_name -> google.protobuf.Timestamp
+	27, // 50: godwit.v1.StoryEntry.ordered:type_name -> godwit.v1.Order
+	36, // 51: godwit.v1.StoryEntry.deadline:type_name -> google.protobuf.Timestamp
+	1,  // 52: godwit.v1.MigrationService.Create:input_type -> godwit.v1.CreateMigrationRequest
+	3,  // 53: godwit.v1.MigrationService.Forecast:input_type -> godwit.v1.ForecastMigrationRequest
+	5,  // 54: godwit.v1.MigrationService.Get:input_type -> godwit.v1.GetMigrationRequest
+	7,  // 55: godwit.v1.MigrationService.List:input_type -> godwit.v1.ListMigrationsRequest
+	9,  // 56: godwit.v1.MigrationService.Cancel:input_type -> godwit.v1.CancelMigrationRequest
+	11, // 57: godwit.v1.MigrationService.Return:input_type -> godwit.v1.ReturnMigrationRequest
+	13, // 58: godwit.v1.MigrationService.Watch:input_type -> godwit.v1.WatchMigrationRequest
+	2,  // 59: godwit.v1.MigrationService.Create:output_type -> godwit.v1.CreateMigrationResponse
+	4,  // 60: godwit.v1.MigrationService.Forecast:output_type -> godwit.v1.ForecastMigrationResponse
+	6,  // 61: godwit.v1.MigrationService.Get:output_type -> godwit.v1.GetMigrationResponse
+	8,  // 62: godwit.v1.MigrationService.List:output_type -> godwit.v1.ListMigrationsResponse
+	10, // 63: godwit.v1.MigrationService.Cancel:output_type -> godwit.v1.CancelMigrationResponse
+	12, // 64: godwit.v1.MigrationService.Return:output_type -> godwit.v1.ReturnMigrationResponse
+	14, // 65: godwit.v1.MigrationService.Watch:output_type -> godwit.v1.WatchMigrationResponse
+	59, // [59:66] is the sub-list for method output_type
+	52, // [52:59] is the sub-list for method input_type
+	52, // [52:52] is the sub-list for extension type_name
+	52, // [52:52] is the sub-list for extension extendee
+	0,  // [0:52] is the sub-list for field type_name
 }
 
 func init() { file_godwit_v1_migration_proto_init() }
@@ -2558,14 +3264,14 @@ func file_godwit_v1_migration_proto_init() {
 	}
 	file_godwit_v1_agent_proto_init()
 	file_godwit_v1_fleet_proto_init()
-	file_godwit_v1_migration_proto_msgTypes[23].OneofWrappers = []any{}
+	file_godwit_v1_migration_proto_msgTypes[30].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_godwit_v1_migration_proto_rawDesc), len(file_godwit_v1_migration_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   28,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

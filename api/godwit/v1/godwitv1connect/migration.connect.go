@@ -35,6 +35,9 @@ const (
 const (
 	// MigrationServiceCreateProcedure is the fully-qualified name of the MigrationService's Create RPC.
 	MigrationServiceCreateProcedure = "/godwit.v1.MigrationService/Create"
+	// MigrationServiceForecastProcedure is the fully-qualified name of the MigrationService's Forecast
+	// RPC.
+	MigrationServiceForecastProcedure = "/godwit.v1.MigrationService/Forecast"
 	// MigrationServiceGetProcedure is the fully-qualified name of the MigrationService's Get RPC.
 	MigrationServiceGetProcedure = "/godwit.v1.MigrationService/Get"
 	// MigrationServiceListProcedure is the fully-qualified name of the MigrationService's List RPC.
@@ -51,6 +54,9 @@ const (
 type MigrationServiceClient interface {
 	// Create selects the target, takes the VM's lock and starts the migration.
 	Create(context.Context, *v1.CreateMigrationRequest) (*v1.CreateMigrationResponse, error)
+	// Forecast says what Create would do, and what is expected of it, and does nothing. It
+	// takes some seconds: the guest is measured.
+	Forecast(context.Context, *v1.ForecastMigrationRequest) (*v1.ForecastMigrationResponse, error)
 	Get(context.Context, *v1.GetMigrationRequest) (*v1.GetMigrationResponse, error)
 	// List gives the newest first, unless asked for the oldest.
 	List(context.Context, *v1.ListMigrationsRequest) (*v1.ListMigrationsResponse, error)
@@ -80,6 +86,12 @@ func NewMigrationServiceClient(httpClient connect.HTTPClient, baseURL string, op
 			httpClient,
 			baseURL+MigrationServiceCreateProcedure,
 			connect.WithSchema(migrationServiceMethods.ByName("Create")),
+			connect.WithClientOptions(opts...),
+		),
+		forecast: connect.NewClient[v1.ForecastMigrationRequest, v1.ForecastMigrationResponse](
+			httpClient,
+			baseURL+MigrationServiceForecastProcedure,
+			connect.WithSchema(migrationServiceMethods.ByName("Forecast")),
 			connect.WithClientOptions(opts...),
 		),
 		get: connect.NewClient[v1.GetMigrationRequest, v1.GetMigrationResponse](
@@ -117,17 +129,27 @@ func NewMigrationServiceClient(httpClient connect.HTTPClient, baseURL string, op
 
 // migrationServiceClient implements MigrationServiceClient.
 type migrationServiceClient struct {
-	create  *connect.Client[v1.CreateMigrationRequest, v1.CreateMigrationResponse]
-	get     *connect.Client[v1.GetMigrationRequest, v1.GetMigrationResponse]
-	list    *connect.Client[v1.ListMigrationsRequest, v1.ListMigrationsResponse]
-	cancel  *connect.Client[v1.CancelMigrationRequest, v1.CancelMigrationResponse]
-	_return *connect.Client[v1.ReturnMigrationRequest, v1.ReturnMigrationResponse]
-	watch   *connect.Client[v1.WatchMigrationRequest, v1.WatchMigrationResponse]
+	create   *connect.Client[v1.CreateMigrationRequest, v1.CreateMigrationResponse]
+	forecast *connect.Client[v1.ForecastMigrationRequest, v1.ForecastMigrationResponse]
+	get      *connect.Client[v1.GetMigrationRequest, v1.GetMigrationResponse]
+	list     *connect.Client[v1.ListMigrationsRequest, v1.ListMigrationsResponse]
+	cancel   *connect.Client[v1.CancelMigrationRequest, v1.CancelMigrationResponse]
+	_return  *connect.Client[v1.ReturnMigrationRequest, v1.ReturnMigrationResponse]
+	watch    *connect.Client[v1.WatchMigrationRequest, v1.WatchMigrationResponse]
 }
 
 // Create calls godwit.v1.MigrationService.Create.
 func (c *migrationServiceClient) Create(ctx context.Context, req *v1.CreateMigrationRequest) (*v1.CreateMigrationResponse, error) {
 	response, err := c.create.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// Forecast calls godwit.v1.MigrationService.Forecast.
+func (c *migrationServiceClient) Forecast(ctx context.Context, req *v1.ForecastMigrationRequest) (*v1.ForecastMigrationResponse, error) {
+	response, err := c.forecast.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -179,6 +201,9 @@ func (c *migrationServiceClient) Watch(ctx context.Context, req *v1.WatchMigrati
 type MigrationServiceHandler interface {
 	// Create selects the target, takes the VM's lock and starts the migration.
 	Create(context.Context, *v1.CreateMigrationRequest) (*v1.CreateMigrationResponse, error)
+	// Forecast says what Create would do, and what is expected of it, and does nothing. It
+	// takes some seconds: the guest is measured.
+	Forecast(context.Context, *v1.ForecastMigrationRequest) (*v1.ForecastMigrationResponse, error)
 	Get(context.Context, *v1.GetMigrationRequest) (*v1.GetMigrationResponse, error)
 	// List gives the newest first, unless asked for the oldest.
 	List(context.Context, *v1.ListMigrationsRequest) (*v1.ListMigrationsResponse, error)
@@ -204,6 +229,12 @@ func NewMigrationServiceHandler(svc MigrationServiceHandler, opts ...connect.Han
 		MigrationServiceCreateProcedure,
 		svc.Create,
 		connect.WithSchema(migrationServiceMethods.ByName("Create")),
+		connect.WithHandlerOptions(opts...),
+	)
+	migrationServiceForecastHandler := connect.NewUnaryHandlerSimple(
+		MigrationServiceForecastProcedure,
+		svc.Forecast,
+		connect.WithSchema(migrationServiceMethods.ByName("Forecast")),
 		connect.WithHandlerOptions(opts...),
 	)
 	migrationServiceGetHandler := connect.NewUnaryHandlerSimple(
@@ -240,6 +271,8 @@ func NewMigrationServiceHandler(svc MigrationServiceHandler, opts ...connect.Han
 		switch r.URL.Path {
 		case MigrationServiceCreateProcedure:
 			migrationServiceCreateHandler.ServeHTTP(w, r)
+		case MigrationServiceForecastProcedure:
+			migrationServiceForecastHandler.ServeHTTP(w, r)
 		case MigrationServiceGetProcedure:
 			migrationServiceGetHandler.ServeHTTP(w, r)
 		case MigrationServiceListProcedure:
@@ -261,6 +294,10 @@ type UnimplementedMigrationServiceHandler struct{}
 
 func (UnimplementedMigrationServiceHandler) Create(context.Context, *v1.CreateMigrationRequest) (*v1.CreateMigrationResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.MigrationService.Create is not implemented"))
+}
+
+func (UnimplementedMigrationServiceHandler) Forecast(context.Context, *v1.ForecastMigrationRequest) (*v1.ForecastMigrationResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.MigrationService.Forecast is not implemented"))
 }
 
 func (UnimplementedMigrationServiceHandler) Get(context.Context, *v1.GetMigrationRequest) (*v1.GetMigrationResponse, error) {

@@ -1,0 +1,164 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	godwitv1 "godwit.dev/godwit/api/godwit/v1"
+	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/migration"
+	"godwit.dev/godwit/internal/predict"
+	"godwit.dev/godwit/internal/store"
+	"godwit.dev/godwit/internal/wire"
+)
+
+const (
+	// measureSpan is how long a guest is looked at before a migration, beside the
+	// preparation of its target.
+	measureSpan = 2 * time.Second
+	// measureWithin bounds that, with the answers of both hosts.
+	measureWithin = measureSpan + 5*time.Second
+)
+
+// meter measures guests and links.
+type meter interface {
+	// guest gives how a VM changes its memory, and the share of it that is zero.
+	guest(ctx context.Context, vm fleet.VM, span time.Duration) (predict.Curve, float64, error)
+	// link gives how fast one host reaches another.
+	link(ctx context.Context, between way) (fleet.BytesPerSecond, error)
+}
+
+// foreseer finds out what forecasts are made of.
+type foreseer struct {
+	meter   meter
+	tables  tables
+	mirror  *mirror
+	lessons *lessons
+}
+
+// prepare makes a planned migration wait for what it is to be foreseen by.
+func (f *foreseer) prepare(m *migration.Migration, spec fleet.VMSpec) {
+	m.Foreseen.Awaited = true
+	m.Foreseen.Guest = guestOf(spec)
+	m.Foreseen.Calibration = f.lessons.calibration()
+}
+
+func guestOf(spec fleet.VMSpec) predict.Guest {
+	return predict.Guest{Memory: spec.Memory, Disks: spec.Copied() - spec.Memory}
+}
+
+// measure is what the reconciler asks for a migration.
+func (f *foreseer) measure(ctx context.Context, m migration.Migration) migration.Measured {
+	ctx, cancel := context.WithTimeout(ctx, measureWithin)
+	defer cancel()
+	measured := migration.Measured{Guest: m.Foreseen.Guest}
+	vm, err := f.tables.vms.Get(ctx, string(m.VM))
+	if err != nil {
+		measured.Failure = err.Error()
+		return measured
+	}
+	return f.of(ctx, vm.Value, way{m.Source, m.Target}, m.ID)
+}
+
+// of measures a guest, and says what the way to its target leaves for it.
+func (f *foreseer) of(ctx context.Context, vm fleet.VM, between way, self fleet.MigrationID) migration.Measured {
+	measured := migration.Measured{Guest: guestOf(vm.Spec)}
+	measured.Link, measured.LinkWhy = f.link(ctx, between, self)
+	curve, zero, err := f.meter.guest(ctx, vm, measureSpan)
+	if err != nil {
+		measured.Failure = err.Error()
+		return measured
+	}
+	measured.Guest.Curve, measured.Guest.Zero = curve, zero
+	return measured
+}
+
+// link gives what a way leaves for one more migration: what was achieved on it lately or,
+// where nothing is known, what a probe shows, shared with those that copy now.
+func (f *foreseer) link(ctx context.Context, between way, self fleet.MigrationID) (predict.Link, string) {
+	link, why := f.lessons.link(between)
+	if link.Rate == 0 {
+		probed, err := f.meter.link(ctx, between)
+		if err != nil {
+			return predict.Link{}, fmt.Sprintf("nothing is known of the way: %v", err)
+		}
+		link, why = predict.Link{Rate: probed, Spread: probeSpread}, "a probe had it"
+	}
+	if others := f.mirror.copying(between, self); others > 0 {
+		link.Rate /= fleet.BytesPerSecond(others + 1)
+		why += fmt.Sprintf("; shared with %s", counted(others, "other", "others"))
+	}
+	return link, why
+}
+
+// probeSpread is the standard deviation of the logarithm of what a migration has over
+// what a probe had.
+const probeSpread = 0.2
+
+func counted(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
+}
+
+// copying is how many other migrations use one end of a way now.
+func (m *mirror) copying(between way, self fleet.MigrationID) (n int) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	for id, one := range m.migrations {
+		if id != self && one.state == migration.Copying && (one.source == between.from || one.target == between.to) {
+			n++
+		}
+	}
+	return n
+}
+
+// Forecast does what Create does up to the forecast, and no more.
+func (s *migrationService) Forecast(ctx context.Context, request *godwitv1.ForecastMigrationRequest) (*godwitv1.ForecastMigrationResponse, error) {
+	plan, err := s.runs.plan(ctx, migrationRequest{
+		vm: fleet.VMName(request.GetVm()), target: fleet.HostName(request.GetTarget()), reason: "forecast",
+		policy: func(copied fleet.Bytes) (migration.Policy, error) { return policyOf(request.GetPolicy(), copied) },
+	})
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, measureWithin)
+	defer cancel()
+	m := plan.migration
+	event := migration.Event{Kind: migration.GuestMeasured, At: time.Now(), From: "server", Measured: s.runs.foreseer.measure(ctx, m)}
+	m, _, _ = migration.Step(m, event)
+	message := migrationMessage(store.Entry[migration.Migration]{Value: m})
+	return &godwitv1.ForecastMigrationResponse{
+		Source: message.GetSource(), Target: message.GetTarget(), Choice: message.GetChoice(), Refused: message.GetRefused(),
+		Foreseen: message.GetForeseen(), Cancelled: m.Foreseen.Awaited, Limits: message.GetLimits(),
+	}, nil
+}
+
+// addForeseen shows what was expected.
+func addForeseen(message *godwitv1.Migration, m migration.Migration) {
+	seen := m.Foreseen
+	shown := &godwitv1.Foreseen{
+		LinkBytesPerSecond: float64(seen.Link.Rate), LinkWhy: seen.LinkWhy, Curve: wire.EncodeCurve(seen.Guest.Curve),
+		ZeroShare: seen.Guest.Zero, Unmeasured: seen.Unmeasured, FailurePredicted: seen.Failed,
+	}
+	for _, f := range seen.Forecasts {
+		shown.Forecasts = append(shown.Forecasts, wire.EncodeForecast(f.At, f.Forecast))
+	}
+	if graded := m.Graded(); len(graded) > 0 {
+		shown.Outcome = wire.EncodeForeseenOutcome(graded[0].Outcome)
+	}
+	if len(shown.Forecasts) > 0 || shown.Unmeasured != "" {
+		message.Foreseen = shown
+	}
+}
+
+type unmeasured struct{}
+
+func (unmeasured) guest(context.Context, fleet.VM, time.Duration) (predict.Curve, float64, error) {
+	return nil, 0, &fleet.Error{Code: fleet.Unsupported, Op: "measure"}
+}
+func (unmeasured) link(context.Context, way) (fleet.BytesPerSecond, error) {
+	return 0, &fleet.Error{Code: fleet.Unsupported, Op: "measure"}
+}
