@@ -17,9 +17,9 @@ import (
 
 func newForecastCommand(app *App) *cobra.Command {
 	return group("forecast", "See how good the forecasts of migrations were",
-		`Before each migration, and after every pass of its copy, Godwit foretells whether
-it ends within its policy, and what it takes. godwit migrate --dry-run makes such
-a forecast and does nothing else.`,
+		`Before each migration, and after every pass of its copy, Godwit foretells
+whether it ends within its policy, and what it takes. godwit migrate --dry-run
+makes such a forecast and does nothing else.`,
 		"  godwit migrate web1 --dry-run\n  godwit forecast report", newForecastReport(app))
 }
 
