@@ -63,6 +63,7 @@ func (m *machine) beginCopy(ctx context.Context, command *godwitv1.Command, want
 	one.outgoing = qemu.Outgoing{
 		Address: netip.AddrPortFrom(remote, uint16(want.GetTargetPort())), CredsDir: creds, TLSHostname: want.GetTarget(),
 		BandwidthMax: fleet.BytesPerSecond(want.GetBandwidthMax()), Connections: int(want.GetConnections()),
+		ThrottleInitial: int(want.GetThrottleInitial()), ThrottleStep: int(want.GetThrottleStep()), ThrottleMax: int(want.GetThrottleMax()),
 	}
 	limits(&one.outgoing, one.can)
 	one.disks = newMirrors(m.instance, one.outgoing, want.GetDiskPort())

@@ -39,7 +39,7 @@ var imports = map[string][]string{
 	// What an agent promises, for the agent and for the simulator.
 	"internal/pledge": {"api/godwit/v1", "internal/fleet"},
 	// What carries migrations on, for the server and for the simulator.
-	"internal/reconcile": {"api/godwit/v1", "internal/fleet", "internal/migration", "internal/store", "internal/wire"},
+	"internal/reconcile": {"api/godwit/v1", "internal/fleet", "internal/migration", "internal/predict", "internal/store", "internal/wire"},
 
 	// What keeps the life of VMs, for the server and for the simulator.
 	"internal/lifecycle": {"api/godwit/v1", "internal/fleet", "internal/migration", "internal/store", "internal/wire", "internal/reconcile"},

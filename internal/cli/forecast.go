@@ -196,6 +196,7 @@ func showMeasured(s sheet, seen *godwitv1.Foreseen) {
 	if seen.GetLinkBytesPerSecond() > 0 {
 		s.row("Link", rate(seen.GetLinkBytesPerSecond())+": "+seen.GetLinkWhy())
 	}
+	s.row("Throttle", seen.GetThrottle().GetWhy())
 	s.row("Not measured", seen.GetUnmeasured())
 	if len(seen.GetCurve()) == 0 {
 		return

@@ -47,6 +47,7 @@ type migrateFlags struct {
 	watch, wait             bool
 	dryRun, force           bool
 	onFailure               string
+	throttleMax             int
 	version                 int64
 	answer                  time.Duration
 
@@ -88,6 +89,7 @@ func newMigrateCommand(app *App) *cobra.Command {
 	durationFlag(cmd, &chosen.blackoutMax, "blackout-max", minLimit, maxLimit, "longest expected pause of the VM, such as 200ms (default: 300ms)")
 	durationFlag(cmd, &chosen.copyMax, "copy-max", minLimit, maxLimit, "longest time to copy, such as 10m, before it is aborted (default: 150s for each GiB of memory, at least 5m)")
 	durationFlag(cmd, &chosen.switchMax, "switch-max", minLimit, maxLimit, "longest time of the hand-over before it is aborted (default: 3s)")
+	intFlag(cmd, &chosen.throttleMax, "throttle-max", 0, predict.MaxThrottle, "`percent` of its time that may be taken from the guest, if it does not end otherwise")
 	flags.BoolVar(&chosen.dryRun, "dry-run", false, "show the target and the forecast, and do nothing")
 	flags.BoolVar(&chosen.force, "force", false, "go on whatever is predicted, and record it")
 	flags.StringVar(&chosen.onFailure, "on-predicted-failure", "", "what follows: cancel or go-on (default: `cancel`)")
@@ -128,7 +130,7 @@ func (f migrateFlags) policy() *godwitv1.MigrationPolicy {
 		BandwidthMax:  uint64(f.bandwidthMax),
 		BlackoutMaxMs: f.blackoutMax.Milliseconds(),
 
-		OnPredictedFailure: f.onFailure, Force: f.force,
+		OnPredictedFailure: f.onFailure, Force: f.force, ThrottleMax: int32(f.throttleMax),
 	}
 }
 

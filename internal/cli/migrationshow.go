@@ -134,6 +134,9 @@ func showPolicy(s sheet, policy *godwitv1.MigrationPolicy) {
 	s.row("Blackout", "at most "+limit(policy.GetBlackoutMaxMs(), "300ms"))
 	s.row("Copy limit", limit(policy.GetCopyLimitMs(), "by the VM's memory"))
 	s.row("Switch limit", limit(policy.GetSwitchLimitMs(), "3s"))
+	if policy.GetThrottleMax() > 0 {
+		s.row("Throttle", fmt.Sprintf("up to %d %%", policy.GetThrottleMax()))
+	}
 	s.row("If it will fail", onPredictedFailure(policy))
 }
 

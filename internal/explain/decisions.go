@@ -107,6 +107,8 @@ func limitFact(value *godwitv1.PolicyValue) Fact {
 		fact = Fact{"Grace", "forwarding goes on for " + within + " after all hosts know the new place"}
 	case migration.PolicyRollback:
 		fact = Fact{"Roll back", "within " + within + " for each step"}
+	case migration.PolicyThrottle:
+		fact = Fact{"Throttle", value.GetText()}
 	case migration.PolicyPrediction:
 		fact = Fact{"If it will fail", value.GetText()}
 	}

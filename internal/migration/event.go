@@ -93,6 +93,7 @@ type Progress struct {
 	Total      fleet.Bytes          `json:"total"`
 	DirtyRate  fleet.BytesPerSecond `json:"dirtyRate"`
 	Bandwidth  fleet.BytesPerSecond `json:"bandwidth"`
+	Throttle   int                  `json:"throttle,omitempty"` // percent of its time that is taken from the guest
 
 	// Of the local disks, which are copied before the memory: the total grows with
 	// what the guest writes. Zero without.

@@ -17,6 +17,8 @@ type Foreseen struct {
 	Unmeasured  string              `json:"unmeasured,omitempty"`
 	Calibration predict.Calibration `json:"calibration,omitzero"`
 	Forecasts   []Forecast          `json:"forecasts,omitempty"`
+	// Throttle is how the guest is slowed, if it must be.
+	Throttle predict.Throttle `json:"throttle,omitzero"`
 	// Failed: a failure was predicted, and the policy has it cancelled for that.
 	Failed bool `json:"failed,omitempty"`
 	// Exhausted: it was given up at the end of the time for the copy.
@@ -63,7 +65,7 @@ func guestMeasured(m *Migration, event Event) {
 
 // foresee makes a forecast. Without a link of known rate there is none.
 func (m *Migration) foresee(event Event, within *predict.Position) {
-	f, err := predict.Make(m.inputs(within))
+	f, err := m.forecast(event, within)
 	if err != nil {
 		return
 	}
@@ -73,6 +75,28 @@ func (m *Migration) foresee(event Event, within *predict.Position) {
 	}
 	m.Foreseen.Forecasts = list
 }
+
+// forecast is made with the help that the policy allows and both QEMUs have. It is chosen
+// before the copy; in it the guest may be slowed further, up to the limit.
+func (m *Migration) forecast(event Event, within *predict.Position) (predict.Forecast, error) {
+	in, most := m.inputs(within), m.Policy.ThrottleMax
+	if !m.SourceQEMU.Capabilities.Can(throttles) {
+		most = 0
+	}
+	if len(in.Passes) == 0 {
+		throttle, f, err := predict.Help(in, most)
+		m.Foreseen.Throttle = throttle
+		return f, err
+	}
+	if chosen := m.Foreseen.Throttle; chosen.Max > 0 {
+		now := min(event.Progress.Throttle, chosen.Max)
+		in.Throttle = 1 - float64(100-chosen.Max)/float64(100-now)
+	}
+	return predict.Make(in)
+}
+
+// throttles is the capability that slows a guest.
+const throttles = "auto-converge"
 
 func (m *Migration) inputs(within *predict.Position) predict.Inputs {
 	link := m.Foreseen.Link

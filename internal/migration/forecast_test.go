@@ -171,3 +171,32 @@ func TestGraded(t *testing.T) {
 		t.Errorf("aborted by a fault: %+v", list)
 	}
 }
+
+// TestThrottle: what is allowed and the QEMU can is chosen before the copy, and what more
+// may be taken in the copy counts for its forecasts.
+func TestThrottle(t *testing.T) {
+	m := foreseen(newMigration())
+	m.Policy.ThrottleMax = 90
+	busy := guestDirtying(150 * fleet.MiB)
+	if m := at(t, m, begun(), prepared(), measuredAs(busy)); m.Foreseen.Throttle.Max != 0 || m.State != Preparing {
+		t.Errorf("a QEMU that does not know how: %s, %+v", m.State, m.Foreseen.Throttle)
+	}
+	m.SourceQEMU.Capabilities = fleet.Capabilities{throttles}
+	m = at(t, m, begun(), prepared(), measuredAs(busy))
+	if chosen := m.Foreseen.Throttle; m.State != Copying || chosen.Initial < 30 || chosen.Max != 90 {
+		t.Fatalf("%s, %+v", m.State, chosen)
+	}
+	m = at(t, m, passBegins(1, 0, 0, fleet.GiB))
+	second := passBegins(2, 10*time.Second, fleet.GiB, fleet.GiB)
+	second.Progress.Throttle = 30
+	m = at(t, m, second)
+	if m.lowLast() {
+		t.Errorf("there are 60 %% more to take: %+v", m.Foreseen.Forecasts)
+	}
+	second.Progress.Throttle, second.Progress.Pass = 90, 3
+	second.Progress.At = second.Progress.At.Add(10 * time.Second)
+	second.Progress.Sent *= 2
+	if m = at(t, m, second); m.Foreseen.Forecasts[len(m.Foreseen.Forecasts)-1].Probability > 0.5 {
+		t.Errorf("all is taken, and it does not end: %+v", m.Foreseen.Forecasts)
+	}
+}

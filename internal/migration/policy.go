@@ -20,7 +20,8 @@ type Policy struct {
 	BandwidthMax fleet.BytesPerSecond `json:"bandwidthMax"` // zero: no limit
 	BlackoutMax  time.Duration        `json:"blackoutMax"`
 	Prediction   Prediction           `json:"prediction,omitzero"`
-	Asked        []PolicyName         `json:"asked"` // what the request set; nil: it was not kept
+	ThrottleMax  int                  `json:"throttleMax,omitempty"` // percent of its time that may be taken from the guest
+	Asked        []PolicyName         `json:"asked"`                 // what the request set; nil: it was not kept
 }
 
 // Prediction says what follows from a predicted failure. The zero value is of records
@@ -81,6 +82,8 @@ func (p Policy) Validate() error {
 	switch {
 	case p.Grace < 0:
 		return invalidPolicy("the grace time can't be negative")
+	case p.ThrottleMax < 0 || p.ThrottleMax > predict.MaxThrottle:
+		return invalidPolicy(fmt.Sprintf("from 0 to %d %% of its time can be taken from a guest, not %d %%", predict.MaxThrottle, p.ThrottleMax))
 	case p.BandwidthMax < 0:
 		return invalidPolicy("the bandwidth can't be negative")
 	case !slices.Contains(predict.Actions(), p.Prediction.OnFailure):
@@ -112,6 +115,7 @@ const (
 	PolicyRollback  PolicyName = "roll-back"
 	// PolicyPrediction is what follows from a predicted failure.
 	PolicyPrediction PolicyName = "on-predicted-failure"
+	PolicyThrottle   PolicyName = "throttle"
 )
 
 // PolicyValue is one value of a policy, and where it came from.
@@ -119,7 +123,7 @@ type PolicyValue struct {
 	Name PolicyName
 	Time time.Duration        // of all but the bandwidth
 	Rate fleet.BytesPerSecond // of the bandwidth; zero: no limit
-	Text string               // of what follows from a predicted failure
+	Text string               // of the throttle, and of what follows from a predicted failure
 	From string               // "the request", or a default; "" in records of before it was kept
 }
 
@@ -136,6 +140,11 @@ func (p Policy) Values() []PolicyValue {
 		{Name: PolicyGrace, Time: p.Grace, From: fixed},
 		{Name: PolicyRollback, Time: p.RollbackMax, From: fixed},
 	}
+	throttle := "never"
+	if p.ThrottleMax > 0 {
+		throttle = fmt.Sprintf("up to %d %%, if it does not end otherwise", p.ThrottleMax)
+	}
+	list = append(list, PolicyValue{Name: PolicyThrottle, Text: throttle, From: fixed})
 	if text := p.Prediction.String(); text != "" {
 		list = append(list, PolicyValue{Name: PolicyPrediction, Text: text, From: fixed})
 	}

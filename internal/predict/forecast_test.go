@@ -151,3 +151,32 @@ func TestLinkFails(t *testing.T) {
 		t.Errorf("the link has failed: %+v", f)
 	}
 }
+
+// TestHelp: a guest that needs some throttle ends as it is then foretold.
+func TestHelp(t *testing.T) {
+	const link = 25e6
+	load := func() workload { return steady(rand.New(rand.NewPCG(3, 3)), 1.5*link, 96*fleet.MiB) }
+	g := &guest{memory: 256 * fleet.MiB, used: 160 * fleet.MiB, load: load()}
+	in := predict.Inputs{Guest: g.measure(), Link: predict.Link{Rate: link}, Limits: usual}
+	throttle, f, err := predict.Help(in, 90)
+	if err != nil || throttle.Initial < 40 || throttle.Initial > 70 || throttle.Max != 90 || f.Probability < 0.9 {
+		t.Fatalf("%+v, %+v, %v", throttle, f, err)
+	}
+	if !strings.Contains(throttle.Why, fmt.Sprintf("with %d %% of its time taken", throttle.Initial)) {
+		t.Errorf("why: %s", throttle.Why)
+	}
+	slowed := &guest{memory: g.memory, used: g.used, load: steady(rand.New(rand.NewPCG(3, 3)), 1.5*link*float64(100-throttle.Initial)/100, 96*fleet.MiB)}
+	if outcome, _ := slowed.migrate(link, usual); !outcome.Ended || !f.Total.Holds(outcome.Total) {
+		t.Errorf("it came out as %+v, foretold was %+v", outcome, f)
+	}
+	if throttle, f, _ := predict.Help(in, 20); throttle.Initial != 20 || f.Probability > 0.5 {
+		t.Errorf("with 20 %% at most: %+v, %+v", throttle, f)
+	}
+	if throttle, _, _ := predict.Help(in, 0); throttle != (predict.Throttle{}) {
+		t.Errorf("none is allowed: %+v", throttle)
+	}
+	in.Guest = predict.Guest{Memory: fleet.GiB, Curve: predict.Curve{{After: time.Second, Dirty: 1e6}}}
+	if throttle, _, _ := predict.Help(in, 90); throttle != (predict.Throttle{}) {
+		t.Errorf("none is needed: %+v", throttle)
+	}
+}

@@ -52,6 +52,9 @@ type Inputs struct {
 	Limits Limits
 	Passes []Pass    // those that have begun, in order; none before the start
 	Within *Position // the newest pass; nil if it has just begun
+	// Throttle is the share of its time that is taken from the guest, beside what was
+	// taken while it was measured.
+	Throttle float64
 	// Calibration is what was learnt of earlier forecasts; the zero value is nothing.
 	Calibration Calibration
 }

@@ -13,6 +13,7 @@ type knowledge struct {
 	known      bool
 	memory     float64
 	curve      Curve
+	runs       float64 // share of its time that the guest has
 	dirtyDoubt float64
 	rate, last float64
 	rateDoubt  float64
@@ -28,7 +29,7 @@ func (in Inputs) knowledge() knowledge {
 		known: len(in.Guest.Curve) > 0, memory: float64(in.Guest.Memory), zero: min(max(in.Guest.Zero, 0), 1),
 		curve: in.Guest.Curve, dirtyDoubt: math.Hypot(dirtyDoubt, in.Guest.Curve.spread()),
 		rate: float64(in.Link.Rate), last: float64(in.Link.Last), rateDoubt: math.Hypot(linkDoubt, in.Link.Spread),
-		wire: wirePerByte, disks: float64(in.Guest.Disks),
+		wire: wirePerByte, runs: 1 - min(max(in.Throttle, 0), 1), disks: float64(in.Guest.Disks),
 	}
 	if !k.known {
 		k.dirtyDoubt = blindDoubt
@@ -112,7 +113,7 @@ func (k knowledge) draw(d, b float64) draw {
 	scale := math.Exp(d * k.dirtyDoubt)
 	slower := math.Exp(b * k.rateDoubt)
 	return draw{
-		dirty: func(seconds float64) float64 { return min(k.memory, scale*k.curve.at(seconds)) },
+		dirty: func(seconds float64) float64 { return min(k.memory, scale*k.curve.at(k.runs*seconds)) },
 		rate:  k.rate * slower, last: k.last * slower, wire: k.wire, zero: k.zero,
 	}
 }

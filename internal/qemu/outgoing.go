@@ -30,6 +30,10 @@ type Outgoing struct {
 	// whatever is left; after Stop it ends it. For QEMU 8.1 and later: see
 	// Abilities.CanHold.
 	Hold bool
+	// ThrottleMax is the percent of its time that may be taken from a guest which changes
+	// its memory faster than it is sent: first ThrottleInitial, then ThrottleStep more at
+	// a time. 0: none.
+	ThrottleInitial, ThrottleStep, ThrottleMax int
 	// Connections is as the target's.
 	Connections int
 }
@@ -72,11 +76,18 @@ func (i *Instance) sendTo(ctx context.Context, out Outgoing) error {
 		}
 		parameters.TLSCreds, parameters.TLSHostname = new(credsObject), &out.TLSHostname
 	}
-	var hold []qmp.MigrationCapabilityStatus
+	var more []qmp.MigrationCapabilityStatus
 	if i.can.Schema.HasMigrationCapability(string(capabilityHold)) {
-		hold = append(hold, qmp.MigrationCapabilityStatus{Capability: capabilityHold, State: out.Hold})
+		more = append(more, qmp.MigrationCapabilityStatus{Capability: capabilityHold, State: out.Hold})
 	}
-	if err := i.setUp(ctx, out.Connections, parameters, hold...); err != nil {
+	if i.can.Schema.HasMigrationCapability(string(qmp.MigrationCapabilityAutoConverge)) {
+		more = append(more, qmp.MigrationCapabilityStatus{Capability: qmp.MigrationCapabilityAutoConverge, State: out.ThrottleMax > 0})
+	}
+	if out.ThrottleMax > 0 {
+		parameters.CPUThrottleInitial, parameters.CPUThrottleIncrement = new(int64(out.ThrottleInitial)), new(int64(out.ThrottleStep))
+		parameters.MaxCPUThrottle = new(int64(out.ThrottleMax))
+	}
+	if err := i.setUp(ctx, out.Connections, parameters, more...); err != nil {
 		return err
 	}
 	return qmp.Migrate(ctx, i.monitor, qmp.MigrateArgs{URI: new("tcp:" + out.Address.String())})

@@ -54,6 +54,7 @@ type Progress struct {
 	SetupTime    time.Duration
 	Downtime     time.Duration // QEMU's own; 0 until completed
 	DowntimeNext time.Duration // that QEMU expects if it stopped now
+	Throttle     int           // percent of its time that is taken from the guest
 	Error        string
 }
 
@@ -73,6 +74,9 @@ func progressOf(now qmp.QueryMigrateResult) Progress {
 		SetupTime:    milliseconds(now.SetupTime),
 		Downtime:     milliseconds(now.Downtime),
 		DowntimeNext: milliseconds(now.ExpectedDowntime),
+	}
+	if now.CPUThrottlePercentage != nil {
+		p.Throttle = int(*now.CPUThrottlePercentage)
 	}
 	if now.ErrorDesc != nil {
 		p.Error = *now.ErrorDesc

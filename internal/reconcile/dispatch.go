@@ -96,11 +96,13 @@ func (r *Reconciler) startCopy(m *migration.Migration, command *godwitv1.Command
 	for _, port := range slices.Sorted(maps.Keys(m.Tunnels)) {
 		tunnels = append(tunnels, &godwitv1.PortNetwork{Port: port, Tunnel: uint32(m.Tunnels[port])})
 	}
+	throttle := m.Foreseen.Throttle
 	command.Op = &godwitv1.Command_StartCopy{StartCopy: &godwitv1.StartCopy{
 		Vm: string(m.VM), Target: string(m.Target), TargetAddress: target.Address.String(), TargetPort: uint32(m.Port),
 		Networks: tunnels, BandwidthMax: uint64(m.Policy.BandwidthMax), BlackoutMaxMs: m.Policy.BlackoutMax.Milliseconds(),
 		Connections: uint32(m.Connections), TargetPeerPort: uint32(target.PeerPort), SwitchMaxMs: m.Policy.SwitchMax.Milliseconds(),
-		DiskPort: uint32(m.DiskPort),
+		DiskPort:        uint32(m.DiskPort),
+		ThrottleInitial: int32(throttle.Initial), ThrottleStep: int32(throttle.Step), ThrottleMax: int32(throttle.Max),
 	}}
 	return nil
 }

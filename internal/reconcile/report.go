@@ -10,6 +10,7 @@ import (
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/migration"
+	"godwit.dev/godwit/internal/predict"
 	"godwit.dev/godwit/internal/wire"
 )
 
@@ -133,6 +134,7 @@ func progressOf(at *timestamppb.Timestamp, said *godwitv1.CopyProgress) migratio
 		Sent: fleet.Bytes(said.GetSentBytes()), Remaining: fleet.Bytes(said.GetRemainingBytes()), Total: fleet.Bytes(said.GetTotalBytes()),
 		DirtyRate: rateOf(said.GetDirtyBytesPerSecond()), Bandwidth: rateOf(said.GetBandwidthBytesPerSecond()),
 		DiskCopied: fleet.Bytes(said.GetDiskCopiedBytes()), DiskTotal: fleet.Bytes(said.GetDiskTotalBytes()), DiskRate: rateOf(said.GetDiskBytesPerSecond()),
+		Throttle: int(min(max(said.GetThrottlePercent(), 0), predict.MaxThrottle)),
 	}
 }
 

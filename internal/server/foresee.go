@@ -146,6 +146,9 @@ func addForeseen(message *godwitv1.Migration, m migration.Migration) {
 	for _, f := range seen.Forecasts {
 		shown.Forecasts = append(shown.Forecasts, wire.EncodeForecast(f.At, f.Forecast))
 	}
+	if t := seen.Throttle; t.Max > 0 {
+		shown.Throttle = &godwitv1.Throttle{Initial: int32(t.Initial), Step: int32(t.Step), Max: int32(t.Max), Why: t.Why}
+	}
 	if graded := m.Graded(); len(graded) > 0 {
 		shown.Outcome = wire.EncodeForeseenOutcome(graded[0].Outcome)
 	}

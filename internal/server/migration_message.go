@@ -20,7 +20,7 @@ func migrationMessage(entry store.Entry[migration.Migration]) *godwitv1.Migratio
 		Policy: &godwitv1.MigrationPolicy{
 			CopyLimitMs: m.Policy.CopyMax.Milliseconds(), SwitchLimitMs: m.Policy.SwitchMax.Milliseconds(),
 			BandwidthMax: uint64(m.Policy.BandwidthMax), BlackoutMaxMs: m.Policy.BlackoutMax.Milliseconds(),
-			OnPredictedFailure: string(m.Policy.Prediction.OnFailure), Force: m.Policy.Prediction.Forced,
+			OnPredictedFailure: string(m.Policy.Prediction.OnFailure), Force: m.Policy.Prediction.Forced, ThrottleMax: int32(m.Policy.ThrottleMax),
 		},
 		Connections: uint32(max(1, m.Connections)), ConnectionsWhy: m.ConnectionsWhy,
 		Progress: progressMessage(m.Progress), Outcome: outcomeMessage(m.Outcome()),
@@ -49,6 +49,7 @@ func progressMessage(p migration.Progress) *godwitv1.Progress {
 		DirtyBytesPerSecond: float64(p.DirtyRate), BandwidthBytesPerSecond: float64(p.Bandwidth),
 		EtaMs: p.ETA().Milliseconds(), At: timestamp(p.At), Heard: timestamp(p.Heard),
 		DiskCopiedBytes: uint64(p.DiskCopied), DiskTotalBytes: uint64(p.DiskTotal), DiskBytesPerSecond: float64(p.DiskRate),
+		ThrottlePercent: int32(p.Throttle),
 	}
 }
 

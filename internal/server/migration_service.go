@@ -81,6 +81,10 @@ func policyOf(request *godwitv1.MigrationPolicy, copied fleet.Bytes) (migration.
 		policy.Prediction.OnFailure = predict.Action(action)
 		policy.Asked = append(policy.Asked, migration.PolicyPrediction)
 	}
+	if request.GetThrottleMax() != 0 {
+		policy.ThrottleMax = int(request.GetThrottleMax())
+		policy.Asked = append(policy.Asked, migration.PolicyThrottle)
+	}
 	if request.GetForce() {
 		policy.Prediction.OnFailure, policy.Prediction.Forced = predict.GoOn, true
 		policy.Asked = append(policy.Asked, migration.PolicyPrediction)

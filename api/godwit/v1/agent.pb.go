@@ -2412,9 +2412,14 @@ type StartCopy struct {
 	TargetPeerPort uint32 `protobuf:"varint,9,opt,name=target_peer_port,json=targetPeerPort,proto3" json:"target_peer_port,omitempty"`
 	SwitchMaxMs    int64  `protobuf:"varint,10,opt,name=switch_max_ms,json=switchMaxMs,proto3" json:"switch_max_ms,omitempty"`
 	// Where the target takes the local disks; 0 if there are none.
-	DiskPort      uint32 `protobuf:"varint,11,opt,name=disk_port,json=diskPort,proto3" json:"disk_port,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	DiskPort uint32 `protobuf:"varint,11,opt,name=disk_port,json=diskPort,proto3" json:"disk_port,omitempty"`
+	// How the guest is slowed if its memory changes too fast: percents of its time, first,
+	// in each further step, and at most. At most 0: it never is.
+	ThrottleInitial int32 `protobuf:"varint,12,opt,name=throttle_initial,json=throttleInitial,proto3" json:"throttle_initial,omitempty"`
+	ThrottleStep    int32 `protobuf:"varint,13,opt,name=throttle_step,json=throttleStep,proto3" json:"throttle_step,omitempty"`
+	ThrottleMax     int32 `protobuf:"varint,14,opt,name=throttle_max,json=throttleMax,proto3" json:"throttle_max,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *StartCopy) Reset() {
@@ -2520,6 +2525,27 @@ func (x *StartCopy) GetSwitchMaxMs() int64 {
 func (x *StartCopy) GetDiskPort() uint32 {
 	if x != nil {
 		return x.DiskPort
+	}
+	return 0
+}
+
+func (x *StartCopy) GetThrottleInitial() int32 {
+	if x != nil {
+		return x.ThrottleInitial
+	}
+	return 0
+}
+
+func (x *StartCopy) GetThrottleStep() int32 {
+	if x != nil {
+		return x.ThrottleStep
+	}
+	return 0
+}
+
+func (x *StartCopy) GetThrottleMax() int32 {
+	if x != nil {
+		return x.ThrottleMax
 	}
 	return 0
 }
@@ -3363,8 +3389,10 @@ type CopyProgress struct {
 	DiskCopiedBytes    uint64  `protobuf:"varint,8,opt,name=disk_copied_bytes,json=diskCopiedBytes,proto3" json:"disk_copied_bytes,omitempty"`
 	DiskTotalBytes     uint64  `protobuf:"varint,9,opt,name=disk_total_bytes,json=diskTotalBytes,proto3" json:"disk_total_bytes,omitempty"`
 	DiskBytesPerSecond float64 `protobuf:"fixed64,10,opt,name=disk_bytes_per_second,json=diskBytesPerSecond,proto3" json:"disk_bytes_per_second,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// Percent of its time that is taken from the guest.
+	ThrottlePercent int32 `protobuf:"varint,11,opt,name=throttle_percent,json=throttlePercent,proto3" json:"throttle_percent,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *CopyProgress) Reset() {
@@ -3463,6 +3491,13 @@ func (x *CopyProgress) GetDiskTotalBytes() uint64 {
 func (x *CopyProgress) GetDiskBytesPerSecond() float64 {
 	if x != nil {
 		return x.DiskBytesPerSecond
+	}
+	return 0
+}
+
+func (x *CopyProgress) GetThrottlePercent() int32 {
+	if x != nil {
+		return x.ThrottlePercent
 	}
 	return 0
 }
@@ -4893,7 +4928,7 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12%\n" +
 	"\x0esource_address\x18\x03 \x01(\tR\rsourceAddress\x12 \n" +
 	"\vconnections\x18\x04 \x01(\rR\vconnections\x12(\n" +
-	"\x10source_peer_port\x18\x05 \x01(\rR\x0esourcePeerPort\"\x89\x03\n" +
+	"\x10source_peer_port\x18\x05 \x01(\rR\x0esourcePeerPort\"\xfc\x03\n" +
 	"\tStartCopy\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x16\n" +
 	"\x06target\x18\x02 \x01(\tR\x06target\x12%\n" +
@@ -4907,7 +4942,10 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\x10target_peer_port\x18\t \x01(\rR\x0etargetPeerPort\x12\"\n" +
 	"\rswitch_max_ms\x18\n" +
 	" \x01(\x03R\vswitchMaxMs\x12\x1b\n" +
-	"\tdisk_port\x18\v \x01(\rR\bdiskPort\"\x9a\x01\n" +
+	"\tdisk_port\x18\v \x01(\rR\bdiskPort\x12)\n" +
+	"\x10throttle_initial\x18\f \x01(\x05R\x0fthrottleInitial\x12#\n" +
+	"\rthrottle_step\x18\r \x01(\x05R\fthrottleStep\x12!\n" +
+	"\fthrottle_max\x18\x0e \x01(\x05R\vthrottleMax\"\x9a\x01\n" +
 	"\fResumeSource\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x1b\n" +
 	"\tnew_epoch\x18\x02 \x01(\x04R\bnewEpoch\x12\x1d\n" +
@@ -4962,7 +5000,7 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\tdisk_port\x18\x04 \x01(\rR\bdiskPort\x129\n" +
 	"\x0esource_machine\x18\x05 \x01(\v2\x12.godwit.v1.MachineR\rsourceMachine\">\n" +
 	"\x0eTargetCompared\x12,\n" +
-	"\amachine\x18\x01 \x01(\v2\x12.godwit.v1.MachineR\amachine\"\xa7\x03\n" +
+	"\amachine\x18\x01 \x01(\v2\x12.godwit.v1.MachineR\amachine\"\xd2\x03\n" +
 	"\fCopyProgress\x12\x12\n" +
 	"\x04pass\x18\x01 \x01(\x05R\x04pass\x12\x1d\n" +
 	"\n" +
@@ -4977,7 +5015,8 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\x11disk_copied_bytes\x18\b \x01(\x04R\x0fdiskCopiedBytes\x12(\n" +
 	"\x10disk_total_bytes\x18\t \x01(\x04R\x0ediskTotalBytes\x121\n" +
 	"\x15disk_bytes_per_second\x18\n" +
-	" \x01(\x01R\x12diskBytesPerSecond\"\x8d\x01\n" +
+	" \x01(\x01R\x12diskBytesPerSecond\x12)\n" +
+	"\x10throttle_percent\x18\v \x01(\x05R\x0fthrottlePercent\"\x8d\x01\n" +
 	"\rSourceStopped\x12\x1d\n" +
 	"\n" +
 	"stopped_by\x18\x01 \x01(\tR\tstoppedBy\x124\n" +

@@ -37,7 +37,10 @@ type MigrationPolicy struct {
 	// "cancel".
 	OnPredictedFailure string `protobuf:"bytes,5,opt,name=on_predicted_failure,json=onPredictedFailure,proto3" json:"on_predicted_failure,omitempty"`
 	// Go on whatever is predicted, and say so in the record.
-	Force         bool `protobuf:"varint,6,opt,name=force,proto3" json:"force,omitempty"`
+	Force bool `protobuf:"varint,6,opt,name=force,proto3" json:"force,omitempty"`
+	// Percent of its time that may be taken from the guest, from 0 to 99, if the migration
+	// is not expected to end otherwise; 0 means none.
+	ThrottleMax   int32 `protobuf:"varint,7,opt,name=throttle_max,json=throttleMax,proto3" json:"throttle_max,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -112,6 +115,13 @@ func (x *MigrationPolicy) GetForce() bool {
 		return x.Force
 	}
 	return false
+}
+
+func (x *MigrationPolicy) GetThrottleMax() int32 {
+	if x != nil {
+		return x.ThrottleMax
+	}
+	return 0
 }
 
 type CreateMigrationRequest struct {
@@ -1384,7 +1394,10 @@ type Foreseen struct {
 	FailurePredicted bool `protobuf:"varint,7,opt,name=failure_predicted,json=failurePredicted,proto3" json:"failure_predicted,omitempty"`
 	// How it came out, as far as that says something of the forecasts: not set while it is
 	// under way, or if a fault or somebody ended it.
-	Outcome       *ForeseenOutcome `protobuf:"bytes,8,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	Outcome *ForeseenOutcome `protobuf:"bytes,8,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	// How the guest is slowed: percents of its time, first, in each step and at most, and
+	// why. Not set: it is not.
+	Throttle      *Throttle `protobuf:"bytes,9,opt,name=throttle,proto3" json:"throttle,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1475,6 +1488,81 @@ func (x *Foreseen) GetOutcome() *ForeseenOutcome {
 	return nil
 }
 
+func (x *Foreseen) GetThrottle() *Throttle {
+	if x != nil {
+		return x.Throttle
+	}
+	return nil
+}
+
+type Throttle struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Initial       int32                  `protobuf:"varint,1,opt,name=initial,proto3" json:"initial,omitempty"`
+	Step          int32                  `protobuf:"varint,2,opt,name=step,proto3" json:"step,omitempty"`
+	Max           int32                  `protobuf:"varint,3,opt,name=max,proto3" json:"max,omitempty"`
+	Why           string                 `protobuf:"bytes,4,opt,name=why,proto3" json:"why,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Throttle) Reset() {
+	*x = Throttle{}
+	mi := &file_godwit_v1_migration_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Throttle) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Throttle) ProtoMessage() {}
+
+func (x *Throttle) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_migration_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Throttle.ProtoReflect.Descriptor instead.
+func (*Throttle) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *Throttle) GetInitial() int32 {
+	if x != nil {
+		return x.Initial
+	}
+	return 0
+}
+
+func (x *Throttle) GetStep() int32 {
+	if x != nil {
+		return x.Step
+	}
+	return 0
+}
+
+func (x *Throttle) GetMax() int32 {
+	if x != nil {
+		return x.Max
+	}
+	return 0
+}
+
+func (x *Throttle) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
 type DirtyCurvePoint struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	PeriodMs float64                `protobuf:"fixed64,1,opt,name=period_ms,json=periodMs,proto3" json:"period_ms,omitempty"`
@@ -1488,7 +1576,7 @@ type DirtyCurvePoint struct {
 
 func (x *DirtyCurvePoint) Reset() {
 	*x = DirtyCurvePoint{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[17]
+	mi := &file_godwit_v1_migration_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1500,7 +1588,7 @@ func (x *DirtyCurvePoint) String() string {
 func (*DirtyCurvePoint) ProtoMessage() {}
 
 func (x *DirtyCurvePoint) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[17]
+	mi := &file_godwit_v1_migration_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1513,7 +1601,7 @@ func (x *DirtyCurvePoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DirtyCurvePoint.ProtoReflect.Descriptor instead.
 func (*DirtyCurvePoint) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{17}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *DirtyCurvePoint) GetPeriodMs() float64 {
@@ -1549,7 +1637,7 @@ type Interval struct {
 
 func (x *Interval) Reset() {
 	*x = Interval{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[18]
+	mi := &file_godwit_v1_migration_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1561,7 +1649,7 @@ func (x *Interval) String() string {
 func (*Interval) ProtoMessage() {}
 
 func (x *Interval) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[18]
+	mi := &file_godwit_v1_migration_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1574,7 +1662,7 @@ func (x *Interval) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Interval.ProtoReflect.Descriptor instead.
 func (*Interval) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{18}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Interval) GetLow() float64 {
@@ -1623,7 +1711,7 @@ type Forecast struct {
 
 func (x *Forecast) Reset() {
 	*x = Forecast{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[19]
+	mi := &file_godwit_v1_migration_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1635,7 +1723,7 @@ func (x *Forecast) String() string {
 func (*Forecast) ProtoMessage() {}
 
 func (x *Forecast) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[19]
+	mi := &file_godwit_v1_migration_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1648,7 +1736,7 @@ func (x *Forecast) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Forecast.ProtoReflect.Descriptor instead.
 func (*Forecast) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{19}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Forecast) GetAt() *timestamppb.Timestamp {
@@ -1735,7 +1823,7 @@ type ForeseenOutcome struct {
 
 func (x *ForeseenOutcome) Reset() {
 	*x = ForeseenOutcome{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[20]
+	mi := &file_godwit_v1_migration_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1747,7 +1835,7 @@ func (x *ForeseenOutcome) String() string {
 func (*ForeseenOutcome) ProtoMessage() {}
 
 func (x *ForeseenOutcome) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[20]
+	mi := &file_godwit_v1_migration_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1760,7 +1848,7 @@ func (x *ForeseenOutcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForeseenOutcome.ProtoReflect.Descriptor instead.
 func (*ForeseenOutcome) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{20}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ForeseenOutcome) GetEnded() bool {
@@ -1808,7 +1896,7 @@ type Comparison struct {
 
 func (x *Comparison) Reset() {
 	*x = Comparison{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[21]
+	mi := &file_godwit_v1_migration_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1820,7 +1908,7 @@ func (x *Comparison) String() string {
 func (*Comparison) ProtoMessage() {}
 
 func (x *Comparison) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[21]
+	mi := &file_godwit_v1_migration_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1833,7 +1921,7 @@ func (x *Comparison) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Comparison.ProtoReflect.Descriptor instead.
 func (*Comparison) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{21}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Comparison) GetAt() *timestamppb.Timestamp {
@@ -1861,7 +1949,7 @@ type Difference struct {
 
 func (x *Difference) Reset() {
 	*x = Difference{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[22]
+	mi := &file_godwit_v1_migration_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1873,7 +1961,7 @@ func (x *Difference) String() string {
 func (*Difference) ProtoMessage() {}
 
 func (x *Difference) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[22]
+	mi := &file_godwit_v1_migration_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1886,7 +1974,7 @@ func (x *Difference) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Difference.ProtoReflect.Descriptor instead.
 func (*Difference) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{22}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Difference) GetField() string {
@@ -1923,7 +2011,7 @@ type ImageWait struct {
 
 func (x *ImageWait) Reset() {
 	*x = ImageWait{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[23]
+	mi := &file_godwit_v1_migration_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1935,7 +2023,7 @@ func (x *ImageWait) String() string {
 func (*ImageWait) ProtoMessage() {}
 
 func (x *ImageWait) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[23]
+	mi := &file_godwit_v1_migration_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1948,7 +2036,7 @@ func (x *ImageWait) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageWait.ProtoReflect.Descriptor instead.
 func (*ImageWait) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{23}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ImageWait) GetDisk() string {
@@ -1988,7 +2076,7 @@ type Choice struct {
 
 func (x *Choice) Reset() {
 	*x = Choice{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[24]
+	mi := &file_godwit_v1_migration_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2000,7 +2088,7 @@ func (x *Choice) String() string {
 func (*Choice) ProtoMessage() {}
 
 func (x *Choice) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[24]
+	mi := &file_godwit_v1_migration_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2013,7 +2101,7 @@ func (x *Choice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Choice.ProtoReflect.Descriptor instead.
 func (*Choice) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{24}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Choice) GetWhy() string {
@@ -2054,7 +2142,7 @@ type OtherHost struct {
 
 func (x *OtherHost) Reset() {
 	*x = OtherHost{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[25]
+	mi := &file_godwit_v1_migration_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2066,7 +2154,7 @@ func (x *OtherHost) String() string {
 func (*OtherHost) ProtoMessage() {}
 
 func (x *OtherHost) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[25]
+	mi := &file_godwit_v1_migration_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2079,7 +2167,7 @@ func (x *OtherHost) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OtherHost.ProtoReflect.Descriptor instead.
 func (*OtherHost) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{25}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *OtherHost) GetHost() string {
@@ -2099,14 +2187,14 @@ func (x *OtherHost) GetWhy() string {
 type PolicyValue struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// "bandwidth", "blackout", "prepare", "copy", "switch", "settle", "grace",
-	// "roll-back" or "on-predicted-failure".
+	// "roll-back", "throttle" or "on-predicted-failure".
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Ms   int64  `protobuf:"varint,2,opt,name=ms,proto3" json:"ms,omitempty"`
 	// Of the bandwidth; zero means no limit.
 	BytesPerSecond uint64 `protobuf:"varint,3,opt,name=bytes_per_second,json=bytesPerSecond,proto3" json:"bytes_per_second,omitempty"`
 	// "the request", or which default; empty if it was not kept.
 	From string `protobuf:"bytes,4,opt,name=from,proto3" json:"from,omitempty"`
-	// Of what follows from a predicted failure.
+	// Of the throttle, and of what follows from a predicted failure.
 	Text          string `protobuf:"bytes,5,opt,name=text,proto3" json:"text,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2114,7 +2202,7 @@ type PolicyValue struct {
 
 func (x *PolicyValue) Reset() {
 	*x = PolicyValue{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[26]
+	mi := &file_godwit_v1_migration_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2126,7 +2214,7 @@ func (x *PolicyValue) String() string {
 func (*PolicyValue) ProtoMessage() {}
 
 func (x *PolicyValue) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[26]
+	mi := &file_godwit_v1_migration_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2139,7 +2227,7 @@ func (x *PolicyValue) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyValue.ProtoReflect.Descriptor instead.
 func (*PolicyValue) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{26}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *PolicyValue) GetName() string {
@@ -2195,7 +2283,7 @@ type Order struct {
 
 func (x *Order) Reset() {
 	*x = Order{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[27]
+	mi := &file_godwit_v1_migration_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2207,7 +2295,7 @@ func (x *Order) String() string {
 func (*Order) ProtoMessage() {}
 
 func (x *Order) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[27]
+	mi := &file_godwit_v1_migration_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2220,7 +2308,7 @@ func (x *Order) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Order.ProtoReflect.Descriptor instead.
 func (*Order) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{27}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Order) GetSequence() uint64 {
@@ -2277,13 +2365,15 @@ type Progress struct {
 	DiskCopiedBytes    uint64  `protobuf:"varint,10,opt,name=disk_copied_bytes,json=diskCopiedBytes,proto3" json:"disk_copied_bytes,omitempty"`
 	DiskTotalBytes     uint64  `protobuf:"varint,11,opt,name=disk_total_bytes,json=diskTotalBytes,proto3" json:"disk_total_bytes,omitempty"`
 	DiskBytesPerSecond float64 `protobuf:"fixed64,12,opt,name=disk_bytes_per_second,json=diskBytesPerSecond,proto3" json:"disk_bytes_per_second,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// Percent of its time that is taken from the guest.
+	ThrottlePercent int32 `protobuf:"varint,13,opt,name=throttle_percent,json=throttlePercent,proto3" json:"throttle_percent,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[28]
+	mi := &file_godwit_v1_migration_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2295,7 +2385,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[28]
+	mi := &file_godwit_v1_migration_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2308,7 +2398,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{28}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Progress) GetPass() int32 {
@@ -2395,6 +2485,13 @@ func (x *Progress) GetDiskBytesPerSecond() float64 {
 	return 0
 }
 
+func (x *Progress) GetThrottlePercent() int32 {
+	if x != nil {
+		return x.ThrottlePercent
+	}
+	return 0
+}
+
 type Pass struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Number         int32                  `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
@@ -2407,7 +2504,7 @@ type Pass struct {
 
 func (x *Pass) Reset() {
 	*x = Pass{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[29]
+	mi := &file_godwit_v1_migration_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2419,7 +2516,7 @@ func (x *Pass) String() string {
 func (*Pass) ProtoMessage() {}
 
 func (x *Pass) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[29]
+	mi := &file_godwit_v1_migration_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2432,7 +2529,7 @@ func (x *Pass) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pass.ProtoReflect.Descriptor instead.
 func (*Pass) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{29}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Pass) GetNumber() int32 {
@@ -2497,7 +2594,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[30]
+	mi := &file_godwit_v1_migration_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2509,7 +2606,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[30]
+	mi := &file_godwit_v1_migration_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2522,7 +2619,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{30}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Outcome) GetTotalMs() float64 {
@@ -2626,7 +2723,7 @@ type BlackoutPhase struct {
 
 func (x *BlackoutPhase) Reset() {
 	*x = BlackoutPhase{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[31]
+	mi := &file_godwit_v1_migration_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2638,7 +2735,7 @@ func (x *BlackoutPhase) String() string {
 func (*BlackoutPhase) ProtoMessage() {}
 
 func (x *BlackoutPhase) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[31]
+	mi := &file_godwit_v1_migration_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2651,7 +2748,7 @@ func (x *BlackoutPhase) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlackoutPhase.ProtoReflect.Descriptor instead.
 func (*BlackoutPhase) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{31}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *BlackoutPhase) GetName() string {
@@ -2693,7 +2790,7 @@ type StoryEntry struct {
 
 func (x *StoryEntry) Reset() {
 	*x = StoryEntry{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[32]
+	mi := &file_godwit_v1_migration_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2705,7 +2802,7 @@ func (x *StoryEntry) String() string {
 func (*StoryEntry) ProtoMessage() {}
 
 func (x *StoryEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[32]
+	mi := &file_godwit_v1_migration_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2718,7 +2815,7 @@ func (x *StoryEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoryEntry.ProtoReflect.Descriptor instead.
 func (*StoryEntry) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{32}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *StoryEntry) GetAt() *timestamppb.Timestamp {
@@ -2808,7 +2905,7 @@ type RefusedHost struct {
 
 func (x *RefusedHost) Reset() {
 	*x = RefusedHost{}
-	mi := &file_godwit_v1_migration_proto_msgTypes[33]
+	mi := &file_godwit_v1_migration_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2820,7 +2917,7 @@ func (x *RefusedHost) String() string {
 func (*RefusedHost) ProtoMessage() {}
 
 func (x *RefusedHost) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_migration_proto_msgTypes[33]
+	mi := &file_godwit_v1_migration_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2833,7 +2930,7 @@ func (x *RefusedHost) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefusedHost.ProtoReflect.Descriptor instead.
 func (*RefusedHost) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{33}
+	return file_godwit_v1_migration_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *RefusedHost) GetHost() string {
@@ -2854,14 +2951,15 @@ var File_godwit_v1_migration_proto protoreflect.FileDescriptor
 
 const file_godwit_v1_migration_proto_rawDesc = "" +
 	"\n" +
-	"\x19godwit/v1/migration.proto\x12\tgodwit.v1\x1a\x15godwit/v1/agent.proto\x1a\x15godwit/v1/fleet.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf2\x01\n" +
+	"\x19godwit/v1/migration.proto\x12\tgodwit.v1\x1a\x15godwit/v1/agent.proto\x1a\x15godwit/v1/fleet.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x95\x02\n" +
 	"\x0fMigrationPolicy\x12\"\n" +
 	"\rcopy_limit_ms\x18\x01 \x01(\x03R\vcopyLimitMs\x12&\n" +
 	"\x0fswitch_limit_ms\x18\x02 \x01(\x03R\rswitchLimitMs\x12#\n" +
 	"\rbandwidth_max\x18\x03 \x01(\x04R\fbandwidthMax\x12&\n" +
 	"\x0fblackout_max_ms\x18\x04 \x01(\x03R\rblackoutMaxMs\x120\n" +
 	"\x14on_predicted_failure\x18\x05 \x01(\tR\x12onPredictedFailure\x12\x14\n" +
-	"\x05force\x18\x06 \x01(\bR\x05force\"\xc5\x01\n" +
+	"\x05force\x18\x06 \x01(\bR\x05force\x12!\n" +
+	"\fthrottle_max\x18\a \x01(\x05R\vthrottleMax\"\xc5\x01\n" +
 	"\x16CreateMigrationRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x16\n" +
 	"\x06target\x18\x02 \x01(\tR\x06target\x122\n" +
@@ -2980,7 +3078,7 @@ const file_godwit_v1_migration_proto_rawDesc = "" +
 	"\bforeseen\x180 \x01(\v2\x13.godwit.v1.ForeseenR\bforeseen\x1a:\n" +
 	"\fTunnelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"\xdf\x02\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"\x90\x03\n" +
 	"\bForeseen\x121\n" +
 	"\tforecasts\x18\x01 \x03(\v2\x13.godwit.v1.ForecastR\tforecasts\x121\n" +
 	"\x15link_bytes_per_second\x18\x02 \x01(\x01R\x12linkBytesPerSecond\x12\x19\n" +
@@ -2992,7 +3090,13 @@ const file_godwit_v1_migration_proto_rawDesc = "" +
 	"unmeasured\x18\x06 \x01(\tR\n" +
 	"unmeasured\x12+\n" +
 	"\x11failure_predicted\x18\a \x01(\bR\x10failurePredicted\x124\n" +
-	"\aoutcome\x18\b \x01(\v2\x1a.godwit.v1.ForeseenOutcomeR\aoutcome\"g\n" +
+	"\aoutcome\x18\b \x01(\v2\x1a.godwit.v1.ForeseenOutcomeR\aoutcome\x12/\n" +
+	"\bthrottle\x18\t \x01(\v2\x13.godwit.v1.ThrottleR\bthrottle\"\\\n" +
+	"\bThrottle\x12\x18\n" +
+	"\ainitial\x18\x01 \x01(\x05R\ainitial\x12\x12\n" +
+	"\x04step\x18\x02 \x01(\x05R\x04step\x12\x10\n" +
+	"\x03max\x18\x03 \x01(\x05R\x03max\x12\x10\n" +
+	"\x03why\x18\x04 \x01(\tR\x03why\"g\n" +
 	"\x0fDirtyCurvePoint\x12\x1b\n" +
 	"\tperiod_ms\x18\x01 \x01(\x01R\bperiodMs\x12\x14\n" +
 	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\x12!\n" +
@@ -3054,7 +3158,7 @@ const file_godwit_v1_migration_proto_rawDesc = "" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04host\x18\x03 \x01(\tR\x04host\x12#\n" +
 	"\rreturn_frames\x18\x04 \x01(\bR\freturnFrames\x12\x14\n" +
-	"\x05epoch\x18\x05 \x01(\x04R\x05epoch\"\xf7\x03\n" +
+	"\x05epoch\x18\x05 \x01(\x04R\x05epoch\"\xa2\x04\n" +
 	"\bProgress\x12\x12\n" +
 	"\x04pass\x18\x01 \x01(\x05R\x04pass\x12\x1d\n" +
 	"\n" +
@@ -3070,7 +3174,8 @@ const file_godwit_v1_migration_proto_rawDesc = "" +
 	"\x11disk_copied_bytes\x18\n" +
 	" \x01(\x04R\x0fdiskCopiedBytes\x12(\n" +
 	"\x10disk_total_bytes\x18\v \x01(\x04R\x0ediskTotalBytes\x121\n" +
-	"\x15disk_bytes_per_second\x18\f \x01(\x01R\x12diskBytesPerSecond\"\x92\x01\n" +
+	"\x15disk_bytes_per_second\x18\f \x01(\x01R\x12diskBytesPerSecond\x12)\n" +
+	"\x10throttle_percent\x18\r \x01(\x05R\x0fthrottlePercent\"\x92\x01\n" +
 	"\x04Pass\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x05R\x06number\x12*\n" +
 	"\x02at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x1d\n" +
@@ -3140,7 +3245,7 @@ func file_godwit_v1_migration_proto_rawDescGZIP() []byte {
 	return file_godwit_v1_migration_proto_rawDescData
 }
 
-var file_godwit_v1_migration_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_godwit_v1_migration_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_godwit_v1_migration_proto_goTypes = []any{
 	(*MigrationPolicy)(nil),           // 0: godwit.v1.MigrationPolicy
 	(*CreateMigrationRequest)(nil),    // 1: godwit.v1.CreateMigrationRequest
@@ -3159,102 +3264,104 @@ var file_godwit_v1_migration_proto_goTypes = []any{
 	(*WatchMigrationResponse)(nil),    // 14: godwit.v1.WatchMigrationResponse
 	(*Migration)(nil),                 // 15: godwit.v1.Migration
 	(*Foreseen)(nil),                  // 16: godwit.v1.Foreseen
-	(*DirtyCurvePoint)(nil),           // 17: godwit.v1.DirtyCurvePoint
-	(*Interval)(nil),                  // 18: godwit.v1.Interval
-	(*Forecast)(nil),                  // 19: godwit.v1.Forecast
-	(*ForeseenOutcome)(nil),           // 20: godwit.v1.ForeseenOutcome
-	(*Comparison)(nil),                // 21: godwit.v1.Comparison
-	(*Difference)(nil),                // 22: godwit.v1.Difference
-	(*ImageWait)(nil),                 // 23: godwit.v1.ImageWait
-	(*Choice)(nil),                    // 24: godwit.v1.Choice
-	(*OtherHost)(nil),                 // 25: godwit.v1.OtherHost
-	(*PolicyValue)(nil),               // 26: godwit.v1.PolicyValue
-	(*Order)(nil),                     // 27: godwit.v1.Order
-	(*Progress)(nil),                  // 28: godwit.v1.Progress
-	(*Pass)(nil),                      // 29: godwit.v1.Pass
-	(*Outcome)(nil),                   // 30: godwit.v1.Outcome
-	(*BlackoutPhase)(nil),             // 31: godwit.v1.BlackoutPhase
-	(*StoryEntry)(nil),                // 32: godwit.v1.StoryEntry
-	(*RefusedHost)(nil),               // 33: godwit.v1.RefusedHost
-	nil,                               // 34: godwit.v1.Migration.TunnelsEntry
-	(*PageRequest)(nil),               // 35: godwit.v1.PageRequest
-	(*timestamppb.Timestamp)(nil),     // 36: google.protobuf.Timestamp
-	(*SourceMarks)(nil),               // 37: godwit.v1.SourceMarks
-	(*TargetMarks)(nil),               // 38: godwit.v1.TargetMarks
-	(*Machine)(nil),                   // 39: godwit.v1.Machine
+	(*Throttle)(nil),                  // 17: godwit.v1.Throttle
+	(*DirtyCurvePoint)(nil),           // 18: godwit.v1.DirtyCurvePoint
+	(*Interval)(nil),                  // 19: godwit.v1.Interval
+	(*Forecast)(nil),                  // 20: godwit.v1.Forecast
+	(*ForeseenOutcome)(nil),           // 21: godwit.v1.ForeseenOutcome
+	(*Comparison)(nil),                // 22: godwit.v1.Comparison
+	(*Difference)(nil),                // 23: godwit.v1.Difference
+	(*ImageWait)(nil),                 // 24: godwit.v1.ImageWait
+	(*Choice)(nil),                    // 25: godwit.v1.Choice
+	(*OtherHost)(nil),                 // 26: godwit.v1.OtherHost
+	(*PolicyValue)(nil),               // 27: godwit.v1.PolicyValue
+	(*Order)(nil),                     // 28: godwit.v1.Order
+	(*Progress)(nil),                  // 29: godwit.v1.Progress
+	(*Pass)(nil),                      // 30: godwit.v1.Pass
+	(*Outcome)(nil),                   // 31: godwit.v1.Outcome
+	(*BlackoutPhase)(nil),             // 32: godwit.v1.BlackoutPhase
+	(*StoryEntry)(nil),                // 33: godwit.v1.StoryEntry
+	(*RefusedHost)(nil),               // 34: godwit.v1.RefusedHost
+	nil,                               // 35: godwit.v1.Migration.TunnelsEntry
+	(*PageRequest)(nil),               // 36: godwit.v1.PageRequest
+	(*timestamppb.Timestamp)(nil),     // 37: google.protobuf.Timestamp
+	(*SourceMarks)(nil),               // 38: godwit.v1.SourceMarks
+	(*TargetMarks)(nil),               // 39: godwit.v1.TargetMarks
+	(*Machine)(nil),                   // 40: godwit.v1.Machine
 }
 var file_godwit_v1_migration_proto_depIdxs = []int32{
 	0,  // 0: godwit.v1.CreateMigrationRequest.policy:type_name -> godwit.v1.MigrationPolicy
 	15, // 1: godwit.v1.CreateMigrationResponse.migration:type_name -> godwit.v1.Migration
 	0,  // 2: godwit.v1.ForecastMigrationRequest.policy:type_name -> godwit.v1.MigrationPolicy
-	24, // 3: godwit.v1.ForecastMigrationResponse.choice:type_name -> godwit.v1.Choice
-	33, // 4: godwit.v1.ForecastMigrationResponse.refused:type_name -> godwit.v1.RefusedHost
+	25, // 3: godwit.v1.ForecastMigrationResponse.choice:type_name -> godwit.v1.Choice
+	34, // 4: godwit.v1.ForecastMigrationResponse.refused:type_name -> godwit.v1.RefusedHost
 	16, // 5: godwit.v1.ForecastMigrationResponse.foreseen:type_name -> godwit.v1.Foreseen
-	26, // 6: godwit.v1.ForecastMigrationResponse.limits:type_name -> godwit.v1.PolicyValue
+	27, // 6: godwit.v1.ForecastMigrationResponse.limits:type_name -> godwit.v1.PolicyValue
 	15, // 7: godwit.v1.GetMigrationResponse.migration:type_name -> godwit.v1.Migration
-	35, // 8: godwit.v1.ListMigrationsRequest.page:type_name -> godwit.v1.PageRequest
-	36, // 9: godwit.v1.ListMigrationsRequest.since:type_name -> google.protobuf.Timestamp
+	36, // 8: godwit.v1.ListMigrationsRequest.page:type_name -> godwit.v1.PageRequest
+	37, // 9: godwit.v1.ListMigrationsRequest.since:type_name -> google.protobuf.Timestamp
 	15, // 10: godwit.v1.ListMigrationsResponse.migrations:type_name -> godwit.v1.Migration
 	15, // 11: godwit.v1.CancelMigrationResponse.migration:type_name -> godwit.v1.Migration
 	15, // 12: godwit.v1.ReturnMigrationResponse.migration:type_name -> godwit.v1.Migration
 	15, // 13: godwit.v1.WatchMigrationResponse.migration:type_name -> godwit.v1.Migration
 	0,  // 14: godwit.v1.Migration.policy:type_name -> godwit.v1.MigrationPolicy
-	36, // 15: godwit.v1.Migration.created:type_name -> google.protobuf.Timestamp
-	36, // 16: godwit.v1.Migration.ended:type_name -> google.protobuf.Timestamp
-	36, // 17: godwit.v1.Migration.deadline:type_name -> google.protobuf.Timestamp
-	28, // 18: godwit.v1.Migration.progress:type_name -> godwit.v1.Progress
-	30, // 19: godwit.v1.Migration.outcome:type_name -> godwit.v1.Outcome
-	32, // 20: godwit.v1.Migration.story:type_name -> godwit.v1.StoryEntry
-	33, // 21: godwit.v1.Migration.refused:type_name -> godwit.v1.RefusedHost
-	29, // 22: godwit.v1.Migration.passes:type_name -> godwit.v1.Pass
-	24, // 23: godwit.v1.Migration.choice:type_name -> godwit.v1.Choice
-	26, // 24: godwit.v1.Migration.limits:type_name -> godwit.v1.PolicyValue
-	37, // 25: godwit.v1.Migration.source_marks:type_name -> godwit.v1.SourceMarks
-	38, // 26: godwit.v1.Migration.target_marks:type_name -> godwit.v1.TargetMarks
-	27, // 27: godwit.v1.Migration.pending:type_name -> godwit.v1.Order
-	34, // 28: godwit.v1.Migration.tunnels:type_name -> godwit.v1.Migration.TunnelsEntry
-	39, // 29: godwit.v1.Migration.machine:type_name -> godwit.v1.Machine
-	21, // 30: godwit.v1.Migration.comparison:type_name -> godwit.v1.Comparison
-	23, // 31: godwit.v1.Migration.image_wait:type_name -> godwit.v1.ImageWait
+	37, // 15: godwit.v1.Migration.created:type_name -> google.protobuf.Timestamp
+	37, // 16: godwit.v1.Migration.ended:type_name -> google.protobuf.Timestamp
+	37, // 17: godwit.v1.Migration.deadline:type_name -> google.protobuf.Timestamp
+	29, // 18: godwit.v1.Migration.progress:type_name -> godwit.v1.Progress
+	31, // 19: godwit.v1.Migration.outcome:type_name -> godwit.v1.Outcome
+	33, // 20: godwit.v1.Migration.story:type_name -> godwit.v1.StoryEntry
+	34, // 21: godwit.v1.Migration.refused:type_name -> godwit.v1.RefusedHost
+	30, // 22: godwit.v1.Migration.passes:type_name -> godwit.v1.Pass
+	25, // 23: godwit.v1.Migration.choice:type_name -> godwit.v1.Choice
+	27, // 24: godwit.v1.Migration.limits:type_name -> godwit.v1.PolicyValue
+	38, // 25: godwit.v1.Migration.source_marks:type_name -> godwit.v1.SourceMarks
+	39, // 26: godwit.v1.Migration.target_marks:type_name -> godwit.v1.TargetMarks
+	28, // 27: godwit.v1.Migration.pending:type_name -> godwit.v1.Order
+	35, // 28: godwit.v1.Migration.tunnels:type_name -> godwit.v1.Migration.TunnelsEntry
+	40, // 29: godwit.v1.Migration.machine:type_name -> godwit.v1.Machine
+	22, // 30: godwit.v1.Migration.comparison:type_name -> godwit.v1.Comparison
+	24, // 31: godwit.v1.Migration.image_wait:type_name -> godwit.v1.ImageWait
 	16, // 32: godwit.v1.Migration.foreseen:type_name -> godwit.v1.Foreseen
-	19, // 33: godwit.v1.Foreseen.forecasts:type_name -> godwit.v1.Forecast
-	17, // 34: godwit.v1.Foreseen.curve:type_name -> godwit.v1.DirtyCurvePoint
-	20, // 35: godwit.v1.Foreseen.outcome:type_name -> godwit.v1.ForeseenOutcome
-	36, // 36: godwit.v1.Forecast.at:type_name -> google.protobuf.Timestamp
-	18, // 37: godwit.v1.Forecast.total_ms:type_name -> godwit.v1.Interval
-	18, // 38: godwit.v1.Forecast.blackout_ms:type_name -> godwit.v1.Interval
-	18, // 39: godwit.v1.Forecast.bytes:type_name -> godwit.v1.Interval
-	18, // 40: godwit.v1.Forecast.passes:type_name -> godwit.v1.Interval
-	36, // 41: godwit.v1.Comparison.at:type_name -> google.protobuf.Timestamp
-	22, // 42: godwit.v1.Comparison.differences:type_name -> godwit.v1.Difference
-	36, // 43: godwit.v1.ImageWait.since:type_name -> google.protobuf.Timestamp
-	25, // 44: godwit.v1.Choice.others:type_name -> godwit.v1.OtherHost
-	36, // 45: godwit.v1.Progress.at:type_name -> google.protobuf.Timestamp
-	36, // 46: godwit.v1.Progress.heard:type_name -> google.protobuf.Timestamp
-	36, // 47: godwit.v1.Pass.at:type_name -> google.protobuf.Timestamp
-	31, // 48: godwit.v1.Outcome.phases:type_name -> godwit.v1.BlackoutPhase
-	36, // 49: godwit.v1.StoryEntry.at:type_name -> google.protobuf.Timestamp
-	27, // 50: godwit.v1.StoryEntry.ordered:type_name -> godwit.v1.Order
-	36, // 51: godwit.v1.StoryEntry.deadline:type_name -> google.protobuf.Timestamp
-	1,  // 52: godwit.v1.MigrationService.Create:input_type -> godwit.v1.CreateMigrationRequest
-	3,  // 53: godwit.v1.MigrationService.Forecast:input_type -> godwit.v1.ForecastMigrationRequest
-	5,  // 54: godwit.v1.MigrationService.Get:input_type -> godwit.v1.GetMigrationRequest
-	7,  // 55: godwit.v1.MigrationService.List:input_type -> godwit.v1.ListMigrationsRequest
-	9,  // 56: godwit.v1.MigrationService.Cancel:input_type -> godwit.v1.CancelMigrationRequest
-	11, // 57: godwit.v1.MigrationService.Return:input_type -> godwit.v1.ReturnMigrationRequest
-	13, // 58: godwit.v1.MigrationService.Watch:input_type -> godwit.v1.WatchMigrationRequest
-	2,  // 59: godwit.v1.MigrationService.Create:output_type -> godwit.v1.CreateMigrationResponse
-	4,  // 60: godwit.v1.MigrationService.Forecast:output_type -> godwit.v1.ForecastMigrationResponse
-	6,  // 61: godwit.v1.MigrationService.Get:output_type -> godwit.v1.GetMigrationResponse
-	8,  // 62: godwit.v1.MigrationService.List:output_type -> godwit.v1.ListMigrationsResponse
-	10, // 63: godwit.v1.MigrationService.Cancel:output_type -> godwit.v1.CancelMigrationResponse
-	12, // 64: godwit.v1.MigrationService.Return:output_type -> godwit.v1.ReturnMigrationResponse
-	14, // 65: godwit.v1.MigrationService.Watch:output_type -> godwit.v1.WatchMigrationResponse
-	59, // [59:66] is the sub-list for method output_type
-	52, // [52:59] is the sub-list for method input_type
-	52, // [52:52] is the sub-list for extension type_name
-	52, // [52:52] is the sub-list for extension extendee
-	0,  // [0:52] is the sub-list for field type_name
+	20, // 33: godwit.v1.Foreseen.forecasts:type_name -> godwit.v1.Forecast
+	18, // 34: godwit.v1.Foreseen.curve:type_name -> godwit.v1.DirtyCurvePoint
+	21, // 35: godwit.v1.Foreseen.outcome:type_name -> godwit.v1.ForeseenOutcome
+	17, // 36: godwit.v1.Foreseen.throttle:type_name -> godwit.v1.Throttle
+	37, // 37: godwit.v1.Forecast.at:type_name -> google.protobuf.Timestamp
+	19, // 38: godwit.v1.Forecast.total_ms:type_name -> godwit.v1.Interval
+	19, // 39: godwit.v1.Forecast.blackout_ms:type_name -> godwit.v1.Interval
+	19, // 40: godwit.v1.Forecast.bytes:type_name -> godwit.v1.Interval
+	19, // 41: godwit.v1.Forecast.passes:type_name -> godwit.v1.Interval
+	37, // 42: godwit.v1.Comparison.at:type_name -> google.protobuf.Timestamp
+	23, // 43: godwit.v1.Comparison.differences:type_name -> godwit.v1.Difference
+	37, // 44: godwit.v1.ImageWait.since:type_name -> google.protobuf.Timestamp
+	26, // 45: godwit.v1.Choice.others:type_name -> godwit.v1.OtherHost
+	37, // 46: godwit.v1.Progress.at:type_name -> google.protobuf.Timestamp
+	37, // 47: godwit.v1.Progress.heard:type_name -> google.protobuf.Timestamp
+	37, // 48: godwit.v1.Pass.at:type_name -> google.protobuf.Timestamp
+	32, // 49: godwit.v1.Outcome.phases:type_name -> godwit.v1.BlackoutPhase
+	37, // 50: godwit.v1.StoryEntry.at:type_name -> google.protobuf.Timestamp
+	28, // 51: godwit.v1.StoryEntry.ordered:type_name -> godwit.v1.Order
+	37, // 52: godwit.v1.StoryEntry.deadline:type_name -> google.protobuf.Timestamp
+	1,  // 53: godwit.v1.MigrationService.Create:input_type -> godwit.v1.CreateMigrationRequest
+	3,  // 54: godwit.v1.MigrationService.Forecast:input_type -> godwit.v1.ForecastMigrationRequest
+	5,  // 55: godwit.v1.MigrationService.Get:input_type -> godwit.v1.GetMigrationRequest
+	7,  // 56: godwit.v1.MigrationService.List:input_type -> godwit.v1.ListMigrationsRequest
+	9,  // 57: godwit.v1.MigrationService.Cancel:input_type -> godwit.v1.CancelMigrationRequest
+	11, // 58: godwit.v1.MigrationService.Return:input_type -> godwit.v1.ReturnMigrationRequest
+	13, // 59: godwit.v1.MigrationService.Watch:input_type -> godwit.v1.WatchMigrationRequest
+	2,  // 60: godwit.v1.MigrationService.Create:output_type -> godwit.v1.CreateMigrationResponse
+	4,  // 61: godwit.v1.MigrationService.Forecast:output_type -> godwit.v1.ForecastMigrationResponse
+	6,  // 62: godwit.v1.MigrationService.Get:output_type -> godwit.v1.GetMigrationResponse
+	8,  // 63: godwit.v1.MigrationService.List:output_type -> godwit.v1.ListMigrationsResponse
+	10, // 64: godwit.v1.MigrationService.Cancel:output_type -> godwit.v1.CancelMigrationResponse
+	12, // 65: godwit.v1.MigrationService.Return:output_type -> godwit.v1.ReturnMigrationResponse
+	14, // 66: godwit.v1.MigrationService.Watch:output_type -> godwit.v1.WatchMigrationResponse
+	60, // [60:67] is the sub-list for method output_type
+	53, // [53:60] is the sub-list for method input_type
+	53, // [53:53] is the sub-list for extension type_name
+	53, // [53:53] is the sub-list for extension extendee
+	0,  // [0:53] is the sub-list for field type_name
 }
 
 func init() { file_godwit_v1_migration_proto_init() }
@@ -3264,14 +3371,14 @@ func file_godwit_v1_migration_proto_init() {
 	}
 	file_godwit_v1_agent_proto_init()
 	file_godwit_v1_fleet_proto_init()
-	file_godwit_v1_migration_proto_msgTypes[30].OneofWrappers = []any{}
+	file_godwit_v1_migration_proto_msgTypes[31].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_godwit_v1_migration_proto_rawDesc), len(file_godwit_v1_migration_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   35,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
