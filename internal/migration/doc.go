@@ -1,7 +1,7 @@
 // Package migration is the core of Godwit: what a migration is, and what it
 // does next. It is pure. Step takes a migration and an event and gives the
 // changed migration, whose Pending effects somebody else carries out; time
-// comes in with the events. It imports the standard library and fleet only.
+// comes in with the events. It imports the standard library, fleet and predict only.
 //
 // The contract with whoever runs it (the server):
 //
