@@ -56,10 +56,12 @@ var imports = map[string][]string{
 
 	// Around them.
 	"internal/lab":          {"internal/durable", "internal/fleet", "internal/lab"},
-	"internal/lab/guest":    {"internal/lab/pid1", "internal/lab/witness"},
+	"internal/lab/guest":    {"internal/lab/load", "internal/lab/pid1", "internal/lab/witness"},
+	"internal/lab/load":     {"internal/lab/witness"},
 	"internal/lab/pid1":     {},
 	"internal/lab/witness":  {},
 	"internal/lab/probe":    {"internal/lab/witness"},
+	"internal/lab/zoo":      {"internal/lab/image", "internal/lab/witness"},
 	"internal/lab/etcd":     {}, // a program
 	"internal/lab/etcdtls":  {},
 	"internal/lab/fleetlab": {"api", "internal/fleet", "internal/lab"}, // a whole fleet in a lab
@@ -77,6 +79,7 @@ var imports = map[string][]string{
 // bannedInPure names, and none of bannedCalls.
 var pure = []string{
 	"internal/fleet", "internal/migration", "internal/explore", "internal/predict", "internal/placement", "internal/campaign",
+	"internal/lab/load",
 }
 
 // bannedInPure begins the paths of what a pure package may not import. The

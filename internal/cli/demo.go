@@ -81,7 +81,7 @@ func newDemoCommand(app *App) *cobra.Command {
 	intFlag(cmd, &c.Traffic.Size, "size", probe.MinSize, fullFrame, "bytes of payload in each; 1472 fills a frame")
 	intFlag(cmd, &c.Ports, "ports", 1, 2, "ports of the VM, 1 or 2")
 	bytesFlag(cmd, &c.Memory, "memory", minDemoMemory, maxDemoMemory, "memory of the VM, such as 512MiB")
-	intFlag(cmd, &c.DirtyMiB, "dirty", 0, witness.MaxDirtyRateMiB, "MiB of memory that the guest writes in a second (default 0)")
+	intFlag(cmd, &c.DirtyMiB, "dirty", 0, witness.MaxLoadRate>>20, "MiB of memory that the guest writes in a second (default 0)")
 	f.BoolVar(&c.Cancel, "cancel", false, "after them, begin one more and cancel it in its hand-over, while the VM is paused")
 	f.BoolVar(&c.Keep, "keep", false, "leave the fleet running at the end, and say how to use it and how to remove it")
 	f.StringVar(&c.Name, "name", "", "`name` of the lab, 1 to 16 small letters and digits (default: made up)")

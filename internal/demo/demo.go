@@ -118,7 +118,7 @@ func (d *show) run(ctx context.Context, report *Report) (err error) {
 	err = d.during(fmt.Sprintf("booting the VM %s on %s: 1 vCPU, %v", vmName, stops[0], c.Memory), func() (err error) {
 		d.guest, err = d.fleet.Boot(ctx, fleetlab.GuestConfig{
 			Name: vmName, Host: stops[0], Memory: c.Memory, Ports: c.Ports,
-			Dirty: witness.Dirty{RateMiB: c.DirtyMiB, SetMiB: dirtySet(c)},
+			Load: witness.Load{BytesPerSecond: int64(c.DirtyMiB) << 20, SetMiB: dirtySet(c)},
 		})
 		return err
 	})

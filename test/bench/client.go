@@ -106,7 +106,7 @@ func (o options) fly(ctx context.Context, f *fleetlab.Fleet, c clientCase) (resu
 	o.say("")
 	var vm *fleetlab.Guest
 	err = o.step(c.name+": booting a VM", func() (err error) {
-		vm, err = f.Boot(ctx, fleetlab.GuestConfig{Name: "bench", Host: hosts[0], Memory: o.memory, Ports: c.ports, Dirty: o.dirty()})
+		vm, err = f.Boot(ctx, fleetlab.GuestConfig{Name: "bench", Host: hosts[0], Memory: o.memory, Ports: c.ports, Load: o.load()})
 		return err
 	})
 	if err != nil {

@@ -112,7 +112,7 @@ func (o options) moveDisk(ctx context.Context, f *fleetlab.Fleet, name string, c
 
 // bootDisk boots a VM, and again when its disk has been filled.
 func (o options) bootDisk(ctx context.Context, f *fleetlab.Fleet, name string, c diskCase) (*fleetlab.Guest, error) {
-	config := fleetlab.GuestConfig{Name: name, Host: hosts[0], Memory: o.memory, Dirty: o.dirty(), Records: c.records}
+	config := fleetlab.GuestConfig{Name: name, Host: hosts[0], Memory: o.memory, Load: o.load(), Records: c.records}
 	if c.disk {
 		config.Disks = []*godwitv1.Disk{{Name: "data", Kind: string(fleet.DiskLocal), Format: "raw", SizeBytes: uint64(diskSize)}}
 	}

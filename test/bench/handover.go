@@ -152,7 +152,7 @@ type godwit struct {
 func startGodwit(ctx context.Context, o options, f *fleetlab.Fleet) (contestant, error) {
 	g := &godwit{fleet: f}
 	err := o.step("booting Godwit's VM", func() (err error) {
-		g.vm, err = f.Boot(ctx, fleetlab.GuestConfig{Name: "bench", Host: hosts[0], Memory: o.memory, Dirty: o.dirty()})
+		g.vm, err = f.Boot(ctx, fleetlab.GuestConfig{Name: "bench", Host: hosts[0], Memory: o.memory, Load: o.load()})
 		return err
 	})
 	return g, err

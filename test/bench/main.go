@@ -118,7 +118,7 @@ func (o *options) parse(args []string) (chosen []benchmark, err error) {
 	if o.runs < 0 || o.mbit < 0 {
 		return nil, fmt.Errorf("%d runs, flows of %d Mbit/s", o.runs, o.mbit)
 	}
-	if err := o.dirty().Valid(); err != nil {
+	if err := o.load().Valid(); err != nil {
 		return nil, err
 	}
 	if len(names) == 0 {
@@ -145,10 +145,10 @@ func find(name string) (benchmark, error) {
 	return benchmark{}, fmt.Errorf("there is no benchmark %q, only %s", name, strings.Join(names, ", "))
 }
 
-// dirty is what guests do to their memory. What they write to is in use, and
+// load is what guests do to their memory. What they write to is in use, and
 // copied, also if they do not write.
-func (o options) dirty() witness.Dirty {
-	return witness.Dirty{RateMiB: o.dirtyMiB, SetMiB: int(o.memory / fleet.MiB / dirtyPart)}
+func (o options) load() witness.Load {
+	return witness.Load{BytesPerSecond: int64(o.dirtyMiB) << 20, SetMiB: int(o.memory / fleet.MiB / dirtyPart)}
 }
 
 // path is where a benchmark's figures go.

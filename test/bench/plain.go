@@ -94,7 +94,7 @@ func (p *plain) launch(ctx context.Context, host string, incoming bool) (*machin
 		return nil, err
 	}
 	defer file.Close()
-	args := witness.Args{Ports: []witness.Port{{MAC: plainMAC, Addresses: []netip.Prefix{plainGuest}}}, Dirty: p.dirty(), Run: p.serve}
+	args := witness.Args{Ports: []witness.Port{{MAC: plainMAC, Addresses: []netip.Prefix{plainGuest}}}, Load: p.load(), Run: p.serve}
 	line := []string{
 		"-nodefaults", "-no-user-config", "-display", "none", "-serial", "null",
 		"-machine", "q35", "-accel", "tcg,thread=multi,tb-size=64", "-cpu", "qemu64", "-smp", "1",

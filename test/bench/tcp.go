@@ -117,7 +117,7 @@ func startTCPGodwit(ctx context.Context, o options, f *fleetlab.Fleet, network s
 	g := &godwit{fleet: f}
 	err := o.step(network+": booting Godwit's VM", func() (err error) {
 		g.vm, err = f.Boot(ctx, fleetlab.GuestConfig{
-			Name: "tcp-" + network, Host: hosts[0], Memory: o.memory, Dirty: o.dirty(), Provider: fabric, Run: flowServer[:],
+			Name: "tcp-" + network, Host: hosts[0], Memory: o.memory, Load: o.load(), Provider: fabric, Run: flowServer[:],
 		})
 		return err
 	})

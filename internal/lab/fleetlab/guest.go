@@ -30,7 +30,7 @@ type GuestConfig struct {
 	Ports    int         // one in each of so many overlay networks; 1
 	Provider bool        // and its first port is in the provider network
 	Queues   int32       // of each port; 1
-	Dirty    witness.Dirty
+	Load     witness.Load
 	// Records is how many records a second the guest writes to its first disk.
 	Records int
 	Disks   []*godwitv1.Disk
@@ -84,7 +84,7 @@ func (f *Fleet) Plan(config GuestConfig) (*Guest, *godwitv1.CreateVMRequest, err
 		return nil, nil, fmt.Errorf("plan vm %s: it is number %d and has %d ports", config.Name, number, config.Ports)
 	}
 	g := &Guest{Name: config.Name, fleet: f, number: byte(number)}
-	args := witness.Args{Dirty: config.Dirty, Disk: witness.Disk{Rate: config.Records}, Run: config.Run}
+	args := witness.Args{Load: config.Load, Disk: witness.Disk{Rate: config.Records}, Run: config.Run}
 	spec := &godwitv1.VMSpec{Cpus: config.CPUs, MemoryBytes: uint64(config.Memory), Disks: config.Disks}
 	in := networks[:config.Ports]
 	if config.Provider {

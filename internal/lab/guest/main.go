@@ -1,8 +1,8 @@
 // Command guest is /init of the lab's guest: the first and only process of a
 // tiny Linux that is booted, moved and questioned by tests. It brings up the
-// ports named on the kernel's command line, echoes packets and streams, loads
-// memory and disk and runs a program as told, and says once a second on the serial console how
-// the world looks from inside. Package witness has the protocols.
+// ports named on the kernel's command line, echoes packets and streams, works
+// and writes to its disks as told, runs a program, and says once a second on the serial
+// console how the world looks from inside. Package witness has the protocols.
 //
 // It never exits: whatever keeps it from starting is reported as a line of
 // kind "fatal", and the machine is powered off.
@@ -91,7 +91,7 @@ type guest struct {
 	ledger *witness.Ledger
 	pulse  *pulse
 	stream stream
-	dirty  *dirtier
+	worker *worker
 
 	mu    sync.Mutex    // of what follows
 	disks []*diskWriter // none without a disk load
@@ -101,13 +101,14 @@ type guest struct {
 func newGuest() *guest {
 	var seed [8]byte
 	_, _ = rand.Read(seed[:]) // never fails, by its contract
-	return &guest{
+	g := &guest{
 		boot:   binary.BigEndian.Uint64(seed[:]) >> 11, // exact in every JSON reader
 		start:  time.Now(),
 		ledger: witness.NewLedger(),
 		pulse:  &pulse{},
-		dirty:  newDirtier(),
 	}
+	g.worker = newWorker(g.clock)
+	return g
 }
 
 // clock is the guest's monotonic clock.
@@ -122,11 +123,8 @@ func (g *guest) bringUp(ctx context.Context, args witness.Args) error {
 	if err := g.setDisks(args.Disk); err != nil {
 		return err
 	}
-	if err := g.dirty.set(args.Dirty); err != nil {
-		return err
-	}
-	go g.dirty.run()
-	return nil
+	go g.worker.run()
+	return g.worker.set(args.Load)
 }
 
 // addPort brings a port up and serves it.
@@ -173,8 +171,8 @@ func (g *guest) handle(r witness.Request) witness.Report {
 	var err error
 	switch r.Op {
 	case witness.OpStatus:
-	case witness.OpDirty:
-		err = g.dirty.set(r.Dirty)
+	case witness.OpLoad:
+		err = g.worker.set(r.Load)
 	case witness.OpDisk:
 		err = g.setDisks(r.Disk)
 	case witness.OpPort:
@@ -201,7 +199,7 @@ func (g *guest) report(kind string) witness.Report {
 		Ticks: ticks, LongestPause: int64(longest),
 		Counter: g.ledger.Counter(), Flows: g.ledger.Flows(),
 		TCPBytes: g.stream.bytes.Load(),
-		Dirty:    g.dirty.report(),
+		Load:     g.worker.report(),
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -68,8 +68,8 @@ func boot(t *testing.T, qemu string) *bench {
 		Ports: []witness.Port{{MAC: guestMAC, Addresses: []netip.Prefix{
 			netip.PrefixFrom(guestAddr, 24), netip.PrefixFrom(guestSix, 64),
 		}}},
-		Dirty: witness.Dirty{RateMiB: 4, SetMiB: 8},
-		Disk:  witness.Disk{Rate: 50},
+		Load: witness.Load{BytesPerSecond: 4 << 20, SetMiB: 8},
+		Disk: witness.Disk{Rate: 50},
 	}
 	cmd := l.Host("host").Command(t.Context(), qemu,
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio",
@@ -239,16 +239,16 @@ func checkLoad(ctx context.Context, t *testing.T, guest Guest) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if before.Dirty.RateMiB != 4 || before.Dirty.SetMiB != 8 || before.Dirty.Pages == 0 {
-		t.Errorf("load from the command line: %+v", before.Dirty)
+	if before.Load.BytesPerSecond != 4<<20 || before.Load.SetMiB != 8 || before.Load.Pages == 0 || before.Load.Work != before.Load.Pages {
+		t.Errorf("load from the command line: %+v", before.Load)
 	}
-	if err := guest.SetDirty(ctx, witness.Dirty{RateMiB: 1, SetMiB: 1 << 19}); err == nil {
+	if err := guest.SetLoad(ctx, witness.Load{SetMiB: 1 << 19}); err == nil {
 		t.Error("a set larger than the guest's memory is accepted")
 	}
-	if kept, err := guest.Status(ctx); err != nil || kept.Dirty.Dirty != before.Dirty.Dirty {
-		t.Errorf("a refused load left %+v: %v", kept.Dirty, err)
+	if kept, err := guest.Status(ctx); err != nil || kept.Load.Load != before.Load.Load {
+		t.Errorf("a refused load left %+v: %v", kept.Load, err)
 	}
-	if err := guest.SetDirty(ctx, witness.Dirty{}); err != nil {
+	if err := guest.SetLoad(ctx, witness.Load{}); err != nil {
 		t.Fatal(err)
 	}
 	idle, err := guest.Status(ctx)
@@ -259,7 +259,7 @@ func checkLoad(ctx context.Context, t *testing.T, guest Guest) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if later.Dirty.Pages != idle.Dirty.Pages || later.Ticks <= before.Ticks || len(later.Disks) != 1 || later.Disks[0].Errors != 0 {
+	if later.Load.Pages != idle.Load.Pages || later.Ticks <= before.Ticks || len(later.Disks) != 1 || later.Disks[0].Errors != 0 {
 		t.Errorf("%+v, then %+v", idle, later)
 	}
 }

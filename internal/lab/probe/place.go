@@ -25,8 +25,12 @@ type Here struct{}
 // Do runs fn.
 func (Here) Do(fn func() error) error { return fn() }
 
-// guestTime bounds one question to a guest's control port.
-const guestTime = 10 * time.Second
+const (
+	// guestTime bounds one question to a guest's control port.
+	guestTime = 10 * time.Second
+	// loadTime bounds the start of a load.
+	loadTime = 2 * time.Minute
+)
 
 // Guest asks a guest for its own view.
 type Guest struct {
@@ -39,9 +43,10 @@ func (g Guest) Status(ctx context.Context) (witness.Report, error) {
 	return g.ask(ctx, witness.Request{Op: witness.OpStatus})
 }
 
-// SetDirty has the guest dirty its memory like this from now on.
-func (g Guest) SetDirty(ctx context.Context, load witness.Dirty) error {
-	_, err := g.ask(ctx, witness.Request{Op: witness.OpDirty, Dirty: load})
+// SetLoad has the guest do this work from now on. It returns when the guest has begun:
+// that takes as long as the set takes to be filled.
+func (g Guest) SetLoad(ctx context.Context, load witness.Load) error {
+	_, err := g.askWithin(ctx, loadTime, witness.Request{Op: witness.OpLoad, Load: load})
 	return err
 }
 
@@ -64,7 +69,11 @@ func (g Guest) PowerOff(ctx context.Context) error {
 }
 
 func (g Guest) ask(ctx context.Context, request witness.Request) (witness.Report, error) {
-	ctx, cancel := context.WithTimeout(ctx, guestTime)
+	return g.askWithin(ctx, guestTime, request)
+}
+
+func (g Guest) askWithin(ctx context.Context, within time.Duration, request witness.Request) (witness.Report, error) {
+	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	conn, err := dial(ctx, g.Place, netip.AddrPortFrom(g.Addr, witness.ControlPort))
 	if err != nil {

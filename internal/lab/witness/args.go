@@ -9,12 +9,8 @@ import (
 	"strings"
 )
 
-// Limits of what a guest is told to do.
-const (
-	MaxDirtyRateMiB = 1 << 16
-	MaxDirtySetMiB  = 1 << 20
-	MaxDiskRate     = 10_000
-)
+// MaxDiskRate is how many records a second a guest can be told to write.
+const MaxDiskRate = 10_000
 
 // KernelArgs is what every guest of the lab is booted with: a console on the
 // serial port, and nothing that costs time or precision under emulation.
@@ -24,7 +20,7 @@ const KernelArgs = "console=ttyS0 quiet tsc=reliable no_timer_check mitigations=
 // Args tells a guest what to do. It is passed on the kernel's command line.
 type Args struct {
 	Ports []Port
-	Dirty Dirty
+	Load  Load
 	Disk  Disk
 	// Run is a program of the image, by its path, and its arguments, which have neither
 	// spaces nor commas. It runs beside the guest's own; its end is the guest's.
@@ -46,43 +42,9 @@ func (p Port) String() string {
 	return text
 }
 
-// Dirty is a load on the guest's memory. The zero value is none.
-type Dirty struct {
-	RateMiB int     `json:"rate_mib"` // MiB written per second
-	SetMiB  int     `json:"set_mib"`  // MiB that the writes are spread over
-	Pattern Pattern `json:"pattern,omitempty"`
-}
-
-// Pattern says which page is written next.
-type Pattern string
-
-// The patterns.
-const (
-	Uniform    Pattern = "uniform"    // any page, all alike; the default
-	Sequential Pattern = "sequential" // one after the other, round and round
-	Hot        Pattern = "hot"        // nine writes of ten to a tenth of the set
-)
-
 // Disk is a load on every disk that is there when it begins. The zero value is none.
 type Disk struct {
 	Rate int `json:"rate"` // records written per second to each, each flushed before the next
-}
-
-// Valid says what is wrong with d, or nil.
-func (d Dirty) Valid() error {
-	switch {
-	case d.RateMiB < 0 || d.RateMiB > MaxDirtyRateMiB:
-		return fmt.Errorf("dirty rate %d MiB/s is not within 0..%d", d.RateMiB, MaxDirtyRateMiB)
-	case d.SetMiB < 0 || d.SetMiB > MaxDirtySetMiB:
-		return fmt.Errorf("dirty set %d MiB is not within 0..%d", d.SetMiB, MaxDirtySetMiB)
-	case d.RateMiB > 0 && d.SetMiB == 0:
-		return errors.New("a dirty rate needs a set")
-	}
-	switch d.Pattern {
-	case "", Uniform, Sequential, Hot:
-		return nil
-	}
-	return fmt.Errorf("unknown dirty pattern %q", d.Pattern)
 }
 
 // String gives the arguments as they stand on the command line, after
@@ -92,12 +54,8 @@ func (a Args) String() string {
 	for _, p := range a.Ports {
 		words = append(words, "godwit.port="+p.String())
 	}
-	if d := a.Dirty; d != (Dirty{}) {
-		word := fmt.Sprintf("godwit.dirty=%d,%d", d.RateMiB, d.SetMiB)
-		if d.Pattern != "" {
-			word += "," + string(d.Pattern)
-		}
-		words = append(words, word)
+	if a.Load != (Load{}) {
+		words = append(words, "godwit.load="+a.Load.JSON())
 	}
 	if a.Disk != (Disk{}) {
 		words = append(words, fmt.Sprintf("godwit.disk=%d", a.Disk.Rate))
@@ -127,8 +85,8 @@ func ParseArgs(line string) (Args, error) {
 			var port Port
 			port, err = ParsePort(value)
 			args.Ports = append(args.Ports, port)
-		case "dirty":
-			args.Dirty, err = parseDirty(value)
+		case "load":
+			args.Load, err = ParseLoad(value)
 		case "disk":
 			args.Disk.Rate, err = parseNumber(value, MaxDiskRate)
 		case "run":
@@ -159,25 +117,6 @@ func ParsePort(value string) (Port, error) {
 		port.Addresses = append(port.Addresses, prefix)
 	}
 	return port, nil
-}
-
-func parseDirty(value string) (Dirty, error) {
-	fields := strings.Split(value, ",")
-	if len(fields) < 2 || len(fields) > 3 {
-		return Dirty{}, errors.New("want RATE_MiBps,SET_MiB[,PATTERN]")
-	}
-	var d Dirty
-	var err error
-	if d.RateMiB, err = parseNumber(fields[0], MaxDirtyRateMiB); err != nil {
-		return Dirty{}, err
-	}
-	if d.SetMiB, err = parseNumber(fields[1], MaxDirtySetMiB); err != nil {
-		return Dirty{}, err
-	}
-	if len(fields) == 3 {
-		d.Pattern = Pattern(fields[2])
-	}
-	return d, d.Valid()
 }
 
 func parseRun(value string) ([]string, error) {

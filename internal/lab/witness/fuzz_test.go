@@ -52,8 +52,8 @@ func FuzzBlock(f *testing.F) {
 // FuzzArgs: what a guest is told survives the command line.
 func FuzzArgs(f *testing.F) {
 	for _, seed := range []string{
-		"quiet godwit.port=52:54:00:00:00:01,10.0.0.2/24,2001:db8::2/64 godwit.dirty=10,32,hot godwit.disk=100",
-		"godwit.dirty=0,0", "godwit.dirty=5,5", "godwit.port=", "godwit.port=x,y", "godwit.disk=-1", "godwit.", "godwit.port=02:00:5e:10:00:00:00:01",
+		"quiet godwit.port=52:54:00:00:00:01,10.0.0.2/24,2001:db8::2/64 godwit.disk=100",
+		`godwit.load={"bytes_per_second":-1,"set_mib":3}`, "godwit.load={}", "godwit.port=", "godwit.port=x,y", "godwit.disk=-1", "godwit.", "godwit.port=02:00:5e:10:00:00:00:01",
 	} {
 		f.Add(seed)
 	}
@@ -64,6 +64,29 @@ func FuzzArgs(f *testing.F) {
 		}
 		if again, err := ParseArgs(args.CommandLine()); err != nil || !reflect.DeepEqual(again, args) {
 			t.Errorf("%+v became %+v, %v", args, again, err)
+		}
+	})
+}
+
+// FuzzLoad: a load that is taken is valid, and says itself again.
+func FuzzLoad(f *testing.F) {
+	for _, seed := range []string{
+		"{}", `{"bytes_per_second":5,"set_mib":5,"pattern":"zipf","exponent":1e-9,"zero_percent":100}`,
+		`{"kind":"compile","bytes_per_second":-1,"on_ns":1,"off_ns":2,"for_ns":3,"then":{"kind":"compile"}}`,
+		`{"then":{"then":{}}}`, `{"set_mib":1e9}`, "{}{}", "null", "[]",
+	} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		l, err := ParseLoad(text)
+		if err != nil {
+			return
+		}
+		if err := l.Valid(); err != nil {
+			t.Errorf("%+v was taken: %v", l, err)
+		}
+		if again, err := ParseLoad(l.JSON()); err != nil || !reflect.DeepEqual(again, l) {
+			t.Errorf("%+v became %+v, %v", l, again, err)
 		}
 	})
 }

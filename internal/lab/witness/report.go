@@ -15,7 +15,7 @@ type Report struct {
 	Ports        []PortReport `json:"ports,omitempty"`
 	Flows        []Flow       `json:"flows,omitempty"`
 	TCPBytes     uint64       `json:"tcp_bytes"` // bytes echoed
-	Dirty        DirtyReport  `json:"dirty"`
+	Load         LoadReport   `json:"load"`
 	Disks        []DiskReport `json:"disks,omitempty"` // /dev/vda, /dev/vdb and so on
 }
 
@@ -38,10 +38,18 @@ type PortReport struct {
 	RxDropped uint64   `json:"rx_dropped"`
 }
 
-// DirtyReport says how fast the guest dirties its memory.
-type DirtyReport struct {
-	Dirty
-	Pages uint64 `json:"pages"` // of 4 KiB, written since boot
+// LoadReport says what work the guest does, and how much it has done. The work of
+// some time on the guest's own clock, before a migration and during it, is how much
+// the migration has slowed it down.
+type LoadReport struct {
+	Load             // as it was given
+	Phase      int   `json:"phase"`          // of Load.Phases, that it has come to
+	PhaseBegun int64 `json:"phase_begun_ns"` // on the guest's clock
+	// Of all loads since boot: units of work done, and the pages among them that were
+	// written in the guest's own memory.
+	Work  uint64 `json:"work"`
+	Pages uint64 `json:"pages"`
+	Error string `json:"load_error,omitempty"` // why the load has ended
 }
 
 // DiskReport says what the guest has written to one disk.
@@ -55,16 +63,16 @@ type DiskReport struct {
 // Request is one line to the control port. Every request is answered by a
 // Report made after it took effect, or one of KindFatal that says why not.
 type Request struct {
-	Op    string `json:"op"` // one of the operations
-	Dirty Dirty  `json:"dirty,omitzero"`
-	Disk  Disk   `json:"disk,omitzero"`
-	Port  string `json:"port,omitempty"` // as it stands on the command line
+	Op   string `json:"op"` // one of the operations
+	Load Load   `json:"load,omitzero"`
+	Disk Disk   `json:"disk,omitzero"`
+	Port string `json:"port,omitempty"` // as it stands on the command line
 }
 
 // Operations of the control port.
 const (
 	OpStatus   = "status"
-	OpDirty    = "dirty"    // dirty memory like this from now on
+	OpLoad     = "load"     // do this work from now on; the answer is made when all is ready for it
 	OpDisk     = "disk"     // write records like this from now on, to the disks that there are
 	OpPort     = "port"     // bring this port up, too
 	OpPowerOff = "poweroff" // power off after the answer

@@ -1,6 +1,7 @@
 package witness
 
 import (
+	"math"
 	"net"
 	"net/netip"
 	"reflect"
@@ -16,9 +17,12 @@ func TestArgsSurviveTheCommandLine(t *testing.T) {
 			}},
 			{MAC: net.HardwareAddr{0x52, 0x54, 0, 0, 0, 2}},
 		},
-		Dirty: Dirty{RateMiB: 10, SetMiB: 32, Pattern: Hot},
-		Disk:  Disk{Rate: 100},
-		Run:   []string{"/usr/bin/server", "--port", "1"},
+		Load: Load{
+			BytesPerSecond: 10 << 20, SetMiB: 32, Pattern: Zipf, Exponent: 0.99, ZeroPercent: 50,
+			On: time.Second, Off: 2 * time.Second, For: time.Minute, Then: &Load{BytesPerSecond: Unthrottled, SetMiB: 64},
+		},
+		Disk: Disk{Rate: 100},
+		Run:  []string{"/usr/bin/server", "--port", "1"},
 	}
 	got, err := ParseArgs(want.CommandLine())
 	if err != nil || !reflect.DeepEqual(got, want) {
@@ -32,13 +36,68 @@ func TestArgsSurviveTheCommandLine(t *testing.T) {
 func TestArgsRefused(t *testing.T) {
 	for _, line := range []string{
 		"godwit.port=nonsense", "godwit.port=52:54:00:00:00:01,10.0.0.300/24", "godwit.port=52:54:00:00:00:01,10.0.0.1",
-		"godwit.dirty=10", "godwit.dirty=-1,5", "godwit.dirty=5,0", "godwit.dirty=5,5,backwards", "godwit.dirty=5,5,hot,x",
+		"godwit.load=", "godwit.load=10", `godwit.load={"set_mib":1,"speed":2}`, "godwit.load={}{}", "godwit.load={},", `godwit.load={"set_mib":-1}`,
 		"godwit.disk=fast", "godwit.disk=10001", "godwit.unheard=of", "godwit.run=", "godwit.run=server",
 	} {
 		if args, err := ParseArgs("quiet " + line + " panic=-1"); err == nil {
 			t.Errorf("%s was taken as %+v", line, args)
 		}
 	}
+}
+
+func TestLoadValid(t *testing.T) {
+	for _, l := range []Load{
+		{},
+		{SetMiB: 5},
+		{BytesPerSecond: Unthrottled, SetMiB: 1, Pattern: Sequential, ZeroPercent: 100},
+		{Kind: Redis, BytesPerSecond: 5, SetMiB: 5, Pattern: Zipf, Exponent: 0.5},
+		{Kind: Compile, BytesPerSecond: Unthrottled, On: 1, Off: 1, For: 1, Then: &Load{Kind: Compile}},
+		phases(MaxPhases),
+	} {
+		if err := l.Valid(); err != nil {
+			t.Errorf("%s: %v", l.JSON(), err)
+		}
+	}
+	for _, l := range []Load{
+		{BytesPerSecond: 5},
+		{BytesPerSecond: -2, SetMiB: 5},
+		{BytesPerSecond: MaxLoadRate + 1, SetMiB: 5},
+		{SetMiB: MaxSetMiB + 1},
+		{SetMiB: 5, ZeroPercent: 101},
+		{SetMiB: 5, Pattern: "backwards"},
+		{SetMiB: 5, Pattern: Zipf},
+		{SetMiB: 5, Pattern: Zipf, Exponent: math.NaN()},
+		{SetMiB: 5, Pattern: Hot, Exponent: 1},
+		{SetMiB: 5, On: time.Second},
+		{SetMiB: 5, On: -time.Second, Off: time.Second},
+		{SetMiB: 5, For: time.Second},
+		{SetMiB: 5, Then: &Load{}},
+		{SetMiB: 5, For: 2 * MaxLoadPeriod, Then: &Load{}},
+		{SetMiB: 5, For: time.Second, Then: &Load{SetMiB: -1}},
+		{SetMiB: 5, For: time.Second, Then: &Load{Kind: Redis}},
+		{Kind: "chess"},
+		{Kind: Compile, BytesPerSecond: 5},
+		{Kind: Compile, BytesPerSecond: Unthrottled, SetMiB: 5},
+		phases(MaxPhases + 1),
+		forever(),
+	} {
+		if l.Valid() == nil {
+			t.Errorf("%+v is valid", l)
+		}
+	}
+}
+
+func phases(n int) (l Load) {
+	for range n - 1 {
+		l = Load{For: 1, Then: &Load{For: l.For, Then: l.Then}}
+	}
+	return l
+}
+
+func forever() Load {
+	l := Load{For: 1}
+	l.Then = &l
+	return l
 }
 
 func TestPacketSurvivesTheWire(t *testing.T) {
