@@ -9,6 +9,7 @@ import (
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/lab/image"
 	"godwit.dev/godwit/internal/lab/probe"
 	"godwit.dev/godwit/internal/lab/witness"
 )
@@ -34,7 +35,8 @@ type GuestConfig struct {
 	// Records is how many records a second the guest writes to its first disk.
 	Records int
 	Disks   []*godwitv1.Disk
-	Run     []string // a program that the image has, as witness.Args has it
+	Run     []string    // a program that the image has, as witness.Args has it
+	Image   image.Image // the fleet's
 }
 
 // Guest is a VM that runs the lab's guest.
@@ -79,6 +81,9 @@ func (f *Fleet) Boot(ctx context.Context, config GuestConfig) (*Guest, error) {
 // Plan gives the request that Boot makes, for who wants to change it.
 func (f *Fleet) Plan(config GuestConfig) (*Guest, *godwitv1.CreateVMRequest, error) {
 	config.complete()
+	if config.Image == (image.Image{}) {
+		config.Image = f.config.Image
+	}
 	number := f.guests.Add(1) - 1
 	if number >= maxGuests || config.Ports < 1 || config.Ports > f.config.Networks {
 		return nil, nil, fmt.Errorf("plan vm %s: it is number %d and has %d ports", config.Name, number, config.Ports)
@@ -100,7 +105,7 @@ func (f *Fleet) Plan(config GuestConfig) (*Guest, *godwitv1.CreateVMRequest, err
 		spec.Ports = append(spec.Ports, message)
 	}
 	spec.Boot = &godwitv1.Boot{
-		Kernel: f.config.Image.Kernel, Initrd: f.config.Image.Initrd, Cmdline: args.CommandLine(),
+		Kernel: config.Image.Kernel, Initrd: config.Image.Initrd, Cmdline: args.CommandLine(),
 	}
 	return g, &godwitv1.CreateVMRequest{Name: config.Name, Spec: spec, Host: config.Host}, nil
 }

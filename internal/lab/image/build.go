@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"godwit.dev/godwit/internal/durable"
@@ -65,14 +66,57 @@ func BuildFor(cache, dir, program string, modules ...string) (Image, error) {
 // BuildWith makes in dir the image that Build makes, with programs of this machine added:
 // each is at the same path there, with the shared libraries that it loads.
 func BuildWith(ctx context.Context, cache, dir string, programs ...string) (Image, error) {
-	var files []string
+	paths := slices.Clone(programs)
 	for _, program := range programs {
 		libraries, err := librariesOf(ctx, program)
 		if err != nil {
 			return Image{}, err
 		}
-		files = append(append(files, program), libraries...)
+		paths = append(paths, libraries...)
 	}
+	var files []file
+	for _, path := range paths {
+		files = append(files, file{at: path, from: path})
+	}
+	return buildGuest(ctx, cache, dir, files)
+}
+
+// BuildFrom makes in dir the image that Build makes, with parts of a Debian added that is
+// unpacked in the folder root, an absolute path: programs, each with the shared libraries that it loads, and
+// whole folders. They are at the same paths there as in root.
+func BuildFrom(ctx context.Context, cache, dir, root string, programs, folders []string) (Image, error) {
+	paths := slices.Clone(programs)
+	for _, program := range programs {
+		libraries, err := librariesIn(ctx, root, program)
+		if err != nil {
+			return Image{}, err
+		}
+		paths = append(paths, libraries...)
+	}
+	for _, folder := range folders {
+		err := filepath.WalkDir(filepath.Join(root, folder), func(path string, entry fs.DirEntry, err error) error {
+			if err == nil && !entry.IsDir() {
+				paths = append(paths, strings.TrimPrefix(path, root))
+			}
+			return err
+		})
+		if err != nil {
+			return Image{}, err
+		}
+	}
+	var files []file
+	for _, path := range paths {
+		from, err := resolve(root, path)
+		if err != nil {
+			return Image{}, err
+		}
+		files = append(files, file{at: path, from: from})
+	}
+	return buildGuest(ctx, cache, dir, files)
+}
+
+// buildGuest makes an image of the lab's guest in dir, with more files.
+func buildGuest(ctx context.Context, cache, dir string, files []file) (Image, error) {
 	init, err := compile(ctx, dir)
 	if err != nil {
 		return Image{}, err
@@ -81,7 +125,7 @@ func BuildWith(ctx context.Context, cache, dir string, programs ...string) (Imag
 }
 
 // build puts an image into dir, but for the kernel.
-func build(cache, dir string, init []byte, modules, files []string) (Image, error) {
+func build(cache, dir string, init []byte, modules []string, files []file) (Image, error) {
 	tree := filepath.Join(cache, "kernel")
 	kernel, err := only(filepath.Join(tree, "boot", "vmlinuz-*"))
 	if err != nil {
@@ -96,8 +140,8 @@ func build(cache, dir string, init []byte, modules, files []string) (Image, erro
 }
 
 // pack gives the initramfs, uncompressed: an emulated CPU copies it faster than it
-// unpacks it. The files are this machine's, at the same paths.
-func pack(tree string, program []byte, modules, files []string) (initrd []byte, err error) {
+// unpacks it.
+func pack(tree string, program []byte, modules []string, files []file) (initrd []byte, err error) {
 	var out bytes.Buffer
 	a := archive{w: &out}
 	write := func(name string, mode uint32, content []byte) {

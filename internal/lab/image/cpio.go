@@ -35,12 +35,15 @@ func (a *archive) add(name string, mode uint32, content []byte) error {
 	return a.write(content)
 }
 
-// addFiles adds files of this machine, which have absolute paths, and the folders that
-// they are in. What is named twice is added once.
-func (a *archive) addFiles(paths []string) error {
+// file is a file of this machine, and its absolute path in the archive.
+type file struct{ at, from string }
+
+// addFiles adds files, and the folders that they are in. What is named twice is added
+// once.
+func (a *archive) addFiles(files []file) error {
 	var folders []string
-	for _, path := range paths {
-		for folder := filepath.Dir(path); folder != "/"; folder = filepath.Dir(folder) {
+	for _, f := range files {
+		for folder := filepath.Dir(f.at); folder != "/"; folder = filepath.Dir(folder) {
 			folders = append(folders, folder)
 		}
 	}
@@ -50,12 +53,13 @@ func (a *archive) addFiles(paths []string) error {
 			return err
 		}
 	}
-	for _, path := range slices.Compact(slices.Sorted(slices.Values(paths))) {
-		content, err := os.ReadFile(path)
+	files = slices.SortedFunc(slices.Values(files), func(a, b file) int { return strings.Compare(a.at, b.at) })
+	for _, f := range slices.CompactFunc(files, func(a, b file) bool { return a.at == b.at }) {
+		content, err := os.ReadFile(f.from)
 		if err != nil {
 			return err
 		}
-		if err := a.add(strings.TrimPrefix(path, "/"), modeExecutable, content); err != nil {
+		if err := a.add(strings.TrimPrefix(f.at, "/"), modeExecutable, content); err != nil {
 			return err
 		}
 	}

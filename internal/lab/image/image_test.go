@@ -66,6 +66,46 @@ func TestBuildWithPrograms(t *testing.T) {
 	}
 }
 
+// What BuildFrom adds is of a Debian in a folder, whose own loader is named by an absolute
+// link there.
+func TestBuildFromADebian(t *testing.T) {
+	cache, err := CacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err := BuildWith(t.Context(), cache, t.TempDir(), "/bin/cat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	debian := t.TempDir()
+	unpack(t, img.Initrd, debian)
+	const own = "/lib/x86_64-linux-gnu/ld.so"
+	if err := os.Rename(filepath.Join(debian, loader), filepath.Join(debian, own)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(own, filepath.Join(debian, loader)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Join(debian, "usr/include/sys"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(debian, "usr/include/sys/a.h"), []byte("of Debian"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if img, err = BuildFrom(t.Context(), cache, t.TempDir(), debian, []string{"/bin/cat"}, []string{"/usr/include"}); err != nil {
+		t.Fatal(err)
+	}
+	root := t.TempDir()
+	unpack(t, img.Initrd, root)
+	inside := exec.CommandContext(t.Context(), "chroot", root, "/bin/cat", "/usr/include/sys/a.h")
+	if text, err := inside.CombinedOutput(); err != nil || string(text) != "of Debian" {
+		t.Errorf("cat in the image says %q: %v", text, err)
+	}
+	if _, err := BuildFrom(t.Context(), cache, t.TempDir(), debian, []string{"/bin/dog"}, nil); err == nil {
+		t.Error("a program that is not there is in an image")
+	}
+}
+
 // unpack puts what is in an archive into a folder. Whatever is not below a folder that
 // came before it cannot be made, as in the kernel.
 func unpack(t *testing.T, archive, root string) {
