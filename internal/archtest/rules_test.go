@@ -61,7 +61,7 @@ var imports = map[string][]string{
 	"internal/lab/pid1":     {},
 	"internal/lab/witness":  {},
 	"internal/lab/probe":    {"internal/lab/witness"},
-	"internal/lab/zoo":      {"internal/lab/image", "internal/lab/witness"},
+	"internal/lab/zoo":      {"internal/fleet", "internal/lab/image", "internal/lab/witness"},
 	"internal/lab/etcd":     {}, // a program
 	"internal/lab/etcdtls":  {},
 	"internal/lab/fleetlab": {"api", "internal/fleet", "internal/lab"}, // a whole fleet in a lab

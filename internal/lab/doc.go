@@ -12,6 +12,9 @@
 // of labs run side by side. The namespace that the lab is started from gets
 // no interface, route or rule.
 //
+// The guests that are moved in it are those of package image, and package zoo names what
+// they can be given to do.
+//
 // # What is removed, and when
 //
 // Close removes everything: it kills each process whose network namespace is

@@ -8,6 +8,8 @@
 //	guest/vmlinuz  the kernel
 //	guest/initrd   the initramfs
 //
+//	zoo/root       unpacked packages, for BuildFrom (put there by scripts/setup zoo)
+//
 // Build is idempotent and replaces files by renaming, so guests that are being
 // started meanwhile see a whole image, old or new. Two Builds at once are
 // harmless.

@@ -17,6 +17,16 @@
 // names the last disk record that was acknowledged, so that a client knows
 // which must be on the disk, whatever becomes of the guest.
 //
+// # Load
+//
+// A Load is the work that a guest does beside: on its memory, in a Redis, or with a
+// compiler. It is given on the kernel's command line or by OpLoad, and replaces the one
+// before when all is ready for it: the set is filled and the server runs. Memory that a
+// load once had stays the guest's until a load of another kind comes, so that a change
+// writes no more than the new load does. A load that can't go on is ended, and the
+// report says why. Package load has when which page is written, and package zoo the
+// loads that migrations are tried with.
+//
 // # Ownership
 //
 // ServeUDP, ServeTCP and ServeControl take over what they are given and close
