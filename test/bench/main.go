@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -36,6 +37,7 @@ type options struct {
 	memory   fleet.Bytes
 	dirtyMiB int      // that a guest writes in a second
 	mbit     int      // a second, of a TCP flow
+	workload string   // pattern of names, of the zoo
 	serve    []string // that plain QEMU's guest runs
 	image    image.Image
 }
@@ -47,7 +49,7 @@ type benchmark struct {
 	run  func(context.Context, options) error
 }
 
-var benchmarks = [...]benchmark{{"handover", runHandover}, {"client", runClient}, {"volume", runVolume}, {"disk", runDisk}, {"tcp", runTCP}}
+var benchmarks = [...]benchmark{{"handover", runHandover}, {"client", runClient}, {"volume", runVolume}, {"disk", runDisk}, {"tcp", runTCP}, {"forecast", runForecast}}
 
 // usual is how many of the benchmarks run unless some are named.
 const usual = 2
@@ -96,15 +98,16 @@ func execute(ctx context.Context, args []string) error {
 func (o *options) parse(args []string) (chosen []benchmark, err error) {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.Usage = func() {
-		fmt.Fprint(flags.Output(), "usage: bench [flags] [handover] [client] [volume] [disk] [tcp]\n")
+		fmt.Fprint(flags.Output(), "usage: bench [flags] [handover] [client] [volume] [disk] [tcp] [forecast]\n")
 		flags.PrintDefaults()
 	}
-	flags.IntVar(&o.runs, "runs", 0, "how many pairs, migrations of each case, or rounds of it; 0 is 10, 20, 3, 6 and 3")
+	flags.IntVar(&o.runs, "runs", 0, "how many pairs, migrations of each case, or rounds of it; 0 is 10, 20, 3, 6, 3 and 3")
 	flags.StringVar(&o.godwit, "godwit", "bin/godwit", "the godwit program")
 	flags.StringVar(&o.out, "out", "out", "folder for the figures")
 	flags.TextVar(&o.memory, "memory", o.memory, "a VM's memory")
 	flags.IntVar(&o.dirtyMiB, "dirty", 0, "MiB that a guest writes in a second")
 	flags.IntVar(&o.mbit, "mbit", 0, "limit of a TCP flow in Mbit/s; 0 is none")
+	flags.StringVar(&o.workload, "workload", "*", "pattern of names of the zoo's guests")
 	var names []string
 	for {
 		if err := flags.Parse(args); err != nil {
@@ -117,6 +120,9 @@ func (o *options) parse(args []string) (chosen []benchmark, err error) {
 	}
 	if o.runs < 0 || o.mbit < 0 {
 		return nil, fmt.Errorf("%d runs, flows of %d Mbit/s", o.runs, o.mbit)
+	}
+	if _, err := path.Match(o.workload, ""); err != nil {
+		return nil, fmt.Errorf("%q: %w", o.workload, err)
 	}
 	if err := o.load().Valid(); err != nil {
 		return nil, err
