@@ -243,6 +243,8 @@ func TestRulesAreBroken(t *testing.T) {
 		"etcd":             {"internal/server/x.go", `import "go.etcd.io/etcd/client/v3"`, "belongs to"},
 		"etcd in a test":   {"internal/server/x_test.go", `import "go.etcd.io/etcd/client/v3"`, "belongs to"},
 		"netlink":          {"internal/agent/x.go", `import "github.com/vishvananda/netlink"`, "belongs to"},
+		"compression":      {"internal/agent/x.go", `import "github.com/klauspost/compress/zstd"`, "belongs to"},
+		"sampling":         {"internal/pagesample/x.go", `import "godwit.dev/godwit/internal/qemu"`, "may import only"},
 		"plots":            {"internal/server/x.go", `import "gonum.org/v1/plot/vg"`, "belongs to"},
 		"init":             {"internal/agent/x.go", `func init() {}`, "init function"},
 		"new package":      {"internal/helper/x.go", ``, "no place"},

@@ -24,7 +24,8 @@ var imports = map[string][]string{
 	"internal/store":   {"internal/fleet", "internal/migration"},
 	"internal/pki":     {"internal/durable", "internal/fleet"},
 
-	"internal/localdisk": {"internal/durable", "internal/fleet"},
+	"internal/localdisk":  {"internal/durable", "internal/fleet"},
+	"internal/pagesample": {"internal/fleet"},
 
 	// Of files and processes, whatever they are for.
 	"internal/durable":   {},
@@ -49,7 +50,7 @@ var imports = map[string][]string{
 
 	// The long-running programs.
 	"internal/agent": {"api", "internal/durable", "internal/fleet", "internal/migration", "internal/wire",
-		"internal/imagelock", "internal/qmp", "internal/qemu", "internal/network", "internal/volume", "internal/localdisk", "internal/pledge", "internal/pki"},
+		"internal/imagelock", "internal/qmp", "internal/qemu", "internal/network", "internal/volume", "internal/localdisk", "internal/pagesample", "internal/pledge", "internal/pki"},
 	"internal/server": {"api", "internal/durable", "internal/fleet", "internal/migration", "internal/predict", "internal/placement",
 		"internal/campaign", "internal/wire", "internal/store", "internal/reconcile", "internal/lifecycle", "internal/leases", "internal/pki"},
 	"internal/volumeserver": {"api", "internal/fleet", "internal/wire", "internal/volume", "internal/pki"},
@@ -122,6 +123,7 @@ var owners = map[string][]string{
 	"google.golang.org/grpc":     {"internal/store"}, // etcd's errors
 	"github.com/anishathalye/":   {"internal/sim/check"},
 	"gonum.org/v1/plot":          {"test", "internal/cli"},
+	"github.com/klauspost/":      {"internal/pagesample"},
 	"github.com/prometheus/":     {"internal/agent", "internal/server", "internal/cli"},
 }
 
