@@ -103,3 +103,20 @@ func TestLastWords(t *testing.T) {
 		t.Errorf("%q, want %q", got, want)
 	}
 }
+
+// What QEMU 7.2 and 10.0 answer to gpa2hva, and what no answer is.
+func TestParsePlace(t *testing.T) {
+	for answer, want := range map[string]hostPlace{
+		"Host virtual address for 0x100000 (pc.ram) is 0x7f2e6bf00000\r\n": {"pc.ram", 0x7f2e6bf00000},
+		"Host virtual address for 0x0 (pc.ram) is 0x7f2e6be00000":          {"pc.ram", 0x7f2e6be00000},
+		"No memory is mapped at address 0x40000000\r\n":                    {},
+		"Memory at address 0xfee00000is not RAM\r\n":                       {},
+		"unknown command: 'gpa2hva'\r\n":                                   {},
+		"Host virtual address for 0x0 (pc.ram) is 0x17f2e6be000000000":     {},
+		"": {},
+	} {
+		if got, known := parsePlace(answer); got != want || known != (want != hostPlace{}) {
+			t.Errorf("%q: %v, %v", answer, got, known)
+		}
+	}
+}

@@ -94,6 +94,13 @@ func SystemReset(ctx context.Context, e Executor) error {
 	return e.Execute(ctx, "system_reset", nil, nil)
 }
 
+// HumanMonitorCommand executes human-monitor-command.
+func HumanMonitorCommand(ctx context.Context, e Executor, args HumanMonitorCommandArgs) (string, error) {
+	var result string
+	err := e.Execute(ctx, "human-monitor-command", args, &result)
+	return result, err
+}
+
 // Migrate executes migrate.
 func Migrate(ctx context.Context, e Executor, args MigrateArgs) error {
 	return e.Execute(ctx, "migrate", args, nil)
@@ -405,6 +412,12 @@ type QueryCPUModelExpansionResult struct {
 type QueryKVMResult struct {
 	Enabled bool `json:"enabled"`
 	Present bool `json:"present"`
+}
+
+// HumanMonitorCommandArgs is the structure at human-monitor-command.
+type HumanMonitorCommandArgs struct {
+	CommandLine string `json:"command-line"`
+	CPUIndex    *int64 `json:"cpu-index,omitempty"`
 }
 
 // MigrateArgsChannelsAddr is the structure at migrate.channels.addr.
