@@ -77,6 +77,7 @@ func (c *Client) Close() { c.doer.CloseIdleConnections() }
 type Peer struct {
 	godwitv1connect.PeerServiceClient
 	Console godwitv1connect.ConsoleServiceClient
+	Measure godwitv1connect.MeasureServiceClient
 	doer    *http.Client
 }
 
@@ -89,6 +90,7 @@ func DialPeer(config Config) (*Peer, error) {
 	return &Peer{
 		PeerServiceClient: godwitv1connect.NewPeerServiceClient(doer, base, options),
 		Console:           godwitv1connect.NewConsoleServiceClient(doer, base, options),
+		Measure:           godwitv1connect.NewMeasureServiceClient(doer, base, options),
 		doer:              doer,
 	}, nil
 }

@@ -67,7 +67,8 @@ type Agent struct {
 	disks       *localdisk.Store
 	disksMarked chan struct{} // that one of its copies is old
 
-	shows chan struct{} // those that are under way
+	// Those that are under way, as many as each may be.
+	shows, measures, probes chan struct{}
 
 	mu       sync.Mutex
 	machines map[machineKey]*machine
@@ -95,6 +96,7 @@ func New(ctx context.Context, config Config) (*Agent, error) {
 		config: config, lock: lock, servers: newServers(config.Servers, config.Dial),
 		log: config.Log, process: rand.Text(), machines: map[machineKey]*machine{}, marked: make(chan struct{}, 1),
 		volumes: newVolumeClients(config.Keeper), disksMarked: make(chan struct{}, 1), shows: make(chan struct{}, showsMax),
+		measures: make(chan struct{}, measuresMax), probes: make(chan struct{}, probesMax),
 	}
 	if err := a.load(ctx); err != nil {
 		return nil, errors.Join(err, lock.Close())

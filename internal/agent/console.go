@@ -40,13 +40,13 @@ const (
 type consoleService struct{ agent *Agent }
 
 func (s consoleService) Read(ctx context.Context, request *godwitv1.ReadConsoleRequest, stream *connect.ServerStream[godwitv1.ReadConsoleResponse]) error {
-	m, err := s.machine(ctx, request.GetVm(), request.GetEpoch(), request.GetUid())
+	m, err := s.agent.askedFor(ctx, "use console", request.GetVm(), request.GetEpoch(), request.GetUid())
 	if err != nil {
 		return err
 	}
 	log, err := os.Open(qemu.ConsoleLog(m.dir))
 	if errors.Is(err, fs.ErrNotExist) {
-		return s.absent("read console", request.GetVm(), request.GetEpoch())
+		return s.agent.absent("read console", request.GetVm(), request.GetEpoch())
 	}
 	if err != nil {
 		return err
@@ -119,7 +119,7 @@ func (m *machine) silent() bool {
 }
 
 func (s consoleService) Write(ctx context.Context, request *godwitv1.WriteConsoleRequest) (*godwitv1.WriteConsoleResponse, error) {
-	m, err := s.machine(ctx, request.GetVm(), request.GetEpoch(), request.GetUid())
+	m, err := s.agent.askedFor(ctx, "use console", request.GetVm(), request.GetEpoch(), request.GetUid())
 	if err != nil {
 		return nil, err
 	}
@@ -129,22 +129,22 @@ func (s consoleService) Write(ctx context.Context, request *godwitv1.WriteConsol
 	return &godwitv1.WriteConsoleResponse{}, m.keys.write(ctx, m.life, qemu.ConsoleSocket(m.dir), request.GetInput())
 }
 
-// machine gives the instance that a server asks for.
-func (s consoleService) machine(ctx context.Context, vm string, epoch uint64, uid string) (*machine, error) {
+// askedFor gives the instance that a server asks for.
+func (a *Agent) askedFor(ctx context.Context, op, vm string, epoch uint64, uid string) (*machine, error) {
 	if callerOf(ctx).Kind != pki.Server {
-		return nil, &fleet.Error{Code: fleet.Denied, Op: "use console", Subject: "vm " + vm, Cause: "only servers may"}
+		return nil, &fleet.Error{Code: fleet.Denied, Op: op, Subject: "vm " + vm, Cause: "only servers may"}
 	}
-	m := s.agent.find(machineKey{fleet.VMName(vm), fleet.Epoch(epoch)})
+	m := a.find(machineKey{fleet.VMName(vm), fleet.Epoch(epoch)})
 	if m == nil || !m.mayBeOf(vm, uid) {
-		return nil, s.absent("use console", vm, epoch)
+		return nil, a.absent(op, vm, epoch)
 	}
 	return m, nil
 }
 
-func (s consoleService) absent(op, vm string, epoch uint64) error {
+func (a *Agent) absent(op, vm string, epoch uint64) error {
 	return &fleet.Error{
 		Code: fleet.NotFound, Op: op, Subject: "vm " + vm,
-		Cause: fmt.Sprintf("%s has no instance of it at epoch %d", s.agent.config.Name, epoch),
+		Cause: fmt.Sprintf("%s has no instance of it at epoch %d", a.config.Name, epoch),
 	}
 }
 

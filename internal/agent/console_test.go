@@ -16,8 +16,8 @@ import (
 	"godwit.dev/godwit/internal/wire"
 )
 
-// console gives a client of a host's consoles.
-func (h *testHost) console(caller pki.Identity) godwitv1connect.ConsoleServiceClient {
+// asPeer gives a client of a host's agent.
+func (h *testHost) asPeer(caller pki.Identity) *client.Peer {
 	h.t.Helper()
 	c, err := client.DialPeer(client.Config{
 		Server: "https://" + netip.AddrPortFrom(h.space.Addr, testPeerPort).String(),
@@ -34,7 +34,13 @@ func (h *testHost) console(caller pki.Identity) godwitv1connect.ConsoleServiceCl
 		h.t.Fatal(err)
 	}
 	h.t.Cleanup(c.Close)
-	return c.Console
+	return c
+}
+
+// console gives a client of a host's consoles.
+func (h *testHost) console(caller pki.Identity) godwitv1connect.ConsoleServiceClient {
+	h.t.Helper()
+	return h.asPeer(caller).Console
 }
 
 // listener gathers what a console says.

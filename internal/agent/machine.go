@@ -29,6 +29,8 @@ type machine struct {
 	alone chan struct{} // a migration has ended here
 	keys  keyboard      // of its serial console
 
+	measured measured // of its guest
+
 	// The worker, which is carryOut's goroutine, changes what follows with mu
 	// held. It may read record, instance and ports without; so may what it has
 	// started since and will wait for, such as a copy, of the instance. All

@@ -82,6 +82,7 @@ func (a *Agent) servePeers(ctx context.Context) {
 	options := connect.WithHandlerOptions(connect.WithInterceptors(wire.ServerInterceptor()), connect.WithReadMaxBytes(peerMessageMax))
 	mux.Handle(godwitv1connect.NewPeerServiceHandler(peerService{a}, options))
 	mux.Handle(godwitv1connect.NewConsoleServiceHandler(consoleService{a}, options))
+	mux.Handle(godwitv1connect.NewMeasureServiceHandler(measureService{a}, options))
 	server := &http.Server{
 		Handler: byCertificate(mux), TLSConfig: a.config.Keeper.ServerConfig(),
 		ReadHeaderTimeout: peerHeaderWithin, ReadTimeout: peerReadWithin, WriteTimeout: peerAnswerWithin, IdleTimeout: peerIdleMax,

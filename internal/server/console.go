@@ -183,7 +183,7 @@ func (c *consoleView) readRest(ctx context.Context) {
 
 // read sends what the owner says, from where it was left.
 func (c *consoleView) read(ctx context.Context, follow bool) error {
-	host, err := c.server.consoleOf(ctx, c.vm.Owner.Host)
+	host, err := c.server.agentOf(ctx, c.vm.Owner.Host)
 	if err != nil {
 		return err
 	}
@@ -253,7 +253,7 @@ func (v vmService) typeNow(ctx context.Context, request *godwitv1.TypeRequest) e
 			return &fleet.Error{Code: fleet.Unavailable, Op: "type", Subject: "vm " + entry.Name, Cause: "it is between two hosts", Hint: "try again"}
 		}
 	}
-	host, err := v.server.consoleOf(ctx, vm.Owner.Host)
+	host, err := v.server.agentOf(ctx, vm.Owner.Host)
 	if err != nil {
 		return err
 	}

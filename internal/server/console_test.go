@@ -3,9 +3,7 @@ package server
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"net"
-	"net/http"
 	"strings"
 	"sync"
 	"testing"
@@ -15,7 +13,6 @@ import (
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/api/godwit/v1/godwitv1connect"
 	"godwit.dev/godwit/internal/fleet"
-	"godwit.dev/godwit/internal/pki"
 	"godwit.dev/godwit/internal/store"
 	"godwit.dev/godwit/internal/wire"
 )
@@ -34,19 +31,8 @@ type fakeConsole struct {
 func (f *testFleet) serveConsole(host string, epoch fleet.Epoch) (*fakeConsole, string) {
 	f.t.Helper()
 	c := &fakeConsole{epoch: epoch, more: make(chan struct{})}
-	mux := http.NewServeMux()
-	mux.Handle(godwitv1connect.NewConsoleServiceHandler(c, connect.WithInterceptors(wire.ServerInterceptor())))
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		f.t.Fatal(err)
-	}
-	server := &http.Server{
-		Handler: mux, TLSConfig: f.keeper(pki.Identity{Kind: pki.Host, Name: host}, 0).ServerConfig(),
-		ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo),
-	}
-	go func() { _ = server.ServeTLS(listener, "", "") }()
-	f.t.Cleanup(func() { _ = server.Close() })
-	return c, listener.Addr().String()
+	path, handler := godwitv1connect.NewConsoleServiceHandler(c, connect.WithInterceptors(wire.ServerInterceptor()))
+	return c, f.serveAgent(host, path, handler)
 }
 
 func (c *fakeConsole) say(text string) {

@@ -90,7 +90,7 @@ type Server struct {
 	lifecycle  *lifecycle.Lifecycle
 	migrations *reconciler
 	foreseer   *foreseer
-	consoles   consoles
+	agents     hostAgents
 	leases     *leases.Book
 
 	// admission orders what takes addresses and capacity, so that the calls
@@ -150,7 +150,7 @@ func New(ctx context.Context, config Config) (*Server, error) {
 	if err := s.listen(ctx); err != nil {
 		return nil, err
 	}
-	s.consoles = consoles{keeper: s.certificate, dial: config.DialHost, byHost: map[fleet.HostName]*consoleClient{}}
+	s.agents = hostAgents{keeper: s.certificate, dial: config.DialHost, byHost: map[fleet.HostName]*hostAgent{}}
 	s.leader = newLeader(s.advertised())
 	s.mirror.leaderChanged = s.leader.noticed
 	return s, nil

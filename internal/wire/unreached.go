@@ -37,8 +37,12 @@ func unreached(coded *connect.Error, server string) error {
 		}
 	}
 	if coded.Code() != connect.CodeUnavailable {
+		code := fleet.Internal
+		if coded.Code() == connect.CodeUnimplemented { // it answers, and does not know the call
+			code = fleet.Unsupported
+		}
 		return &fleet.Error{
-			Code:    fleet.Internal,
+			Code:    code,
 			Op:      "call",
 			Subject: theServer(server),
 			Cause:   coded.Message(),

@@ -22,6 +22,525 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type MeasureGuestRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Vm    string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	Epoch uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Uid   string                 `protobuf:"bytes,3,opt,name=uid,proto3" json:"uid,omitempty"`
+	// In whole seconds from 1 to 8: others are rounded up or brought there.
+	SpanMs        int64 `protobuf:"varint,4,opt,name=span_ms,json=spanMs,proto3" json:"span_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MeasureGuestRequest) Reset() {
+	*x = MeasureGuestRequest{}
+	mi := &file_godwit_v1_agent_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MeasureGuestRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MeasureGuestRequest) ProtoMessage() {}
+
+func (x *MeasureGuestRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_agent_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MeasureGuestRequest.ProtoReflect.Descriptor instead.
+func (*MeasureGuestRequest) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *MeasureGuestRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *MeasureGuestRequest) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *MeasureGuestRequest) GetUid() string {
+	if x != nil {
+		return x.Uid
+	}
+	return ""
+}
+
+func (x *MeasureGuestRequest) GetSpanMs() int64 {
+	if x != nil {
+		return x.SpanMs
+	}
+	return 0
+}
+
+type MeasureGuestResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "sample": the agent looked at a sample of the pages; "qemu": QEMU did, which knows
+	// of the curve alone.
+	Method    string                 `protobuf:"bytes,1,opt,name=method,proto3" json:"method,omitempty"`
+	Began     *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=began,proto3" json:"began,omitempty"`
+	SpanUs    int64                  `protobuf:"varint,3,opt,name=span_us,json=spanUs,proto3" json:"span_us,omitempty"`
+	PageBytes uint64                 `protobuf:"varint,4,opt,name=page_bytes,json=pageBytes,proto3" json:"page_bytes,omitempty"`
+	Pages     uint64                 `protobuf:"varint,5,opt,name=pages,proto3" json:"pages,omitempty"`
+	// How many pages were looked at; 0 if QEMU did.
+	SampledPages uint32 `protobuf:"varint,6,opt,name=sampled_pages,json=sampledPages,proto3" json:"sampled_pages,omitempty"`
+	// The shortest period first.
+	Curve []*DirtyPoint `protobuf:"bytes,7,rep,name=curve,proto3" json:"curve,omitempty"`
+	// Shares of all pages: that are zero, of these those that were never touched, and
+	// those that were in swap and not looked at.
+	ZeroShare      float64 `protobuf:"fixed64,8,opt,name=zero_share,json=zeroShare,proto3" json:"zero_share,omitempty"`
+	UntouchedShare float64 `protobuf:"fixed64,9,opt,name=untouched_share,json=untouchedShare,proto3" json:"untouched_share,omitempty"`
+	SwappedShare   float64 `protobuf:"fixed64,10,opt,name=swapped_share,json=swappedShare,proto3" json:"swapped_share,omitempty"`
+	// What is left of the other pages' bytes when they are compressed by zstd at its
+	// fastest; 0 if there are none.
+	CompressedShare float64 `protobuf:"fixed64,11,opt,name=compressed_share,json=compressedShare,proto3" json:"compressed_share,omitempty"`
+	// What it took of a processor of the host.
+	CpuUs         int64 `protobuf:"varint,12,opt,name=cpu_us,json=cpuUs,proto3" json:"cpu_us,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MeasureGuestResponse) Reset() {
+	*x = MeasureGuestResponse{}
+	mi := &file_godwit_v1_agent_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MeasureGuestResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MeasureGuestResponse) ProtoMessage() {}
+
+func (x *MeasureGuestResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_agent_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MeasureGuestResponse.ProtoReflect.Descriptor instead.
+func (*MeasureGuestResponse) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *MeasureGuestResponse) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *MeasureGuestResponse) GetBegan() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Began
+	}
+	return nil
+}
+
+func (x *MeasureGuestResponse) GetSpanUs() int64 {
+	if x != nil {
+		return x.SpanUs
+	}
+	return 0
+}
+
+func (x *MeasureGuestResponse) GetPageBytes() uint64 {
+	if x != nil {
+		return x.PageBytes
+	}
+	return 0
+}
+
+func (x *MeasureGuestResponse) GetPages() uint64 {
+	if x != nil {
+		return x.Pages
+	}
+	return 0
+}
+
+func (x *MeasureGuestResponse) GetSampledPages() uint32 {
+	if x != nil {
+		return x.SampledPages
+	}
+	return 0
+}
+
+func (x *MeasureGuestResponse) GetCurve() []*DirtyPoint {
+	if x != nil {
+		return x.Curve
+	}
+	return nil
+}
+
+func (x *MeasureGuestResponse) GetZeroShare() float64 {
+	if x != nil {
+		return x.ZeroShare
+	}
+	return 0
+}
+
+func (x *MeasureGuestResponse) GetUntouchedShare() float64 {
+	if x != nil {
+		return x.UntouchedShare
+	}
+	return 0
+}
+
+func (x *MeasureGuestResponse) GetSwappedShare() float64 {
+	if x != nil {
+		return x.SwappedShare
+	}
+	return 0
+}
+
+func (x *MeasureGuestResponse) GetCompressedShare() float64 {
+	if x != nil {
+		return x.CompressedShare
+	}
+	return 0
+}
+
+func (x *MeasureGuestResponse) GetCpuUs() int64 {
+	if x != nil {
+		return x.CpuUs
+	}
+	return 0
+}
+
+// DirtyPoint tells how many distinct pages are changed within a period.
+type DirtyPoint struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As it was measured, the mean of the windows.
+	PeriodUs int64   `protobuf:"varint,1,opt,name=period_us,json=periodUs,proto3" json:"period_us,omitempty"`
+	Pages    float64 `protobuf:"fixed64,2,opt,name=pages,proto3" json:"pages,omitempty"`
+	// The standard deviation between the windows; 0 if there is one.
+	PagesDeviation float64 `protobuf:"fixed64,3,opt,name=pages_deviation,json=pagesDeviation,proto3" json:"pages_deviation,omitempty"`
+	// They may overlap.
+	Windows uint32 `protobuf:"varint,4,opt,name=windows,proto3" json:"windows,omitempty"`
+	// The standard error by which a sample of this size is off, alike in all windows.
+	PagesSamplingError float64 `protobuf:"fixed64,5,opt,name=pages_sampling_error,json=pagesSamplingError,proto3" json:"pages_sampling_error,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *DirtyPoint) Reset() {
+	*x = DirtyPoint{}
+	mi := &file_godwit_v1_agent_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DirtyPoint) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DirtyPoint) ProtoMessage() {}
+
+func (x *DirtyPoint) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_agent_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DirtyPoint.ProtoReflect.Descriptor instead.
+func (*DirtyPoint) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *DirtyPoint) GetPeriodUs() int64 {
+	if x != nil {
+		return x.PeriodUs
+	}
+	return 0
+}
+
+func (x *DirtyPoint) GetPages() float64 {
+	if x != nil {
+		return x.Pages
+	}
+	return 0
+}
+
+func (x *DirtyPoint) GetPagesDeviation() float64 {
+	if x != nil {
+		return x.PagesDeviation
+	}
+	return 0
+}
+
+func (x *DirtyPoint) GetWindows() uint32 {
+	if x != nil {
+		return x.Windows
+	}
+	return 0
+}
+
+func (x *DirtyPoint) GetPagesSamplingError() float64 {
+	if x != nil {
+		return x.PagesSamplingError
+	}
+	return 0
+}
+
+type MeasureLinkRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The other host, and where its agent listens.
+	Host          string `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	Address       string `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	PeerPort      uint32 `protobuf:"varint,3,opt,name=peer_port,json=peerPort,proto3" json:"peer_port,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MeasureLinkRequest) Reset() {
+	*x = MeasureLinkRequest{}
+	mi := &file_godwit_v1_agent_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MeasureLinkRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MeasureLinkRequest) ProtoMessage() {}
+
+func (x *MeasureLinkRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_agent_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MeasureLinkRequest.ProtoReflect.Descriptor instead.
+func (*MeasureLinkRequest) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *MeasureLinkRequest) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *MeasureLinkRequest) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *MeasureLinkRequest) GetPeerPort() uint32 {
+	if x != nil {
+		return x.PeerPort
+	}
+	return 0
+}
+
+type MeasureLinkResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of one connection with TLS, after its begin.
+	BytesPerSecond float64 `protobuf:"fixed64,1,opt,name=bytes_per_second,json=bytesPerSecond,proto3" json:"bytes_per_second,omitempty"`
+	// All that was taken there, and within which time.
+	Bytes         uint64 `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	TookUs        int64  `protobuf:"varint,3,opt,name=took_us,json=tookUs,proto3" json:"took_us,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MeasureLinkResponse) Reset() {
+	*x = MeasureLinkResponse{}
+	mi := &file_godwit_v1_agent_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MeasureLinkResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MeasureLinkResponse) ProtoMessage() {}
+
+func (x *MeasureLinkResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_agent_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MeasureLinkResponse.ProtoReflect.Descriptor instead.
+func (*MeasureLinkResponse) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *MeasureLinkResponse) GetBytesPerSecond() float64 {
+	if x != nil {
+		return x.BytesPerSecond
+	}
+	return 0
+}
+
+func (x *MeasureLinkResponse) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *MeasureLinkResponse) GetTookUs() int64 {
+	if x != nil {
+		return x.TookUs
+	}
+	return 0
+}
+
+type ProbeLinkRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most 32 KiB.
+	Filling       []byte `protobuf:"bytes,1,opt,name=filling,proto3" json:"filling,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProbeLinkRequest) Reset() {
+	*x = ProbeLinkRequest{}
+	mi := &file_godwit_v1_agent_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProbeLinkRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProbeLinkRequest) ProtoMessage() {}
+
+func (x *ProbeLinkRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_agent_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProbeLinkRequest.ProtoReflect.Descriptor instead.
+func (*ProbeLinkRequest) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ProbeLinkRequest) GetFilling() []byte {
+	if x != nil {
+		return x.Filling
+	}
+	return nil
+}
+
+type ProbeLinkResponse struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	BytesPerSecond float64                `protobuf:"fixed64,1,opt,name=bytes_per_second,json=bytesPerSecond,proto3" json:"bytes_per_second,omitempty"`
+	Bytes          uint64                 `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	TookUs         int64                  `protobuf:"varint,3,opt,name=took_us,json=tookUs,proto3" json:"took_us,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *ProbeLinkResponse) Reset() {
+	*x = ProbeLinkResponse{}
+	mi := &file_godwit_v1_agent_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProbeLinkResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProbeLinkResponse) ProtoMessage() {}
+
+func (x *ProbeLinkResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_agent_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProbeLinkResponse.ProtoReflect.Descriptor instead.
+func (*ProbeLinkResponse) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ProbeLinkResponse) GetBytesPerSecond() float64 {
+	if x != nil {
+		return x.BytesPerSecond
+	}
+	return 0
+}
+
+func (x *ProbeLinkResponse) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *ProbeLinkResponse) GetTookUs() int64 {
+	if x != nil {
+		return x.TookUs
+	}
+	return 0
+}
+
 type ReadConsoleRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Vm    string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
@@ -39,7 +558,7 @@ type ReadConsoleRequest struct {
 
 func (x *ReadConsoleRequest) Reset() {
 	*x = ReadConsoleRequest{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[0]
+	mi := &file_godwit_v1_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -51,7 +570,7 @@ func (x *ReadConsoleRequest) String() string {
 func (*ReadConsoleRequest) ProtoMessage() {}
 
 func (x *ReadConsoleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[0]
+	mi := &file_godwit_v1_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -64,7 +583,7 @@ func (x *ReadConsoleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadConsoleRequest.ProtoReflect.Descriptor instead.
 func (*ReadConsoleRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{0}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ReadConsoleRequest) GetVm() string {
@@ -120,7 +639,7 @@ type ReadConsoleResponse struct {
 
 func (x *ReadConsoleResponse) Reset() {
 	*x = ReadConsoleResponse{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[1]
+	mi := &file_godwit_v1_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -132,7 +651,7 @@ func (x *ReadConsoleResponse) String() string {
 func (*ReadConsoleResponse) ProtoMessage() {}
 
 func (x *ReadConsoleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[1]
+	mi := &file_godwit_v1_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -145,7 +664,7 @@ func (x *ReadConsoleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadConsoleResponse.ProtoReflect.Descriptor instead.
 func (*ReadConsoleResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{1}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ReadConsoleResponse) GetOutput() []byte {
@@ -174,7 +693,7 @@ type WriteConsoleRequest struct {
 
 func (x *WriteConsoleRequest) Reset() {
 	*x = WriteConsoleRequest{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[2]
+	mi := &file_godwit_v1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -186,7 +705,7 @@ func (x *WriteConsoleRequest) String() string {
 func (*WriteConsoleRequest) ProtoMessage() {}
 
 func (x *WriteConsoleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[2]
+	mi := &file_godwit_v1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -199,7 +718,7 @@ func (x *WriteConsoleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteConsoleRequest.ProtoReflect.Descriptor instead.
 func (*WriteConsoleRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{2}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *WriteConsoleRequest) GetVm() string {
@@ -238,7 +757,7 @@ type WriteConsoleResponse struct {
 
 func (x *WriteConsoleResponse) Reset() {
 	*x = WriteConsoleResponse{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[3]
+	mi := &file_godwit_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -250,7 +769,7 @@ func (x *WriteConsoleResponse) String() string {
 func (*WriteConsoleResponse) ProtoMessage() {}
 
 func (x *WriteConsoleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[3]
+	mi := &file_godwit_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -263,7 +782,7 @@ func (x *WriteConsoleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteConsoleResponse.ProtoReflect.Descriptor instead.
 func (*WriteConsoleResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{3}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 type ShowInstanceRequest struct {
@@ -277,7 +796,7 @@ type ShowInstanceRequest struct {
 
 func (x *ShowInstanceRequest) Reset() {
 	*x = ShowInstanceRequest{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[4]
+	mi := &file_godwit_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -289,7 +808,7 @@ func (x *ShowInstanceRequest) String() string {
 func (*ShowInstanceRequest) ProtoMessage() {}
 
 func (x *ShowInstanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[4]
+	mi := &file_godwit_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -302,7 +821,7 @@ func (x *ShowInstanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowInstanceRequest.ProtoReflect.Descriptor instead.
 func (*ShowInstanceRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{4}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ShowInstanceRequest) GetVm() string {
@@ -337,7 +856,7 @@ type ShowInstanceResponse struct {
 
 func (x *ShowInstanceResponse) Reset() {
 	*x = ShowInstanceResponse{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[5]
+	mi := &file_godwit_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -349,7 +868,7 @@ func (x *ShowInstanceResponse) String() string {
 func (*ShowInstanceResponse) ProtoMessage() {}
 
 func (x *ShowInstanceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[5]
+	mi := &file_godwit_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -362,7 +881,7 @@ func (x *ShowInstanceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowInstanceResponse.ProtoReflect.Descriptor instead.
 func (*ShowInstanceResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{5}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ShowInstanceResponse) GetImages() []*ShownImage {
@@ -394,7 +913,7 @@ type ShownImage struct {
 
 func (x *ShownImage) Reset() {
 	*x = ShownImage{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[6]
+	mi := &file_godwit_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -406,7 +925,7 @@ func (x *ShownImage) String() string {
 func (*ShownImage) ProtoMessage() {}
 
 func (x *ShownImage) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[6]
+	mi := &file_godwit_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -419,7 +938,7 @@ func (x *ShownImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShownImage.ProtoReflect.Descriptor instead.
 func (*ShownImage) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{6}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ShownImage) GetDisk() string {
@@ -462,7 +981,7 @@ type CatchUpRequest struct {
 
 func (x *CatchUpRequest) Reset() {
 	*x = CatchUpRequest{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[7]
+	mi := &file_godwit_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -474,7 +993,7 @@ func (x *CatchUpRequest) String() string {
 func (*CatchUpRequest) ProtoMessage() {}
 
 func (x *CatchUpRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[7]
+	mi := &file_godwit_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -487,7 +1006,7 @@ func (x *CatchUpRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CatchUpRequest.ProtoReflect.Descriptor instead.
 func (*CatchUpRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *CatchUpRequest) GetMigration() string {
@@ -519,7 +1038,7 @@ type CatchUpResponse struct {
 
 func (x *CatchUpResponse) Reset() {
 	*x = CatchUpResponse{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[8]
+	mi := &file_godwit_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -531,7 +1050,7 @@ func (x *CatchUpResponse) String() string {
 func (*CatchUpResponse) ProtoMessage() {}
 
 func (x *CatchUpResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[8]
+	mi := &file_godwit_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -544,7 +1063,7 @@ func (x *CatchUpResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CatchUpResponse.ProtoReflect.Descriptor instead.
 func (*CatchUpResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 type GiveUpRequest struct {
@@ -559,7 +1078,7 @@ type GiveUpRequest struct {
 
 func (x *GiveUpRequest) Reset() {
 	*x = GiveUpRequest{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[9]
+	mi := &file_godwit_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -571,7 +1090,7 @@ func (x *GiveUpRequest) String() string {
 func (*GiveUpRequest) ProtoMessage() {}
 
 func (x *GiveUpRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[9]
+	mi := &file_godwit_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -584,7 +1103,7 @@ func (x *GiveUpRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GiveUpRequest.ProtoReflect.Descriptor instead.
 func (*GiveUpRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GiveUpRequest) GetMigration() string {
@@ -618,7 +1137,7 @@ type GiveUpResponse struct {
 
 func (x *GiveUpResponse) Reset() {
 	*x = GiveUpResponse{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[10]
+	mi := &file_godwit_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -630,7 +1149,7 @@ func (x *GiveUpResponse) String() string {
 func (*GiveUpResponse) ProtoMessage() {}
 
 func (x *GiveUpResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[10]
+	mi := &file_godwit_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -643,7 +1162,7 @@ func (x *GiveUpResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GiveUpResponse.ProtoReflect.Descriptor instead.
 func (*GiveUpResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GiveUpResponse) GetRefused() bool {
@@ -666,7 +1185,7 @@ type ReturnFramesRequest struct {
 
 func (x *ReturnFramesRequest) Reset() {
 	*x = ReturnFramesRequest{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[11]
+	mi := &file_godwit_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -678,7 +1197,7 @@ func (x *ReturnFramesRequest) String() string {
 func (*ReturnFramesRequest) ProtoMessage() {}
 
 func (x *ReturnFramesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[11]
+	mi := &file_godwit_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -691,7 +1210,7 @@ func (x *ReturnFramesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReturnFramesRequest.ProtoReflect.Descriptor instead.
 func (*ReturnFramesRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ReturnFramesRequest) GetMigration() string {
@@ -731,7 +1250,7 @@ type ReturnFramesResponse struct {
 
 func (x *ReturnFramesResponse) Reset() {
 	*x = ReturnFramesResponse{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[12]
+	mi := &file_godwit_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -743,7 +1262,7 @@ func (x *ReturnFramesResponse) String() string {
 func (*ReturnFramesResponse) ProtoMessage() {}
 
 func (x *ReturnFramesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[12]
+	mi := &file_godwit_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -756,7 +1275,7 @@ func (x *ReturnFramesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReturnFramesResponse.ProtoReflect.Descriptor instead.
 func (*ReturnFramesResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ReturnFramesResponse) GetFrames() int64 {
@@ -782,7 +1301,7 @@ type SessionRequest struct {
 
 func (x *SessionRequest) Reset() {
 	*x = SessionRequest{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[13]
+	mi := &file_godwit_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -794,7 +1313,7 @@ func (x *SessionRequest) String() string {
 func (*SessionRequest) ProtoMessage() {}
 
 func (x *SessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[13]
+	mi := &file_godwit_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -807,7 +1326,7 @@ func (x *SessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionRequest.ProtoReflect.Descriptor instead.
 func (*SessionRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *SessionRequest) GetMessage() isSessionRequest_Message {
@@ -912,7 +1431,7 @@ type SessionResponse struct {
 
 func (x *SessionResponse) Reset() {
 	*x = SessionResponse{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[14]
+	mi := &file_godwit_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -924,7 +1443,7 @@ func (x *SessionResponse) String() string {
 func (*SessionResponse) ProtoMessage() {}
 
 func (x *SessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[14]
+	mi := &file_godwit_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -937,7 +1456,7 @@ func (x *SessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionResponse.ProtoReflect.Descriptor instead.
 func (*SessionResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *SessionResponse) GetMessage() isSessionResponse_Message {
@@ -1021,7 +1540,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[15]
+	mi := &file_godwit_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1033,7 +1552,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[15]
+	mi := &file_godwit_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1046,7 +1565,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Heartbeat) GetStore() *StoreMark {
@@ -1074,7 +1593,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[16]
+	mi := &file_godwit_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1086,7 +1605,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[16]
+	mi := &file_godwit_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1099,7 +1618,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Hello) GetHost() *Host {
@@ -1158,7 +1677,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[17]
+	mi := &file_godwit_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1170,7 +1689,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[17]
+	mi := &file_godwit_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1183,7 +1702,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Welcome) GetHeartbeatMs() int64 {
@@ -1222,7 +1741,7 @@ type StoreMark struct {
 
 func (x *StoreMark) Reset() {
 	*x = StoreMark{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[18]
+	mi := &file_godwit_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1234,7 +1753,7 @@ func (x *StoreMark) String() string {
 func (*StoreMark) ProtoMessage() {}
 
 func (x *StoreMark) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[18]
+	mi := &file_godwit_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1247,7 +1766,7 @@ func (x *StoreMark) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreMark.ProtoReflect.Descriptor instead.
 func (*StoreMark) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *StoreMark) GetCluster() uint64 {
@@ -1290,7 +1809,7 @@ type InstanceReport struct {
 
 func (x *InstanceReport) Reset() {
 	*x = InstanceReport{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[19]
+	mi := &file_godwit_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1302,7 +1821,7 @@ func (x *InstanceReport) String() string {
 func (*InstanceReport) ProtoMessage() {}
 
 func (x *InstanceReport) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[19]
+	mi := &file_godwit_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1315,7 +1834,7 @@ func (x *InstanceReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstanceReport.ProtoReflect.Descriptor instead.
 func (*InstanceReport) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *InstanceReport) GetVm() string {
@@ -1385,7 +1904,7 @@ type CommitRequest struct {
 
 func (x *CommitRequest) Reset() {
 	*x = CommitRequest{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[20]
+	mi := &file_godwit_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1397,7 +1916,7 @@ func (x *CommitRequest) String() string {
 func (*CommitRequest) ProtoMessage() {}
 
 func (x *CommitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[20]
+	mi := &file_godwit_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1410,7 +1929,7 @@ func (x *CommitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitRequest.ProtoReflect.Descriptor instead.
 func (*CommitRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *CommitRequest) GetMigration() string {
@@ -1450,7 +1969,7 @@ type CommitResponse struct {
 
 func (x *CommitResponse) Reset() {
 	*x = CommitResponse{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[21]
+	mi := &file_godwit_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1462,7 +1981,7 @@ func (x *CommitResponse) String() string {
 func (*CommitResponse) ProtoMessage() {}
 
 func (x *CommitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[21]
+	mi := &file_godwit_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1475,7 +1994,7 @@ func (x *CommitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitResponse.ProtoReflect.Descriptor instead.
 func (*CommitResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *CommitResponse) GetSourceStopped() bool {
@@ -1524,7 +2043,7 @@ type Instance struct {
 
 func (x *Instance) Reset() {
 	*x = Instance{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[22]
+	mi := &file_godwit_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1536,7 +2055,7 @@ func (x *Instance) String() string {
 func (*Instance) ProtoMessage() {}
 
 func (x *Instance) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[22]
+	mi := &file_godwit_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1549,7 +2068,7 @@ func (x *Instance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Instance.ProtoReflect.Descriptor instead.
 func (*Instance) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Instance) GetVm() string {
@@ -1617,7 +2136,7 @@ type PortNetwork struct {
 
 func (x *PortNetwork) Reset() {
 	*x = PortNetwork{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[23]
+	mi := &file_godwit_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1629,7 +2148,7 @@ func (x *PortNetwork) String() string {
 func (*PortNetwork) ProtoMessage() {}
 
 func (x *PortNetwork) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[23]
+	mi := &file_godwit_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1642,7 +2161,7 @@ func (x *PortNetwork) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortNetwork.ProtoReflect.Descriptor instead.
 func (*PortNetwork) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *PortNetwork) GetPort() string {
@@ -1720,7 +2239,7 @@ type Command struct {
 
 func (x *Command) Reset() {
 	*x = Command{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[24]
+	mi := &file_godwit_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1732,7 +2251,7 @@ func (x *Command) String() string {
 func (*Command) ProtoMessage() {}
 
 func (x *Command) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[24]
+	mi := &file_godwit_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1745,7 +2264,7 @@ func (x *Command) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Command.ProtoReflect.Descriptor instead.
 func (*Command) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Command) GetSubject() string {
@@ -1993,7 +2512,7 @@ type StartInstance struct {
 
 func (x *StartInstance) Reset() {
 	*x = StartInstance{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[25]
+	mi := &file_godwit_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2005,7 +2524,7 @@ func (x *StartInstance) String() string {
 func (*StartInstance) ProtoMessage() {}
 
 func (x *StartInstance) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[25]
+	mi := &file_godwit_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2018,7 +2537,7 @@ func (x *StartInstance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartInstance.ProtoReflect.Descriptor instead.
 func (*StartInstance) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *StartInstance) GetInstance() *Instance {
@@ -2054,7 +2573,7 @@ type ChangeHardware struct {
 
 func (x *ChangeHardware) Reset() {
 	*x = ChangeHardware{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[26]
+	mi := &file_godwit_v1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2066,7 +2585,7 @@ func (x *ChangeHardware) String() string {
 func (*ChangeHardware) ProtoMessage() {}
 
 func (x *ChangeHardware) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[26]
+	mi := &file_godwit_v1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2079,7 +2598,7 @@ func (x *ChangeHardware) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeHardware.ProtoReflect.Descriptor instead.
 func (*ChangeHardware) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ChangeHardware) GetVm() string {
@@ -2141,7 +2660,7 @@ type StopInstance struct {
 
 func (x *StopInstance) Reset() {
 	*x = StopInstance{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[27]
+	mi := &file_godwit_v1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2153,7 +2672,7 @@ func (x *StopInstance) String() string {
 func (*StopInstance) ProtoMessage() {}
 
 func (x *StopInstance) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[27]
+	mi := &file_godwit_v1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2166,7 +2685,7 @@ func (x *StopInstance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopInstance.ProtoReflect.Descriptor instead.
 func (*StopInstance) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *StopInstance) GetVm() string {
@@ -2201,7 +2720,7 @@ type ForgetInstance struct {
 
 func (x *ForgetInstance) Reset() {
 	*x = ForgetInstance{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[28]
+	mi := &file_godwit_v1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2213,7 +2732,7 @@ func (x *ForgetInstance) String() string {
 func (*ForgetInstance) ProtoMessage() {}
 
 func (x *ForgetInstance) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[28]
+	mi := &file_godwit_v1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2226,7 +2745,7 @@ func (x *ForgetInstance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetInstance.ProtoReflect.Descriptor instead.
 func (*ForgetInstance) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ForgetInstance) GetVm() string {
@@ -2275,7 +2794,7 @@ type RemoveDisks struct {
 
 func (x *RemoveDisks) Reset() {
 	*x = RemoveDisks{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[29]
+	mi := &file_godwit_v1_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2287,7 +2806,7 @@ func (x *RemoveDisks) String() string {
 func (*RemoveDisks) ProtoMessage() {}
 
 func (x *RemoveDisks) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[29]
+	mi := &file_godwit_v1_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2300,7 +2819,7 @@ func (x *RemoveDisks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveDisks.ProtoReflect.Descriptor instead.
 func (*RemoveDisks) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RemoveDisks) GetVm() string {
@@ -2334,7 +2853,7 @@ type PrepareTarget struct {
 
 func (x *PrepareTarget) Reset() {
 	*x = PrepareTarget{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[30]
+	mi := &file_godwit_v1_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2346,7 +2865,7 @@ func (x *PrepareTarget) String() string {
 func (*PrepareTarget) ProtoMessage() {}
 
 func (x *PrepareTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[30]
+	mi := &file_godwit_v1_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2359,7 +2878,7 @@ func (x *PrepareTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareTarget.ProtoReflect.Descriptor instead.
 func (*PrepareTarget) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *PrepareTarget) GetInstance() *Instance {
@@ -2424,7 +2943,7 @@ type StartCopy struct {
 
 func (x *StartCopy) Reset() {
 	*x = StartCopy{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[31]
+	mi := &file_godwit_v1_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2436,7 +2955,7 @@ func (x *StartCopy) String() string {
 func (*StartCopy) ProtoMessage() {}
 
 func (x *StartCopy) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[31]
+	mi := &file_godwit_v1_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2449,7 +2968,7 @@ func (x *StartCopy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartCopy.ProtoReflect.Descriptor instead.
 func (*StartCopy) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *StartCopy) GetVm() string {
@@ -2565,7 +3084,7 @@ type ResumeSource struct {
 
 func (x *ResumeSource) Reset() {
 	*x = ResumeSource{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[32]
+	mi := &file_godwit_v1_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2577,7 +3096,7 @@ func (x *ResumeSource) String() string {
 func (*ResumeSource) ProtoMessage() {}
 
 func (x *ResumeSource) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[32]
+	mi := &file_godwit_v1_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2590,7 +3109,7 @@ func (x *ResumeSource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeSource.ProtoReflect.Descriptor instead.
 func (*ResumeSource) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{32}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ResumeSource) GetVm() string {
@@ -2636,7 +3155,7 @@ type ReleaseTarget struct {
 
 func (x *ReleaseTarget) Reset() {
 	*x = ReleaseTarget{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[33]
+	mi := &file_godwit_v1_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2648,7 +3167,7 @@ func (x *ReleaseTarget) String() string {
 func (*ReleaseTarget) ProtoMessage() {}
 
 func (x *ReleaseTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[33]
+	mi := &file_godwit_v1_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2661,7 +3180,7 @@ func (x *ReleaseTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseTarget.ProtoReflect.Descriptor instead.
 func (*ReleaseTarget) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{33}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ReleaseTarget) GetVm() string {
@@ -2703,7 +3222,7 @@ type RunTarget struct {
 
 func (x *RunTarget) Reset() {
 	*x = RunTarget{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[34]
+	mi := &file_godwit_v1_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2715,7 +3234,7 @@ func (x *RunTarget) String() string {
 func (*RunTarget) ProtoMessage() {}
 
 func (x *RunTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[34]
+	mi := &file_godwit_v1_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2728,7 +3247,7 @@ func (x *RunTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunTarget.ProtoReflect.Descriptor instead.
 func (*RunTarget) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{34}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *RunTarget) GetVm() string {
@@ -2754,7 +3273,7 @@ type RetireSource struct {
 
 func (x *RetireSource) Reset() {
 	*x = RetireSource{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[35]
+	mi := &file_godwit_v1_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2766,7 +3285,7 @@ func (x *RetireSource) String() string {
 func (*RetireSource) ProtoMessage() {}
 
 func (x *RetireSource) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[35]
+	mi := &file_godwit_v1_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2779,7 +3298,7 @@ func (x *RetireSource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireSource.ProtoReflect.Descriptor instead.
 func (*RetireSource) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{35}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *RetireSource) GetVm() string {
@@ -2798,7 +3317,7 @@ type ReleaseSource struct {
 
 func (x *ReleaseSource) Reset() {
 	*x = ReleaseSource{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[36]
+	mi := &file_godwit_v1_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2810,7 +3329,7 @@ func (x *ReleaseSource) String() string {
 func (*ReleaseSource) ProtoMessage() {}
 
 func (x *ReleaseSource) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[36]
+	mi := &file_godwit_v1_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2823,7 +3342,7 @@ func (x *ReleaseSource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseSource.ProtoReflect.Descriptor instead.
 func (*ReleaseSource) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{36}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ReleaseSource) GetVm() string {
@@ -2842,7 +3361,7 @@ type FinishTarget struct {
 
 func (x *FinishTarget) Reset() {
 	*x = FinishTarget{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[37]
+	mi := &file_godwit_v1_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2854,7 +3373,7 @@ func (x *FinishTarget) String() string {
 func (*FinishTarget) ProtoMessage() {}
 
 func (x *FinishTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[37]
+	mi := &file_godwit_v1_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2867,7 +3386,7 @@ func (x *FinishTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishTarget.ProtoReflect.Descriptor instead.
 func (*FinishTarget) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{37}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *FinishTarget) GetVm() string {
@@ -2912,7 +3431,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[38]
+	mi := &file_godwit_v1_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2924,7 +3443,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[38]
+	mi := &file_godwit_v1_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2937,7 +3456,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{38}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Report) GetSubject() string {
@@ -3265,7 +3784,7 @@ type TargetPrepared struct {
 
 func (x *TargetPrepared) Reset() {
 	*x = TargetPrepared{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[39]
+	mi := &file_godwit_v1_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3277,7 +3796,7 @@ func (x *TargetPrepared) String() string {
 func (*TargetPrepared) ProtoMessage() {}
 
 func (x *TargetPrepared) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[39]
+	mi := &file_godwit_v1_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3290,7 +3809,7 @@ func (x *TargetPrepared) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetPrepared.ProtoReflect.Descriptor instead.
 func (*TargetPrepared) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{39}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *TargetPrepared) GetPort() uint32 {
@@ -3339,7 +3858,7 @@ type TargetCompared struct {
 
 func (x *TargetCompared) Reset() {
 	*x = TargetCompared{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[40]
+	mi := &file_godwit_v1_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3351,7 +3870,7 @@ func (x *TargetCompared) String() string {
 func (*TargetCompared) ProtoMessage() {}
 
 func (x *TargetCompared) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[40]
+	mi := &file_godwit_v1_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3364,7 +3883,7 @@ func (x *TargetCompared) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetCompared.ProtoReflect.Descriptor instead.
 func (*TargetCompared) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{40}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *TargetCompared) GetMachine() *Machine {
@@ -3397,7 +3916,7 @@ type CopyProgress struct {
 
 func (x *CopyProgress) Reset() {
 	*x = CopyProgress{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[41]
+	mi := &file_godwit_v1_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3409,7 +3928,7 @@ func (x *CopyProgress) String() string {
 func (*CopyProgress) ProtoMessage() {}
 
 func (x *CopyProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[41]
+	mi := &file_godwit_v1_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3422,7 +3941,7 @@ func (x *CopyProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyProgress.ProtoReflect.Descriptor instead.
 func (*CopyProgress) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{41}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *CopyProgress) GetPass() int32 {
@@ -3514,7 +4033,7 @@ type SourceStopped struct {
 
 func (x *SourceStopped) Reset() {
 	*x = SourceStopped{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[42]
+	mi := &file_godwit_v1_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3526,7 +4045,7 @@ func (x *SourceStopped) String() string {
 func (*SourceStopped) ProtoMessage() {}
 
 func (x *SourceStopped) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[42]
+	mi := &file_godwit_v1_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3539,7 +4058,7 @@ func (x *SourceStopped) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceStopped.ProtoReflect.Descriptor instead.
 func (*SourceStopped) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{42}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *SourceStopped) GetStoppedBy() string {
@@ -3578,7 +4097,7 @@ type StopReason struct {
 
 func (x *StopReason) Reset() {
 	*x = StopReason{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[43]
+	mi := &file_godwit_v1_agent_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3590,7 +4109,7 @@ func (x *StopReason) String() string {
 func (*StopReason) ProtoMessage() {}
 
 func (x *StopReason) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[43]
+	mi := &file_godwit_v1_agent_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3603,7 +4122,7 @@ func (x *StopReason) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopReason.ProtoReflect.Descriptor instead.
 func (*StopReason) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{43}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *StopReason) GetRemainingBytes() uint64 {
@@ -3651,7 +4170,7 @@ type SwitchMeasured struct {
 
 func (x *SwitchMeasured) Reset() {
 	*x = SwitchMeasured{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[44]
+	mi := &file_godwit_v1_agent_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3663,7 +4182,7 @@ func (x *SwitchMeasured) String() string {
 func (*SwitchMeasured) ProtoMessage() {}
 
 func (x *SwitchMeasured) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[44]
+	mi := &file_godwit_v1_agent_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3676,7 +4195,7 @@ func (x *SwitchMeasured) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SwitchMeasured.ProtoReflect.Descriptor instead.
 func (*SwitchMeasured) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{44}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *SwitchMeasured) GetMarks() *SourceMarks {
@@ -3737,7 +4256,7 @@ type SourceMarks struct {
 
 func (x *SourceMarks) Reset() {
 	*x = SourceMarks{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[45]
+	mi := &file_godwit_v1_agent_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3749,7 +4268,7 @@ func (x *SourceMarks) String() string {
 func (*SourceMarks) ProtoMessage() {}
 
 func (x *SourceMarks) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[45]
+	mi := &file_godwit_v1_agent_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3762,7 +4281,7 @@ func (x *SourceMarks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceMarks.ProtoReflect.Descriptor instead.
 func (*SourceMarks) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{45}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *SourceMarks) GetGateFlipped() *timestamppb.Timestamp {
@@ -3819,7 +4338,7 @@ type TargetMarks struct {
 
 func (x *TargetMarks) Reset() {
 	*x = TargetMarks{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[46]
+	mi := &file_godwit_v1_agent_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3831,7 +4350,7 @@ func (x *TargetMarks) String() string {
 func (*TargetMarks) ProtoMessage() {}
 
 func (x *TargetMarks) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[46]
+	mi := &file_godwit_v1_agent_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3844,7 +4363,7 @@ func (x *TargetMarks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetMarks.ProtoReflect.Descriptor instead.
 func (*TargetMarks) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{46}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *TargetMarks) GetLoaded() *timestamppb.Timestamp {
@@ -3883,7 +4402,7 @@ type SourceResumed struct {
 
 func (x *SourceResumed) Reset() {
 	*x = SourceResumed{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[47]
+	mi := &file_godwit_v1_agent_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3895,7 +4414,7 @@ func (x *SourceResumed) String() string {
 func (*SourceResumed) ProtoMessage() {}
 
 func (x *SourceResumed) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[47]
+	mi := &file_godwit_v1_agent_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3908,7 +4427,7 @@ func (x *SourceResumed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceResumed.ProtoReflect.Descriptor instead.
 func (*SourceResumed) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{47}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{54}
 }
 
 type TargetReleased struct {
@@ -3922,7 +4441,7 @@ type TargetReleased struct {
 
 func (x *TargetReleased) Reset() {
 	*x = TargetReleased{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[48]
+	mi := &file_godwit_v1_agent_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3934,7 +4453,7 @@ func (x *TargetReleased) String() string {
 func (*TargetReleased) ProtoMessage() {}
 
 func (x *TargetReleased) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[48]
+	mi := &file_godwit_v1_agent_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3947,7 +4466,7 @@ func (x *TargetReleased) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetReleased.ProtoReflect.Descriptor instead.
 func (*TargetReleased) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{48}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *TargetReleased) GetFramesReturned() int64 {
@@ -3973,7 +4492,7 @@ type TargetRunning struct {
 
 func (x *TargetRunning) Reset() {
 	*x = TargetRunning{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[49]
+	mi := &file_godwit_v1_agent_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3985,7 +4504,7 @@ func (x *TargetRunning) String() string {
 func (*TargetRunning) ProtoMessage() {}
 
 func (x *TargetRunning) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[49]
+	mi := &file_godwit_v1_agent_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3998,7 +4517,7 @@ func (x *TargetRunning) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetRunning.ProtoReflect.Descriptor instead.
 func (*TargetRunning) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{49}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *TargetRunning) GetMarks() *TargetMarks {
@@ -4016,7 +4535,7 @@ type SourceRetired struct {
 
 func (x *SourceRetired) Reset() {
 	*x = SourceRetired{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[50]
+	mi := &file_godwit_v1_agent_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4028,7 +4547,7 @@ func (x *SourceRetired) String() string {
 func (*SourceRetired) ProtoMessage() {}
 
 func (x *SourceRetired) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[50]
+	mi := &file_godwit_v1_agent_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4041,7 +4560,7 @@ func (x *SourceRetired) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceRetired.ProtoReflect.Descriptor instead.
 func (*SourceRetired) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{50}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{57}
 }
 
 type SourceReleased struct {
@@ -4052,7 +4571,7 @@ type SourceReleased struct {
 
 func (x *SourceReleased) Reset() {
 	*x = SourceReleased{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[51]
+	mi := &file_godwit_v1_agent_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4064,7 +4583,7 @@ func (x *SourceReleased) String() string {
 func (*SourceReleased) ProtoMessage() {}
 
 func (x *SourceReleased) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[51]
+	mi := &file_godwit_v1_agent_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4077,7 +4596,7 @@ func (x *SourceReleased) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceReleased.ProtoReflect.Descriptor instead.
 func (*SourceReleased) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{51}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{58}
 }
 
 type TargetFinished struct {
@@ -4088,7 +4607,7 @@ type TargetFinished struct {
 
 func (x *TargetFinished) Reset() {
 	*x = TargetFinished{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[52]
+	mi := &file_godwit_v1_agent_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4100,7 +4619,7 @@ func (x *TargetFinished) String() string {
 func (*TargetFinished) ProtoMessage() {}
 
 func (x *TargetFinished) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[52]
+	mi := &file_godwit_v1_agent_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4113,7 +4632,7 @@ func (x *TargetFinished) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetFinished.ProtoReflect.Descriptor instead.
 func (*TargetFinished) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{52}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{59}
 }
 
 type SourceFailed struct {
@@ -4129,7 +4648,7 @@ type SourceFailed struct {
 
 func (x *SourceFailed) Reset() {
 	*x = SourceFailed{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[53]
+	mi := &file_godwit_v1_agent_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4141,7 +4660,7 @@ func (x *SourceFailed) String() string {
 func (*SourceFailed) ProtoMessage() {}
 
 func (x *SourceFailed) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[53]
+	mi := &file_godwit_v1_agent_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4154,7 +4673,7 @@ func (x *SourceFailed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceFailed.ProtoReflect.Descriptor instead.
 func (*SourceFailed) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{53}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *SourceFailed) GetCode() string {
@@ -4201,7 +4720,7 @@ type TargetFailed struct {
 
 func (x *TargetFailed) Reset() {
 	*x = TargetFailed{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[54]
+	mi := &file_godwit_v1_agent_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4213,7 +4732,7 @@ func (x *TargetFailed) String() string {
 func (*TargetFailed) ProtoMessage() {}
 
 func (x *TargetFailed) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[54]
+	mi := &file_godwit_v1_agent_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4226,7 +4745,7 @@ func (x *TargetFailed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetFailed.ProtoReflect.Descriptor instead.
 func (*TargetFailed) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{54}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *TargetFailed) GetCode() string {
@@ -4288,7 +4807,7 @@ type HardwareChanged struct {
 
 func (x *HardwareChanged) Reset() {
 	*x = HardwareChanged{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[55]
+	mi := &file_godwit_v1_agent_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4300,7 +4819,7 @@ func (x *HardwareChanged) String() string {
 func (*HardwareChanged) ProtoMessage() {}
 
 func (x *HardwareChanged) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[55]
+	mi := &file_godwit_v1_agent_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4313,7 +4832,7 @@ func (x *HardwareChanged) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HardwareChanged.ProtoReflect.Descriptor instead.
 func (*HardwareChanged) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{55}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *HardwareChanged) GetSlot() uint32 {
@@ -4362,7 +4881,7 @@ type TargetRefused struct {
 
 func (x *TargetRefused) Reset() {
 	*x = TargetRefused{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[56]
+	mi := &file_godwit_v1_agent_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4374,7 +4893,7 @@ func (x *TargetRefused) String() string {
 func (*TargetRefused) ProtoMessage() {}
 
 func (x *TargetRefused) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[56]
+	mi := &file_godwit_v1_agent_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4387,7 +4906,7 @@ func (x *TargetRefused) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetRefused.ProtoReflect.Descriptor instead.
 func (*TargetRefused) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{56}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *TargetRefused) GetCause() string {
@@ -4407,7 +4926,7 @@ type DisksRemoved struct {
 
 func (x *DisksRemoved) Reset() {
 	*x = DisksRemoved{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[57]
+	mi := &file_godwit_v1_agent_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4419,7 +4938,7 @@ func (x *DisksRemoved) String() string {
 func (*DisksRemoved) ProtoMessage() {}
 
 func (x *DisksRemoved) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[57]
+	mi := &file_godwit_v1_agent_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4432,7 +4951,7 @@ func (x *DisksRemoved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisksRemoved.ProtoReflect.Descriptor instead.
 func (*DisksRemoved) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{57}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *DisksRemoved) GetUid() string {
@@ -4452,7 +4971,7 @@ type SourceRanOn struct {
 
 func (x *SourceRanOn) Reset() {
 	*x = SourceRanOn{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[58]
+	mi := &file_godwit_v1_agent_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4464,7 +4983,7 @@ func (x *SourceRanOn) String() string {
 func (*SourceRanOn) ProtoMessage() {}
 
 func (x *SourceRanOn) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[58]
+	mi := &file_godwit_v1_agent_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4477,7 +4996,7 @@ func (x *SourceRanOn) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceRanOn.ProtoReflect.Descriptor instead.
 func (*SourceRanOn) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{58}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *SourceRanOn) GetCause() string {
@@ -4499,7 +5018,7 @@ type AddressMap struct {
 
 func (x *AddressMap) Reset() {
 	*x = AddressMap{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[59]
+	mi := &file_godwit_v1_agent_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4511,7 +5030,7 @@ func (x *AddressMap) String() string {
 func (*AddressMap) ProtoMessage() {}
 
 func (x *AddressMap) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[59]
+	mi := &file_godwit_v1_agent_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4524,7 +5043,7 @@ func (x *AddressMap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressMap.ProtoReflect.Descriptor instead.
 func (*AddressMap) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{59}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *AddressMap) GetVersion() int64 {
@@ -4556,7 +5075,7 @@ type NetworkMap struct {
 
 func (x *NetworkMap) Reset() {
 	*x = NetworkMap{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[60]
+	mi := &file_godwit_v1_agent_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4568,7 +5087,7 @@ func (x *NetworkMap) String() string {
 func (*NetworkMap) ProtoMessage() {}
 
 func (x *NetworkMap) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[60]
+	mi := &file_godwit_v1_agent_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4581,7 +5100,7 @@ func (x *NetworkMap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkMap.ProtoReflect.Descriptor instead.
 func (*NetworkMap) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{60}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *NetworkMap) GetName() string {
@@ -4641,7 +5160,7 @@ type AddressEntry struct {
 
 func (x *AddressEntry) Reset() {
 	*x = AddressEntry{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[61]
+	mi := &file_godwit_v1_agent_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4653,7 +5172,7 @@ func (x *AddressEntry) String() string {
 func (*AddressEntry) ProtoMessage() {}
 
 func (x *AddressEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[61]
+	mi := &file_godwit_v1_agent_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4666,7 +5185,7 @@ func (x *AddressEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressEntry.ProtoReflect.Descriptor instead.
 func (*AddressEntry) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{61}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *AddressEntry) GetMac() string {
@@ -4720,7 +5239,7 @@ type AddressesApplied struct {
 
 func (x *AddressesApplied) Reset() {
 	*x = AddressesApplied{}
-	mi := &file_godwit_v1_agent_proto_msgTypes[62]
+	mi := &file_godwit_v1_agent_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4732,7 +5251,7 @@ func (x *AddressesApplied) String() string {
 func (*AddressesApplied) ProtoMessage() {}
 
 func (x *AddressesApplied) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_agent_proto_msgTypes[62]
+	mi := &file_godwit_v1_agent_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4745,7 +5264,7 @@ func (x *AddressesApplied) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressesApplied.ProtoReflect.Descriptor instead.
 func (*AddressesApplied) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{62}
+	return file_godwit_v1_agent_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *AddressesApplied) GetVersion() int64 {
@@ -4759,7 +5278,49 @@ var File_godwit_v1_agent_proto protoreflect.FileDescriptor
 
 const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\n" +
-	"\x15godwit/v1/agent.proto\x12\tgodwit.v1\x1a\x15godwit/v1/fleet.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9e\x01\n" +
+	"\x15godwit/v1/agent.proto\x12\tgodwit.v1\x1a\x15godwit/v1/fleet.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"f\n" +
+	"\x13MeasureGuestRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x10\n" +
+	"\x03uid\x18\x03 \x01(\tR\x03uid\x12\x17\n" +
+	"\aspan_ms\x18\x04 \x01(\x03R\x06spanMs\"\xaf\x03\n" +
+	"\x14MeasureGuestResponse\x12\x16\n" +
+	"\x06method\x18\x01 \x01(\tR\x06method\x120\n" +
+	"\x05began\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05began\x12\x17\n" +
+	"\aspan_us\x18\x03 \x01(\x03R\x06spanUs\x12\x1d\n" +
+	"\n" +
+	"page_bytes\x18\x04 \x01(\x04R\tpageBytes\x12\x14\n" +
+	"\x05pages\x18\x05 \x01(\x04R\x05pages\x12#\n" +
+	"\rsampled_pages\x18\x06 \x01(\rR\fsampledPages\x12+\n" +
+	"\x05curve\x18\a \x03(\v2\x15.godwit.v1.DirtyPointR\x05curve\x12\x1d\n" +
+	"\n" +
+	"zero_share\x18\b \x01(\x01R\tzeroShare\x12'\n" +
+	"\x0funtouched_share\x18\t \x01(\x01R\x0euntouchedShare\x12#\n" +
+	"\rswapped_share\x18\n" +
+	" \x01(\x01R\fswappedShare\x12)\n" +
+	"\x10compressed_share\x18\v \x01(\x01R\x0fcompressedShare\x12\x15\n" +
+	"\x06cpu_us\x18\f \x01(\x03R\x05cpuUs\"\xb4\x01\n" +
+	"\n" +
+	"DirtyPoint\x12\x1b\n" +
+	"\tperiod_us\x18\x01 \x01(\x03R\bperiodUs\x12\x14\n" +
+	"\x05pages\x18\x02 \x01(\x01R\x05pages\x12'\n" +
+	"\x0fpages_deviation\x18\x03 \x01(\x01R\x0epagesDeviation\x12\x18\n" +
+	"\awindows\x18\x04 \x01(\rR\awindows\x120\n" +
+	"\x14pages_sampling_error\x18\x05 \x01(\x01R\x12pagesSamplingError\"_\n" +
+	"\x12MeasureLinkRequest\x12\x12\n" +
+	"\x04host\x18\x01 \x01(\tR\x04host\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x1b\n" +
+	"\tpeer_port\x18\x03 \x01(\rR\bpeerPort\"n\n" +
+	"\x13MeasureLinkResponse\x12(\n" +
+	"\x10bytes_per_second\x18\x01 \x01(\x01R\x0ebytesPerSecond\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\x12\x17\n" +
+	"\atook_us\x18\x03 \x01(\x03R\x06tookUs\",\n" +
+	"\x10ProbeLinkRequest\x12\x18\n" +
+	"\afilling\x18\x01 \x01(\fR\afilling\"l\n" +
+	"\x11ProbeLinkResponse\x12(\n" +
+	"\x10bytes_per_second\x18\x01 \x01(\x01R\x0ebytesPerSecond\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\x12\x17\n" +
+	"\atook_us\x18\x03 \x01(\x03R\x06tookUs\"\x9e\x01\n" +
 	"\x12ReadConsoleRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x10\n" +
@@ -5107,15 +5668,19 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\aversion\x18\x01 \x01(\x03R\aversion2\x97\x01\n" +
 	"\fAgentService\x12D\n" +
 	"\aSession\x12\x19.godwit.v1.SessionRequest\x1a\x1a.godwit.v1.SessionResponse(\x010\x01\x12A\n" +
-	"\x06Commit\x12\x18.godwit.v1.CommitRequest\x1a\x19.godwit.v1.CommitResponse(\x010\x012\xb2\x02\n" +
+	"\x06Commit\x12\x18.godwit.v1.CommitRequest\x1a\x19.godwit.v1.CommitResponse(\x010\x012\xfc\x02\n" +
 	"\vPeerService\x12Q\n" +
 	"\fShowInstance\x12\x1e.godwit.v1.ShowInstanceRequest\x1a\x1f.godwit.v1.ShowInstanceResponse0\x01\x12@\n" +
 	"\aCatchUp\x12\x19.godwit.v1.CatchUpRequest\x1a\x1a.godwit.v1.CatchUpResponse\x12=\n" +
 	"\x06GiveUp\x12\x18.godwit.v1.GiveUpRequest\x1a\x19.godwit.v1.GiveUpResponse\x12O\n" +
-	"\fReturnFrames\x12\x1e.godwit.v1.ReturnFramesRequest\x1a\x1f.godwit.v1.ReturnFramesResponse2\xa3\x01\n" +
+	"\fReturnFrames\x12\x1e.godwit.v1.ReturnFramesRequest\x1a\x1f.godwit.v1.ReturnFramesResponse\x12H\n" +
+	"\tProbeLink\x12\x1b.godwit.v1.ProbeLinkRequest\x1a\x1c.godwit.v1.ProbeLinkResponse(\x012\xa3\x01\n" +
 	"\x0eConsoleService\x12G\n" +
 	"\x04Read\x12\x1d.godwit.v1.ReadConsoleRequest\x1a\x1e.godwit.v1.ReadConsoleResponse0\x01\x12H\n" +
-	"\x05Write\x12\x1e.godwit.v1.WriteConsoleRequest\x1a\x1f.godwit.v1.WriteConsoleResponseB*Z(godwit.dev/godwit/api/godwit/v1;godwitv1b\x06proto3"
+	"\x05Write\x12\x1e.godwit.v1.WriteConsoleRequest\x1a\x1f.godwit.v1.WriteConsoleResponse2\xaf\x01\n" +
+	"\x0eMeasureService\x12O\n" +
+	"\fMeasureGuest\x12\x1e.godwit.v1.MeasureGuestRequest\x1a\x1f.godwit.v1.MeasureGuestResponse\x12L\n" +
+	"\vMeasureLink\x12\x1d.godwit.v1.MeasureLinkRequest\x1a\x1e.godwit.v1.MeasureLinkResponseB*Z(godwit.dev/godwit/api/godwit/v1;godwitv1b\x06proto3"
 
 var (
 	file_godwit_v1_agent_proto_rawDescOnce sync.Once
@@ -5129,181 +5694,196 @@ func file_godwit_v1_agent_proto_rawDescGZIP() []byte {
 	return file_godwit_v1_agent_proto_rawDescData
 }
 
-var file_godwit_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 63)
+var file_godwit_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 70)
 var file_godwit_v1_agent_proto_goTypes = []any{
-	(*ReadConsoleRequest)(nil),    // 0: godwit.v1.ReadConsoleRequest
-	(*ReadConsoleResponse)(nil),   // 1: godwit.v1.ReadConsoleResponse
-	(*WriteConsoleRequest)(nil),   // 2: godwit.v1.WriteConsoleRequest
-	(*WriteConsoleResponse)(nil),  // 3: godwit.v1.WriteConsoleResponse
-	(*ShowInstanceRequest)(nil),   // 4: godwit.v1.ShowInstanceRequest
-	(*ShowInstanceResponse)(nil),  // 5: godwit.v1.ShowInstanceResponse
-	(*ShownImage)(nil),            // 6: godwit.v1.ShownImage
-	(*CatchUpRequest)(nil),        // 7: godwit.v1.CatchUpRequest
-	(*CatchUpResponse)(nil),       // 8: godwit.v1.CatchUpResponse
-	(*GiveUpRequest)(nil),         // 9: godwit.v1.GiveUpRequest
-	(*GiveUpResponse)(nil),        // 10: godwit.v1.GiveUpResponse
-	(*ReturnFramesRequest)(nil),   // 11: godwit.v1.ReturnFramesRequest
-	(*ReturnFramesResponse)(nil),  // 12: godwit.v1.ReturnFramesResponse
-	(*SessionRequest)(nil),        // 13: godwit.v1.SessionRequest
-	(*SessionResponse)(nil),       // 14: godwit.v1.SessionResponse
-	(*Heartbeat)(nil),             // 15: godwit.v1.Heartbeat
-	(*Hello)(nil),                 // 16: godwit.v1.Hello
-	(*Welcome)(nil),               // 17: godwit.v1.Welcome
-	(*StoreMark)(nil),             // 18: godwit.v1.StoreMark
-	(*InstanceReport)(nil),        // 19: godwit.v1.InstanceReport
-	(*CommitRequest)(nil),         // 20: godwit.v1.CommitRequest
-	(*CommitResponse)(nil),        // 21: godwit.v1.CommitResponse
-	(*Instance)(nil),              // 22: godwit.v1.Instance
-	(*PortNetwork)(nil),           // 23: godwit.v1.PortNetwork
-	(*Command)(nil),               // 24: godwit.v1.Command
-	(*StartInstance)(nil),         // 25: godwit.v1.StartInstance
-	(*ChangeHardware)(nil),        // 26: godwit.v1.ChangeHardware
-	(*StopInstance)(nil),          // 27: godwit.v1.StopInstance
-	(*ForgetInstance)(nil),        // 28: godwit.v1.ForgetInstance
-	(*RemoveDisks)(nil),           // 29: godwit.v1.RemoveDisks
-	(*PrepareTarget)(nil),         // 30: godwit.v1.PrepareTarget
-	(*StartCopy)(nil),             // 31: godwit.v1.StartCopy
-	(*ResumeSource)(nil),          // 32: godwit.v1.ResumeSource
-	(*ReleaseTarget)(nil),         // 33: godwit.v1.ReleaseTarget
-	(*RunTarget)(nil),             // 34: godwit.v1.RunTarget
-	(*RetireSource)(nil),          // 35: godwit.v1.RetireSource
-	(*ReleaseSource)(nil),         // 36: godwit.v1.ReleaseSource
-	(*FinishTarget)(nil),          // 37: godwit.v1.FinishTarget
-	(*Report)(nil),                // 38: godwit.v1.Report
-	(*TargetPrepared)(nil),        // 39: godwit.v1.TargetPrepared
-	(*TargetCompared)(nil),        // 40: godwit.v1.TargetCompared
-	(*CopyProgress)(nil),          // 41: godwit.v1.CopyProgress
-	(*SourceStopped)(nil),         // 42: godwit.v1.SourceStopped
-	(*StopReason)(nil),            // 43: godwit.v1.StopReason
-	(*SwitchMeasured)(nil),        // 44: godwit.v1.SwitchMeasured
-	(*SourceMarks)(nil),           // 45: godwit.v1.SourceMarks
-	(*TargetMarks)(nil),           // 46: godwit.v1.TargetMarks
-	(*SourceResumed)(nil),         // 47: godwit.v1.SourceResumed
-	(*TargetReleased)(nil),        // 48: godwit.v1.TargetReleased
-	(*TargetRunning)(nil),         // 49: godwit.v1.TargetRunning
-	(*SourceRetired)(nil),         // 50: godwit.v1.SourceRetired
-	(*SourceReleased)(nil),        // 51: godwit.v1.SourceReleased
-	(*TargetFinished)(nil),        // 52: godwit.v1.TargetFinished
-	(*SourceFailed)(nil),          // 53: godwit.v1.SourceFailed
-	(*TargetFailed)(nil),          // 54: godwit.v1.TargetFailed
-	(*HardwareChanged)(nil),       // 55: godwit.v1.HardwareChanged
-	(*TargetRefused)(nil),         // 56: godwit.v1.TargetRefused
-	(*DisksRemoved)(nil),          // 57: godwit.v1.DisksRemoved
-	(*SourceRanOn)(nil),           // 58: godwit.v1.SourceRanOn
-	(*AddressMap)(nil),            // 59: godwit.v1.AddressMap
-	(*NetworkMap)(nil),            // 60: godwit.v1.NetworkMap
-	(*AddressEntry)(nil),          // 61: godwit.v1.AddressEntry
-	(*AddressesApplied)(nil),      // 62: godwit.v1.AddressesApplied
-	(*Machine)(nil),               // 63: godwit.v1.Machine
-	(*HostNetworks)(nil),          // 64: godwit.v1.HostNetworks
-	(*Host)(nil),                  // 65: godwit.v1.Host
-	(*VMSpec)(nil),                // 66: godwit.v1.VMSpec
-	(*VolumeServer)(nil),          // 67: godwit.v1.VolumeServer
-	(*Disk)(nil),                  // 68: godwit.v1.Disk
-	(*Port)(nil),                  // 69: godwit.v1.Port
+	(*MeasureGuestRequest)(nil),   // 0: godwit.v1.MeasureGuestRequest
+	(*MeasureGuestResponse)(nil),  // 1: godwit.v1.MeasureGuestResponse
+	(*DirtyPoint)(nil),            // 2: godwit.v1.DirtyPoint
+	(*MeasureLinkRequest)(nil),    // 3: godwit.v1.MeasureLinkRequest
+	(*MeasureLinkResponse)(nil),   // 4: godwit.v1.MeasureLinkResponse
+	(*ProbeLinkRequest)(nil),      // 5: godwit.v1.ProbeLinkRequest
+	(*ProbeLinkResponse)(nil),     // 6: godwit.v1.ProbeLinkResponse
+	(*ReadConsoleRequest)(nil),    // 7: godwit.v1.ReadConsoleRequest
+	(*ReadConsoleResponse)(nil),   // 8: godwit.v1.ReadConsoleResponse
+	(*WriteConsoleRequest)(nil),   // 9: godwit.v1.WriteConsoleRequest
+	(*WriteConsoleResponse)(nil),  // 10: godwit.v1.WriteConsoleResponse
+	(*ShowInstanceRequest)(nil),   // 11: godwit.v1.ShowInstanceRequest
+	(*ShowInstanceResponse)(nil),  // 12: godwit.v1.ShowInstanceResponse
+	(*ShownImage)(nil),            // 13: godwit.v1.ShownImage
+	(*CatchUpRequest)(nil),        // 14: godwit.v1.CatchUpRequest
+	(*CatchUpResponse)(nil),       // 15: godwit.v1.CatchUpResponse
+	(*GiveUpRequest)(nil),         // 16: godwit.v1.GiveUpRequest
+	(*GiveUpResponse)(nil),        // 17: godwit.v1.GiveUpResponse
+	(*ReturnFramesRequest)(nil),   // 18: godwit.v1.ReturnFramesRequest
+	(*ReturnFramesResponse)(nil),  // 19: godwit.v1.ReturnFramesResponse
+	(*SessionRequest)(nil),        // 20: godwit.v1.SessionRequest
+	(*SessionResponse)(nil),       // 21: godwit.v1.SessionResponse
+	(*Heartbeat)(nil),             // 22: godwit.v1.Heartbeat
+	(*Hello)(nil),                 // 23: godwit.v1.Hello
+	(*Welcome)(nil),               // 24: godwit.v1.Welcome
+	(*StoreMark)(nil),             // 25: godwit.v1.StoreMark
+	(*InstanceReport)(nil),        // 26: godwit.v1.InstanceReport
+	(*CommitRequest)(nil),         // 27: godwit.v1.CommitRequest
+	(*CommitResponse)(nil),        // 28: godwit.v1.CommitResponse
+	(*Instance)(nil),              // 29: godwit.v1.Instance
+	(*PortNetwork)(nil),           // 30: godwit.v1.PortNetwork
+	(*Command)(nil),               // 31: godwit.v1.Command
+	(*StartInstance)(nil),         // 32: godwit.v1.StartInstance
+	(*ChangeHardware)(nil),        // 33: godwit.v1.ChangeHardware
+	(*StopInstance)(nil),          // 34: godwit.v1.StopInstance
+	(*ForgetInstance)(nil),        // 35: godwit.v1.ForgetInstance
+	(*RemoveDisks)(nil),           // 36: godwit.v1.RemoveDisks
+	(*PrepareTarget)(nil),         // 37: godwit.v1.PrepareTarget
+	(*StartCopy)(nil),             // 38: godwit.v1.StartCopy
+	(*ResumeSource)(nil),          // 39: godwit.v1.ResumeSource
+	(*ReleaseTarget)(nil),         // 40: godwit.v1.ReleaseTarget
+	(*RunTarget)(nil),             // 41: godwit.v1.RunTarget
+	(*RetireSource)(nil),          // 42: godwit.v1.RetireSource
+	(*ReleaseSource)(nil),         // 43: godwit.v1.ReleaseSource
+	(*FinishTarget)(nil),          // 44: godwit.v1.FinishTarget
+	(*Report)(nil),                // 45: godwit.v1.Report
+	(*TargetPrepared)(nil),        // 46: godwit.v1.TargetPrepared
+	(*TargetCompared)(nil),        // 47: godwit.v1.TargetCompared
+	(*CopyProgress)(nil),          // 48: godwit.v1.CopyProgress
+	(*SourceStopped)(nil),         // 49: godwit.v1.SourceStopped
+	(*StopReason)(nil),            // 50: godwit.v1.StopReason
+	(*SwitchMeasured)(nil),        // 51: godwit.v1.SwitchMeasured
+	(*SourceMarks)(nil),           // 52: godwit.v1.SourceMarks
+	(*TargetMarks)(nil),           // 53: godwit.v1.TargetMarks
+	(*SourceResumed)(nil),         // 54: godwit.v1.SourceResumed
+	(*TargetReleased)(nil),        // 55: godwit.v1.TargetReleased
+	(*TargetRunning)(nil),         // 56: godwit.v1.TargetRunning
+	(*SourceRetired)(nil),         // 57: godwit.v1.SourceRetired
+	(*SourceReleased)(nil),        // 58: godwit.v1.SourceReleased
+	(*TargetFinished)(nil),        // 59: godwit.v1.TargetFinished
+	(*SourceFailed)(nil),          // 60: godwit.v1.SourceFailed
+	(*TargetFailed)(nil),          // 61: godwit.v1.TargetFailed
+	(*HardwareChanged)(nil),       // 62: godwit.v1.HardwareChanged
+	(*TargetRefused)(nil),         // 63: godwit.v1.TargetRefused
+	(*DisksRemoved)(nil),          // 64: godwit.v1.DisksRemoved
+	(*SourceRanOn)(nil),           // 65: godwit.v1.SourceRanOn
+	(*AddressMap)(nil),            // 66: godwit.v1.AddressMap
+	(*NetworkMap)(nil),            // 67: godwit.v1.NetworkMap
+	(*AddressEntry)(nil),          // 68: godwit.v1.AddressEntry
+	(*AddressesApplied)(nil),      // 69: godwit.v1.AddressesApplied
 	(*timestamppb.Timestamp)(nil), // 70: google.protobuf.Timestamp
-	(*Endpoint)(nil),              // 71: godwit.v1.Endpoint
+	(*Machine)(nil),               // 71: godwit.v1.Machine
+	(*HostNetworks)(nil),          // 72: godwit.v1.HostNetworks
+	(*Host)(nil),                  // 73: godwit.v1.Host
+	(*VMSpec)(nil),                // 74: godwit.v1.VMSpec
+	(*VolumeServer)(nil),          // 75: godwit.v1.VolumeServer
+	(*Disk)(nil),                  // 76: godwit.v1.Disk
+	(*Port)(nil),                  // 77: godwit.v1.Port
+	(*Endpoint)(nil),              // 78: godwit.v1.Endpoint
 }
 var file_godwit_v1_agent_proto_depIdxs = []int32{
-	6,  // 0: godwit.v1.ShowInstanceResponse.images:type_name -> godwit.v1.ShownImage
-	63, // 1: godwit.v1.ShowInstanceResponse.machine:type_name -> godwit.v1.Machine
-	16, // 2: godwit.v1.SessionRequest.hello:type_name -> godwit.v1.Hello
-	38, // 3: godwit.v1.SessionRequest.report:type_name -> godwit.v1.Report
-	62, // 4: godwit.v1.SessionRequest.addresses_applied:type_name -> godwit.v1.AddressesApplied
-	15, // 5: godwit.v1.SessionRequest.heartbeat:type_name -> godwit.v1.Heartbeat
-	64, // 6: godwit.v1.SessionRequest.networks:type_name -> godwit.v1.HostNetworks
-	17, // 7: godwit.v1.SessionResponse.welcome:type_name -> godwit.v1.Welcome
-	24, // 8: godwit.v1.SessionResponse.command:type_name -> godwit.v1.Command
-	59, // 9: godwit.v1.SessionResponse.addresses:type_name -> godwit.v1.AddressMap
-	15, // 10: godwit.v1.SessionResponse.heartbeat:type_name -> godwit.v1.Heartbeat
-	18, // 11: godwit.v1.Heartbeat.store:type_name -> godwit.v1.StoreMark
-	65, // 12: godwit.v1.Hello.host:type_name -> godwit.v1.Host
-	19, // 13: godwit.v1.Hello.instances:type_name -> godwit.v1.InstanceReport
-	18, // 14: godwit.v1.Hello.store:type_name -> godwit.v1.StoreMark
-	18, // 15: godwit.v1.Welcome.store:type_name -> godwit.v1.StoreMark
-	66, // 16: godwit.v1.Instance.spec:type_name -> godwit.v1.VMSpec
-	23, // 17: godwit.v1.Instance.networks:type_name -> godwit.v1.PortNetwork
-	67, // 18: godwit.v1.Instance.volume_servers:type_name -> godwit.v1.VolumeServer
-	25, // 19: godwit.v1.Command.start_instance:type_name -> godwit.v1.StartInstance
-	27, // 20: godwit.v1.Command.stop_instance:type_name -> godwit.v1.StopInstance
-	30, // 21: godwit.v1.Command.prepare_target:type_name -> godwit.v1.PrepareTarget
-	31, // 22: godwit.v1.Command.start_copy:type_name -> godwit.v1.StartCopy
-	32, // 23: godwit.v1.Command.resume_source:type_name -> godwit.v1.ResumeSource
-	33, // 24: godwit.v1.Command.release_target:type_name -> godwit.v1.ReleaseTarget
-	34, // 25: godwit.v1.Command.run_target:type_name -> godwit.v1.RunTarget
-	35, // 26: godwit.v1.Command.retire_source:type_name -> godwit.v1.RetireSource
-	36, // 27: godwit.v1.Command.release_source:type_name -> godwit.v1.ReleaseSource
-	37, // 28: godwit.v1.Command.finish_target:type_name -> godwit.v1.FinishTarget
-	28, // 29: godwit.v1.Command.forget_instance:type_name -> godwit.v1.ForgetInstance
-	29, // 30: godwit.v1.Command.remove_disks:type_name -> godwit.v1.RemoveDisks
-	26, // 31: godwit.v1.Command.change_hardware:type_name -> godwit.v1.ChangeHardware
-	22, // 32: godwit.v1.StartInstance.instance:type_name -> godwit.v1.Instance
-	68, // 33: godwit.v1.ChangeHardware.disk:type_name -> godwit.v1.Disk
-	69, // 34: godwit.v1.ChangeHardware.port:type_name -> godwit.v1.Port
-	23, // 35: godwit.v1.ChangeHardware.network:type_name -> godwit.v1.PortNetwork
-	67, // 36: godwit.v1.ChangeHardware.volume_server:type_name -> godwit.v1.VolumeServer
-	22, // 37: godwit.v1.PrepareTarget.instance:type_name -> godwit.v1.Instance
-	23, // 38: godwit.v1.StartCopy.networks:type_name -> godwit.v1.PortNetwork
-	67, // 39: godwit.v1.ResumeSource.volume_servers:type_name -> godwit.v1.VolumeServer
-	70, // 40: godwit.v1.Report.at:type_name -> google.protobuf.Timestamp
-	19, // 41: godwit.v1.Report.instance:type_name -> godwit.v1.InstanceReport
-	39, // 42: godwit.v1.Report.target_prepared:type_name -> godwit.v1.TargetPrepared
-	41, // 43: godwit.v1.Report.copy_progress:type_name -> godwit.v1.CopyProgress
-	42, // 44: godwit.v1.Report.source_stopped:type_name -> godwit.v1.SourceStopped
-	47, // 45: godwit.v1.Report.source_resumed:type_name -> godwit.v1.SourceResumed
-	48, // 46: godwit.v1.Report.target_released:type_name -> godwit.v1.TargetReleased
-	49, // 47: godwit.v1.Report.target_running:type_name -> godwit.v1.TargetRunning
-	50, // 48: godwit.v1.Report.source_retired:type_name -> godwit.v1.SourceRetired
-	51, // 49: godwit.v1.Report.source_released:type_name -> godwit.v1.SourceReleased
-	52, // 50: godwit.v1.Report.target_finished:type_name -> godwit.v1.TargetFinished
-	53, // 51: godwit.v1.Report.source_failed:type_name -> godwit.v1.SourceFailed
-	54, // 52: godwit.v1.Report.target_failed:type_name -> godwit.v1.TargetFailed
-	44, // 53: godwit.v1.Report.switch_measured:type_name -> godwit.v1.SwitchMeasured
-	56, // 54: godwit.v1.Report.target_refused:type_name -> godwit.v1.TargetRefused
-	58, // 55: godwit.v1.Report.source_ran_on:type_name -> godwit.v1.SourceRanOn
-	57, // 56: godwit.v1.Report.disks_removed:type_name -> godwit.v1.DisksRemoved
-	55, // 57: godwit.v1.Report.hardware_changed:type_name -> godwit.v1.HardwareChanged
-	40, // 58: godwit.v1.Report.target_compared:type_name -> godwit.v1.TargetCompared
-	63, // 59: godwit.v1.TargetPrepared.source_machine:type_name -> godwit.v1.Machine
-	63, // 60: godwit.v1.TargetCompared.machine:type_name -> godwit.v1.Machine
-	70, // 61: godwit.v1.SourceStopped.stopped:type_name -> google.protobuf.Timestamp
-	43, // 62: godwit.v1.SourceStopped.why:type_name -> godwit.v1.StopReason
-	45, // 63: godwit.v1.SwitchMeasured.marks:type_name -> godwit.v1.SourceMarks
-	70, // 64: godwit.v1.SourceMarks.gate_flipped:type_name -> google.protobuf.Timestamp
-	70, // 65: godwit.v1.SourceMarks.stopped:type_name -> google.protobuf.Timestamp
-	70, // 66: godwit.v1.SourceMarks.pre_switchover:type_name -> google.protobuf.Timestamp
-	70, // 67: godwit.v1.SourceMarks.continued:type_name -> google.protobuf.Timestamp
-	70, // 68: godwit.v1.SourceMarks.drained:type_name -> google.protobuf.Timestamp
-	70, // 69: godwit.v1.SourceMarks.completed:type_name -> google.protobuf.Timestamp
-	70, // 70: godwit.v1.TargetMarks.loaded:type_name -> google.protobuf.Timestamp
-	70, // 71: godwit.v1.TargetMarks.asked:type_name -> google.protobuf.Timestamp
-	70, // 72: godwit.v1.TargetMarks.answered:type_name -> google.protobuf.Timestamp
-	70, // 73: godwit.v1.TargetMarks.resumed:type_name -> google.protobuf.Timestamp
-	46, // 74: godwit.v1.TargetRunning.marks:type_name -> godwit.v1.TargetMarks
-	60, // 75: godwit.v1.AddressMap.networks:type_name -> godwit.v1.NetworkMap
-	61, // 76: godwit.v1.NetworkMap.entries:type_name -> godwit.v1.AddressEntry
-	71, // 77: godwit.v1.NetworkMap.endpoints:type_name -> godwit.v1.Endpoint
-	13, // 78: godwit.v1.AgentService.Session:input_type -> godwit.v1.SessionRequest
-	20, // 79: godwit.v1.AgentService.Commit:input_type -> godwit.v1.CommitRequest
-	4,  // 80: godwit.v1.PeerService.ShowInstance:input_type -> godwit.v1.ShowInstanceRequest
-	7,  // 81: godwit.v1.PeerService.CatchUp:input_type -> godwit.v1.CatchUpRequest
-	9,  // 82: godwit.v1.PeerService.GiveUp:input_type -> godwit.v1.GiveUpRequest
-	11, // 83: godwit.v1.PeerService.ReturnFrames:input_type -> godwit.v1.ReturnFramesRequest
-	0,  // 84: godwit.v1.ConsoleService.Read:input_type -> godwit.v1.ReadConsoleRequest
-	2,  // 85: godwit.v1.ConsoleService.Write:input_type -> godwit.v1.WriteConsoleRequest
-	14, // 86: godwit.v1.AgentService.Session:output_type -> godwit.v1.SessionResponse
-	21, // 87: godwit.v1.AgentService.Commit:output_type -> godwit.v1.CommitResponse
-	5,  // 88: godwit.v1.PeerService.ShowInstance:output_type -> godwit.v1.ShowInstanceResponse
-	8,  // 89: godwit.v1.PeerService.CatchUp:output_type -> godwit.v1.CatchUpResponse
-	10, // 90: godwit.v1.PeerService.GiveUp:output_type -> godwit.v1.GiveUpResponse
-	12, // 91: godwit.v1.PeerService.ReturnFrames:output_type -> godwit.v1.ReturnFramesResponse
-	1,  // 92: godwit.v1.ConsoleService.Read:output_type -> godwit.v1.ReadConsoleResponse
-	3,  // 93: godwit.v1.ConsoleService.Write:output_type -> godwit.v1.WriteConsoleResponse
-	86, // [86:94] is the sub-list for method output_type
-	78, // [78:86] is the sub-list for method input_type
-	78, // [78:78] is the sub-list for extension type_name
-	78, // [78:78] is the sub-list for extension extendee
-	0,  // [0:78] is the sub-list for field type_name
+	70, // 0: godwit.v1.MeasureGuestResponse.began:type_name -> google.protobuf.Timestamp
+	2,  // 1: godwit.v1.MeasureGuestResponse.curve:type_name -> godwit.v1.DirtyPoint
+	13, // 2: godwit.v1.ShowInstanceResponse.images:type_name -> godwit.v1.ShownImage
+	71, // 3: godwit.v1.ShowInstanceResponse.machine:type_name -> godwit.v1.Machine
+	23, // 4: godwit.v1.SessionRequest.hello:type_name -> godwit.v1.Hello
+	45, // 5: godwit.v1.SessionRequest.report:type_name -> godwit.v1.Report
+	69, // 6: godwit.v1.SessionRequest.addresses_applied:type_name -> godwit.v1.AddressesApplied
+	22, // 7: godwit.v1.SessionRequest.heartbeat:type_name -> godwit.v1.Heartbeat
+	72, // 8: godwit.v1.SessionRequest.networks:type_name -> godwit.v1.HostNetworks
+	24, // 9: godwit.v1.SessionResponse.welcome:type_name -> godwit.v1.Welcome
+	31, // 10: godwit.v1.SessionResponse.command:type_name -> godwit.v1.Command
+	66, // 11: godwit.v1.SessionResponse.addresses:type_name -> godwit.v1.AddressMap
+	22, // 12: godwit.v1.SessionResponse.heartbeat:type_name -> godwit.v1.Heartbeat
+	25, // 13: godwit.v1.Heartbeat.store:type_name -> godwit.v1.StoreMark
+	73, // 14: godwit.v1.Hello.host:type_name -> godwit.v1.Host
+	26, // 15: godwit.v1.Hello.instances:type_name -> godwit.v1.InstanceReport
+	25, // 16: godwit.v1.Hello.store:type_name -> godwit.v1.StoreMark
+	25, // 17: godwit.v1.Welcome.store:type_name -> godwit.v1.StoreMark
+	74, // 18: godwit.v1.Instance.spec:type_name -> godwit.v1.VMSpec
+	30, // 19: godwit.v1.Instance.networks:type_name -> godwit.v1.PortNetwork
+	75, // 20: godwit.v1.Instance.volume_servers:type_name -> godwit.v1.VolumeServer
+	32, // 21: godwit.v1.Command.start_instance:type_name -> godwit.v1.StartInstance
+	34, // 22: godwit.v1.Command.stop_instance:type_name -> godwit.v1.StopInstance
+	37, // 23: godwit.v1.Command.prepare_target:type_name -> godwit.v1.PrepareTarget
+	38, // 24: godwit.v1.Command.start_copy:type_name -> godwit.v1.StartCopy
+	39, // 25: godwit.v1.Command.resume_source:type_name -> godwit.v1.ResumeSource
+	40, // 26: godwit.v1.Command.release_target:type_name -> godwit.v1.ReleaseTarget
+	41, // 27: godwit.v1.Command.run_target:type_name -> godwit.v1.RunTarget
+	42, // 28: godwit.v1.Command.retire_source:type_name -> godwit.v1.RetireSource
+	43, // 29: godwit.v1.Command.release_source:type_name -> godwit.v1.ReleaseSource
+	44, // 30: godwit.v1.Command.finish_target:type_name -> godwit.v1.FinishTarget
+	35, // 31: godwit.v1.Command.forget_instance:type_name -> godwit.v1.ForgetInstance
+	36, // 32: godwit.v1.Command.remove_disks:type_name -> godwit.v1.RemoveDisks
+	33, // 33: godwit.v1.Command.change_hardware:type_name -> godwit.v1.ChangeHardware
+	29, // 34: godwit.v1.StartInstance.instance:type_name -> godwit.v1.Instance
+	76, // 35: godwit.v1.ChangeHardware.disk:type_name -> godwit.v1.Disk
+	77, // 36: godwit.v1.ChangeHardware.port:type_name -> godwit.v1.Port
+	30, // 37: godwit.v1.ChangeHardware.network:type_name -> godwit.v1.PortNetwork
+	75, // 38: godwit.v1.ChangeHardware.volume_server:type_name -> godwit.v1.VolumeServer
+	29, // 39: godwit.v1.PrepareTarget.instance:type_name -> godwit.v1.Instance
+	30, // 40: godwit.v1.StartCopy.networks:type_name -> godwit.v1.PortNetwork
+	75, // 41: godwit.v1.ResumeSource.volume_servers:type_name -> godwit.v1.VolumeServer
+	70, // 42: godwit.v1.Report.at:type_name -> google.protobuf.Timestamp
+	26, // 43: godwit.v1.Report.instance:type_name -> godwit.v1.InstanceReport
+	46, // 44: godwit.v1.Report.target_prepared:type_name -> godwit.v1.TargetPrepared
+	48, // 45: godwit.v1.Report.copy_progress:type_name -> godwit.v1.CopyProgress
+	49, // 46: godwit.v1.Report.source_stopped:type_name -> godwit.v1.SourceStopped
+	54, // 47: godwit.v1.Report.source_resumed:type_name -> godwit.v1.SourceResumed
+	55, // 48: godwit.v1.Report.target_released:type_name -> godwit.v1.TargetReleased
+	56, // 49: godwit.v1.Report.target_running:type_name -> godwit.v1.TargetRunning
+	57, // 50: godwit.v1.Report.source_retired:type_name -> godwit.v1.SourceRetired
+	58, // 51: godwit.v1.Report.source_released:type_name -> godwit.v1.SourceReleased
+	59, // 52: godwit.v1.Report.target_finished:type_name -> godwit.v1.TargetFinished
+	60, // 53: godwit.v1.Report.source_failed:type_name -> godwit.v1.SourceFailed
+	61, // 54: godwit.v1.Report.target_failed:type_name -> godwit.v1.TargetFailed
+	51, // 55: godwit.v1.Report.switch_measured:type_name -> godwit.v1.SwitchMeasured
+	63, // 56: godwit.v1.Report.target_refused:type_name -> godwit.v1.TargetRefused
+	65, // 57: godwit.v1.Report.source_ran_on:type_name -> godwit.v1.SourceRanOn
+	64, // 58: godwit.v1.Report.disks_removed:type_name -> godwit.v1.DisksRemoved
+	62, // 59: godwit.v1.Report.hardware_changed:type_name -> godwit.v1.HardwareChanged
+	47, // 60: godwit.v1.Report.target_compared:type_name -> godwit.v1.TargetCompared
+	71, // 61: godwit.v1.TargetPrepared.source_machine:type_name -> godwit.v1.Machine
+	71, // 62: godwit.v1.TargetCompared.machine:type_name -> godwit.v1.Machine
+	70, // 63: godwit.v1.SourceStopped.stopped:type_name -> google.protobuf.Timestamp
+	50, // 64: godwit.v1.SourceStopped.why:type_name -> godwit.v1.StopReason
+	52, // 65: godwit.v1.SwitchMeasured.marks:type_name -> godwit.v1.SourceMarks
+	70, // 66: godwit.v1.SourceMarks.gate_flipped:type_name -> google.protobuf.Timestamp
+	70, // 67: godwit.v1.SourceMarks.stopped:type_name -> google.protobuf.Timestamp
+	70, // 68: godwit.v1.SourceMarks.pre_switchover:type_name -> google.protobuf.Timestamp
+	70, // 69: godwit.v1.SourceMarks.continued:type_name -> google.protobuf.Timestamp
+	70, // 70: godwit.v1.SourceMarks.drained:type_name -> google.protobuf.Timestamp
+	70, // 71: godwit.v1.SourceMarks.completed:type_name -> google.protobuf.Timestamp
+	70, // 72: godwit.v1.TargetMarks.loaded:type_name -> google.protobuf.Timestamp
+	70, // 73: godwit.v1.TargetMarks.asked:type_name -> google.protobuf.Timestamp
+	70, // 74: godwit.v1.TargetMarks.answered:type_name -> google.protobuf.Timestamp
+	70, // 75: godwit.v1.TargetMarks.resumed:type_name -> google.protobuf.Timestamp
+	53, // 76: godwit.v1.TargetRunning.marks:type_name -> godwit.v1.TargetMarks
+	67, // 77: godwit.v1.AddressMap.networks:type_name -> godwit.v1.NetworkMap
+	68, // 78: godwit.v1.NetworkMap.entries:type_name -> godwit.v1.AddressEntry
+	78, // 79: godwit.v1.NetworkMap.endpoints:type_name -> godwit.v1.Endpoint
+	20, // 80: godwit.v1.AgentService.Session:input_type -> godwit.v1.SessionRequest
+	27, // 81: godwit.v1.AgentService.Commit:input_type -> godwit.v1.CommitRequest
+	11, // 82: godwit.v1.PeerService.ShowInstance:input_type -> godwit.v1.ShowInstanceRequest
+	14, // 83: godwit.v1.PeerService.CatchUp:input_type -> godwit.v1.CatchUpRequest
+	16, // 84: godwit.v1.PeerService.GiveUp:input_type -> godwit.v1.GiveUpRequest
+	18, // 85: godwit.v1.PeerService.ReturnFrames:input_type -> godwit.v1.ReturnFramesRequest
+	5,  // 86: godwit.v1.PeerService.ProbeLink:input_type -> godwit.v1.ProbeLinkRequest
+	7,  // 87: godwit.v1.ConsoleService.Read:input_type -> godwit.v1.ReadConsoleRequest
+	9,  // 88: godwit.v1.ConsoleService.Write:input_type -> godwit.v1.WriteConsoleRequest
+	0,  // 89: godwit.v1.MeasureService.MeasureGuest:input_type -> godwit.v1.MeasureGuestRequest
+	3,  // 90: godwit.v1.MeasureService.MeasureLink:input_type -> godwit.v1.MeasureLinkRequest
+	21, // 91: godwit.v1.AgentService.Session:output_type -> godwit.v1.SessionResponse
+	28, // 92: godwit.v1.AgentService.Commit:output_type -> godwit.v1.CommitResponse
+	12, // 93: godwit.v1.PeerService.ShowInstance:output_type -> godwit.v1.ShowInstanceResponse
+	15, // 94: godwit.v1.PeerService.CatchUp:output_type -> godwit.v1.CatchUpResponse
+	17, // 95: godwit.v1.PeerService.GiveUp:output_type -> godwit.v1.GiveUpResponse
+	19, // 96: godwit.v1.PeerService.ReturnFrames:output_type -> godwit.v1.ReturnFramesResponse
+	6,  // 97: godwit.v1.PeerService.ProbeLink:output_type -> godwit.v1.ProbeLinkResponse
+	8,  // 98: godwit.v1.ConsoleService.Read:output_type -> godwit.v1.ReadConsoleResponse
+	10, // 99: godwit.v1.ConsoleService.Write:output_type -> godwit.v1.WriteConsoleResponse
+	1,  // 100: godwit.v1.MeasureService.MeasureGuest:output_type -> godwit.v1.MeasureGuestResponse
+	4,  // 101: godwit.v1.MeasureService.MeasureLink:output_type -> godwit.v1.MeasureLinkResponse
+	91, // [91:102] is the sub-list for method output_type
+	80, // [80:91] is the sub-list for method input_type
+	80, // [80:80] is the sub-list for extension type_name
+	80, // [80:80] is the sub-list for extension extendee
+	0,  // [0:80] is the sub-list for field type_name
 }
 
 func init() { file_godwit_v1_agent_proto_init() }
@@ -5312,21 +5892,21 @@ func file_godwit_v1_agent_proto_init() {
 		return
 	}
 	file_godwit_v1_fleet_proto_init()
-	file_godwit_v1_agent_proto_msgTypes[0].OneofWrappers = []any{}
-	file_godwit_v1_agent_proto_msgTypes[13].OneofWrappers = []any{
+	file_godwit_v1_agent_proto_msgTypes[7].OneofWrappers = []any{}
+	file_godwit_v1_agent_proto_msgTypes[20].OneofWrappers = []any{
 		(*SessionRequest_Hello)(nil),
 		(*SessionRequest_Report)(nil),
 		(*SessionRequest_AddressesApplied)(nil),
 		(*SessionRequest_Heartbeat)(nil),
 		(*SessionRequest_Networks)(nil),
 	}
-	file_godwit_v1_agent_proto_msgTypes[14].OneofWrappers = []any{
+	file_godwit_v1_agent_proto_msgTypes[21].OneofWrappers = []any{
 		(*SessionResponse_Welcome)(nil),
 		(*SessionResponse_Command)(nil),
 		(*SessionResponse_Addresses)(nil),
 		(*SessionResponse_Heartbeat)(nil),
 	}
-	file_godwit_v1_agent_proto_msgTypes[24].OneofWrappers = []any{
+	file_godwit_v1_agent_proto_msgTypes[31].OneofWrappers = []any{
 		(*Command_StartInstance)(nil),
 		(*Command_StopInstance)(nil),
 		(*Command_PrepareTarget)(nil),
@@ -5341,7 +5921,7 @@ func file_godwit_v1_agent_proto_init() {
 		(*Command_RemoveDisks)(nil),
 		(*Command_ChangeHardware)(nil),
 	}
-	file_godwit_v1_agent_proto_msgTypes[38].OneofWrappers = []any{
+	file_godwit_v1_agent_proto_msgTypes[45].OneofWrappers = []any{
 		(*Report_Instance)(nil),
 		(*Report_TargetPrepared)(nil),
 		(*Report_CopyProgress)(nil),
@@ -5367,9 +5947,9 @@ func file_godwit_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_godwit_v1_agent_proto_rawDesc), len(file_godwit_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   63,
+			NumMessages:   70,
 			NumExtensions: 0,
-			NumServices:   3,
+			NumServices:   4,
 		},
 		GoTypes:           file_godwit_v1_agent_proto_goTypes,
 		DependencyIndexes: file_godwit_v1_agent_proto_depIdxs,

@@ -27,6 +27,8 @@ const (
 	PeerServiceName = "godwit.v1.PeerService"
 	// ConsoleServiceName is the fully-qualified name of the ConsoleService service.
 	ConsoleServiceName = "godwit.v1.ConsoleService"
+	// MeasureServiceName is the fully-qualified name of the MeasureService service.
+	MeasureServiceName = "godwit.v1.MeasureService"
 )
 
 // These constants are the fully-qualified names of the RPCs defined in this package. They're
@@ -51,10 +53,18 @@ const (
 	// PeerServiceReturnFramesProcedure is the fully-qualified name of the PeerService's ReturnFrames
 	// RPC.
 	PeerServiceReturnFramesProcedure = "/godwit.v1.PeerService/ReturnFrames"
+	// PeerServiceProbeLinkProcedure is the fully-qualified name of the PeerService's ProbeLink RPC.
+	PeerServiceProbeLinkProcedure = "/godwit.v1.PeerService/ProbeLink"
 	// ConsoleServiceReadProcedure is the fully-qualified name of the ConsoleService's Read RPC.
 	ConsoleServiceReadProcedure = "/godwit.v1.ConsoleService/Read"
 	// ConsoleServiceWriteProcedure is the fully-qualified name of the ConsoleService's Write RPC.
 	ConsoleServiceWriteProcedure = "/godwit.v1.ConsoleService/Write"
+	// MeasureServiceMeasureGuestProcedure is the fully-qualified name of the MeasureService's
+	// MeasureGuest RPC.
+	MeasureServiceMeasureGuestProcedure = "/godwit.v1.MeasureService/MeasureGuest"
+	// MeasureServiceMeasureLinkProcedure is the fully-qualified name of the MeasureService's
+	// MeasureLink RPC.
+	MeasureServiceMeasureLinkProcedure = "/godwit.v1.MeasureService/MeasureLink"
 )
 
 // AgentServiceClient is a client for the godwit.v1.AgentService service.
@@ -186,6 +196,9 @@ type PeerServiceClient interface {
 	// ends its instance. The source asks for it when its gate is open again, until it is
 	// answered or the target is released.
 	ReturnFrames(context.Context, *v1.ReturnFramesRequest) (*v1.ReturnFramesResponse, error)
+	// ProbeLink takes what another host sends, for at most 200 ms or 64 MiB, and says how
+	// much came: how fast the way from there to here is. Any host may ask.
+	ProbeLink(context.Context) (*connect.ClientStreamForClientSimple[v1.ProbeLinkRequest, v1.ProbeLinkResponse], error)
 }
 
 // NewPeerServiceClient constructs a client for the godwit.v1.PeerService service. By default, it
@@ -223,6 +236,12 @@ func NewPeerServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(peerServiceMethods.ByName("ReturnFrames")),
 			connect.WithClientOptions(opts...),
 		),
+		probeLink: connect.NewClient[v1.ProbeLinkRequest, v1.ProbeLinkResponse](
+			httpClient,
+			baseURL+PeerServiceProbeLinkProcedure,
+			connect.WithSchema(peerServiceMethods.ByName("ProbeLink")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -232,6 +251,7 @@ type peerServiceClient struct {
 	catchUp      *connect.Client[v1.CatchUpRequest, v1.CatchUpResponse]
 	giveUp       *connect.Client[v1.GiveUpRequest, v1.GiveUpResponse]
 	returnFrames *connect.Client[v1.ReturnFramesRequest, v1.ReturnFramesResponse]
+	probeLink    *connect.Client[v1.ProbeLinkRequest, v1.ProbeLinkResponse]
 }
 
 // ShowInstance calls godwit.v1.PeerService.ShowInstance.
@@ -266,6 +286,11 @@ func (c *peerServiceClient) ReturnFrames(ctx context.Context, req *v1.ReturnFram
 	return nil, err
 }
 
+// ProbeLink calls godwit.v1.PeerService.ProbeLink.
+func (c *peerServiceClient) ProbeLink(ctx context.Context) (*connect.ClientStreamForClientSimple[v1.ProbeLinkRequest, v1.ProbeLinkResponse], error) {
+	return c.probeLink.CallClientStreamSimple(ctx)
+}
+
 // PeerServiceHandler is an implementation of the godwit.v1.PeerService service.
 type PeerServiceHandler interface {
 	// ShowInstance shows an instance that runs to the host of its target. The images
@@ -283,6 +308,9 @@ type PeerServiceHandler interface {
 	// ends its instance. The source asks for it when its gate is open again, until it is
 	// answered or the target is released.
 	ReturnFrames(context.Context, *v1.ReturnFramesRequest) (*v1.ReturnFramesResponse, error)
+	// ProbeLink takes what another host sends, for at most 200 ms or 64 MiB, and says how
+	// much came: how fast the way from there to here is. Any host may ask.
+	ProbeLink(context.Context, *connect.ClientStream[v1.ProbeLinkRequest]) (*v1.ProbeLinkResponse, error)
 }
 
 // NewPeerServiceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -316,6 +344,12 @@ func NewPeerServiceHandler(svc PeerServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(peerServiceMethods.ByName("ReturnFrames")),
 		connect.WithHandlerOptions(opts...),
 	)
+	peerServiceProbeLinkHandler := connect.NewClientStreamHandlerSimple(
+		PeerServiceProbeLinkProcedure,
+		svc.ProbeLink,
+		connect.WithSchema(peerServiceMethods.ByName("ProbeLink")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/godwit.v1.PeerService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case PeerServiceShowInstanceProcedure:
@@ -326,6 +360,8 @@ func NewPeerServiceHandler(svc PeerServiceHandler, opts ...connect.HandlerOption
 			peerServiceGiveUpHandler.ServeHTTP(w, r)
 		case PeerServiceReturnFramesProcedure:
 			peerServiceReturnFramesHandler.ServeHTTP(w, r)
+		case PeerServiceProbeLinkProcedure:
+			peerServiceProbeLinkHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -349,6 +385,10 @@ func (UnimplementedPeerServiceHandler) GiveUp(context.Context, *v1.GiveUpRequest
 
 func (UnimplementedPeerServiceHandler) ReturnFrames(context.Context, *v1.ReturnFramesRequest) (*v1.ReturnFramesResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.PeerService.ReturnFrames is not implemented"))
+}
+
+func (UnimplementedPeerServiceHandler) ProbeLink(context.Context, *connect.ClientStream[v1.ProbeLinkRequest]) (*v1.ProbeLinkResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.PeerService.ProbeLink is not implemented"))
 }
 
 // ConsoleServiceClient is a client for the godwit.v1.ConsoleService service.
@@ -451,4 +491,118 @@ func (UnimplementedConsoleServiceHandler) Read(context.Context, *v1.ReadConsoleR
 
 func (UnimplementedConsoleServiceHandler) Write(context.Context, *v1.WriteConsoleRequest) (*v1.WriteConsoleResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.ConsoleService.Write is not implemented"))
+}
+
+// MeasureServiceClient is a client for the godwit.v1.MeasureService service.
+type MeasureServiceClient interface {
+	// MeasureGuest looks for some seconds at how an instance that runs changes its memory.
+	// Who asks while that goes on, or so soon after it that asking again would cost the
+	// host too much, gets the same answer: it says when it began. Conflict for an instance
+	// that a migration has, Unsupported where nothing can be measured.
+	MeasureGuest(context.Context, *v1.MeasureGuestRequest) (*v1.MeasureGuestResponse, error)
+	// MeasureLink has this host send to another one, for at most 200 ms or 64 MiB.
+	MeasureLink(context.Context, *v1.MeasureLinkRequest) (*v1.MeasureLinkResponse, error)
+}
+
+// NewMeasureServiceClient constructs a client for the godwit.v1.MeasureService service. By default,
+// it uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses, and
+// sends uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the connect.WithGRPC()
+// or connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewMeasureServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) MeasureServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	measureServiceMethods := v1.File_godwit_v1_agent_proto.Services().ByName("MeasureService").Methods()
+	return &measureServiceClient{
+		measureGuest: connect.NewClient[v1.MeasureGuestRequest, v1.MeasureGuestResponse](
+			httpClient,
+			baseURL+MeasureServiceMeasureGuestProcedure,
+			connect.WithSchema(measureServiceMethods.ByName("MeasureGuest")),
+			connect.WithClientOptions(opts...),
+		),
+		measureLink: connect.NewClient[v1.MeasureLinkRequest, v1.MeasureLinkResponse](
+			httpClient,
+			baseURL+MeasureServiceMeasureLinkProcedure,
+			connect.WithSchema(measureServiceMethods.ByName("MeasureLink")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// measureServiceClient implements MeasureServiceClient.
+type measureServiceClient struct {
+	measureGuest *connect.Client[v1.MeasureGuestRequest, v1.MeasureGuestResponse]
+	measureLink  *connect.Client[v1.MeasureLinkRequest, v1.MeasureLinkResponse]
+}
+
+// MeasureGuest calls godwit.v1.MeasureService.MeasureGuest.
+func (c *measureServiceClient) MeasureGuest(ctx context.Context, req *v1.MeasureGuestRequest) (*v1.MeasureGuestResponse, error) {
+	response, err := c.measureGuest.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// MeasureLink calls godwit.v1.MeasureService.MeasureLink.
+func (c *measureServiceClient) MeasureLink(ctx context.Context, req *v1.MeasureLinkRequest) (*v1.MeasureLinkResponse, error) {
+	response, err := c.measureLink.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// MeasureServiceHandler is an implementation of the godwit.v1.MeasureService service.
+type MeasureServiceHandler interface {
+	// MeasureGuest looks for some seconds at how an instance that runs changes its memory.
+	// Who asks while that goes on, or so soon after it that asking again would cost the
+	// host too much, gets the same answer: it says when it began. Conflict for an instance
+	// that a migration has, Unsupported where nothing can be measured.
+	MeasureGuest(context.Context, *v1.MeasureGuestRequest) (*v1.MeasureGuestResponse, error)
+	// MeasureLink has this host send to another one, for at most 200 ms or 64 MiB.
+	MeasureLink(context.Context, *v1.MeasureLinkRequest) (*v1.MeasureLinkResponse, error)
+}
+
+// NewMeasureServiceHandler builds an HTTP handler from the service implementation. It returns the
+// path on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewMeasureServiceHandler(svc MeasureServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	measureServiceMethods := v1.File_godwit_v1_agent_proto.Services().ByName("MeasureService").Methods()
+	measureServiceMeasureGuestHandler := connect.NewUnaryHandlerSimple(
+		MeasureServiceMeasureGuestProcedure,
+		svc.MeasureGuest,
+		connect.WithSchema(measureServiceMethods.ByName("MeasureGuest")),
+		connect.WithHandlerOptions(opts...),
+	)
+	measureServiceMeasureLinkHandler := connect.NewUnaryHandlerSimple(
+		MeasureServiceMeasureLinkProcedure,
+		svc.MeasureLink,
+		connect.WithSchema(measureServiceMethods.ByName("MeasureLink")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/godwit.v1.MeasureService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case MeasureServiceMeasureGuestProcedure:
+			measureServiceMeasureGuestHandler.ServeHTTP(w, r)
+		case MeasureServiceMeasureLinkProcedure:
+			measureServiceMeasureLinkHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedMeasureServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedMeasureServiceHandler struct{}
+
+func (UnimplementedMeasureServiceHandler) MeasureGuest(context.Context, *v1.MeasureGuestRequest) (*v1.MeasureGuestResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.MeasureService.MeasureGuest is not implemented"))
+}
+
+func (UnimplementedMeasureServiceHandler) MeasureLink(context.Context, *v1.MeasureLinkRequest) (*v1.MeasureLinkResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.MeasureService.MeasureLink is not implemented"))
 }

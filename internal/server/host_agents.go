@@ -11,26 +11,26 @@ import (
 	"godwit.dev/godwit/internal/pki"
 )
 
-// consoles keeps connections to the agents of hosts whose consoles were asked for:
-// each key that is pressed is a call.
-type consoles struct {
+// hostAgents keeps connections to the agents of hosts that were asked for something
+// where other hosts reach them: each key that is pressed in a console is a call.
+type hostAgents struct {
 	keeper *pki.Keeper
 	dial   func(ctx context.Context, network, address string) (net.Conn, error)
 
 	mu     sync.Mutex
-	byHost map[fleet.HostName]*consoleClient
+	byHost map[fleet.HostName]*hostAgent
 }
 
-type consoleClient struct {
+type hostAgent struct {
 	*client.Peer
 	address netip.AddrPort
 }
 
 // of gives a client for the agent of a host, by its record.
-func (c *consoles) of(host fleet.Host) (*consoleClient, error) {
+func (c *hostAgents) of(host fleet.Host) (*hostAgent, error) {
 	if host.PeerPort == 0 {
 		return nil, &fleet.Error{
-			Code: fleet.Unsupported, Op: "open console", Subject: "host " + string(host.Name), Cause: "its agent listens for nobody",
+			Code: fleet.Unsupported, Op: "ask agent", Subject: "host " + string(host.Name), Cause: "its agent listens for nobody",
 			Hint: "see the agent's --peer-port, and that it has the server's version",
 		}
 	}
@@ -51,15 +51,15 @@ func (c *consoles) of(host fleet.Host) (*consoleClient, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.byHost[host.Name] = &consoleClient{fresh, address}
+	c.byHost[host.Name] = &hostAgent{fresh, address}
 	return c.byHost[host.Name], nil
 }
 
-// consoleOf gives a client for the consoles of a host.
-func (s *Server) consoleOf(ctx context.Context, host fleet.HostName) (*consoleClient, error) {
+// agentOf gives a client of a host's agent.
+func (s *Server) agentOf(ctx context.Context, host fleet.HostName) (*hostAgent, error) {
 	entry, err := s.tables.hosts.Get(ctx, string(host))
 	if err != nil {
 		return nil, err
 	}
-	return s.consoles.of(entry.Value)
+	return s.agents.of(entry.Value)
 }
