@@ -60,6 +60,14 @@
 // whose image another has locked, has not run and says that it waits; its source may
 // have the VM back (docs/decisions/0023, 0024).
 //
+// # Measuring
+//
+// A server may have an instance measured that runs and that no migration has. Who asks
+// while that goes on, or before it has cost less than its share of a processor since,
+// gets the same answer. It ends when the guest stops or a copy begins. Links are probed
+// from one agent to another; an agent takes the probes of two hosts at once, and refuses
+// others (docs/decisions/0029).
+//
 // # Life and death
 //
 // QEMU outlives the agent, and so do taps, gates and tunnels. A tap whose QEMU was

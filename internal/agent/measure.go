@@ -140,7 +140,7 @@ func (m *machine) measureGuest(ctx context.Context, instance *qemu.Instance, spa
 	defer cancel(nil)
 	events := instance.Subscribe()
 	var watch sync.WaitGroup
-	watch.Go(func() { cancel(m.stopsRunning(events)) })
+	watch.Go(func() { cancel(m.disturbed(events)) })
 	defer watch.Wait()
 	defer events.Close()
 	state, err := instance.Status(ctx)
@@ -168,11 +168,15 @@ func (m *machine) unmeasured(code fleet.Code, cause string) error {
 	return &fleet.Error{Code: code, Op: "measure guest", Subject: "vm " + string(m.key.vm), Cause: cause}
 }
 
-// stopsRunning waits until the guest stands still, and says so.
-func (m *machine) stopsRunning(events *qemu.Subscription) error {
+// disturbed waits until the guest stands still or a copy of it begins, and says so: the
+// measuring ends then, and takes no time of a migration.
+func (m *machine) disturbed(events *qemu.Subscription) error {
 	for event := range events.Events() {
-		if event.Kind == qemu.Stopped {
+		switch event.Kind {
+		case qemu.Stopped:
 			return m.unmeasured(fleet.Conflict, "its guest was stopped meanwhile")
+		case qemu.MigrationChanged:
+			return m.unmeasured(fleet.Conflict, "a migration has it since")
 		}
 	}
 	return m.unmeasured(fleet.Conflict, "its instance ended meanwhile")

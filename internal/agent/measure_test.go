@@ -90,7 +90,11 @@ func TestMeasureGuestRefusals(t *testing.T) {
 		return nil, ctx.Err()
 	})
 	m.prepare()
-	m.copyUntilSwitch()
+	m.source.checkMeasureEnds("is copied", func(context.Context) error {
+		m.source.sendCommand(m.copyCommand(0))
+		return nil
+	})
+	m.source.awaitReport("stop", isStop)
 	for host, epoch := range map[*testHost]fleet.Epoch{m.source: 1, m.target: 2} {
 		if _, err := host.measureGuest(testServer, epoch, time.Second); fleet.CodeOf(err) != fleet.Conflict {
 			t.Errorf("%s, in the switch: %v", host.name, err)
@@ -103,17 +107,19 @@ func TestMeasureGuestThatStops(t *testing.T) {
 	f, hosts := newFleet(t, "h1")
 	h := hosts[0]
 	h.run(booting(t, f, 1, bootsector.Busy()))
-	checkMeasureEnds(t, h, "stops", h.instance(testVM, 1).Stop)
+	h.checkMeasureEnds("stops", h.instance(testVM, 1).Stop)
 	if _, err := h.measureGuest(testServer, 1, pagesample.SpanMax); fleet.CodeOf(err) != fleet.Conflict {
 		t.Errorf("of a guest that stands still: %v", err)
 	}
 	if _, err := h.instance(testVM, 1).Resume(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	checkMeasureEnds(t, h, "ends", h.instance(testVM, 1).Kill)
+	h.checkMeasureEnds("ends", h.instance(testVM, 1).Kill)
 }
 
-func checkMeasureEnds(t *testing.T, h *testHost, what string, act func(ctx context.Context) error) {
+// checkMeasureEnds does something to a guest while it is measured.
+func (h *testHost) checkMeasureEnds(what string, act func(ctx context.Context) error) {
+	t := h.t
 	t.Helper()
 	failed, began := make(chan error, 1), time.Now()
 	go func() {
