@@ -46,7 +46,7 @@ func (s measureService) MeasureGuest(ctx context.Context, request *godwitv1.Meas
 		return nil, err
 	}
 	span := time.Duration(request.GetSpanMs()) * time.Millisecond
-	return m.measured.share(ctx, func(ctx context.Context) (*godwitv1.MeasureGuestResponse, error) {
+	return m.measured.share(ctx, request.GetAfter().AsTime(), func(ctx context.Context) (*godwitv1.MeasureGuestResponse, error) {
 		return m.measureGuest(ctx, instance, pagesample.SpanOf(span))
 	})
 }
@@ -92,22 +92,39 @@ func (m *measurement) old() bool {
 	}
 }
 
-// share gives what is being measured, or was not long ago, or else measures. Who goes
-// away does not end it for the others.
-func (s *measured) share(ctx context.Context, measure func(context.Context) (*godwitv1.MeasureGuestResponse, error)) (*godwitv1.MeasureGuestResponse, error) {
+// share gives what is being measured, or was not long ago, or else measures. What did not
+// begin after a time is no answer: the next one may begin when it has paid for itself.
+// Who goes away does not end it for the others.
+func (s *measured) share(ctx context.Context, after time.Time, measure func(context.Context) (*godwitv1.MeasureGuestResponse, error)) (*godwitv1.MeasureGuestResponse, error) {
+	for {
+		one := s.newest(ctx, measure)
+		select {
+		case <-one.done:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+		if one.err != nil || one.answer.GetBegan().AsTime().After(after) {
+			return one.answer, one.err
+		}
+		paid := time.NewTimer(time.Until(one.until))
+		select {
+		case <-paid.C:
+		case <-ctx.Done():
+			paid.Stop()
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+// newest gives the newest measurement, or begins one, if it is old.
+func (s *measured) newest(ctx context.Context, measure func(context.Context) (*godwitv1.MeasureGuestResponse, error)) *measurement {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.last == nil || s.last.old() {
 		s.last = &measurement{done: make(chan struct{})}
 		go s.last.run(context.WithoutCancel(ctx), measure)
 	}
-	one := s.last
-	s.mu.Unlock()
-	select {
-	case <-one.done:
-		return one.answer, one.err
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	}
+	return s.last
 }
 
 func (m *measurement) run(ctx context.Context, measure func(context.Context) (*godwitv1.MeasureGuestResponse, error)) {

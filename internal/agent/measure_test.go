@@ -178,7 +178,7 @@ func TestMeasuredIsShared(t *testing.T) {
 			return &godwitv1.MeasureGuestResponse{Began: timestamppb.New(began), Pages: uint64(count), CpuUs: 70_000}, fail
 		}
 		ask := func(ctx context.Context) uint64 {
-			answer, err := s.share(ctx, measure)
+			answer, err := s.share(ctx, time.Time{}, measure)
 			if err != nil {
 				return 0
 			}

@@ -11,8 +11,10 @@ type Foreseen struct {
 	// Awaited: the copy begins only when the guest was measured, or could not be.
 	Awaited bool          `json:"awaited,omitempty"`
 	Guest   predict.Guest `json:"guest"`
-	Link    predict.Link  `json:"link"`
-	LinkWhy string        `json:"linkWhy,omitempty"` // the link is taken to have that rate
+	// Measured is when the newest measurement of the guest began, by its host's clock.
+	Measured time.Time    `json:"measured,omitzero"`
+	Link     predict.Link `json:"link"`
+	LinkWhy  string       `json:"linkWhy,omitempty"` // the link is taken to have that rate
 	// Unmeasured is why the guest could not be measured; "" if it was.
 	Unmeasured  string              `json:"unmeasured,omitempty"`
 	Calibration predict.Calibration `json:"calibration,omitzero"`
@@ -34,6 +36,7 @@ type Forecast struct {
 // Measured is what is known of guest and link before the copy.
 type Measured struct {
 	Guest   predict.Guest
+	Began   time.Time // by the clock of the guest's host
 	Link    predict.Link
 	LinkWhy string
 	Failure string // why the guest was not measured; "" if it was
@@ -52,9 +55,13 @@ const (
 // once more, with another measurement, before it counts.
 func guestMeasured(m *Migration, event Event) {
 	measured := event.Measured
-	m.Foreseen.Guest, m.Foreseen.Link, m.Foreseen.LinkWhy = measured.Guest, measured.Link, measured.LinkWhy
-	m.Foreseen.Unmeasured = measured.Failure
 	m.Foreseen.Awaited = false
+	if measured.Failure != "" && len(m.Foreseen.Guest.Curve) > 0 {
+		m.copyIfReady(event) // what was measured before alone predicts no failure
+		return
+	}
+	m.Foreseen.Guest, m.Foreseen.Link, m.Foreseen.LinkWhy = measured.Guest, measured.Link, measured.LinkWhy
+	m.Foreseen.Unmeasured, m.Foreseen.Measured = measured.Failure, measured.Began
 	m.foresee(event, nil)
 	if m.cancelledOn(event) {
 		return

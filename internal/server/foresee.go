@@ -23,8 +23,9 @@ const (
 
 // meter measures guests and links.
 type meter interface {
-	// guest gives how a VM changes its memory, and the share of it that is zero.
-	guest(ctx context.Context, vm fleet.VM, span time.Duration) (predict.Curve, float64, error)
+	// guest gives how a VM changes its memory, the share of it that is zero, and when the
+	// measurement began, by the host's clock. It is another one than that which began then.
+	guest(ctx context.Context, vm fleet.VM, span time.Duration, after time.Time) (predict.Curve, float64, time.Time, error)
 	// link gives how fast one host reaches another.
 	link(ctx context.Context, between way) (fleet.BytesPerSecond, error)
 }
@@ -58,19 +59,13 @@ func (f *foreseer) measure(ctx context.Context, m migration.Migration) migration
 		measured.Failure = err.Error()
 		return measured
 	}
-	return f.of(ctx, vm.Value, way{m.Source, m.Target}, m.ID)
-}
-
-// of measures a guest, and says what the way to its target leaves for it.
-func (f *foreseer) of(ctx context.Context, vm fleet.VM, between way, self fleet.MigrationID) migration.Measured {
-	measured := migration.Measured{Guest: guestOf(vm.Spec)}
-	measured.Link, measured.LinkWhy = f.link(ctx, between, self)
-	curve, zero, err := f.meter.guest(ctx, vm, measureSpan)
+	measured.Link, measured.LinkWhy = f.link(ctx, way{m.Source, m.Target}, m.ID)
+	curve, zero, began, err := f.meter.guest(ctx, vm.Value, measureSpan, m.Foreseen.Measured)
 	if err != nil {
 		measured.Failure = err.Error()
 		return measured
 	}
-	measured.Guest.Curve, measured.Guest.Zero = curve, zero
+	measured.Guest.Curve, measured.Guest.Zero, measured.Began = curve, zero, began
 	return measured
 }
 
@@ -155,13 +150,4 @@ func addForeseen(message *godwitv1.Migration, m migration.Migration) {
 	if len(shown.Forecasts) > 0 || shown.Unmeasured != "" {
 		message.Foreseen = shown
 	}
-}
-
-type unmeasured struct{}
-
-func (unmeasured) guest(context.Context, fleet.VM, time.Duration) (predict.Curve, float64, error) {
-	return nil, 0, &fleet.Error{Code: fleet.Unsupported, Op: "measure"}
-}
-func (unmeasured) link(context.Context, way) (fleet.BytesPerSecond, error) {
-	return 0, &fleet.Error{Code: fleet.Unsupported, Op: "measure"}
 }

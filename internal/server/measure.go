@@ -30,6 +30,12 @@ func (s *Server) MeasureGuest(ctx context.Context, name string, span time.Durati
 	case vm.Migration != "":
 		return nil, &fleet.Error{Code: fleet.Conflict, Op: "measure", Subject: "vm " + name, Cause: "migration " + string(vm.Migration) + " has it"}
 	}
+	return s.measureGuest(ctx, vm, span, time.Time{})
+}
+
+// measureGuest is the same for a VM that runs, with a measurement that began after
+// another, whose begin is given by the clock of the VM's host.
+func (s *Server) measureGuest(ctx context.Context, vm fleet.VM, span time.Duration, after time.Time) (*godwitv1.MeasureGuestResponse, error) {
 	host, err := s.agentOf(ctx, vm.Owner.Host)
 	if err != nil {
 		return nil, err
@@ -37,7 +43,7 @@ func (s *Server) MeasureGuest(ctx context.Context, name string, span time.Durati
 	ctx, cancel := context.WithTimeout(ctx, span+measureLate)
 	defer cancel()
 	return host.Measure.MeasureGuest(ctx, &godwitv1.MeasureGuestRequest{
-		Vm: name, Epoch: uint64(vm.Owner.Epoch), Uid: string(vm.UID), SpanMs: span.Milliseconds(),
+		Vm: string(vm.Name), Epoch: uint64(vm.Owner.Epoch), Uid: string(vm.UID), SpanMs: span.Milliseconds(), After: timestamp(after),
 	})
 }
 

@@ -119,7 +119,7 @@ func New(ctx context.Context, config Config) (*Server, error) {
 	s.lifecycle.Hardware = hardware{s.tables, s.leases}
 	s.mirror.changed = s.addresses.Changed
 	s.mirror.vmChanged = func(name fleet.VMName) { s.lifecycle.Changed(name) }
-	s.foreseer = &foreseer{meter: unmeasured{}, tables: s.tables, mirror: s.mirror, lessons: newLessons()}
+	s.foreseer = &foreseer{meter: hostMeter{s}, tables: s.tables, mirror: s.mirror, lessons: newLessons()}
 	s.migrations = newReconciler(s.tables, s.newLeasing(), s.addresses, s.hub.connected, s.foreseer, s.log)
 	s.migrations.Leases = s.leases
 	s.migrations.Stand()

@@ -44,6 +44,8 @@ type foretoldRun struct {
 	CalledAtMs float64 `json:"called_at_ms,omitempty"`
 	TookMs     float64 `json:"took_ms"`
 	SentBytes  uint64  `json:"sent_bytes"`
+
+	BlackoutPhasesMs map[string]float64 `json:"blackout_phases_ms,omitempty"`
 }
 
 func (r foretoldRun) String() string {
@@ -172,6 +174,12 @@ func (c *caged) moveOnce(ctx context.Context, workload, who string, on predict.A
 	one = foretoldRun{
 		Workload: workload, LinkMBs: float64(c.rate) / 1e6, Who: who, State: m.GetState(), Cause: m.GetCause(),
 		CalledAtMs: calledAt(m), TookMs: ms(m.GetEnded().AsTime().Sub(m.GetCreated().AsTime())), SentBytes: m.GetOutcome().GetBytes(),
+	}
+	for _, phase := range m.GetOutcome().GetPhases() {
+		if one.BlackoutPhasesMs == nil {
+			one.BlackoutPhasesMs = map[string]float64{}
+		}
+		one.BlackoutPhasesMs[phase.GetName()] = phase.GetMs()
 	}
 	one.Forecast, one.Under, one.Outcome = foretold(m.GetForeseen())
 	return one, nil

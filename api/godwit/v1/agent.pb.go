@@ -28,7 +28,10 @@ type MeasureGuestRequest struct {
 	Epoch uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	Uid   string                 `protobuf:"bytes,3,opt,name=uid,proto3" json:"uid,omitempty"`
 	// In whole seconds from 1 to 8: others are rounded up or brought there.
-	SpanMs        int64 `protobuf:"varint,4,opt,name=span_ms,json=spanMs,proto3" json:"span_ms,omitempty"`
+	SpanMs int64 `protobuf:"varint,4,opt,name=span_ms,json=spanMs,proto3" json:"span_ms,omitempty"`
+	// What began then, or before, is no answer: another one is waited for. By the host's
+	// clock; not set: any is.
+	After         *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=after,proto3" json:"after,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -89,6 +92,13 @@ func (x *MeasureGuestRequest) GetSpanMs() int64 {
 		return x.SpanMs
 	}
 	return 0
+}
+
+func (x *MeasureGuestRequest) GetAfter() *timestamppb.Timestamp {
+	if x != nil {
+		return x.After
+	}
+	return nil
 }
 
 type MeasureGuestResponse struct {
@@ -5278,12 +5288,13 @@ var File_godwit_v1_agent_proto protoreflect.FileDescriptor
 
 const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\n" +
-	"\x15godwit/v1/agent.proto\x12\tgodwit.v1\x1a\x15godwit/v1/fleet.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"f\n" +
+	"\x15godwit/v1/agent.proto\x12\tgodwit.v1\x1a\x15godwit/v1/fleet.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x98\x01\n" +
 	"\x13MeasureGuestRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x10\n" +
 	"\x03uid\x18\x03 \x01(\tR\x03uid\x12\x17\n" +
-	"\aspan_ms\x18\x04 \x01(\x03R\x06spanMs\"\xaf\x03\n" +
+	"\aspan_ms\x18\x04 \x01(\x03R\x06spanMs\x120\n" +
+	"\x05after\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05after\"\xaf\x03\n" +
 	"\x14MeasureGuestResponse\x12\x16\n" +
 	"\x06method\x18\x01 \x01(\tR\x06method\x120\n" +
 	"\x05began\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05began\x12\x17\n" +
@@ -5777,113 +5788,114 @@ var file_godwit_v1_agent_proto_goTypes = []any{
 	(*Endpoint)(nil),              // 78: godwit.v1.Endpoint
 }
 var file_godwit_v1_agent_proto_depIdxs = []int32{
-	70, // 0: godwit.v1.MeasureGuestResponse.began:type_name -> google.protobuf.Timestamp
-	2,  // 1: godwit.v1.MeasureGuestResponse.curve:type_name -> godwit.v1.DirtyPoint
-	13, // 2: godwit.v1.ShowInstanceResponse.images:type_name -> godwit.v1.ShownImage
-	71, // 3: godwit.v1.ShowInstanceResponse.machine:type_name -> godwit.v1.Machine
-	23, // 4: godwit.v1.SessionRequest.hello:type_name -> godwit.v1.Hello
-	45, // 5: godwit.v1.SessionRequest.report:type_name -> godwit.v1.Report
-	69, // 6: godwit.v1.SessionRequest.addresses_applied:type_name -> godwit.v1.AddressesApplied
-	22, // 7: godwit.v1.SessionRequest.heartbeat:type_name -> godwit.v1.Heartbeat
-	72, // 8: godwit.v1.SessionRequest.networks:type_name -> godwit.v1.HostNetworks
-	24, // 9: godwit.v1.SessionResponse.welcome:type_name -> godwit.v1.Welcome
-	31, // 10: godwit.v1.SessionResponse.command:type_name -> godwit.v1.Command
-	66, // 11: godwit.v1.SessionResponse.addresses:type_name -> godwit.v1.AddressMap
-	22, // 12: godwit.v1.SessionResponse.heartbeat:type_name -> godwit.v1.Heartbeat
-	25, // 13: godwit.v1.Heartbeat.store:type_name -> godwit.v1.StoreMark
-	73, // 14: godwit.v1.Hello.host:type_name -> godwit.v1.Host
-	26, // 15: godwit.v1.Hello.instances:type_name -> godwit.v1.InstanceReport
-	25, // 16: godwit.v1.Hello.store:type_name -> godwit.v1.StoreMark
-	25, // 17: godwit.v1.Welcome.store:type_name -> godwit.v1.StoreMark
-	74, // 18: godwit.v1.Instance.spec:type_name -> godwit.v1.VMSpec
-	30, // 19: godwit.v1.Instance.networks:type_name -> godwit.v1.PortNetwork
-	75, // 20: godwit.v1.Instance.volume_servers:type_name -> godwit.v1.VolumeServer
-	32, // 21: godwit.v1.Command.start_instance:type_name -> godwit.v1.StartInstance
-	34, // 22: godwit.v1.Command.stop_instance:type_name -> godwit.v1.StopInstance
-	37, // 23: godwit.v1.Command.prepare_target:type_name -> godwit.v1.PrepareTarget
-	38, // 24: godwit.v1.Command.start_copy:type_name -> godwit.v1.StartCopy
-	39, // 25: godwit.v1.Command.resume_source:type_name -> godwit.v1.ResumeSource
-	40, // 26: godwit.v1.Command.release_target:type_name -> godwit.v1.ReleaseTarget
-	41, // 27: godwit.v1.Command.run_target:type_name -> godwit.v1.RunTarget
-	42, // 28: godwit.v1.Command.retire_source:type_name -> godwit.v1.RetireSource
-	43, // 29: godwit.v1.Command.release_source:type_name -> godwit.v1.ReleaseSource
-	44, // 30: godwit.v1.Command.finish_target:type_name -> godwit.v1.FinishTarget
-	35, // 31: godwit.v1.Command.forget_instance:type_name -> godwit.v1.ForgetInstance
-	36, // 32: godwit.v1.Command.remove_disks:type_name -> godwit.v1.RemoveDisks
-	33, // 33: godwit.v1.Command.change_hardware:type_name -> godwit.v1.ChangeHardware
-	29, // 34: godwit.v1.StartInstance.instance:type_name -> godwit.v1.Instance
-	76, // 35: godwit.v1.ChangeHardware.disk:type_name -> godwit.v1.Disk
-	77, // 36: godwit.v1.ChangeHardware.port:type_name -> godwit.v1.Port
-	30, // 37: godwit.v1.ChangeHardware.network:type_name -> godwit.v1.PortNetwork
-	75, // 38: godwit.v1.ChangeHardware.volume_server:type_name -> godwit.v1.VolumeServer
-	29, // 39: godwit.v1.PrepareTarget.instance:type_name -> godwit.v1.Instance
-	30, // 40: godwit.v1.StartCopy.networks:type_name -> godwit.v1.PortNetwork
-	75, // 41: godwit.v1.ResumeSource.volume_servers:type_name -> godwit.v1.VolumeServer
-	70, // 42: godwit.v1.Report.at:type_name -> google.protobuf.Timestamp
-	26, // 43: godwit.v1.Report.instance:type_name -> godwit.v1.InstanceReport
-	46, // 44: godwit.v1.Report.target_prepared:type_name -> godwit.v1.TargetPrepared
-	48, // 45: godwit.v1.Report.copy_progress:type_name -> godwit.v1.CopyProgress
-	49, // 46: godwit.v1.Report.source_stopped:type_name -> godwit.v1.SourceStopped
-	54, // 47: godwit.v1.Report.source_resumed:type_name -> godwit.v1.SourceResumed
-	55, // 48: godwit.v1.Report.target_released:type_name -> godwit.v1.TargetReleased
-	56, // 49: godwit.v1.Report.target_running:type_name -> godwit.v1.TargetRunning
-	57, // 50: godwit.v1.Report.source_retired:type_name -> godwit.v1.SourceRetired
-	58, // 51: godwit.v1.Report.source_released:type_name -> godwit.v1.SourceReleased
-	59, // 52: godwit.v1.Report.target_finished:type_name -> godwit.v1.TargetFinished
-	60, // 53: godwit.v1.Report.source_failed:type_name -> godwit.v1.SourceFailed
-	61, // 54: godwit.v1.Report.target_failed:type_name -> godwit.v1.TargetFailed
-	51, // 55: godwit.v1.Report.switch_measured:type_name -> godwit.v1.SwitchMeasured
-	63, // 56: godwit.v1.Report.target_refused:type_name -> godwit.v1.TargetRefused
-	65, // 57: godwit.v1.Report.source_ran_on:type_name -> godwit.v1.SourceRanOn
-	64, // 58: godwit.v1.Report.disks_removed:type_name -> godwit.v1.DisksRemoved
-	62, // 59: godwit.v1.Report.hardware_changed:type_name -> godwit.v1.HardwareChanged
-	47, // 60: godwit.v1.Report.target_compared:type_name -> godwit.v1.TargetCompared
-	71, // 61: godwit.v1.TargetPrepared.source_machine:type_name -> godwit.v1.Machine
-	71, // 62: godwit.v1.TargetCompared.machine:type_name -> godwit.v1.Machine
-	70, // 63: godwit.v1.SourceStopped.stopped:type_name -> google.protobuf.Timestamp
-	50, // 64: godwit.v1.SourceStopped.why:type_name -> godwit.v1.StopReason
-	52, // 65: godwit.v1.SwitchMeasured.marks:type_name -> godwit.v1.SourceMarks
-	70, // 66: godwit.v1.SourceMarks.gate_flipped:type_name -> google.protobuf.Timestamp
-	70, // 67: godwit.v1.SourceMarks.stopped:type_name -> google.protobuf.Timestamp
-	70, // 68: godwit.v1.SourceMarks.pre_switchover:type_name -> google.protobuf.Timestamp
-	70, // 69: godwit.v1.SourceMarks.continued:type_name -> google.protobuf.Timestamp
-	70, // 70: godwit.v1.SourceMarks.drained:type_name -> google.protobuf.Timestamp
-	70, // 71: godwit.v1.SourceMarks.completed:type_name -> google.protobuf.Timestamp
-	70, // 72: godwit.v1.TargetMarks.loaded:type_name -> google.protobuf.Timestamp
-	70, // 73: godwit.v1.TargetMarks.asked:type_name -> google.protobuf.Timestamp
-	70, // 74: godwit.v1.TargetMarks.answered:type_name -> google.protobuf.Timestamp
-	70, // 75: godwit.v1.TargetMarks.resumed:type_name -> google.protobuf.Timestamp
-	53, // 76: godwit.v1.TargetRunning.marks:type_name -> godwit.v1.TargetMarks
-	67, // 77: godwit.v1.AddressMap.networks:type_name -> godwit.v1.NetworkMap
-	68, // 78: godwit.v1.NetworkMap.entries:type_name -> godwit.v1.AddressEntry
-	78, // 79: godwit.v1.NetworkMap.endpoints:type_name -> godwit.v1.Endpoint
-	20, // 80: godwit.v1.AgentService.Session:input_type -> godwit.v1.SessionRequest
-	27, // 81: godwit.v1.AgentService.Commit:input_type -> godwit.v1.CommitRequest
-	11, // 82: godwit.v1.PeerService.ShowInstance:input_type -> godwit.v1.ShowInstanceRequest
-	14, // 83: godwit.v1.PeerService.CatchUp:input_type -> godwit.v1.CatchUpRequest
-	16, // 84: godwit.v1.PeerService.GiveUp:input_type -> godwit.v1.GiveUpRequest
-	18, // 85: godwit.v1.PeerService.ReturnFrames:input_type -> godwit.v1.ReturnFramesRequest
-	5,  // 86: godwit.v1.PeerService.ProbeLink:input_type -> godwit.v1.ProbeLinkRequest
-	7,  // 87: godwit.v1.ConsoleService.Read:input_type -> godwit.v1.ReadConsoleRequest
-	9,  // 88: godwit.v1.ConsoleService.Write:input_type -> godwit.v1.WriteConsoleRequest
-	0,  // 89: godwit.v1.MeasureService.MeasureGuest:input_type -> godwit.v1.MeasureGuestRequest
-	3,  // 90: godwit.v1.MeasureService.MeasureLink:input_type -> godwit.v1.MeasureLinkRequest
-	21, // 91: godwit.v1.AgentService.Session:output_type -> godwit.v1.SessionResponse
-	28, // 92: godwit.v1.AgentService.Commit:output_type -> godwit.v1.CommitResponse
-	12, // 93: godwit.v1.PeerService.ShowInstance:output_type -> godwit.v1.ShowInstanceResponse
-	15, // 94: godwit.v1.PeerService.CatchUp:output_type -> godwit.v1.CatchUpResponse
-	17, // 95: godwit.v1.PeerService.GiveUp:output_type -> godwit.v1.GiveUpResponse
-	19, // 96: godwit.v1.PeerService.ReturnFrames:output_type -> godwit.v1.ReturnFramesResponse
-	6,  // 97: godwit.v1.PeerService.ProbeLink:output_type -> godwit.v1.ProbeLinkResponse
-	8,  // 98: godwit.v1.ConsoleService.Read:output_type -> godwit.v1.ReadConsoleResponse
-	10, // 99: godwit.v1.ConsoleService.Write:output_type -> godwit.v1.WriteConsoleResponse
-	1,  // 100: godwit.v1.MeasureService.MeasureGuest:output_type -> godwit.v1.MeasureGuestResponse
-	4,  // 101: godwit.v1.MeasureService.MeasureLink:output_type -> godwit.v1.MeasureLinkResponse
-	91, // [91:102] is the sub-list for method output_type
-	80, // [80:91] is the sub-list for method input_type
-	80, // [80:80] is the sub-list for extension type_name
-	80, // [80:80] is the sub-list for extension extendee
-	0,  // [0:80] is the sub-list for field type_name
+	70, // 0: godwit.v1.MeasureGuestRequest.after:type_name -> google.protobuf.Timestamp
+	70, // 1: godwit.v1.MeasureGuestResponse.began:type_name -> google.protobuf.Timestamp
+	2,  // 2: godwit.v1.MeasureGuestResponse.curve:type_name -> godwit.v1.DirtyPoint
+	13, // 3: godwit.v1.ShowInstanceResponse.images:type_name -> godwit.v1.ShownImage
+	71, // 4: godwit.v1.ShowInstanceResponse.machine:type_name -> godwit.v1.Machine
+	23, // 5: godwit.v1.SessionRequest.hello:type_name -> godwit.v1.Hello
+	45, // 6: godwit.v1.SessionRequest.report:type_name -> godwit.v1.Report
+	69, // 7: godwit.v1.SessionRequest.addresses_applied:type_name -> godwit.v1.AddressesApplied
+	22, // 8: godwit.v1.SessionRequest.heartbeat:type_name -> godwit.v1.Heartbeat
+	72, // 9: godwit.v1.SessionRequest.networks:type_name -> godwit.v1.HostNetworks
+	24, // 10: godwit.v1.SessionResponse.welcome:type_name -> godwit.v1.Welcome
+	31, // 11: godwit.v1.SessionResponse.command:type_name -> godwit.v1.Command
+	66, // 12: godwit.v1.SessionResponse.addresses:type_name -> godwit.v1.AddressMap
+	22, // 13: godwit.v1.SessionResponse.heartbeat:type_name -> godwit.v1.Heartbeat
+	25, // 14: godwit.v1.Heartbeat.store:type_name -> godwit.v1.StoreMark
+	73, // 15: godwit.v1.Hello.host:type_name -> godwit.v1.Host
+	26, // 16: godwit.v1.Hello.instances:type_name -> godwit.v1.InstanceReport
+	25, // 17: godwit.v1.Hello.store:type_name -> godwit.v1.StoreMark
+	25, // 18: godwit.v1.Welcome.store:type_name -> godwit.v1.StoreMark
+	74, // 19: godwit.v1.Instance.spec:type_name -> godwit.v1.VMSpec
+	30, // 20: godwit.v1.Instance.networks:type_name -> godwit.v1.PortNetwork
+	75, // 21: godwit.v1.Instance.volume_servers:type_name -> godwit.v1.VolumeServer
+	32, // 22: godwit.v1.Command.start_instance:type_name -> godwit.v1.StartInstance
+	34, // 23: godwit.v1.Command.stop_instance:type_name -> godwit.v1.StopInstance
+	37, // 24: godwit.v1.Command.prepare_target:type_name -> godwit.v1.PrepareTarget
+	38, // 25: godwit.v1.Command.start_copy:type_name -> godwit.v1.StartCopy
+	39, // 26: godwit.v1.Command.resume_source:type_name -> godwit.v1.ResumeSource
+	40, // 27: godwit.v1.Command.release_target:type_name -> godwit.v1.ReleaseTarget
+	41, // 28: godwit.v1.Command.run_target:type_name -> godwit.v1.RunTarget
+	42, // 29: godwit.v1.Command.retire_source:type_name -> godwit.v1.RetireSource
+	43, // 30: godwit.v1.Command.release_source:type_name -> godwit.v1.ReleaseSource
+	44, // 31: godwit.v1.Command.finish_target:type_name -> godwit.v1.FinishTarget
+	35, // 32: godwit.v1.Command.forget_instance:type_name -> godwit.v1.ForgetInstance
+	36, // 33: godwit.v1.Command.remove_disks:type_name -> godwit.v1.RemoveDisks
+	33, // 34: godwit.v1.Command.change_hardware:type_name -> godwit.v1.ChangeHardware
+	29, // 35: godwit.v1.StartInstance.instance:type_name -> godwit.v1.Instance
+	76, // 36: godwit.v1.ChangeHardware.disk:type_name -> godwit.v1.Disk
+	77, // 37: godwit.v1.ChangeHardware.port:type_name -> godwit.v1.Port
+	30, // 38: godwit.v1.ChangeHardware.network:type_name -> godwit.v1.PortNetwork
+	75, // 39: godwit.v1.ChangeHardware.volume_server:type_name -> godwit.v1.VolumeServer
+	29, // 40: godwit.v1.PrepareTarget.instance:type_name -> godwit.v1.Instance
+	30, // 41: godwit.v1.StartCopy.networks:type_name -> godwit.v1.PortNetwork
+	75, // 42: godwit.v1.ResumeSource.volume_servers:type_name -> godwit.v1.VolumeServer
+	70, // 43: godwit.v1.Report.at:type_name -> google.protobuf.Timestamp
+	26, // 44: godwit.v1.Report.instance:type_name -> godwit.v1.InstanceReport
+	46, // 45: godwit.v1.Report.target_prepared:type_name -> godwit.v1.TargetPrepared
+	48, // 46: godwit.v1.Report.copy_progress:type_name -> godwit.v1.CopyProgress
+	49, // 47: godwit.v1.Report.source_stopped:type_name -> godwit.v1.SourceStopped
+	54, // 48: godwit.v1.Report.source_resumed:type_name -> godwit.v1.SourceResumed
+	55, // 49: godwit.v1.Report.target_released:type_name -> godwit.v1.TargetReleased
+	56, // 50: godwit.v1.Report.target_running:type_name -> godwit.v1.TargetRunning
+	57, // 51: godwit.v1.Report.source_retired:type_name -> godwit.v1.SourceRetired
+	58, // 52: godwit.v1.Report.source_released:type_name -> godwit.v1.SourceReleased
+	59, // 53: godwit.v1.Report.target_finished:type_name -> godwit.v1.TargetFinished
+	60, // 54: godwit.v1.Report.source_failed:type_name -> godwit.v1.SourceFailed
+	61, // 55: godwit.v1.Report.target_failed:type_name -> godwit.v1.TargetFailed
+	51, // 56: godwit.v1.Report.switch_measured:type_name -> godwit.v1.SwitchMeasured
+	63, // 57: godwit.v1.Report.target_refused:type_name -> godwit.v1.TargetRefused
+	65, // 58: godwit.v1.Report.source_ran_on:type_name -> godwit.v1.SourceRanOn
+	64, // 59: godwit.v1.Report.disks_removed:type_name -> godwit.v1.DisksRemoved
+	62, // 60: godwit.v1.Report.hardware_changed:type_name -> godwit.v1.HardwareChanged
+	47, // 61: godwit.v1.Report.target_compared:type_name -> godwit.v1.TargetCompared
+	71, // 62: godwit.v1.TargetPrepared.source_machine:type_name -> godwit.v1.Machine
+	71, // 63: godwit.v1.TargetCompared.machine:type_name -> godwit.v1.Machine
+	70, // 64: godwit.v1.SourceStopped.stopped:type_name -> google.protobuf.Timestamp
+	50, // 65: godwit.v1.SourceStopped.why:type_name -> godwit.v1.StopReason
+	52, // 66: godwit.v1.SwitchMeasured.marks:type_name -> godwit.v1.SourceMarks
+	70, // 67: godwit.v1.SourceMarks.gate_flipped:type_name -> google.protobuf.Timestamp
+	70, // 68: godwit.v1.SourceMarks.stopped:type_name -> google.protobuf.Timestamp
+	70, // 69: godwit.v1.SourceMarks.pre_switchover:type_name -> google.protobuf.Timestamp
+	70, // 70: godwit.v1.SourceMarks.continued:type_name -> google.protobuf.Timestamp
+	70, // 71: godwit.v1.SourceMarks.drained:type_name -> google.protobuf.Timestamp
+	70, // 72: godwit.v1.SourceMarks.completed:type_name -> google.protobuf.Timestamp
+	70, // 73: godwit.v1.TargetMarks.loaded:type_name -> google.protobuf.Timestamp
+	70, // 74: godwit.v1.TargetMarks.asked:type_name -> google.protobuf.Timestamp
+	70, // 75: godwit.v1.TargetMarks.answered:type_name -> google.protobuf.Timestamp
+	70, // 76: godwit.v1.TargetMarks.resumed:type_name -> google.protobuf.Timestamp
+	53, // 77: godwit.v1.TargetRunning.marks:type_name -> godwit.v1.TargetMarks
+	67, // 78: godwit.v1.AddressMap.networks:type_name -> godwit.v1.NetworkMap
+	68, // 79: godwit.v1.NetworkMap.entries:type_name -> godwit.v1.AddressEntry
+	78, // 80: godwit.v1.NetworkMap.endpoints:type_name -> godwit.v1.Endpoint
+	20, // 81: godwit.v1.AgentService.Session:input_type -> godwit.v1.SessionRequest
+	27, // 82: godwit.v1.AgentService.Commit:input_type -> godwit.v1.CommitRequest
+	11, // 83: godwit.v1.PeerService.ShowInstance:input_type -> godwit.v1.ShowInstanceRequest
+	14, // 84: godwit.v1.PeerService.CatchUp:input_type -> godwit.v1.CatchUpRequest
+	16, // 85: godwit.v1.PeerService.GiveUp:input_type -> godwit.v1.GiveUpRequest
+	18, // 86: godwit.v1.PeerService.ReturnFrames:input_type -> godwit.v1.ReturnFramesRequest
+	5,  // 87: godwit.v1.PeerService.ProbeLink:input_type -> godwit.v1.ProbeLinkRequest
+	7,  // 88: godwit.v1.ConsoleService.Read:input_type -> godwit.v1.ReadConsoleRequest
+	9,  // 89: godwit.v1.ConsoleService.Write:input_type -> godwit.v1.WriteConsoleRequest
+	0,  // 90: godwit.v1.MeasureService.MeasureGuest:input_type -> godwit.v1.MeasureGuestRequest
+	3,  // 91: godwit.v1.MeasureService.MeasureLink:input_type -> godwit.v1.MeasureLinkRequest
+	21, // 92: godwit.v1.AgentService.Session:output_type -> godwit.v1.SessionResponse
+	28, // 93: godwit.v1.AgentService.Commit:output_type -> godwit.v1.CommitResponse
+	12, // 94: godwit.v1.PeerService.ShowInstance:output_type -> godwit.v1.ShowInstanceResponse
+	15, // 95: godwit.v1.PeerService.CatchUp:output_type -> godwit.v1.CatchUpResponse
+	17, // 96: godwit.v1.PeerService.GiveUp:output_type -> godwit.v1.GiveUpResponse
+	19, // 97: godwit.v1.PeerService.ReturnFrames:output_type -> godwit.v1.ReturnFramesResponse
+	6,  // 98: godwit.v1.PeerService.ProbeLink:output_type -> godwit.v1.ProbeLinkResponse
+	8,  // 99: godwit.v1.ConsoleService.Read:output_type -> godwit.v1.ReadConsoleResponse
+	10, // 100: godwit.v1.ConsoleService.Write:output_type -> godwit.v1.WriteConsoleResponse
+	1,  // 101: godwit.v1.MeasureService.MeasureGuest:output_type -> godwit.v1.MeasureGuestResponse
+	4,  // 102: godwit.v1.MeasureService.MeasureLink:output_type -> godwit.v1.MeasureLinkResponse
+	92, // [92:103] is the sub-list for method output_type
+	81, // [81:92] is the sub-list for method input_type
+	81, // [81:81] is the sub-list for extension type_name
+	81, // [81:81] is the sub-list for extension extendee
+	0,  // [0:81] is the sub-list for field type_name
 }
 
 func init() { file_godwit_v1_agent_proto_init() }
