@@ -84,7 +84,7 @@ func awaitMoreReports(t *testing.T, c qemu.Config) []witness.Report {
 
 // rateOf is how many pages a second the guest wrote from one report to another.
 func rateOf(from, to witness.Report) float64 {
-	return float64(to.Dirty.Pages-from.Dirty.Pages) / (float64(to.Clock-from.Clock) / 1e9)
+	return float64(to.Load.Pages-from.Load.Pages) / (float64(to.Clock-from.Clock) / 1e9)
 }
 
 // background is how many pages at most the guest's system changes by itself.
@@ -96,17 +96,18 @@ const background = 600
 // its rate or twice.
 func TestGuestsCurve(t *testing.T) {
 	eachQEMU(t, func(t *testing.T, binary string) {
-		for name, load := range map[string]witness.Dirty{
-			"slow": {RateMiB: 2, SetMiB: 32}, "fast, a small set in turn": {RateMiB: 16, SetMiB: 8, Pattern: witness.Sequential}, "fast": {RateMiB: 12, SetMiB: 64},
+		for name, load := range map[string]witness.Load{
+			"slow": {BytesPerSecond: 2 << 20, SetMiB: 32}, "fast, a small set in turn": {BytesPerSecond: 16 << 20, SetMiB: 8, Pattern: witness.Sequential},
+			"fast": {BytesPerSecond: 12 << 20, SetMiB: 64},
 		} {
 			t.Run(name, func(t *testing.T) { checkCurve(t, binary, load) })
 		}
 	})
 }
 
-func checkCurve(t *testing.T, binary string, load witness.Dirty) {
+func checkCurve(t *testing.T, binary string, load witness.Load) {
 	c := linux(t, config(t, binary))
-	c.Cmdline = witness.Args{Dirty: load}.CommandLine()
+	c.Cmdline = witness.Args{Load: load}.CommandLine()
 	i := start(t, c)
 	resume(t, i)
 	awaitBoot(t, c)
@@ -142,7 +143,7 @@ func checkCurve(t *testing.T, binary string, load witness.Dirty) {
 }
 
 // distinct is how many pages of the load's set so many writes change.
-func distinct(load witness.Dirty, writes float64) float64 {
+func distinct(load witness.Load, writes float64) float64 {
 	set := float64(load.SetMiB) * 256
 	if load.Pattern == witness.Sequential {
 		return min(writes, set)
@@ -154,7 +155,7 @@ func distinct(load witness.Dirty, writes float64) float64 {
 func TestDirtyRates(t *testing.T) {
 	eachQEMU(t, func(t *testing.T, binary string) {
 		c := linux(t, config(t, binary))
-		c.Cmdline = witness.Args{Dirty: witness.Dirty{RateMiB: 16, SetMiB: 64}}.CommandLine()
+		c.Cmdline = witness.Args{Load: witness.Load{BytesPerSecond: int64(16) << 20, SetMiB: 64}}.CommandLine()
 		i := start(t, c)
 		resume(t, i)
 		awaitBoot(t, c)
