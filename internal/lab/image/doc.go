@@ -7,7 +7,6 @@
 //	kernel/        the extracted package (put there by scripts/setup)
 //	guest/vmlinuz  the kernel
 //	guest/initrd   the initramfs
-//
 //	zoo/root       unpacked packages, for BuildFrom (put there by scripts/setup zoo)
 //
 // Build is idempotent and replaces files by renaming, so guests that are being

@@ -45,14 +45,14 @@ func TestGuest(t *testing.T) {
 	t.Run("refused", m.testRefused)
 }
 
-// check sees that the guest does its load's work at its rate, and that as many pages
-// change as that makes.
+// check sees that the guest does its load's work at its rate, or at less if the machine
+// is busy, and that as many pages change as that makes.
 func (m *machine) check(t *testing.T, l witness.Load) measured {
 	t.Helper()
 	did := m.measure(t)
 	rate, want := float64(l.BytesPerSecond)/witness.PageSize, different(l, did.units)
 	t.Logf("%.0f units/s of %.0f; of %d pages to be changed %d were, %d of them to zeros", did.perS, rate, want, did.changed, did.zeroed)
-	if did.perS < 0.8*rate || did.perS > 1.1*rate {
+	if did.perS < 0.5*rate || did.perS > 1.1*rate {
 		t.Errorf("%.0f units/s were done, want %.0f", did.perS, rate)
 	}
 	if did.changed < want*8/10 || did.changed > want*11/10+noise {
@@ -121,7 +121,7 @@ func (m *machine) testBursts(t *testing.T) {
 	t.Logf("%.0f units in %v, %.0f/s of %d", units, passed, units/passed.Seconds(), full)
 	least := passed.Seconds() - off.Seconds() // the rest may be short of a burst, or have one more
 	most := passed.Seconds() + off.Seconds()
-	if duty := on.Seconds() / (on + off).Seconds() * float64(full); units < 0.8*duty*least || units > 1.1*duty*most {
+	if duty := on.Seconds() / (on + off).Seconds() * float64(full); units < 0.5*duty*least || units > 1.1*duty*most {
 		t.Errorf("%.0f units in %v, want %.0f/s", units, passed, duty)
 	}
 }
