@@ -14,6 +14,7 @@ import (
 	"godwit.dev/godwit/api/client"
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/migration"
 	"godwit.dev/godwit/internal/predict"
 )
 
@@ -46,7 +47,7 @@ type migrateFlags struct {
 	target, reason, request string
 	watch, wait             bool
 	dryRun, force           bool
-	onFailure               string
+	onFailure, preset       string
 	throttleMax             int
 	version                 int64
 	answer                  time.Duration
@@ -60,7 +61,7 @@ func newMigrateCommand(app *App) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "migrate VM",
 		Short: "Move a running VM to another host",
-		Long:  migrateHelp,
+		Long:  migrateHelp + "\n\nThe policies that --policy names, which other flags change:\n" + presetHelp(),
 		Example: `  godwit migrate web1
   godwit migrate web1 --to host-b --watch
   godwit migrate web1 --bandwidth-max 100MiB --blackout-max 200ms --copy-max 10m --wait
@@ -82,6 +83,7 @@ func newMigrateCommand(app *App) *cobra.Command {
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&chosen.target, "to", "", "move it to this `host`")
+	flags.StringVar(&chosen.preset, "policy", "", "`name` of limits for who does not want to choose (default: balanced)")
 	flags.StringVar(&chosen.reason, "reason", "", "`why`, for the record")
 	flags.BoolVar(&chosen.watch, "watch", false, "show the progress until the end")
 	flags.BoolVar(&chosen.wait, "wait", false, "wait silently for the end")
@@ -89,7 +91,7 @@ func newMigrateCommand(app *App) *cobra.Command {
 	durationFlag(cmd, &chosen.blackoutMax, "blackout-max", minLimit, maxLimit, "longest expected pause of the VM, such as 200ms (default: 300ms)")
 	durationFlag(cmd, &chosen.copyMax, "copy-max", minLimit, maxLimit, "longest time to copy, such as 10m, before it is aborted (default: 150s for each GiB of memory, at least 5m)")
 	durationFlag(cmd, &chosen.switchMax, "switch-max", minLimit, maxLimit, "longest time of the hand-over before it is aborted (default: 3s)")
-	intFlag(cmd, &chosen.throttleMax, "throttle-max", 0, predict.MaxThrottle, "`percent` of its time that may be taken from the guest, if it does not end otherwise")
+	intFlag(cmd, &chosen.throttleMax, "throttle-max", 0, predict.MaxThrottle, "`percent` of its time that may be taken from the guest, if it does not end otherwise (default: none)")
 	flags.BoolVar(&chosen.dryRun, "dry-run", false, "show the target and the forecast, and do nothing")
 	flags.BoolVar(&chosen.force, "force", false, "go on whatever is predicted, and record it")
 	flags.StringVar(&chosen.onFailure, "on-predicted-failure", "", "what follows: cancel or go-on (default: `cancel`)")
@@ -97,6 +99,7 @@ func newMigrateCommand(app *App) *cobra.Command {
 	requestFlag(cmd, &chosen.request)
 	addTimeout(cmd, &chosen.answer)
 	app.completeFlagFor(cmd, "to", targetsFor)
+	_ = cmd.RegisterFlagCompletionFunc("policy", cobra.FixedCompletions(presetNames(), cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.RegisterFlagCompletionFunc("on-predicted-failure", cobra.FixedCompletions(actionNames(), cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
@@ -106,6 +109,23 @@ func actionNames() (names []string) {
 		names = append(names, string(action))
 	}
 	return names
+}
+
+// presetNames gives the presets for the shell, with what they are for.
+func presetNames() (names []string) {
+	for _, preset := range migration.Presets() {
+		names = append(names, cobra.CompletionWithDesc(string(preset.Name), preset.About))
+	}
+	return names
+}
+
+// presetHelp explains them.
+func presetHelp() string {
+	var text strings.Builder
+	for _, preset := range migration.Presets() {
+		fmt.Fprintf(&text, "\n  %-10s %s", preset.Name, preset.About)
+	}
+	return text.String()
 }
 
 // check refuses flags that exclude each other.
@@ -130,7 +150,7 @@ func (f migrateFlags) policy() *godwitv1.MigrationPolicy {
 		BandwidthMax:  uint64(f.bandwidthMax),
 		BlackoutMaxMs: f.blackoutMax.Milliseconds(),
 
-		OnPredictedFailure: f.onFailure, Force: f.force, ThrottleMax: int32(f.throttleMax),
+		OnPredictedFailure: f.onFailure, Force: f.force, ThrottleMax: int32(f.throttleMax), Preset: f.preset,
 	}
 }
 

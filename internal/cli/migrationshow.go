@@ -130,6 +130,7 @@ func showPolicy(s sheet, policy *godwitv1.MigrationPolicy) {
 		bandwidth = rate(float64(policy.GetBandwidthMax()))
 	}
 	s.heading("Policy")
+	s.row("Name", policy.GetPreset())
 	s.row("Bandwidth", bandwidth)
 	s.row("Blackout", "at most "+limit(policy.GetBlackoutMaxMs(), "300ms"))
 	s.row("Copy limit", limit(policy.GetCopyLimitMs(), "by the VM's memory"))

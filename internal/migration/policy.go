@@ -21,6 +21,7 @@ type Policy struct {
 	BlackoutMax  time.Duration        `json:"blackoutMax"`
 	Prediction   Prediction           `json:"prediction,omitzero"`
 	ThrottleMax  int                  `json:"throttleMax,omitempty"` // percent of its time that may be taken from the guest
+	From         PresetName           `json:"from,omitempty"`        // what was not asked; "" is the default
 	Asked        []PolicyName         `json:"asked"`                 // what the request set; nil: it was not kept
 }
 
@@ -154,6 +155,8 @@ func (p Policy) Values() []PolicyValue {
 			list[i].From = ""
 		case slices.Contains(p.Asked, value.Name):
 			list[i].From = "the request"
+		case p.From != "" && slices.Contains(presetValues, value.Name):
+			list[i].From = "policy " + string(p.From)
 		}
 	}
 	return list

@@ -56,7 +56,10 @@ const longestLimit = 30 * 24 * time.Hour
 
 // policyOf fills what a request leaves open with the defaults.
 func policyOf(request *godwitv1.MigrationPolicy, copied fleet.Bytes) (migration.Policy, error) {
-	policy := migration.DefaultPolicy(copied)
+	policy, err := migration.DefaultPolicy(copied).Preset(migration.PresetName(request.GetPreset()))
+	if err != nil {
+		return policy, err
+	}
 	for _, limit := range []struct {
 		what  string
 		name  migration.PolicyName

@@ -40,7 +40,10 @@ type MigrationPolicy struct {
 	Force bool `protobuf:"varint,6,opt,name=force,proto3" json:"force,omitempty"`
 	// Percent of its time that may be taken from the guest, from 0 to 99, if the migration
 	// is not expected to end otherwise; 0 means none.
-	ThrottleMax   int32 `protobuf:"varint,7,opt,name=throttle_max,json=throttleMax,proto3" json:"throttle_max,omitempty"`
+	ThrottleMax int32 `protobuf:"varint,7,opt,name=throttle_max,json=throttleMax,proto3" json:"throttle_max,omitempty"`
+	// What holds where nothing else is set: "gentle", "balanced" or "insistent"; empty means
+	// "balanced".
+	Preset        string `protobuf:"bytes,8,opt,name=preset,proto3" json:"preset,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -122,6 +125,13 @@ func (x *MigrationPolicy) GetThrottleMax() int32 {
 		return x.ThrottleMax
 	}
 	return 0
+}
+
+func (x *MigrationPolicy) GetPreset() string {
+	if x != nil {
+		return x.Preset
+	}
+	return ""
 }
 
 type CreateMigrationRequest struct {
@@ -2951,7 +2961,7 @@ var File_godwit_v1_migration_proto protoreflect.FileDescriptor
 
 const file_godwit_v1_migration_proto_rawDesc = "" +
 	"\n" +
-	"\x19godwit/v1/migration.proto\x12\tgodwit.v1\x1a\x15godwit/v1/agent.proto\x1a\x15godwit/v1/fleet.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x95\x02\n" +
+	"\x19godwit/v1/migration.proto\x12\tgodwit.v1\x1a\x15godwit/v1/agent.proto\x1a\x15godwit/v1/fleet.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xad\x02\n" +
 	"\x0fMigrationPolicy\x12\"\n" +
 	"\rcopy_limit_ms\x18\x01 \x01(\x03R\vcopyLimitMs\x12&\n" +
 	"\x0fswitch_limit_ms\x18\x02 \x01(\x03R\rswitchLimitMs\x12#\n" +
@@ -2959,7 +2969,8 @@ const file_godwit_v1_migration_proto_rawDesc = "" +
 	"\x0fblackout_max_ms\x18\x04 \x01(\x03R\rblackoutMaxMs\x120\n" +
 	"\x14on_predicted_failure\x18\x05 \x01(\tR\x12onPredictedFailure\x12\x14\n" +
 	"\x05force\x18\x06 \x01(\bR\x05force\x12!\n" +
-	"\fthrottle_max\x18\a \x01(\x05R\vthrottleMax\"\xc5\x01\n" +
+	"\fthrottle_max\x18\a \x01(\x05R\vthrottleMax\x12\x16\n" +
+	"\x06preset\x18\b \x01(\tR\x06preset\"\xc5\x01\n" +
 	"\x16CreateMigrationRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x16\n" +
 	"\x06target\x18\x02 \x01(\tR\x06target\x122\n" +
