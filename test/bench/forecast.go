@@ -21,8 +21,6 @@ const (
 	foretoldTimes = 3
 	// foretoldLimit is the time for the copy: some ten times that of the memory alone.
 	foretoldLimit = 60 * time.Second
-	// settled is what a guest has to itself before it is measured.
-	settled = time.Second
 )
 
 // linkRates are those of the links, in bytes a second: 200 and 400 Mbit/s.
