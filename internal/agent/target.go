@@ -353,14 +353,15 @@ func (m *machine) targetGone(ctx context.Context, cause string) *godwitv1.Report
 	return pledge.TargetGone(errors.New(cause), m.mayHaveRun(ctx))
 }
 
-// finishTarget ends the special treatment of forwarded frames.
+// finishTarget ends the special treatment of forwarded frames. The tunnels go first: a
+// source that was given up may still forward what comes directly, too.
 func (m *machine) finishTarget() *godwitv1.Report {
-	errs := []error{m.setMode(network.Pass)}
+	var errs []error
 	for _, port := range m.ports {
 		errs = append(errs, m.agent.config.Network.CloseTunnel(port.Tunnel))
 		port.Tunnel = 0
 	}
-	errs = append(errs, m.stopExporting())
+	errs = append(errs, m.setMode(network.Pass), m.stopExporting())
 	if err := errors.Join(append(errs, m.disksRan(), m.olderDisksGo(), m.setRole(alone, ""))...); err != nil {
 		return pledge.TargetFailed(err, false)
 	}

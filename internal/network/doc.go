@@ -36,16 +36,21 @@
 //  5. Target, once its QEMU has loaded everything: the gate becomes Arriving,
 //     then [Tap.Claim]. From here on frames may also come directly.
 //  6. Committed: the target's gate becomes Settling, its QEMU runs. When every
-//     host knows the new address the source tap is removed and the target's
-//     gate becomes Pass.
+//     host knows the new address the source tap is removed, then
+//     [Host.CloseTunnel] at the target, whose gate then becomes Pass.
 //  7. Or aborted: first the source's gate becomes Pass again, then the target's
 //     Redirect to the source, then Drain at the target.
 //
-// In Settling a broadcast or multicast frame counts only when it came by the
-// tunnel, because the source forwards those as well. The source must therefore
-// stay in every host's flood list (see [Host.ApplyAddresses]) until step 6 ends.
-// A group frame that is on its way in the moment that Settling ends can arrive
-// twice or not at all; unicast frames cannot.
+// # Frames to all
+//
+// While the source forwards, a broadcast or multicast frame reaches the target twice:
+// directly and by the tunnel. In Settling the first copy counts, and the next equal
+// frame that comes the other way is taken for its second one. So none is lost when the
+// source's host dies, or its tap is removed, and none of a host that does not send to
+// this one yet. A copy whose other one has not come is remembered for one to two
+// seconds. What is compared is what the sender has sent: not zeros at the end, nor the
+// checksum of UDP, which may be left to a network card. A large datagram that has yet
+// to be split counts by the tunnel only.
 //
 // # Provider networks
 //

@@ -101,7 +101,9 @@ func (f *filters) makeFence() (err error) {
 // stateMaps are the maps whose content must outlive the agent. The filter of
 // the tunnel device keeps the tunnels, those of any tap the others; where there
 // is no tap, the others would be empty.
-func stateMaps() []string { return []string{"gw_gates", "gw_tunnels", "gw_counters", "gw_redirected"} }
+func stateMaps() []string {
+	return []string{"gw_gates", "gw_tunnels", "gw_counters", "gw_redirected", "gw_groups"}
+}
 
 // attachedMaps gives the maps that the filters of an earlier agent use.
 func (h *Host) attachedMaps() (map[string]*ebpf.Map, error) {

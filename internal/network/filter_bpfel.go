@@ -18,6 +18,7 @@ import (
 const (
 	filterMapGwCounters     = "gw_counters"
 	filterMapGwGates        = "gw_gates"
+	filterMapGwGroups       = "gw_groups"
 	filterMapGwRedirected   = "gw_redirected"
 	filterMapGwTunnels      = "gw_tunnels"
 	filterProgFromGuest     = "from_guest"
@@ -83,6 +84,7 @@ type filterProgramSpecs struct {
 type filterMapSpecs struct {
 	GwCounters   *ebpf.MapSpec `ebpf:"gw_counters"`
 	GwGates      *ebpf.MapSpec `ebpf:"gw_gates"`
+	GwGroups     *ebpf.MapSpec `ebpf:"gw_groups"`
 	GwRedirected *ebpf.MapSpec `ebpf:"gw_redirected"`
 	GwTunnels    *ebpf.MapSpec `ebpf:"gw_tunnels"`
 }
@@ -118,6 +120,7 @@ func (o *filterObjects) Close() error {
 type filterMaps struct {
 	GwCounters   *ebpf.Map `ebpf:"gw_counters"`
 	GwGates      *ebpf.Map `ebpf:"gw_gates"`
+	GwGroups     *ebpf.Map `ebpf:"gw_groups"`
 	GwRedirected *ebpf.Map `ebpf:"gw_redirected"`
 	GwTunnels    *ebpf.Map `ebpf:"gw_tunnels"`
 }
@@ -126,6 +129,7 @@ func (m *filterMaps) Close() error {
 	return _FilterClose(
 		m.GwCounters,
 		m.GwGates,
+		m.GwGroups,
 		m.GwRedirected,
 		m.GwTunnels,
 	)

@@ -30,17 +30,18 @@ const (
 	// host; from the guest nothing. The source from the switch on, and the
 	// target after an abort.
 	Redirect Mode = 4
-	// Settling: to the guest everything but broadcast and multicast that did
-	// not come by the tunnel; from the guest everything. The target from the
-	// commit until the source no longer forwards.
+	// Settling: to the guest everything, but broadcast and multicast, of which a
+	// copy comes directly and one by the tunnel, once; from the guest everything.
+	// The target from the commit until the source no longer forwards.
 	Settling Mode = 5
 	// Leaving: to the guest as Redirect, from the guest everything. The source
 	// in the last moment before its QEMU is stopped, so that no frame is in
 	// QEMU's own queue when it stops.
 	Leaving Mode = 6
-	// Arriving: to the guest as Settling, from the guest nothing. The target
-	// that has loaded everything and asks for the commit: once it is given,
-	// other hosts send here, maybe before this one has heard of it.
+	// Arriving: to the guest everything but broadcast and multicast that did not
+	// come by the tunnel, from the guest nothing. The target that has loaded
+	// everything and asks for the commit: once it is given, other hosts send
+	// here, maybe before this one has heard of it.
 	Arriving Mode = 7
 )
 

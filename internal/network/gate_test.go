@@ -34,7 +34,7 @@ func TestModes(t *testing.T) {
 		{Pass, []uint32{here, there, group + here, group + there}, true},
 		{Closed, nil, false},
 		{TunnelOnly, []uint32{there, group + there}, false},
-		{Settling, []uint32{here, there, group + there}, true},
+		{Settling, []uint32{here, there, group + here, group + there}, true},
 		{Redirect, nil, false},
 		{Leaving, nil, true},
 		{Arriving, []uint32{here, there, group + there}, false},

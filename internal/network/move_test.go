@@ -16,13 +16,24 @@ type sender struct {
 	last byte
 	g    guest
 	load *load
+	all  *load // of frames to all; nil for none
 }
 
-// broadcasts are numbered on from here.
-const broadcasts = 1 << 20
+// Broadcasts are numbered on from here: those of sendGroups, and those of the load.
+const (
+	broadcasts       = 1 << 20
+	steadyBroadcasts = 1 << 21
+)
 
 func (s *sender) broadcast(t *testing.T, sequence uint32) {
 	s.g.send(t, numbered(broadcast, mac(s.last), fromGuest(s.last, broadcasts+sequence), 60))
+}
+
+func (s *sender) end() {
+	s.load.end()
+	if s.all != nil {
+		s.all.end()
+	}
 }
 
 // move is a hand-over of guest 1 from host 0 to host 1, whose guests there and at a
@@ -61,6 +72,14 @@ func (m *move) begin(t *testing.T, tapFor func(host int, name string, last byte,
 		m.senders = append(m.senders, s)
 	}
 	waitCount(t, uint32(perSecond/4), m.source)
+}
+
+// sendToAll has every sender send frames to all from now on.
+func (m *move) sendToAll(t *testing.T) {
+	t.Helper()
+	for _, s := range m.senders {
+		s.all = steadily(1000, func(sequence uint32) { s.broadcast(t, steadyBroadcasts-broadcasts+sequence) })
+	}
 }
 
 // runOn has the guest run at a tap.
@@ -107,7 +126,7 @@ func (m *move) sendGroups(t *testing.T) {
 func (m *move) check(t *testing.T) {
 	t.Helper()
 	for _, s := range m.senders {
-		s.load.end()
+		s.end()
 	}
 	waitFor(t, "everything in the guest's tap", func() bool {
 		passed := func() uint64 {
@@ -139,10 +158,19 @@ func (m *move) check(t *testing.T) {
 			}
 		}
 		once("frames", 0, s.load.sent)
-		if m.groups > 0 {
-			once("frames to all", broadcasts, m.groups)
+		once("frames to all", broadcasts, m.groups)
+		if s.all != nil {
+			once("frames to all of the load", steadyBroadcasts, s.all.sent)
 		}
 	}
+}
+
+// finish ends the forwarding, as the agents do.
+func (m *move) finish(t *testing.T) {
+	t.Helper()
+	must(t, m.source.Remove())
+	must(t, m.hosts[1].CloseTunnel(moveTunnel))
+	must(t, m.target.SetGate(Gate{Mode: Pass, Epoch: 2}))
 }
 
 // quiet: for a while nothing has come to the source from outside of its host.

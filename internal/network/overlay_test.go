@@ -370,14 +370,8 @@ func TestOverlayHandOver(t *testing.T) {
 		{"jumbo frames", underlay4, jumbo, 1000, jumbo + 14},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			m := move{lab: newLab(t, 3, test.underlay)}
-			m.network(t, Network{Name: blue.Name, VNI: blue.VNI, MTU: test.mtu})
-			m.begin(t, func(host int, name string, last byte, g Gate) *Tap {
-				tap := m.tap(t, host, TapConfig{Name: name, Network: blue.Name, MAC: mac(last), Gate: g})
-				must(t, tap.AwaitForwarding(t.Context()))
-				m.spread(t, 0, true)
-				return tap
-			}, test.perSecond, test.size)
+			m := beginOverlayMove(t, test.underlay, test.mtu, test.perSecond, test.size)
+			m.sendToAll(t)
 			m.sendGroups(t)
 			m.switchOver(t)
 			m.sendGroups(t)
@@ -385,12 +379,24 @@ func TestOverlayHandOver(t *testing.T) {
 			m.sendGroups(t)
 			waitFor(t, "frames on their old way at the guest", func() bool { return m.quiet(t) })
 			m.spread(t, 1, false) // first: the source's own guests send into its tap
-			must(t, m.source.Remove())
-			must(t, m.target.SetGate(Gate{Mode: Pass, Epoch: 2}))
+			m.finish(t)
 			m.sendGroups(t)
 			m.check(t)
 		})
 	}
+}
+
+func beginOverlayMove(t *testing.T, underlay func(int) netip.Prefix, mtu, perSecond, size int) *move {
+	t.Helper()
+	m := &move{lab: newLab(t, 3, underlay)}
+	m.network(t, Network{Name: blue.Name, VNI: blue.VNI, MTU: mtu})
+	m.begin(t, func(host int, name string, last byte, g Gate) *Tap {
+		tap := m.tap(t, host, TapConfig{Name: name, Network: blue.Name, MAC: mac(last), Gate: g})
+		must(t, tap.AwaitForwarding(t.Context()))
+		m.spread(t, 0, true)
+		return tap
+	}, perSecond, size)
+	return m
 }
 
 // spread has every host know where guest 1 is, and which host forwards for it.

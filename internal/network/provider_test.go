@@ -114,13 +114,13 @@ func (m *providerMove) finish(t *testing.T) {
 	t.Helper()
 	waitFor(t, "nothing from outside at the source", func() bool { return m.quiet(t) })
 	m.yield(t, m.source, m.target)
-	must(t, m.source.Remove())
-	must(t, m.target.SetGate(Gate{Mode: Pass, Epoch: 2}))
+	m.move.finish(t)
 }
 
 // complete takes the move to its end, with frames to all on the way, and checks it.
 func (m *providerMove) complete(t *testing.T) {
 	t.Helper()
+	m.sendToAll(t)
 	m.sendGroups(t)
 	m.switchOver(t)
 	must(t, m.target.Announce(nil))

@@ -9,6 +9,7 @@
 // A tap without an entry in the map of gates passes nothing.
 
 #include <linux/bpf.h>
+#include <linux/in.h>
 #include <linux/pkt_cls.h>
 #include <stdbool.h>
 
@@ -29,7 +30,13 @@ enum {
 	MAX_TAPS = 4096,
 	ETH_ADDRESSES = 12, // destination and source at the head of a frame
 	FIRST_TTL = 64,
+
+	MAX_GROUP_FRAMES = 16384, // that are remembered, those of all taps
+	WORD = 8,                 // bytes, of their fingerprints
 };
+
+// For one to two of these a copy of a group frame is remembered.
+#define PERIOD_NS 1000000000ull
 
 // The part of a gate that decides about a frame.
 struct rule {
@@ -86,22 +93,42 @@ struct {
 	__type(value, __u64);
 } gw_redirected SEC(".maps");
 
+// Which copies of a frame to all have come without the other one: above zero those
+// that came directly, below zero those by the tunnel.
+struct copies {
+	__u64 period;
+	__s32 unmatched[2]; // of this period, and of the one before
+};
+
+struct group_frame {
+	__u32 ifindex; // of the tap
+	__u32 unused;
+	__u64 fingerprint;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, MAX_GROUP_FRAMES);
+	__type(key, struct group_frame);
+	__type(value, struct copies);
+} gw_groups SEC(".maps");
+
 // Set when the programs are loaded.
 volatile const __u32 tunnel_ifindex;
 volatile const __u32 underlay_is_ipv6;
 volatile const __u32 underlay[4]; // as rule.remote
 
-// 0 if the interface has a gate.
-static __always_inline int read_rule(__u32 ifindex, struct rule *rule)
+// The gate of the interface, with its rule; 0 if it has none.
+static __always_inline struct gate *read_rule(__u32 ifindex, struct rule *rule)
 {
 	struct gate *gate = bpf_map_lookup_elem(&gw_gates, &ifindex);
 
 	if (!gate)
-		return -1;
+		return 0;
 	bpf_spin_lock(&gate->lock);
 	*rule = gate->rule;
 	bpf_spin_unlock(&gate->lock);
-	return 0;
+	return gate;
 }
 
 #define COUNT(ifindex, field)                                                  \
@@ -189,7 +216,121 @@ static __always_inline bool sent_by_guest(const __u8 *addresses, const struct ru
 	return true;
 }
 
-static __always_inline int judge_to_guest(struct __sk_buff *skb, const struct rule *rule)
+static __always_inline __u64 mix(__u64 word, __u64 at)
+{
+	word = (word ^ (at + 1) * 0x9e3779b97f4a7c15ull) * 0xff51afd7ed558ccdull;
+	word ^= word >> 32;
+	return word * 0xc4ceb9fe1a85ec53ull;
+}
+
+// Where the checksum of a UDP datagram is; 0 if the frame has none.
+static __always_inline __u32 udp_checksum_at(struct __sk_buff *skb)
+{
+	enum { ETH = 14, TYPE_AT = 12, IPV6_HEADER = 40, CHECKSUM_AT = 6 };
+	__u8 type[2], ip[10];
+
+	if (bpf_skb_load_bytes(skb, TYPE_AT, type, sizeof(type)) < 0 ||
+	    bpf_skb_load_bytes(skb, ETH, ip, sizeof(ip)) < 0)
+		return 0;
+	if (type[0] == 0x08 && type[1] == 0x00 && ip[9] == IPPROTO_UDP && !(ip[6] & 0x1f) && !ip[7])
+		return ETH + (ip[0] & 0xf) * 4 + CHECKSUM_AT; // of the first fragment
+	if (type[0] == 0x86 && type[1] == 0xdd && ip[6] == IPPROTO_UDP)
+		return ETH + IPV6_HEADER + CHECKSUM_AT;
+	return 0;
+}
+
+struct hashed {
+	struct __sk_buff *skb;
+	__u64 sum;
+	__u32 checksum_at;
+};
+
+// Adds one word of a frame to its fingerprint. Zeros count for nothing, wherever a
+// frame ends.
+static long hash_word(__u32 index, void *context)
+{
+	struct hashed *hashed = context;
+	__u32 at = index * WORD, length = hashed->skb->len - at;
+	__u64 word = 0;
+	__u8 *bytes = (__u8 *)&word;
+
+	length = length < WORD ? ((length - 1) & (WORD - 1)) + 1 : WORD; // at least 1, as the kernel sees
+	if (bpf_skb_load_bytes(hashed->skb, at, bytes, length) < 0)
+		return 1;
+	// Headers have even lengths, of four bytes each but for Ethernet's, which leaves
+	// two: the checksum, six bytes on, begins a word or its second half.
+	if (hashed->checksum_at == at)
+		bytes[0] = bytes[1] = 0;
+	else if (hashed->checksum_at == at + WORD / 2)
+		bytes[4] = bytes[5] = 0;
+	if (word)
+		hashed->sum += mix(word, at);
+	return 0;
+}
+
+// The two copies of a frame can differ in what is not the sender's: network cards
+// fill short frames up with zeros, and a sender's kernel leaves the checksum of UDP
+// to a card that may never come. So neither counts.
+static __always_inline __u64 fingerprint(struct __sk_buff *skb)
+{
+	struct hashed hashed = {.skb = skb, .checksum_at = udp_checksum_at(skb)};
+
+	bpf_loop((skb->len + WORD - 1) / WORD, hash_word, &hashed, 0);
+	return hashed.sum;
+}
+
+static __always_inline struct copies *copies_of(struct __sk_buff *skb)
+{
+	struct group_frame frame = {.ifindex = skb->ifindex, .fingerprint = fingerprint(skb)};
+	struct copies none = {}, *copies = bpf_map_lookup_elem(&gw_groups, &frame);
+
+	if (copies)
+		return copies;
+	bpf_map_update_elem(&gw_groups, &frame, &none, BPF_NOEXIST); // or another processor has
+	return bpf_map_lookup_elem(&gw_groups, &frame);
+}
+
+// While a source forwards, a frame to all comes twice: directly and by the tunnel, in
+// either order. The first copy counts; it is matched by the next one that comes the
+// other way. Of equal frames each one is matched.
+static __always_inline bool first_copy(struct __sk_buff *skb, struct gate *gate)
+{
+	__s32 way = came_by_tunnel(skb) ? -1 : 1;
+	__u64 period = bpf_ktime_get_ns() / PERIOD_NS;
+	struct copies *copies = copies_of(skb);
+	bool first = false;
+
+	if (!copies)
+		return true;
+	bpf_spin_lock(&gate->lock);
+	if (period > copies->period) {
+		copies->unmatched[1] = period == copies->period + 1 ? copies->unmatched[0] : 0;
+		copies->unmatched[0] = 0;
+		copies->period = period;
+	}
+	if (copies->unmatched[1] * way < 0) {
+		copies->unmatched[1] += way;
+	} else {
+		first = copies->unmatched[0] * way >= 0;
+		copies->unmatched[0] += way;
+	}
+	bpf_spin_unlock(&gate->lock);
+	return first;
+}
+
+// Before the commit a frame to all counts only if it comes by the tunnel, as the source
+// has sent it on; afterwards its first copy does. Of large segments, which one way may
+// split and the other not, it stays the tunnel's.
+static __always_inline bool takes(struct __sk_buff *skb, struct gate *gate, __u32 mode, bool group)
+{
+	bool tunnel_only = mode == MODE_TUNNEL_ONLY || (group && (mode == MODE_ARRIVING || skb->gso_size));
+
+	if (tunnel_only && !came_by_tunnel(skb))
+		return false;
+	return !group || first_copy(skb, gate);
+}
+
+static __always_inline int judge_to_guest(struct __sk_buff *skb, struct gate *gate, const struct rule *rule)
 {
 	__u8 addresses[ETH_ADDRESSES];
 	bool group;
@@ -202,11 +343,10 @@ static __always_inline int judge_to_guest(struct __sk_buff *skb, const struct ru
 	switch (rule->mode) {
 	case MODE_PASS:
 		return TC_ACT_OK;
-	case MODE_SETTLING:
-	case MODE_ARRIVING:
-		return !group || came_by_tunnel(skb) ? TC_ACT_OK : TC_ACT_SHOT;
 	case MODE_TUNNEL_ONLY:
-		return came_by_tunnel(skb) ? TC_ACT_OK : TC_ACT_SHOT;
+	case MODE_ARRIVING:
+	case MODE_SETTLING:
+		return takes(skb, gate, rule->mode, group) ? TC_ACT_OK : TC_ACT_SHOT;
 	case MODE_REDIRECT:
 	case MODE_LEAVING:
 		if (!group)
@@ -221,11 +361,12 @@ SEC("tc")
 int to_guest(struct __sk_buff *skb)
 {
 	struct rule rule;
+	struct gate *gate = read_rule(skb->ifindex, &rule);
 	int verdict;
 
-	if (read_rule(skb->ifindex, &rule) < 0)
+	if (!gate)
 		return TC_ACT_SHOT;
-	verdict = judge_to_guest(skb, &rule);
+	verdict = judge_to_guest(skb, gate, &rule);
 	if (verdict == TC_ACT_OK)
 		COUNT(skb->ifindex, to_guest_passed);
 	else if (verdict == TC_ACT_REDIRECT)
@@ -240,7 +381,7 @@ int from_guest(struct __sk_buff *skb)
 {
 	struct rule rule;
 
-	if (read_rule(skb->ifindex, &rule) < 0)
+	if (!read_rule(skb->ifindex, &rule))
 		return TC_ACT_SHOT;
 	switch (rule.mode) {
 	case MODE_PASS:
