@@ -202,13 +202,13 @@ func (m *machine) openTunnels(tunnels []*godwitv1.PortNetwork) error {
 	return errors.Join(append(errs, m.note(next))...)
 }
 
-// drainTo sends the frames that wait in the taps to another host.
+// drainTo returns the frames that wait in the taps to another host.
 func (m *machine) drainTo(ctx context.Context, address string) (frames int, err error) {
 	remote, err := netip.ParseAddr(address)
 	if err != nil {
 		return 0, &fleet.Error{Code: fleet.Invalid, Op: "return frames", Subject: "vm " + string(m.key.vm), Cause: err.Error()}
 	}
-	if err := m.pointGates(network.Redirect, remote); err != nil {
+	if err := m.pointGates(network.Returning, remote); err != nil {
 		return 0, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, returnWithin)

@@ -71,7 +71,7 @@ func (m *move) awaitReturn() {
 	m.t.Helper()
 	waitFor(m.t, "the end of the target that gave up", func() bool { return len(m.target.processes()) == 0 })
 	taps := m.target.taps()
-	if len(taps) != 1 || taps[0].Gate.Mode != network.Redirect || taps[0].Gate.Remote != m.source.space.Addr {
+	if len(taps) != 1 || taps[0].Gate.Mode != network.Returning || taps[0].Gate.Remote != m.source.space.Addr {
 		m.t.Errorf("the target has ended before its frames were returned: %+v", taps)
 	}
 }

@@ -39,7 +39,7 @@
 //     host knows the new address the source tap is removed, then
 //     [Host.CloseTunnel] at the target, whose gate then becomes Pass.
 //  7. Or aborted: first the source's gate becomes Pass again, then the target's
-//     Redirect to the source, then Drain at the target.
+//     Returning, to the source, then Drain at the target.
 //
 // # Frames to all
 //

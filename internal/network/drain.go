@@ -25,8 +25,8 @@ const (
 )
 
 // Drain takes what waits in the tap for its guest and sends each frame through
-// the gate again, which must be Redirect: at the source after its QEMU has
-// stopped, at the target after an abort. It returns when the ring is empty and
+// the gate again, which must be Redirect at the source, after its QEMU has
+// stopped, and Returning at the target, after an abort. It returns when the ring is empty and
 // no frame that was in flight when Drain began can come into it any more; the
 // last takes a few milliseconds to some tens of them, while nothing is held up.
 // It gives the number of frames sent. An error about single frames does not
@@ -36,7 +36,7 @@ func (t *Tap) Drain(ctx context.Context) (frames int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	if gate.Mode != Redirect {
+	if gate.Mode != Redirect && gate.Mode != Returning {
 		return 0, &fleet.Error{Code: fleet.Conflict, Op: "drain", Subject: t.name,
 			Cause: fmt.Sprintf("the gate is %v, the frames would come back", gate.Mode)}
 	}

@@ -27,8 +27,7 @@ const (
 	// guest nothing. The target before the commit.
 	TunnelOnly Mode = 3
 	// Redirect: what was meant for the guest goes by the tunnel to the remote
-	// host; from the guest nothing. The source from the switch on, and the
-	// target after an abort.
+	// host; from the guest nothing. The source from the switch on.
 	Redirect Mode = 4
 	// Settling: to the guest everything, but broadcast and multicast, of which a
 	// copy comes directly and one by the tunnel, once; from the guest everything.
@@ -43,6 +42,10 @@ const (
 	// everything and asks for the commit: once it is given, other hosts send
 	// here, maybe before this one has heard of it.
 	Arriving Mode = 7
+	// Returning: to the guest as Redirect, but of broadcast and multicast only
+	// what Drain sends, since the remote host has the rest itself; from the guest
+	// nothing. The target after an abort.
+	Returning Mode = 8
 )
 
 // String gives the mode as it is printed.
@@ -62,13 +65,15 @@ func (m Mode) String() string {
 		return "leaving"
 	case Arriving:
 		return "arriving"
+	case Returning:
+		return "returning"
 	}
 	return fmt.Sprintf("mode(%d)", uint32(m))
 }
 
-func (m Mode) redirects() bool { return m == Redirect || m == Leaving }
+func (m Mode) redirects() bool { return m == Redirect || m == Leaving || m == Returning }
 
-// Gate is the rule at one tap. Tunnel and Remote are for Redirect and Leaving.
+// Gate is the rule at one tap. Tunnel and Remote are for the modes that redirect.
 type Gate struct {
 	Mode   Mode
 	Epoch  fleet.Epoch    // of the instance behind the tap; never goes back
@@ -93,7 +98,7 @@ func (g Gate) check(underlay netip.Addr) error {
 	switch g.Mode {
 	case Pass, Closed, TunnelOnly, Settling, Arriving:
 		return nil
-	case Redirect, Leaving:
+	case Redirect, Leaving, Returning:
 	default:
 		return fmt.Errorf("%v is not a mode", g.Mode)
 	}

@@ -27,17 +27,19 @@ func TestModes(t *testing.T) {
 	remote, local := l.wire(t, 0, "gwtsrc"), l.wire(t, 1, "gwtdst")
 	g := guestOf(tap)
 	for _, test := range []struct {
-		mode Mode
-		in   []uint32
-		out  bool
+		mode       Mode
+		in         []uint32
+		out        bool
+		redirected uint64
 	}{
-		{Pass, []uint32{here, there, group + here, group + there}, true},
-		{Closed, nil, false},
-		{TunnelOnly, []uint32{there, group + there}, false},
-		{Settling, []uint32{here, there, group + here, group + there}, true},
-		{Redirect, nil, false},
-		{Leaving, nil, true},
-		{Arriving, []uint32{here, there, group + there}, false},
+		{Pass, []uint32{here, there, group + here, group + there}, true, 0},
+		{Closed, nil, false, 0},
+		{TunnelOnly, []uint32{there, group + there}, false, 0},
+		{Settling, []uint32{here, there, group + here, group + there}, true, 0},
+		{Redirect, nil, false, 4},
+		{Leaving, nil, true, 4},
+		{Arriving, []uint32{here, there, group + there}, false, 0},
+		{Returning, nil, false, 3},
 	} {
 		t.Run(test.mode.String(), func(t *testing.T) {
 			want := Gate{Mode: test.mode, Epoch: 1}
@@ -70,9 +72,8 @@ func TestModes(t *testing.T) {
 			if passed := after.FromGuestPassed-before.FromGuestPassed == 1; passed != test.out {
 				t.Errorf("a frame of the guest passed: %v, want %v", passed, test.out)
 			}
-			redirected := after.ToGuestRedirected - before.ToGuestRedirected
-			if test.mode.redirects() && redirected != 4 || !test.mode.redirects() && redirected != 0 {
-				t.Errorf("%d frames were redirected", redirected)
+			if redirected := after.ToGuestRedirected - before.ToGuestRedirected; redirected != test.redirected {
+				t.Errorf("%d frames were redirected, want %d", redirected, test.redirected)
 			}
 			if after.FromGuestPassed+after.FromGuestDropped != before.FromGuestPassed+before.FromGuestDropped+1 {
 				t.Errorf("one frame of the guest was sent, counted %+v after %+v", after, before)

@@ -190,7 +190,7 @@ func TestAbortBringsFramesBack(t *testing.T) {
 
 	must(t, source.SetGate(Gate{Mode: Pass, Epoch: 1}))
 	running := guestOf(source).run(t)
-	must(t, target.SetGate(Gate{Mode: Redirect, Epoch: 2, Tunnel: tunnel, Remote: l.underlay[0]}))
+	must(t, target.SetGate(Gate{Mode: Returning, Epoch: 2, Tunnel: tunnel, Remote: l.underlay[0]}))
 	back, err := target.Drain(t.Context())
 	must(t, err)
 	if back < 300 {

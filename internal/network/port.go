@@ -18,6 +18,7 @@ type ports struct {
 const (
 	sendBuffer        = 4 << 20
 	sendTimeoutMillis = 1000
+	drainedMark       = 0x67774472 // DRAINED of bpf/gate.c
 )
 
 // openPorts runs on a thread of the namespace.
@@ -25,6 +26,9 @@ func openPorts() (p ports, err error) {
 	p = ports{inject: -1, bypass: -1}
 	if p.inject, err = openPort(); err != nil {
 		return p, err
+	}
+	if err := unix.SetsockoptInt(p.inject, unix.SOL_SOCKET, unix.SO_MARK, drainedMark); err != nil {
+		return p, fmt.Errorf("set up packet socket: %w", err)
 	}
 	if p.bypass, err = openPort(); err != nil {
 		return p, err

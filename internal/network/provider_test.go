@@ -146,12 +146,17 @@ func (m *providerMove) yield(t *testing.T, from, to *Tap) {
 // own host's guests, too.
 func TestProviderAbort(t *testing.T) {
 	m := beginProviderMove(t, 4000, 60)
+	m.sendToAll(t)
 	m.leave(t)
+	m.sendGroups(t)
 	must(t, m.source.SetGate(gate(Pass)))
 	m.runOn(t, m.source)
-	must(t, m.target.SetGate(Gate{Mode: Redirect, Epoch: 2, Tunnel: moveTunnel, Remote: m.underlay[0]}))
+	m.sendGroups(t)
+	must(t, m.target.SetGate(Gate{Mode: Returning, Epoch: 2, Tunnel: moveTunnel, Remote: m.underlay[0]}))
+	m.sendGroups(t)
 	_, err := m.target.Drain(t.Context())
 	must(t, err)
+	m.sendGroups(t)
 	m.yield(t, m.target, m.source)
 	must(t, m.target.Remove())
 	m.check(t)

@@ -24,6 +24,7 @@ enum {
 	MODE_SETTLING = 5,
 	MODE_LEAVING = 6,
 	MODE_ARRIVING = 7,
+	MODE_RETURNING = 8,
 };
 
 enum {
@@ -33,6 +34,8 @@ enum {
 
 	MAX_GROUP_FRAMES = 16384, // that are remembered, those of all taps
 	WORD = 8,                 // bytes, of their fingerprints
+
+	DRAINED = 0x67774472, // the mark of what Drain sends
 };
 
 // For one to two of these a copy of a group frame is remembered.
@@ -185,6 +188,8 @@ static __always_inline int redirect(struct __sk_buff *skb, const struct rule *ru
 	}
 	if (bpf_skb_set_tunnel_key(skb, &key, sizeof(key), flags) < 0)
 		return TC_ACT_SHOT;
+	if (skb->mark == DRAINED)
+		skb->mark = 0; // which the host's own rules could heed
 	return bpf_redirect(tunnel_ifindex, 0);
 }
 
@@ -347,6 +352,10 @@ static __always_inline int judge_to_guest(struct __sk_buff *skb, struct gate *ga
 	case MODE_ARRIVING:
 	case MODE_SETTLING:
 		return takes(skb, gate, rule->mode, group) ? TC_ACT_OK : TC_ACT_SHOT;
+	case MODE_RETURNING:
+		if (group && skb->mark != DRAINED && !came_by_tunnel(skb))
+			return TC_ACT_SHOT;
+		return redirect(skb, rule);
 	case MODE_REDIRECT:
 	case MODE_LEAVING:
 		if (!group)
