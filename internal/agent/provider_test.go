@@ -146,3 +146,22 @@ func TestProviderTargetRefuses(t *testing.T) {
 		})
 	}
 }
+
+// A target's port in a bridge that speaks the spanning tree protocol passes nothing for
+// twice its forward delay: until then the target is not ready, and nothing is copied.
+func TestTargetWaitsForSpanningTree(t *testing.T) {
+	const delay = 2 * time.Second // the least that there is
+	f, hosts := newFabricFleet(t, "h1", "h2")
+	m := f.newMove(hosts, inBridge())
+	m.target.command("ip", "link", "set", lab.HostBridge, "type", "bridge", "stp_state", "1", "forward_delay", "200")
+	begun := time.Now()
+	m.prepare()
+	if took := time.Since(begun); took < 2*delay-delay/10 {
+		t.Errorf("the target was ready after %v", took)
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := m.target.agent.find(machineKey{testVM, 2}).allPorts()[0].tap.AwaitForwarding(ended); err != nil {
+		t.Errorf("the target is ready, and its bridge is not: %v", err)
+	}
+}
