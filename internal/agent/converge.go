@@ -157,7 +157,7 @@ func (h *handover) look(ctx context.Context, passBegins bool) (err error) {
 	h.sayProgress(&godwitv1.CopyProgress{
 		Pass: int32(pass), SentBytes: uint64(p.Transferred), RemainingBytes: uint64(p.Remaining), TotalBytes: uint64(p.Total),
 		DirtyBytesPerSecond: float64(p.DirtyRate), BandwidthBytesPerSecond: float64(p.Bandwidth), PassBegins: passBegins,
-		ThrottlePercent: int32(p.Throttle),
+		ThrottlePercent: int32(p.Throttle), ElapsedUs: time.Since(h.began).Microseconds(),
 	})
 	return nil
 }

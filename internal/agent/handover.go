@@ -56,6 +56,7 @@ type handover struct {
 	blackoutMax time.Duration
 	disks       *mirrors // nil without local disks
 
+	began    time.Time // the copy; if an earlier agent has begun it, that of the memory
 	pass     int
 	left     fleet.Bytes // by the pass before
 	marks    godwitv1.SourceMarks
@@ -136,7 +137,9 @@ func (h *handover) begin(ctx context.Context) (done bool, err error) {
 	}
 	// QEMU says that it has completed a moment before its state says so.
 	sent := state.Sent() || before.Status == qemu.StatusCompleted && state.Switching()
+	h.began = time.Now().Add(-before.TotalTime)
 	if !before.Status.UnderWay() && !sent {
+		h.began = time.Now()
 		if err := h.copyDisks(ctx); err != nil {
 			return false, err
 		}

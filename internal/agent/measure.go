@@ -129,8 +129,9 @@ func (s *measured) newest(ctx context.Context, measure func(context.Context) (*g
 
 func (m *measurement) run(ctx context.Context, measure func(context.Context) (*godwitv1.MeasureGuestResponse, error)) {
 	defer close(m.done)
+	began := time.Now()
 	if m.answer, m.err = measure(ctx); m.err == nil {
-		m.until = m.answer.GetBegan().AsTime().Add(pauseAfter(m.answer))
+		m.until = began.Add(pauseAfter(m.answer))
 	}
 }
 

@@ -90,14 +90,16 @@ func graded(seen *godwitv1.Foreseen) (before, under []predict.Graded) {
 	if seen.GetOutcome() == nil {
 		return nil, nil
 	}
+	var all []predict.Graded
 	outcome := wire.DecodeForeseenOutcome(seen.GetOutcome())
 	for _, message := range seen.GetForecasts() {
-		g := predict.Graded{Forecast: wire.DecodeForecast(message), Outcome: outcome}
-		switch {
-		case g.Forecast.Pass == 0 && before == nil:
-			before = []predict.Graded{g}
-		case g.Forecast.Pass > 1 && under == nil:
-			under = []predict.Graded{g}
+		all = append(all, predict.Graded{Forecast: wire.DecodeForecast(message), Outcome: outcome})
+	}
+	for _, g := range predict.OfEachStage(all) {
+		if g.Forecast.Pass == 0 {
+			before = append(before, g)
+		} else {
+			under = append(under, g)
 		}
 	}
 	return before, under
@@ -193,8 +195,10 @@ func interval(i *godwitv1.Interval, show func(float64) string) string {
 
 // showMeasured prints what the forecasts are made of.
 func showMeasured(s sheet, seen *godwitv1.Foreseen) {
-	if seen.GetLinkBytesPerSecond() > 0 {
-		s.row("Link", rate(seen.GetLinkBytesPerSecond())+": "+seen.GetLinkWhy())
+	if link := seen.GetLinkBytesPerSecond(); link > 0 {
+		s.row("Link", rate(link)+": "+seen.GetLinkWhy())
+	} else {
+		s.row("Link", seen.GetLinkWhy())
 	}
 	s.row("Throttle", seen.GetThrottle().GetWhy())
 	s.row("Not measured", seen.GetUnmeasured())
@@ -217,7 +221,7 @@ func (a *App) showForeseen(s sheet, m *godwitv1.Migration) {
 	if seen == nil {
 		return
 	}
-	s.heading("Forecast before the copy")
+	s.heading("First forecast")
 	var first *godwitv1.Forecast
 	if list := seen.GetForecasts(); len(list) > 0 {
 		first = list[0]

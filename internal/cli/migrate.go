@@ -48,7 +48,7 @@ type migrateFlags struct {
 	watch, wait             bool
 	dryRun, force           bool
 	onFailure, preset       string
-	throttleMax             int
+	throttleMax             *int32 // nil if it was not given
 	version                 int64
 	answer                  time.Duration
 
@@ -58,6 +58,7 @@ type migrateFlags struct {
 
 func newMigrateCommand(app *App) *cobra.Command {
 	var chosen migrateFlags
+	throttle := 0
 	cmd := &cobra.Command{
 		Use:   "migrate VM",
 		Short: "Move a running VM to another host",
@@ -72,6 +73,9 @@ func newMigrateCommand(app *App) *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := chosen.check(cmd); err != nil {
 				return err
+			}
+			if cmd.Flags().Changed("throttle-max") {
+				chosen.throttleMax = new(int32(throttle))
 			}
 			return app.call(cmd.Context(), 0, func(ctx context.Context, c *client.Client) error {
 				if chosen.dryRun {
@@ -91,7 +95,7 @@ func newMigrateCommand(app *App) *cobra.Command {
 	durationFlag(cmd, &chosen.blackoutMax, "blackout-max", minLimit, maxLimit, "longest expected pause of the VM, such as 200ms (default: 300ms)")
 	durationFlag(cmd, &chosen.copyMax, "copy-max", minLimit, maxLimit, "longest time to copy, such as 10m, before it is aborted (default: 150s for each GiB of memory, at least 5m)")
 	durationFlag(cmd, &chosen.switchMax, "switch-max", minLimit, maxLimit, "longest time of the hand-over before it is aborted (default: 3s)")
-	intFlag(cmd, &chosen.throttleMax, "throttle-max", 0, predict.MaxThrottle, "`percent` of its time that may be taken from the guest, if it does not end otherwise (default: none)")
+	intFlag(cmd, &throttle, "throttle-max", 0, predict.MaxThrottle, "`percent` of its time that may be taken from the guest, if it does not end otherwise (default: none)")
 	flags.BoolVar(&chosen.dryRun, "dry-run", false, "show the target and the forecast, and do nothing")
 	flags.BoolVar(&chosen.force, "force", false, "go on whatever is predicted, and record it")
 	flags.StringVar(&chosen.onFailure, "on-predicted-failure", "", "what follows: cancel or go-on (default: `cancel`)")
@@ -150,7 +154,7 @@ func (f migrateFlags) policy() *godwitv1.MigrationPolicy {
 		BandwidthMax:  uint64(f.bandwidthMax),
 		BlackoutMaxMs: f.blackoutMax.Milliseconds(),
 
-		OnPredictedFailure: f.onFailure, Force: f.force, ThrottleMax: int32(f.throttleMax), Preset: f.preset,
+		OnPredictedFailure: f.onFailure, Force: f.force, ThrottleMax: f.throttleMax, Preset: f.preset,
 	}
 }
 

@@ -13,7 +13,9 @@ func abortPlan(m *Migration, event Event) {
 
 func targetPrepared(m *Migration, event Event) {
 	m.Port, m.DiskPort, m.TargetQEMU, m.Machine = event.Port, event.DiskPort, event.QEMU, event.Machine
-	m.copyIfReady(event)
+	if m.copyIfReady(event); m.State == Preparing && m.Timer != nil {
+		m.Timer.What = "the guest was not measured in time"
+	}
 }
 
 // copyIfReady begins the copy, once the target is prepared and the forecast made.
@@ -22,7 +24,7 @@ func (m *Migration) copyIfReady(event Event) {
 		return
 	}
 	m.State = Copying
-	m.CopyStarted, m.CopyBegan = true, event.At
+	m.CopyStarted = true
 	m.want(StartCopy, m.Source)
 	m.setTimer(event.At, m.Policy.CopyMax, "the copy did not converge in time")
 }
@@ -39,7 +41,7 @@ func noteProgress(m *Migration, event Event) {
 	if event.Progress.PassBegins && len(m.Passes) < maxPasses {
 		m.Passes = append(m.Passes, Pass{
 			Number: event.Progress.Pass, At: event.Progress.At,
-			Sent: event.Progress.Sent, Remaining: event.Progress.Remaining, Heard: event.At,
+			Sent: event.Progress.Sent, Remaining: event.Progress.Remaining, Elapsed: event.Progress.Elapsed,
 		})
 	}
 	m.evaluate(event)

@@ -63,6 +63,9 @@ func unheld(m Migration) Migration {
 	return m
 }
 
+// later is after the newest measurement.
+func later(m Migration) time.Time { return m.Foreseen.Measured.Add(time.Hour) }
+
 func foreseen(m Migration) Migration {
 	m.Foreseen.Awaited = true
 	return m
@@ -78,6 +81,7 @@ func variants(m Migration, kind EventKind) (events []Event) {
 	if kind == GuestMeasured {
 		e := event(m, kind)
 		e.Measured = hopeless
+		e.Measured.Began = later(m)
 		events = append(events, e)
 	}
 	if kind == TargetFailed {
@@ -98,7 +102,9 @@ func shapeOf(t *testing.T, m Migration) string {
 	t.Helper()
 	m.Sequence, m.Story, m.Passes, m.Progress, m.Ended = 0, nil, nil, Progress{}, time.Time{}
 	m.Cause, m.Remedies, m.Unaware, m.SourceMarks, m.TargetMarks, m.Compared = "", nil, "", nil, nil, nil
-	m.CopyBegan = time.Time{}
+	if !m.Foreseen.Measured.IsZero() {
+		m.Foreseen.Measured = epochZero
+	}
 	low := m.lowLast()
 	m.Foreseen.Forecasts = nil
 	if low {

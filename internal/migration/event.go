@@ -93,6 +93,7 @@ type Progress struct {
 	Total      fleet.Bytes          `json:"total"`
 	DirtyRate  fleet.BytesPerSecond `json:"dirtyRate"`
 	Bandwidth  fleet.BytesPerSecond `json:"bandwidth"`
+	Elapsed    time.Duration        `json:"elapsed,omitempty"`  // since the copy was begun, by no clock that can be set; 0 in old records
 	Throttle   int                  `json:"throttle,omitempty"` // percent of its time that is taken from the guest
 
 	// Of the local disks, which are copied before the memory: the total grows with
@@ -104,11 +105,11 @@ type Progress struct {
 
 // Pass is where the copy stood when a pass over the memory began.
 type Pass struct {
-	Number    int         `json:"number"`
-	At        time.Time   `json:"at"`
-	Sent      fleet.Bytes `json:"sent"`
-	Remaining fleet.Bytes `json:"remaining"`
-	Heard     time.Time   `json:"heard,omitzero"` // by the server's clock
+	Number    int           `json:"number"`
+	At        time.Time     `json:"at"`
+	Sent      fleet.Bytes   `json:"sent"`
+	Remaining fleet.Bytes   `json:"remaining"`
+	Elapsed   time.Duration `json:"elapsed,omitempty"` // as that of Progress
 }
 
 // SourceMarks are instants of the switch at the source, by the source's clock;

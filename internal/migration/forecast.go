@@ -3,6 +3,7 @@ package migration
 import (
 	"time"
 
+	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/predict"
 )
 
@@ -30,7 +31,15 @@ type Foreseen struct {
 // Forecast is one that was made during the migration, or before its start.
 type Forecast struct {
 	At time.Time `json:"at"` // by the server's clock
+	// Of the copy: how long it had gone on, and what was sent and left of the pass.
+	Elapsed   time.Duration `json:"elapsed,omitempty"`
+	Sent      fleet.Bytes   `json:"sent,omitempty"`
+	Remaining fleet.Bytes   `json:"remaining,omitempty"`
 	predict.Forecast
+}
+
+func (f Forecast) position() predict.Position {
+	return predict.Position{After: f.Elapsed, Sent: f.Sent, Remaining: f.Remaining}
 }
 
 // Measured is what is known of guest and link before the copy.
@@ -54,33 +63,38 @@ const (
 // guestMeasured: what is known before the start. A forecast below the threshold is made
 // once more, with another measurement, before it counts.
 func guestMeasured(m *Migration, event Event) {
-	measured := event.Measured
-	m.Foreseen.Awaited = false
-	if measured.Failure != "" && len(m.Foreseen.Guest.Curve) > 0 {
-		m.copyIfReady(event) // what was measured before alone predicts no failure
+	measured, seen := event.Measured, &m.Foreseen
+	seen.Awaited = false
+	if measured.Link.Rate > 0 || seen.Link.Rate == 0 {
+		seen.Link, seen.LinkWhy = measured.Link, measured.LinkWhy
+	}
+	if again := !seen.Measured.IsZero(); again && (measured.Failure != "" || !measured.Began.After(seen.Measured)) {
+		m.copyIfReady(event) // what was measured before predicts no failure alone
 		return
 	}
-	m.Foreseen.Guest, m.Foreseen.Link, m.Foreseen.LinkWhy = measured.Guest, measured.Link, measured.LinkWhy
-	m.Foreseen.Unmeasured, m.Foreseen.Measured = measured.Failure, measured.Began
-	m.foresee(event, nil)
-	if m.cancelledOn(event) {
+	seen.Guest, seen.Unmeasured, seen.Measured = measured.Guest, measured.Failure, measured.Began
+	made := m.foresee(event, nil)
+	if made && m.cancelledOn(event) {
 		return
 	}
-	m.Foreseen.Awaited = m.mayCancel() && m.lowLast()
+	seen.Awaited = made && m.mayCancel() && m.lowLast()
 	m.copyIfReady(event)
 }
 
-// foresee makes a forecast. Without a link of known rate there is none.
-func (m *Migration) foresee(event Event, within *predict.Position) {
+// foresee makes a forecast, and reports whether it could: without a link of known rate
+// there is none.
+func (m *Migration) foresee(event Event, within *predict.Position) bool {
 	f, err := m.forecast(event, within)
 	if err != nil {
-		return
+		return false
 	}
-	list := append(m.Foreseen.Forecasts, Forecast{At: event.At, Forecast: f})
+	p := event.Progress
+	list := append(m.Foreseen.Forecasts, Forecast{At: event.At, Elapsed: p.Elapsed, Sent: p.Sent, Remaining: p.Remaining, Forecast: f})
 	if len(list) > maxForecasts {
 		list = append(list[:maxForecasts/2:maxForecasts/2], list[maxForecasts/2+1:]...)
 	}
 	m.Foreseen.Forecasts = list
+	return true
 }
 
 // forecast is made with the help that the policy allows and both QEMUs have. It is chosen
@@ -116,51 +130,62 @@ func (m *Migration) inputs(within *predict.Position) predict.Inputs {
 	}
 	for _, pass := range m.Passes {
 		in.Passes = append(in.Passes, predict.Pass{
-			Number: pass.Number, After: m.sinceCopy(pass.At), Sent: pass.Sent, Remaining: pass.Remaining,
+			Number: pass.Number, After: pass.Elapsed, Sent: pass.Sent, Remaining: pass.Remaining,
 		})
 	}
 	return in
 }
 
-// sinceCopy gives how long after the start of the copy something was by the source's
-// clock: the first pass is the one instant of which both clocks are known.
-func (m *Migration) sinceCopy(at time.Time) time.Duration {
-	first := m.Passes[0]
-	return max(0, first.Heard.Sub(m.CopyBegan)) + at.Sub(first.At)
-}
-
-// evaluate makes a forecast of a copy that is under way, when a pass begins and now and
-// then within one, and cancels the migration that is predicted to fail.
+// evaluate makes a forecast of a copy that is under way, and cancels the migration that is
+// predicted to fail. It does so when a pass is over and now and then within one: each has
+// something to say that the one before did not know.
 func (m *Migration) evaluate(event Event) {
 	p := event.Progress
-	if m.State != Copying || len(m.Passes) == 0 || p.Pass != m.Passes[len(m.Passes)-1].Number {
+	if m.State != Copying || p.Elapsed == 0 || len(m.Passes) == 0 || p.Pass != m.Passes[len(m.Passes)-1].Number {
 		return
 	}
 	var within *predict.Position
-	if !p.PassBegins {
-		if !m.dueAgain(event.At) {
+	switch {
+	case p.PassBegins && len(m.Passes) == 1:
+		return
+	case !p.PassBegins:
+		if within = m.within(p); within == nil {
 			return
 		}
-		within = &predict.Position{After: m.sinceCopy(p.At), Sent: p.Sent, Remaining: p.Remaining, Rate: p.Bandwidth}
 	}
-	m.foresee(event, within)
+	if !m.foresee(event, within) || m.endsNow(p) {
+		return
+	}
 	m.cancelledOn(event)
 }
 
-// dueAgain: the newest forecast is old enough for another within the pass.
-func (m *Migration) dueAgain(now time.Time) bool {
-	newest := m.Passes[len(m.Passes)-1].Heard
-	if n := len(m.Foreseen.Forecasts); n > 0 {
-		newest = later(newest, m.Foreseen.Forecasts[n-1].At)
-	}
-	return now.Sub(newest) >= max(evaluateEvery, m.Policy.CopyMax/evaluateShare)
+// endsNow: the source's agent may be about to stop the guest.
+func (m *Migration) endsNow(p Progress) bool {
+	return p.Pass > 1 && float64(p.Remaining) <= float64(p.Bandwidth)*m.Policy.BlackoutMax.Seconds()
 }
 
-func later(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
+// within gives the place in the pass, with the rates of the link since its beginning; nil
+// if the newest of them is not long enough yet.
+func (m *Migration) within(p Progress) *predict.Position {
+	begun := m.Passes[len(m.Passes)-1]
+	at := predict.Pass{After: begun.Elapsed, Sent: begun.Sent, Remaining: begun.Remaining}.At()
+	now := &predict.Position{After: p.Elapsed, Sent: p.Sent, Remaining: p.Remaining}
+	var places []predict.Position
+	for _, f := range m.Foreseen.Forecasts {
+		if f.Elapsed > begun.Elapsed {
+			places = append(places, f.position())
+		}
 	}
-	return b
+	for _, to := range append(places, *now) {
+		if rate, telling := predict.RateBetween(at, to); telling {
+			now.Rates = append(now.Rates, rate)
+		}
+		if to.After == now.After && to.After-at.After < max(evaluateEvery, m.Policy.CopyMax/evaluateShare) {
+			return nil
+		}
+		at = to
+	}
+	return now
 }
 
 // mayCancel: the policy has migrations cancelled that are predicted to fail.
@@ -213,14 +238,21 @@ func (m *Migration) Graded() []predict.Graded {
 func (m *Migration) foreseenOutcome() (predict.Outcome, bool) {
 	out := m.Outcome()
 	switch {
-	case len(m.Passes) == 0:
+	case len(m.Passes) == 0 || m.Passes[0].Elapsed == 0:
 		return predict.Outcome{}, false
 	case m.Foreseen.Exhausted && m.State == Aborted:
 		return predict.Outcome{Total: m.Policy.CopyMax, Bytes: out.Bytes, Passes: out.Passes}, true
 	case m.State == Succeeded && m.SourceMarks != nil && out.Blackout > 0:
 		return predict.Outcome{
-			Ended: true, Total: m.sinceCopy(m.SourceMarks.Stopped) + out.Blackout, Blackout: out.Blackout, Bytes: out.Bytes, Passes: out.Passes,
+			Ended: true, Total: m.stoppedAfter() + out.Blackout, Blackout: out.Blackout, Bytes: out.Bytes, Passes: out.Passes,
 		}, true
 	}
 	return predict.Outcome{}, false
+}
+
+// stoppedAfter gives how long the copy had gone on when the guest stopped. By the source's
+// clock is only what came after the last pass began.
+func (m *Migration) stoppedAfter() time.Duration {
+	last := m.Passes[len(m.Passes)-1]
+	return last.Elapsed + max(0, m.SourceMarks.Stopped.Sub(last.At))
 }

@@ -18,7 +18,7 @@ var (
 func guestDirtying(inASecond fleet.Bytes) Measured {
 	return Measured{
 		Guest: predict.Guest{Memory: fleet.GiB, Curve: predict.Curve{{After: time.Second, Dirty: inASecond}}},
-		Link:  predict.Link{Rate: 100 << 20}, LinkWhy: "probed",
+		Link:  predict.Link{Rate: 100 << 20}, LinkWhy: "probed", Began: epochZero,
 	}
 }
 
@@ -47,6 +47,12 @@ func measuredAs(what Measured) Event {
 	return Event{Kind: GuestMeasured, From: "server", Measured: what}
 }
 
+// again is another measurement, a moment after.
+func again(what Measured) Event {
+	what.Began = what.Began.Add(5 * time.Second)
+	return measuredAs(what)
+}
+
 func begun() Event    { return Event{Kind: Started, From: "server"} }
 func prepared() Event { return Event{Kind: TargetPrepared, From: "h2"} }
 
@@ -54,7 +60,7 @@ func prepared() Event { return Event{Kind: TargetPrepared, From: "h2"} }
 // source's clock that is an hour from the server's.
 func passBegins(number int, after time.Duration, sent, left fleet.Bytes) Event {
 	return Event{Kind: CopyProgressed, From: "h1", At: epochZero.Add(10*time.Second + after), Progress: Progress{
-		At: epochZero.Add(time.Hour + after), Pass: number, PassBegins: true, Sent: sent, Remaining: left, Total: fleet.GiB,
+		At: epochZero.Add(time.Hour + after), Elapsed: time.Second + after, Pass: number, PassBegins: true, Sent: sent, Remaining: left, Total: fleet.GiB,
 	}}
 }
 
@@ -86,10 +92,19 @@ func TestPredictedFailure(t *testing.T) {
 	if m.State != Preparing || !m.Foreseen.Awaited {
 		t.Fatalf("after one low forecast: %s, awaited %v", m.State, m.Foreseen.Awaited)
 	}
-	if better := at(t, m, measuredAs(easy)); better.State != Copying {
+	if better := at(t, m, again(easy)); better.State != Copying {
 		t.Errorf("the second forecast is good: %s", better.State)
 	}
-	m = at(t, m, measuredAs(hopeless))
+	if same := at(t, m, measuredAs(hopeless)); same.State != Copying {
+		t.Errorf("the same measurement once more: %s", same.State)
+	}
+	lost := hopeless
+	lost.Failure, lost.Link = "its agent does not answer", predict.Link{}
+	alone := at(t, m, again(lost), passBegins(1, 0, 0, fleet.GiB))
+	if alone.State != Copying || alone.Foreseen.Link.Rate == 0 {
+		t.Errorf("the second measurement failed, and the first predicts a failure alone: %s, %+v", alone.State, alone.Foreseen)
+	}
+	m = at(t, m, again(hopeless))
 	if m.State != RollingBack || !m.Foreseen.Failed || m.CopyStarted {
 		t.Fatalf("after two: %s, %+v", m.State, m.Foreseen)
 	}
@@ -98,7 +113,7 @@ func TestPredictedFailure(t *testing.T) {
 			t.Errorf("the cause does not say %q: %s", part, m.Cause)
 		}
 	}
-	planned := at(t, foreseen(newMigration()), measuredAs(hopeless), measuredAs(hopeless))
+	planned := at(t, foreseen(newMigration()), measuredAs(hopeless), again(hopeless))
 	if planned.State != Aborted {
 		t.Errorf("before anything was done: %s", planned.State)
 	}
@@ -132,16 +147,26 @@ func TestCancelledInFlight(t *testing.T) {
 func TestEvaluatedWithinAPass(t *testing.T) {
 	m := at(t, foreseen(newMigration()), begun(), prepared(), measuredAs(easy), passBegins(1, 0, 0, fleet.GiB))
 	count := len(m.Foreseen.Forecasts)
+	var sent fleet.Bytes
+	var last time.Duration
 	progress := func(after time.Duration, rate fleet.BytesPerSecond) Event {
-		e := passBegins(1, after, fleet.Bytes(after.Seconds()*float64(rate)), fleet.GiB/2)
-		e.Progress.PassBegins, e.Progress.Bandwidth = false, rate
+		sent += fleet.Bytes((after - last).Seconds() * float64(rate))
+		last = after
+		e := passBegins(1, after, sent, fleet.GiB-sent)
+		e.Progress.PassBegins = false
 		return e
 	}
 	m = at(t, m, progress(time.Second, 100<<20))
 	if got := len(m.Foreseen.Forecasts); got != count {
 		t.Errorf("after a second there is another forecast")
 	}
-	m = at(t, m, progress(20*time.Second, 1<<18), progress(40*time.Second, 1<<18))
+	m = at(t, m, progress(8*time.Second, 1<<18), progress(15*time.Second, 1<<18))
+	if m.State != Copying {
+		t.Fatalf("two slow looks: %s: %s", m.State, m.Cause)
+	}
+	for after := 22 * time.Second; m.State == Copying && after < time.Minute; after += 7 * time.Second {
+		m = at(t, m, progress(after, 1<<18))
+	}
 	if m.State != RollingBack || !strings.Contains(m.Cause, "the first pass alone takes") {
 		t.Errorf("the link has failed: %s: %s", m.State, m.Cause)
 	}
@@ -154,16 +179,16 @@ func TestGraded(t *testing.T) {
 		Stopped: epochZero.Add(time.Hour + 10*time.Second), Sent: fleet.GiB + fleet.MiB, Passes: 2,
 	}, &TargetMarks{Resumed: epochZero.Add(time.Hour + 10*time.Second + 30*time.Millisecond)}
 	list := m.Graded()
-	if len(list) != 3 {
+	if len(list) != 2 {
 		t.Fatalf("%d forecasts are graded", len(list))
 	}
 	want := predict.Outcome{Ended: true, Blackout: 30 * time.Millisecond, Bytes: fleet.GiB + fleet.MiB, Passes: 2}
-	want.Total = m.Passes[0].Heard.Sub(m.CopyBegan) + 10*time.Second + want.Blackout
+	want.Total = 11*time.Second + want.Blackout
 	if list[0].Outcome != want {
 		t.Errorf("the outcome is %+v, want %+v", list[0].Outcome, want)
 	}
 	m.State, m.Foreseen.Exhausted, m.SourceMarks = Aborted, true, nil
-	if list := m.Graded(); len(list) != 3 || list[0].Outcome.Ended || list[0].Outcome.Total != m.Policy.CopyMax {
+	if list := m.Graded(); len(list) != 2 || list[0].Outcome.Ended || list[0].Outcome.Total != m.Policy.CopyMax {
 		t.Errorf("given up: %+v", list)
 	}
 	m.Foreseen.Exhausted = false
@@ -194,9 +219,33 @@ func TestThrottle(t *testing.T) {
 		t.Errorf("there are 60 %% more to take: %+v", m.Foreseen.Forecasts)
 	}
 	second.Progress.Throttle, second.Progress.Pass = 90, 3
-	second.Progress.At = second.Progress.At.Add(10 * time.Second)
+	second.Progress.At, second.Progress.Elapsed = second.Progress.At.Add(10*time.Second), 21*time.Second
 	second.Progress.Sent *= 2
 	if m = at(t, m, second); m.Foreseen.Forecasts[len(m.Foreseen.Forecasts)-1].Probability > 0.5 {
 		t.Errorf("all is taken, and it does not end: %+v", m.Foreseen.Forecasts)
+	}
+}
+
+// TestClocksApart: neither the server's nor the source's clock has a say.
+func TestClocksApart(t *testing.T) {
+	for _, off := range []time.Duration{-2 * time.Hour, 2 * time.Hour} {
+		m := at(t, foreseen(newMigration()), begun(), prepared(), measuredAs(easy), passBegins(1, 0, 0, fleet.GiB))
+		second := passBegins(2, 10*time.Second, fleet.GiB, 8*fleet.MiB)
+		second.At, second.Progress.At = second.At.Add(off), second.Progress.At.Add(-off)
+		m = at(t, m, second)
+		if n := len(m.Foreseen.Forecasts); n != 2 || m.Foreseen.Forecasts[1].Probability < 0.99 {
+			t.Errorf("by %v apart: %+v", off, m.Foreseen.Forecasts)
+		}
+	}
+}
+
+// TestNotCancelledAtTheEnd: the source may be about to stop the guest.
+func TestNotCancelledAtTheEnd(t *testing.T) {
+	m := at(t, foreseen(newMigration()), begun(), prepared(), measuredAs(easy), passBegins(1, 0, 0, fleet.GiB),
+		passBegins(2, 10*time.Second, fleet.GiB, fleet.GiB/2), passBegins(3, 15*time.Second, 3*fleet.GiB/2, fleet.GiB/2))
+	last := passBegins(4, 20*time.Second, 2*fleet.GiB, fleet.GiB/2)
+	last.Progress.Bandwidth = 2 << 30
+	if m = at(t, m, last); m.State != Copying {
+		t.Errorf("what is left fits into the blackout, and it is %s: %s", m.State, m.Cause)
 	}
 }

@@ -48,25 +48,24 @@ type Migration struct {
 	Pending  []Effect `json:"pending,omitempty"`
 	Timer    *Timer   `json:"timer,omitempty"`
 
-	Port           uint16    `json:"port,omitempty"`           // the target's QEMU listens there
-	DiskPort       uint16    `json:"diskPort,omitempty"`       // and takes the VM's local disks there
-	CopyBegan      time.Time `json:"copyBegan,omitzero"`       // was ordered
-	CopyStarted    bool      `json:"copyStarted,omitempty"`    // the source may have closed its gate
-	Unheld         bool      `json:"unheld,omitempty"`         // the source's QEMU may stop the guest by itself, and run it on if the copy then fails
-	SourceSent     bool      `json:"sourceSent,omitempty"`     // the source's QEMU has the target's word that it loaded, so it does not
-	TargetAsked    bool      `json:"targetAsked,omitempty"`    // for the commit, which waits for that
-	SourceGone     bool      `json:"sourceGone,omitempty"`     // the source's instance has ended
-	TakenBack      bool      `json:"takenBack,omitempty"`      // after the commit: the target never ran and never will
-	TargetRuns     bool      `json:"targetRuns,omitempty"`     // it has run its first instruction
-	SourceLost     bool      `json:"sourceLost,omitempty"`     // an operator says that the source's host is off for good
-	TargetLost     bool      `json:"targetLost,omitempty"`     // and that the target's is
-	LostUnheard    bool      `json:"lostUnheard,omitempty"`    // and nobody had heard whether that used its right, or refused it
-	Abandoned      bool      `json:"abandoned,omitempty"`      // its record was of an old copy of the store
-	TargetGone     bool      `json:"targetGone,omitempty"`     // after the commit: no instance has the VM any more that may run
-	AddressesKnown bool      `json:"addressesKnown,omitempty"` // by every host that is not gone
-	Unaware        string    `json:"unaware,omitempty"`        // which ones are, one sentence
-	InGrace        bool      `json:"inGrace,omitempty"`        // all has come, and forwarding goes on for the grace time
-	Released       bool      `json:"released,omitempty"`       // the forwarding was told to end
+	Port           uint16 `json:"port,omitempty"`           // the target's QEMU listens there
+	DiskPort       uint16 `json:"diskPort,omitempty"`       // and takes the VM's local disks there
+	CopyStarted    bool   `json:"copyStarted,omitempty"`    // the source may have closed its gate
+	Unheld         bool   `json:"unheld,omitempty"`         // the source's QEMU may stop the guest by itself, and run it on if the copy then fails
+	SourceSent     bool   `json:"sourceSent,omitempty"`     // the source's QEMU has the target's word that it loaded, so it does not
+	TargetAsked    bool   `json:"targetAsked,omitempty"`    // for the commit, which waits for that
+	SourceGone     bool   `json:"sourceGone,omitempty"`     // the source's instance has ended
+	TakenBack      bool   `json:"takenBack,omitempty"`      // after the commit: the target never ran and never will
+	TargetRuns     bool   `json:"targetRuns,omitempty"`     // it has run its first instruction
+	SourceLost     bool   `json:"sourceLost,omitempty"`     // an operator says that the source's host is off for good
+	TargetLost     bool   `json:"targetLost,omitempty"`     // and that the target's is
+	LostUnheard    bool   `json:"lostUnheard,omitempty"`    // and nobody had heard whether that used its right, or refused it
+	Abandoned      bool   `json:"abandoned,omitempty"`      // its record was of an old copy of the store
+	TargetGone     bool   `json:"targetGone,omitempty"`     // after the commit: no instance has the VM any more that may run
+	AddressesKnown bool   `json:"addressesKnown,omitempty"` // by every host that is not gone
+	Unaware        string `json:"unaware,omitempty"`        // which ones are, one sentence
+	InGrace        bool   `json:"inGrace,omitempty"`        // all has come, and forwarding goes on for the grace time
+	Released       bool   `json:"released,omitempty"`       // the forwarding was told to end
 
 	Progress       Progress     `json:"progress,omitzero"`
 	Passes         []Pass       `json:"passes,omitempty"`

@@ -52,6 +52,7 @@ func event(m Migration, kind EventKind) Event {
 	}
 	if kind == GuestMeasured {
 		e.Measured = easy
+		e.Measured.Began = later(m)
 	}
 	if kind == TimerFired && m.Timer != nil {
 		e.At, e.Due = m.Timer.At, m.Timer.At

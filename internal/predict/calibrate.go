@@ -25,6 +25,19 @@ type Graded struct {
 	Outcome  Outcome  `json:"outcome"`
 }
 
+// OfEachStage leaves of a migration's forecasts the one before the copy and the first after
+// a pass, where there are: a long migration is not to weigh more than a short one.
+func OfEachStage(list []Graded) (kept []Graded) {
+	before := slices.IndexFunc(list, func(g Graded) bool { return g.Forecast.Pass == 0 })
+	under := slices.IndexFunc(list, func(g Graded) bool { return g.Forecast.Pass > 1 })
+	for _, i := range []int{before, under} {
+		if i >= 0 {
+			kept = append(kept, list[i])
+		}
+	}
+	return kept
+}
+
 // least is how many outcomes a correction needs: with fewer, the quantiles of an
 // interval at Level are beyond what was seen.
 const least = 20

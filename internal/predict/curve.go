@@ -23,8 +23,7 @@ type Curve []Point
 // to saturate: 2 is a straight line.
 const straight = 1.95
 
-// NewCurve puts measurements in order. Those of no time or of none that is finite are
-// left out; since pages that have changed stay so, a point is at least the one before.
+// NewCurve puts measurements in order. Those of no time are left out; since pages that have changed stay so, a point is at least the one before.
 func NewCurve(points []Point) Curve {
 	curve := make(Curve, 0, len(points))
 	for _, p := range points {
@@ -109,5 +108,8 @@ func (c Curve) spread() float64 {
 	if weight == 0 {
 		return 0
 	}
-	return sum / weight
+	return min(sum/weight, spreadMax)
 }
+
+// spreadMax is the most that windows are taken to differ.
+const spreadMax = 3

@@ -70,7 +70,7 @@ const (
 )
 
 // Make makes a forecast. It is an Invalid error if the guest has no memory, a limit is not
-// above zero, the passes are none, or neither they nor the link tell a rate.
+// above zero, or neither the passes nor the link tell a rate.
 func Make(in Inputs) (Forecast, error) {
 	k := in.knowledge()
 	if err := in.validate(k); err != nil {
@@ -94,7 +94,9 @@ func Make(in Inputs) (Forecast, error) {
 	f.Bytes = span[fleet.Bytes](counted, expected, func(c course) float64 { return c.sent })
 	f.Passes = span[int](counted, expected, func(c course) float64 { return float64(c.passes) })
 	f.Settles = seconds(k.draw(0, 0).settles(k.begin(0))*k.wire/k.last + switchTime.Seconds())
-	f = in.Calibration.correct(f)
+	if f.Known && !f.Fails() {
+		f = in.Calibration.correct(f)
+	}
 	f.Reason = in.reason(k, f)
 	return f, nil
 }
@@ -110,13 +112,6 @@ func (in Inputs) validate(k knowledge) error {
 		return invalid("the rate of the link is not known")
 	case in.Limits.Blackout <= 0 || in.Limits.Copy <= 0:
 		return invalid("the blackout and the time to copy must be limited to more than zero")
-	}
-	before := 0
-	for _, pass := range in.Passes {
-		if pass.Number <= before || pass.After < 0 {
-			return invalid("the passes are not in order")
-		}
-		before = pass.Number
 	}
 	return nil
 }

@@ -142,13 +142,37 @@ func TestLinkFails(t *testing.T) {
 		Guest: g.measure(), Link: predict.Link{Rate: 25e6}, Limits: predict.Limits{Blackout: 300 * time.Millisecond, Copy: 2 * time.Minute},
 		Passes: []predict.Pass{{Number: 1, After: 100 * time.Millisecond, Remaining: fleet.GiB}},
 	}
-	in.Within = &predict.Position{After: 8 * time.Second, Sent: 200e6, Remaining: fleet.GiB - 200e6, Rate: 25e6}
+	in.Within = &predict.Position{After: 8 * time.Second, Sent: 200e6, Remaining: fleet.GiB - 200e6, Rates: []fleet.BytesPerSecond{25e6, 25e6}}
 	if f := mustMake(t, in); f.Probability < 0.9 || math.Abs(f.Total.Expected.Seconds()-47) > 3 {
 		t.Errorf("all goes well: %+v", f)
 	}
-	in.Within = &predict.Position{After: 12 * time.Second, Sent: 210e6, Remaining: fleet.GiB - 210e6, Rate: 2.5e6}
-	if f := mustMake(t, in); f.Probability > 0.05 || !strings.Contains(f.Reason, "the first pass alone takes 5m") {
+	in.Within = &predict.Position{After: 12 * time.Second, Sent: 210e6, Remaining: fleet.GiB - 210e6, Rates: []fleet.BytesPerSecond{25e6, 25e6, 2.5e6}}
+	if f := mustMake(t, in); f.Probability < 0.1 {
+		t.Errorf("a hiccup of the link: %+v", f)
+	}
+	in.Within = &predict.Position{
+		After: 20 * time.Second, Sent: 230e6, Remaining: fleet.GiB - 230e6, Rates: []fleet.BytesPerSecond{25e6, 25e6, 2.5e6, 2.5e6, 2.5e6, 2.5e6},
+	}
+	if f := mustMake(t, in); f.Probability > 0.05 || !strings.Contains(f.Reason, "the first pass alone takes") {
 		t.Errorf("the link has failed: %+v", f)
+	}
+}
+
+func TestRateBetween(t *testing.T) {
+	at := func(seconds float64, sent, left fleet.Bytes) predict.Position {
+		return predict.Position{After: time.Duration(seconds * float64(time.Second)), Sent: sent, Remaining: left}
+	}
+	if rate, ok := predict.RateBetween(at(1, 0, fleet.GiB), at(3, 100<<20, fleet.GiB-100<<20)); !ok || rate != 50<<20 {
+		t.Errorf("of 100 MiB in 2 s: %v, %v", rate, ok)
+	}
+	if rate, ok := predict.RateBetween(at(1, 0, 2*fleet.GiB), at(3, 1<<20, fleet.GiB)); ok {
+		t.Errorf("a GiB of zeros tells %v", rate)
+	}
+	if rate, ok := predict.RateBetween(at(1, 0, fleet.GiB), at(2, 0, fleet.GiB)); !ok || rate != 1 {
+		t.Errorf("a link that is gone: %v, %v", rate, ok)
+	}
+	if rate, ok := predict.RateBetween(at(2, 0, fleet.GiB), at(2, 5, 0)); ok {
+		t.Errorf("no time tells %v", rate)
 	}
 }
 

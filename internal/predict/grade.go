@@ -91,7 +91,7 @@ func (c *Confusion) add(predicted, failed bool) {
 	}
 }
 
-func relative(expected, came float64) float64 { return math.Abs(expected-came) / came }
+func relative(expected, came float64) float64 { return math.Abs(expected-came) / max(1, came) }
 
 func count(yes bool) int {
 	if yes {

@@ -41,9 +41,27 @@ type Pass struct {
 type Position struct {
 	After     time.Duration // since the copy's start
 	Sent      fleet.Bytes
-	Remaining fleet.Bytes          // of the pass, at the full size of a page
-	Rate      fleet.BytesPerSecond // lately; 0 if it is not known
+	Remaining fleet.Bytes // of the pass, at the full size of a page
+	// Rates are those of the link in the pass so far, over some seconds each, the oldest
+	// first.
+	Rates []fleet.BytesPerSecond
 }
+
+// RateBetween gives the rate of the link between two places of one pass. It is not telling
+// if most of what was looked at in between was zero, for which hardly anything is sent.
+func RateBetween(from, to Position) (rate fleet.BytesPerSecond, telling bool) {
+	took := (to.After - from.After).Seconds()
+	sent, looked := float64(to.Sent)-float64(from.Sent), float64(from.Remaining)-float64(to.Remaining)
+	zero := max(0, looked-sent)
+	took -= zero / zeroPerSecond
+	if took <= 0 || sent < 0 || zero > 2*sent {
+		return 0, false
+	}
+	return fleet.BytesPerSecond(max(1, sent/took)), true
+}
+
+// At gives the place of a pass's beginning.
+func (p Pass) At() Position { return Position{After: p.After, Sent: p.Sent, Remaining: p.Remaining} }
 
 // Inputs is all that a forecast is made of.
 type Inputs struct {

@@ -64,11 +64,12 @@ func (k *knowledge) learn(passes []Pass) {
 	for i := 1; i < len(passes); i++ {
 		from, to := passes[i-1], passes[i]
 		took := to.After - from.After
-		if took <= 0 {
+		if took <= 0 || to.Number != from.Number+1 {
 			continue
 		}
-		if sent := float64(to.Sent) - float64(from.Sent); sent > 0 {
-			rates = append(rates, math.Log(sent/took.Seconds()))
+		end := Position{After: to.After, Sent: to.Sent} // of the pass, with nothing left
+		if rate, telling := RateBetween(from.At(), end); telling {
+			rates = append(rates, math.Log(float64(rate)))
 		}
 		left = append(left, Point{After: took, Dirty: to.Remaining})
 	}
@@ -82,14 +83,20 @@ func (k *knowledge) learn(passes []Pass) {
 	}
 }
 
-// within moves on into the pass. The rate that it has counts, if the pass has lasted
-// long enough to tell.
+// within moves on into the pass. The rates that it has had count beside the one that was
+// expected, the newest most.
 func (k *knowledge) within(now Position) {
 	k.at.spent = max(0, now.After.Seconds()-k.at.elapsed)
 	k.at.elapsed, k.at.sent, k.at.remaining = now.After.Seconds(), float64(now.Sent), float64(now.Remaining)
-	const enough = time.Second
-	if k.at.spent >= enough.Seconds() && now.Rate > 0 {
-		k.learnRate([]float64{math.Log(float64(now.Rate))})
+	var rates []float64
+	if k.rate > 0 {
+		rates = append(rates, math.Log(k.rate))
+	}
+	for _, rate := range now.Rates {
+		rates = append(rates, math.Log(float64(rate)))
+	}
+	if len(now.Rates) > 0 {
+		k.learnRate(rates)
 	}
 }
 
@@ -122,7 +129,7 @@ func (k knowledge) draw(d, b float64) draw {
 func (k knowledge) begin(b float64) begin {
 	from := k.at
 	if k.pass == 0 {
-		from.elapsed += k.disks / (k.rate * math.Exp(b*k.rateDoubt))
+		from.disks = k.disks / (k.rate * math.Exp(b*k.rateDoubt))
 	}
 	return from
 }

@@ -66,6 +66,7 @@ type begin struct {
 	pass      int
 	elapsed   float64 // since the copy's start
 	spent     float64 // of that in the pass, which is under way
+	disks     float64 // before the memory; how much of them is copied is not known, so they fail nothing
 	sent      float64
 	remaining float64 // in the pass
 	before    float64 // what the pass before began with; 0 for none
@@ -107,7 +108,7 @@ func (d draw) stop(at begin) course {
 	blackout := left/d.last + switchTime.Seconds()
 	return course{
 		ends: true, passes: at.pass, settles: at.remaining,
-		total: at.elapsed + blackout, blackout: blackout, sent: at.sent + left,
+		total: at.disks + at.elapsed + blackout, blackout: blackout, sent: at.sent + left,
 	}
 }
 

@@ -18,7 +18,7 @@ func (in Inputs) reason(k knowledge, f Forecast) string {
 		return fmt.Sprintf("%s: the first pass alone takes %v, limit %v", copies, round(first), in.Limits.Copy)
 	}
 	dirties := fmt.Sprintf("dirties %s", rateText(float64(k.curve.Rate())))
-	if set, bounded := k.curve.Set(); bounded && set > 0 {
+	if set, bounded := k.curve.Set(); bounded && set >= fleet.MiB {
 		dirties += fmt.Sprintf(" over a %s set", min(set, in.Guest.Memory)/fleet.MiB*fleet.MiB)
 	}
 	if k.curve.Rate() == 0 {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -128,12 +129,16 @@ func failureOf(said interface {
 	return wire.Bounded(said.GetCause()) + "; " + wire.Bounded(said.GetHint())
 }
 
+// maxElapsed is more than any copy may take.
+const maxElapsed = 60 * 24 * time.Hour
+
 func progressOf(at *timestamppb.Timestamp, said *godwitv1.CopyProgress) migration.Progress {
 	return migration.Progress{
 		At: wire.TimeOf(at), Pass: int(said.GetPass()), PassBegins: said.GetPassBegins(),
 		Sent: fleet.Bytes(said.GetSentBytes()), Remaining: fleet.Bytes(said.GetRemainingBytes()), Total: fleet.Bytes(said.GetTotalBytes()),
 		DirtyRate: rateOf(said.GetDirtyBytesPerSecond()), Bandwidth: rateOf(said.GetBandwidthBytesPerSecond()),
 		DiskCopied: fleet.Bytes(said.GetDiskCopiedBytes()), DiskTotal: fleet.Bytes(said.GetDiskTotalBytes()), DiskRate: rateOf(said.GetDiskBytesPerSecond()),
+		Elapsed:  time.Duration(min(max(said.GetElapsedUs(), 0), maxElapsed.Microseconds())) * time.Microsecond,
 		Throttle: int(min(max(said.GetThrottlePercent(), 0), predict.MaxThrottle)),
 	}
 }

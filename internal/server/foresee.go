@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
@@ -17,8 +18,11 @@ const (
 	// measureSpan is how long a guest is looked at before a migration, beside the
 	// preparation of its target.
 	measureSpan = 2 * time.Second
-	// measureWithin bounds that, with the answers of both hosts.
-	measureWithin = measureSpan + 5*time.Second
+	// measureWithin bounds that, with the answers of both hosts, of which one may have other
+	// guests to measure before. A second measurement begins when the first has paid for
+	// itself, which takes longer the larger the guest is.
+	measureWithin      = measureSpan + 10*time.Second
+	measureAgainWithin = 45 * time.Second
 )
 
 // meter measures guests and links.
@@ -38,10 +42,14 @@ type foreseer struct {
 	lessons *lessons
 }
 
-// prepare makes a planned migration wait for what it is to be foreseen by.
-func (f *foreseer) prepare(m *migration.Migration, spec fleet.VMSpec) {
+// prepare makes a planned migration wait for what it is to be foreseen by. The copy of an
+// emulated guest whose QEMU can't be held has one pass, and ends whatever the guest does.
+func (f *foreseer) prepare(m *migration.Migration, vm fleet.VM) {
+	if m.Unheld && vm.Accel == "tcg" {
+		return
+	}
 	m.Foreseen.Awaited = true
-	m.Foreseen.Guest = guestOf(spec)
+	m.Foreseen.Guest = guestOf(vm.Spec)
 	m.Foreseen.Calibration = f.lessons.calibration()
 }
 
@@ -51,7 +59,12 @@ func guestOf(spec fleet.VMSpec) predict.Guest {
 
 // measure is what the reconciler asks for a migration.
 func (f *foreseer) measure(ctx context.Context, m migration.Migration) migration.Measured {
-	ctx, cancel := context.WithTimeout(ctx, measureWithin)
+	again := !m.Foreseen.Measured.IsZero()
+	within := measureWithin
+	if again {
+		within = measureAgainWithin
+	}
+	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	measured := migration.Measured{Guest: m.Foreseen.Guest}
 	vm, err := f.tables.vms.Get(ctx, string(m.VM))
@@ -59,8 +72,10 @@ func (f *foreseer) measure(ctx context.Context, m migration.Migration) migration
 		measured.Failure = err.Error()
 		return measured
 	}
-	measured.Link, measured.LinkWhy = f.link(ctx, way{m.Source, m.Target}, m.ID)
+	var both sync.WaitGroup
+	both.Go(func() { measured.Link, measured.LinkWhy = f.link(ctx, way{m.Source, m.Target}, m.ID, again) })
 	curve, zero, began, err := f.meter.guest(ctx, vm.Value, measureSpan, m.Foreseen.Measured)
+	both.Wait()
 	if err != nil {
 		measured.Failure = err.Error()
 		return measured
@@ -70,15 +85,18 @@ func (f *foreseer) measure(ctx context.Context, m migration.Migration) migration
 }
 
 // link gives what a way leaves for one more migration: what was achieved on it lately or,
-// where nothing is known, what a probe shows, shared with those that copy now.
-func (f *foreseer) link(ctx context.Context, between way, self fleet.MigrationID) (predict.Link, string) {
-	link, why := f.lessons.link(between)
-	if link.Rate == 0 {
+// where nothing is known, what a probe shows, shared with those that copy now. Where a
+// migration is to be given up for it, what is known is doubted, and a better probe counts.
+func (f *foreseer) link(ctx context.Context, between way, self fleet.MigrationID, doubted bool) (predict.Link, string) {
+	link, why := f.lessons.link(between, time.Now())
+	if link.Rate == 0 || doubted {
 		probed, err := f.meter.link(ctx, between)
-		if err != nil {
+		if err != nil && link.Rate == 0 {
 			return predict.Link{}, fmt.Sprintf("nothing is known of the way: %v", err)
 		}
-		link, why = predict.Link{Rate: probed, Spread: probeSpread}, "a probe had it"
+		if err == nil && probed > link.Rate {
+			link, why = predict.Link{Rate: probed, Spread: probeSpread}, "a probe had it"
+		}
 	}
 	if others := f.mirror.copying(between, self); others > 0 {
 		link.Rate /= fleet.BytesPerSecond(others + 1)
@@ -147,7 +165,7 @@ func addForeseen(message *godwitv1.Migration, m migration.Migration) {
 	if graded := m.Graded(); len(graded) > 0 {
 		shown.Outcome = wire.EncodeForeseenOutcome(graded[0].Outcome)
 	}
-	if len(shown.Forecasts) > 0 || shown.Unmeasured != "" {
+	if len(shown.Forecasts) > 0 || shown.Unmeasured != "" || shown.LinkWhy != "" {
 		message.Foreseen = shown
 	}
 }

@@ -124,27 +124,27 @@ func TestDryRun(t *testing.T) {
 
 // arrivedAt is a record of a migration from h1 to h2 that sent at a rate.
 func arrivedAt(id fleet.MigrationID, rate fleet.BytesPerSecond) migration.Migration {
-	began := time.Unix(1000, 0)
+	const second = time.Second
 	return migration.Migration{
-		ID: id, Source: "h1", Target: "h2", State: migration.Succeeded,
+		ID: id, Source: "h1", Target: "h2", State: migration.Succeeded, Ended: time.Unix(1000, 0),
 		Passes: []migration.Pass{
-			{Number: 1, At: began, Heard: began},
-			{Number: 2, At: began.Add(2 * time.Second), Sent: fleet.Bytes(2 * rate)},
-			{Number: 3, At: began.Add(2*time.Second + time.Millisecond), Sent: fleet.Bytes(2*rate) + fleet.GiB}, // too short to tell
+			{Number: 1, Elapsed: second, Remaining: fleet.Bytes(2 * rate)},
+			{Number: 2, Elapsed: 3 * second, Sent: fleet.Bytes(2 * rate), Remaining: fleet.MiB},
+			{Number: 3, Elapsed: 3*second + time.Millisecond, Sent: fleet.Bytes(2*rate) + fleet.MiB}, // too little to tell
 		},
 	}
 }
 
 func TestLinksAreLearnt(t *testing.T) {
-	l := newLessons()
+	l, now := newLessons(), time.Unix(2000, 0)
 	between := way{"h1", "h2"}
-	if link, _ := l.link(between); link.Rate != 0 {
+	if link, _ := l.link(between, now); link.Rate != 0 {
 		t.Errorf("of nothing it learnt %+v", link)
 	}
 	capped := arrivedAt("m-0", 200<<20)
 	capped.Policy.BandwidthMax = 200 << 20
 	l.learn(capped) // its own limit, not the link's
-	if link, _ := l.link(between); link.Rate != 0 {
+	if link, _ := l.link(between, now); link.Rate != 0 {
 		t.Errorf("of a migration that was held down it learnt %+v", link)
 	}
 	running := arrivedAt("m-1", 50<<20)
@@ -153,12 +153,15 @@ func TestLinksAreLearnt(t *testing.T) {
 	for i, rate := range []fleet.BytesPerSecond{100 << 20, 100 << 20, 100 << 20, 100 << 20, 100 << 20, 10 << 20} {
 		l.learn(arrivedAt(fleet.MigrationID("m-"+string(rune('a'+i))), rate)) // the first are the newest
 	}
-	link, why := l.link(between)
+	link, why := l.link(between, now)
 	if math.Abs(float64(link.Rate)/(100<<20)-1) > 1e-6 || link.Spread > 1e-6 || why != "5 migrations had it lately" {
 		t.Errorf("%+v: %s", link, why)
 	}
-	if link, _ := l.link(way{"h2", "h1"}); link.Rate != 0 {
+	if link, _ := l.link(way{"h2", "h1"}, now); link.Rate != 0 {
 		t.Errorf("the way back is %+v", link)
+	}
+	if link, _ := l.link(between, now.Add(latelyFor)); link.Rate != 0 {
+		t.Errorf("what is old says %+v", link)
 	}
 }
 

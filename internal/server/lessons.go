@@ -26,6 +26,7 @@ type lesson struct {
 	graded []predict.Graded
 	way    way
 	rate   fleet.BytesPerSecond // that it had; 0 if it says nothing of the link's
+	ended  time.Time
 }
 
 // way is from one host to another.
@@ -40,7 +41,7 @@ func (l *lessons) learn(m migration.Migration) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.all[m.ID] = lesson{graded: oneOfEachStage(m.Graded()), way: way{m.Source, m.Target}, rate: linkRate(m)}
+	l.all[m.ID] = lesson{graded: predict.OfEachStage(m.Graded()), way: way{m.Source, m.Target}, rate: linkRate(m), ended: m.Ended}
 	if len(l.all) > maxLessons {
 		oldest := m.ID
 		for id := range l.all {
@@ -50,30 +51,17 @@ func (l *lessons) learn(m migration.Migration) {
 	}
 }
 
-// oneOfEachStage leaves the forecast before the copy, and the first after a pass: a long
-// migration is not to weigh more than a short one.
-func oneOfEachStage(list []predict.Graded) (kept []predict.Graded) {
-	for _, under := range []bool{false, true} {
-		stage := func(g predict.Graded) bool { return (g.Forecast.Pass > 1) == under }
-		if i := slices.IndexFunc(list, stage); i >= 0 {
-			kept = append(kept, list[i])
-		}
-	}
-	return kept
-}
-
-// Passes that send less, or are shorter, say nothing of the link.
-const (
-	tellingBytes = 16 * fleet.MiB
-	tellingTime  = 200 * time.Millisecond
-)
+// tellingBytes is what a pass must have sent at least to tell of the link.
+const tellingBytes = 16 * fleet.MiB
 
 // linkRate is the best that a pass had, if the policy did not hold it down.
 func linkRate(m migration.Migration) (best fleet.BytesPerSecond) {
 	for i := 1; i < len(m.Passes); i++ {
 		from, to := m.Passes[i-1], m.Passes[i]
-		if took := to.At.Sub(from.At); took >= tellingTime && to.Sent >= from.Sent+tellingBytes {
-			best = max(best, fleet.BytesPerSecond(float64(to.Sent-from.Sent)/took.Seconds()))
+		begun := predict.Position{After: from.Elapsed, Sent: from.Sent, Remaining: from.Remaining}
+		rate, telling := predict.RateBetween(begun, predict.Position{After: to.Elapsed, Sent: to.Sent})
+		if telling && to.Sent >= from.Sent+tellingBytes {
+			best = max(best, rate)
 		}
 	}
 	if limit := m.Policy.BandwidthMax; limit > 0 && best > limit*9/10 {
@@ -93,16 +81,19 @@ func (l *lessons) calibration() predict.Calibration {
 	return predict.Calibrate(graded)
 }
 
-// lately is how many migrations the rate of a way is taken from.
-const lately = 5
+// The rate of a way is taken from so many migrations, none of them older.
+const (
+	lately    = 5
+	latelyFor = 24 * time.Hour
+)
 
 // link is what was achieved lately between two hosts; a rate of zero if nothing is known.
-func (l *lessons) link(between way) (link predict.Link, why string) {
+func (l *lessons) link(between way, now time.Time) (link predict.Link, why string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var ids []fleet.MigrationID
 	for id, one := range l.all {
-		if one.way == between && one.rate > 0 {
+		if one.way == between && one.rate > 0 && now.Sub(one.ended) < latelyFor {
 			ids = append(ids, id)
 		}
 	}

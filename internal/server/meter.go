@@ -8,6 +8,7 @@ import (
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/predict"
+	"godwit.dev/godwit/internal/wire"
 )
 
 // hostMeter has hosts measure.
@@ -18,7 +19,11 @@ func (h hostMeter) guest(ctx context.Context, vm fleet.VM, span time.Duration, a
 	if err != nil {
 		return nil, 0, time.Time{}, err
 	}
-	return curveOf(found), found.GetZeroShare(), found.GetBegan().AsTime(), nil
+	zero := found.GetZeroShare()
+	if !(zero >= 0 && zero <= 1) {
+		zero = 0
+	}
+	return curveOf(found), zero, wire.TimeOf(found.GetBegan()), nil
 }
 
 func (h hostMeter) link(ctx context.Context, between way) (fleet.BytesPerSecond, error) {
@@ -33,12 +38,15 @@ func (h hostMeter) link(ctx context.Context, between way) (fleet.BytesPerSecond,
 	return fleet.BytesPerSecond(rate), nil
 }
 
+// maxPoints bounds a curve: no agent of ours measures at as many periods.
+const maxPoints = 32
+
 // curveOf reads what an agent has measured. What of the deviation is the sample's is as
 // much in doubt as what is the guest's.
 func curveOf(found *godwitv1.MeasureGuestResponse) predict.Curve {
 	var points []predict.Point
 	page := float64(found.GetPageBytes())
-	for _, p := range found.GetCurve() {
+	for _, p := range found.GetCurve()[:min(maxPoints, len(found.GetCurve()))] {
 		dirty, spread := page*p.GetPages(), page*math.Hypot(p.GetPagesDeviation(), p.GetPagesSamplingError())
 		const most = float64(1 << 62)
 		if !(dirty >= 0 && dirty < most && spread >= 0 && spread < most) {

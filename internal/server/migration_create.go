@@ -116,7 +116,7 @@ func (r *reconciler) plan(ctx context.Context, request migrationRequest) (plan, 
 	source := migration.SourceCapabilities(vm.Value, on.hosts[m.Source].Value)
 	m.Connections, m.ConnectionsWhy = migration.Connections(source, on.hosts[m.Target].Value.QEMU.Capabilities, policy)
 	m.Unheld = migration.Unheld(source)
-	r.foreseer.prepare(&m, vm.Value.Spec)
+	r.foreseer.prepare(&m, vm.Value)
 	return plan{migration: m, vm: vm, on: on, counter: counter}, nil
 }
 

@@ -20,7 +20,7 @@ func migrationMessage(entry store.Entry[migration.Migration]) *godwitv1.Migratio
 		Policy: &godwitv1.MigrationPolicy{
 			CopyLimitMs: m.Policy.CopyMax.Milliseconds(), SwitchLimitMs: m.Policy.SwitchMax.Milliseconds(),
 			BandwidthMax: uint64(m.Policy.BandwidthMax), BlackoutMaxMs: m.Policy.BlackoutMax.Milliseconds(),
-			OnPredictedFailure: string(m.Policy.Prediction.OnFailure), Force: m.Policy.Prediction.Forced, ThrottleMax: int32(m.Policy.ThrottleMax), Preset: string(m.Policy.From),
+			OnPredictedFailure: string(m.Policy.Prediction.OnFailure), Force: m.Policy.Prediction.Forced, ThrottleMax: new(int32(m.Policy.ThrottleMax)), Preset: string(m.Policy.From),
 		},
 		Connections: uint32(max(1, m.Connections)), ConnectionsWhy: m.ConnectionsWhy,
 		Progress: progressMessage(m.Progress), Outcome: outcomeMessage(m.Outcome()),

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -92,11 +93,7 @@ func (o options) foretell(ctx context.Context, rate int64) (runs []foretoldRun, 
 		}
 	}
 	guest := caged{options: o, fleet: f, rate: rate}
-	times := max(o.runs, foretoldTimes)
-	if o.runs > 0 {
-		times = o.runs
-	}
-	for round := range times {
+	for round := range cmp.Or(o.runs, foretoldTimes) {
 		for _, load := range o.workloads(rate) {
 			more, err := guest.move(ctx, load, round)
 			runs = append(runs, more...)

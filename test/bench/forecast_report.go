@@ -32,13 +32,15 @@ type foretoldReport struct {
 
 // foretold reads the forecasts of a migration, and how it came out.
 func foretold(seen *godwitv1.Foreseen) (before, under *predict.Forecast, outcome *predict.Outcome) {
+	var all []predict.Graded
 	for _, message := range seen.GetForecasts() {
-		f := wire.DecodeForecast(message)
-		switch {
-		case f.Pass == 0 && before == nil:
-			before = &f
-		case f.Pass > 1 && under == nil:
-			under = &f
+		all = append(all, predict.Graded{Forecast: wire.DecodeForecast(message)})
+	}
+	for _, g := range predict.OfEachStage(all) {
+		if g.Forecast.Pass == 0 {
+			before = &g.Forecast
+		} else {
+			under = &g.Forecast
 		}
 	}
 	if seen.GetOutcome() != nil {
@@ -86,11 +88,19 @@ func (r *foretoldReport) judge() {
 		atMost("blackout after a pass, 90th percentile, ms", blackoutP90Max, p90(r.Under)),
 		atMost("intervals of the total before, held apart from 0.9", heldApart, apart(r.Before.TotalHeld)),
 		atMost("intervals of the total after, held apart from 0.9", heldApart, apart(r.Under.TotalHeld)),
-		atMost("failures before, 1 - precision", 1-precisionMin, 1-r.Before.Failures.Precision()),
-		atMost("failures before, 1 - recall", 1-recallMin, 1-r.Before.Failures.Recall()),
-		atMost("failures in flight, 1 - precision", 1-inFlightFair, 1-r.Under.Failures.Precision()),
-		atMost("failures in flight, 1 - recall", 1-inFlightFair, 1-r.Under.Failures.Recall()),
-		atMost("bytes wasted of those without forecasts, median", wastedMax, r.Wasted.Median),
+	}
+	failures := func(name string, c predict.Confusion, precision, recall float64) {
+		if c.Hits+c.FalseAlarms > 0 {
+			r.Targets = append(r.Targets, atMost("failures "+name+", 1 - precision", 1-precision, 1-c.Precision()))
+		}
+		if c.Hits+c.Misses > 0 {
+			r.Targets = append(r.Targets, atMost("failures "+name+", 1 - recall", 1-recall, 1-c.Recall()))
+		}
+	}
+	failures("before", r.Before.Failures, precisionMin, recallMin)
+	failures("in flight", r.Under.Failures, inFlightFair, inFlightFair)
+	if len(r.wasted()) > 0 {
+		r.Targets = append(r.Targets, atMost("bytes wasted of those without forecasts, median", wastedMax, r.Wasted.Median))
 	}
 }
 

@@ -142,7 +142,7 @@ func TestLocalDiskTargetFull(t *testing.T) {
 	awaitRecords(t, g, 20)
 	fillImage(t, f)
 	c := call(t, f, g, probe.UDPConfig{})
-	m := duringA(t, f, g, &godwitv1.MigrationPolicy{BandwidthMax: 4 << 20}, "copying", func(*godwitv1.Migration) {
+	m := duringA(t, f, g, &godwitv1.MigrationPolicy{BandwidthMax: 4 << 20, OnPredictedFailure: "go-on"}, "copying", func(*godwitv1.Migration) {
 		dir := filepath.Join(fmt.Sprintf("/proc/%d/root", f.Agent("h2").PID()), f.AgentDir("h2"), "disks")
 		var disk unix.Statfs_t
 		if err := unix.Statfs(dir, &disk); err != nil || disk.Blocks*uint64(disk.Bsize) != room {

@@ -19,9 +19,9 @@ import (
 
 var (
 	// slow makes a copy last some seconds.
-	slow = &godwitv1.MigrationPolicy{BandwidthMax: 24 << 20}
+	slow = &godwitv1.MigrationPolicy{BandwidthMax: 24 << 20, OnPredictedFailure: "go-on"}
 	// crawling makes it last until it is cancelled.
-	crawling = &godwitv1.MigrationPolicy{BandwidthMax: 1 << 20}
+	crawling = &godwitv1.MigrationPolicy{BandwidthMax: 1 << 20, OnPredictedFailure: "go-on"}
 )
 
 // during starts a slow migration to h2, does something once when it is in a

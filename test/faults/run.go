@@ -91,7 +91,7 @@ func (t *trial) migrate(ctx context.Context) (err error) {
 	defer cancel()
 	t.from = t.udp.Mark()
 	t.migration, err = t.fleet.Migrate(bounded, &godwitv1.CreateMigrationRequest{
-		Vm: t.guest.Name, Target: targetHost, Policy: &godwitv1.MigrationPolicy{BandwidthMax: slowly},
+		Vm: t.guest.Name, Target: targetHost, Policy: &godwitv1.MigrationPolicy{BandwidthMax: slowly, OnPredictedFailure: "go-on"},
 	}, func(m *godwitv1.Migration) { t.stage.see(bounded, m) })
 	if bounded.Err() != nil && ctx.Err() == nil {
 		t.found.add("not final", "the migration is %s after %s: %s", t.migration.GetState(), finalWithin, t.migration.GetCause())

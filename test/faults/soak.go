@@ -140,7 +140,7 @@ func (s *soak) move(ctx context.Context, number int) (*godwitv1.Migration, error
 	ctx, cancel := context.WithTimeout(ctx, movesWithin)
 	defer cancel()
 	request := &godwitv1.CreateMigrationRequest{
-		Vm: s.guest.Name, Policy: &godwitv1.MigrationPolicy{BandwidthMax: slowly}, RequestId: fmt.Sprintf("soak-%d", number),
+		Vm: s.guest.Name, Policy: &godwitv1.MigrationPolicy{BandwidthMax: slowly, OnPredictedFailure: "go-on"}, RequestId: fmt.Sprintf("soak-%d", number),
 	}
 	ticker := time.NewTicker(askAgain)
 	defer ticker.Stop()

@@ -3920,8 +3920,10 @@ type CopyProgress struct {
 	DiskBytesPerSecond float64 `protobuf:"fixed64,10,opt,name=disk_bytes_per_second,json=diskBytesPerSecond,proto3" json:"disk_bytes_per_second,omitempty"`
 	// Percent of its time that is taken from the guest.
 	ThrottlePercent int32 `protobuf:"varint,11,opt,name=throttle_percent,json=throttlePercent,proto3" json:"throttle_percent,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Since the copy was begun, by no clock that can be set.
+	ElapsedUs     int64 `protobuf:"varint,12,opt,name=elapsed_us,json=elapsedUs,proto3" json:"elapsed_us,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CopyProgress) Reset() {
@@ -4027,6 +4029,13 @@ func (x *CopyProgress) GetDiskBytesPerSecond() float64 {
 func (x *CopyProgress) GetThrottlePercent() int32 {
 	if x != nil {
 		return x.ThrottlePercent
+	}
+	return 0
+}
+
+func (x *CopyProgress) GetElapsedUs() int64 {
+	if x != nil {
+		return x.ElapsedUs
 	}
 	return 0
 }
@@ -5572,7 +5581,7 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\tdisk_port\x18\x04 \x01(\rR\bdiskPort\x129\n" +
 	"\x0esource_machine\x18\x05 \x01(\v2\x12.godwit.v1.MachineR\rsourceMachine\">\n" +
 	"\x0eTargetCompared\x12,\n" +
-	"\amachine\x18\x01 \x01(\v2\x12.godwit.v1.MachineR\amachine\"\xd2\x03\n" +
+	"\amachine\x18\x01 \x01(\v2\x12.godwit.v1.MachineR\amachine\"\xf1\x03\n" +
 	"\fCopyProgress\x12\x12\n" +
 	"\x04pass\x18\x01 \x01(\x05R\x04pass\x12\x1d\n" +
 	"\n" +
@@ -5588,7 +5597,9 @@ const file_godwit_v1_agent_proto_rawDesc = "" +
 	"\x10disk_total_bytes\x18\t \x01(\x04R\x0ediskTotalBytes\x121\n" +
 	"\x15disk_bytes_per_second\x18\n" +
 	" \x01(\x01R\x12diskBytesPerSecond\x12)\n" +
-	"\x10throttle_percent\x18\v \x01(\x05R\x0fthrottlePercent\"\x8d\x01\n" +
+	"\x10throttle_percent\x18\v \x01(\x05R\x0fthrottlePercent\x12\x1d\n" +
+	"\n" +
+	"elapsed_us\x18\f \x01(\x03R\telapsedUs\"\x8d\x01\n" +
 	"\rSourceStopped\x12\x1d\n" +
 	"\n" +
 	"stopped_by\x18\x01 \x01(\tR\tstoppedBy\x124\n" +

@@ -39,8 +39,8 @@ type MigrationPolicy struct {
 	// Go on whatever is predicted, and say so in the record.
 	Force bool `protobuf:"varint,6,opt,name=force,proto3" json:"force,omitempty"`
 	// Percent of its time that may be taken from the guest, from 0 to 99, if the migration
-	// is not expected to end otherwise; 0 means none.
-	ThrottleMax int32 `protobuf:"varint,7,opt,name=throttle_max,json=throttleMax,proto3" json:"throttle_max,omitempty"`
+	// is not expected to end otherwise; 0 means none. Not set: what the preset says.
+	ThrottleMax *int32 `protobuf:"varint,7,opt,name=throttle_max,json=throttleMax,proto3,oneof" json:"throttle_max,omitempty"`
 	// What holds where nothing else is set: "gentle", "balanced" or "insistent"; empty means
 	// "balanced".
 	Preset        string `protobuf:"bytes,8,opt,name=preset,proto3" json:"preset,omitempty"`
@@ -121,8 +121,8 @@ func (x *MigrationPolicy) GetForce() bool {
 }
 
 func (x *MigrationPolicy) GetThrottleMax() int32 {
-	if x != nil {
-		return x.ThrottleMax
+	if x != nil && x.ThrottleMax != nil {
+		return *x.ThrottleMax
 	}
 	return 0
 }
@@ -2961,16 +2961,17 @@ var File_godwit_v1_migration_proto protoreflect.FileDescriptor
 
 const file_godwit_v1_migration_proto_rawDesc = "" +
 	"\n" +
-	"\x19godwit/v1/migration.proto\x12\tgodwit.v1\x1a\x15godwit/v1/agent.proto\x1a\x15godwit/v1/fleet.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xad\x02\n" +
+	"\x19godwit/v1/migration.proto\x12\tgodwit.v1\x1a\x15godwit/v1/agent.proto\x1a\x15godwit/v1/fleet.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc3\x02\n" +
 	"\x0fMigrationPolicy\x12\"\n" +
 	"\rcopy_limit_ms\x18\x01 \x01(\x03R\vcopyLimitMs\x12&\n" +
 	"\x0fswitch_limit_ms\x18\x02 \x01(\x03R\rswitchLimitMs\x12#\n" +
 	"\rbandwidth_max\x18\x03 \x01(\x04R\fbandwidthMax\x12&\n" +
 	"\x0fblackout_max_ms\x18\x04 \x01(\x03R\rblackoutMaxMs\x120\n" +
 	"\x14on_predicted_failure\x18\x05 \x01(\tR\x12onPredictedFailure\x12\x14\n" +
-	"\x05force\x18\x06 \x01(\bR\x05force\x12!\n" +
-	"\fthrottle_max\x18\a \x01(\x05R\vthrottleMax\x12\x16\n" +
-	"\x06preset\x18\b \x01(\tR\x06preset\"\xc5\x01\n" +
+	"\x05force\x18\x06 \x01(\bR\x05force\x12&\n" +
+	"\fthrottle_max\x18\a \x01(\x05H\x00R\vthrottleMax\x88\x01\x01\x12\x16\n" +
+	"\x06preset\x18\b \x01(\tR\x06presetB\x0f\n" +
+	"\r_throttle_max\"\xc5\x01\n" +
 	"\x16CreateMigrationRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x16\n" +
 	"\x06target\x18\x02 \x01(\tR\x06target\x122\n" +
@@ -3382,6 +3383,7 @@ func file_godwit_v1_migration_proto_init() {
 	}
 	file_godwit_v1_agent_proto_init()
 	file_godwit_v1_fleet_proto_init()
+	file_godwit_v1_migration_proto_msgTypes[0].OneofWrappers = []any{}
 	file_godwit_v1_migration_proto_msgTypes[31].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
