@@ -84,7 +84,7 @@ func policyOf(request *godwitv1.MigrationPolicy, copied fleet.Bytes) (migration.
 		policy.Prediction.OnFailure = predict.Action(action)
 		policy.Asked = append(policy.Asked, migration.PolicyPrediction)
 	}
-	if request.ThrottleMax != nil {
+	if request != nil && request.ThrottleMax != nil {
 		policy.ThrottleMax = int(request.GetThrottleMax())
 		policy.Asked = append(policy.Asked, migration.PolicyThrottle)
 	}
