@@ -23,7 +23,7 @@ POSTGRESFLAGS =
 FUZZTIME = 10s
 
 .DEFAULT_GOAL = help
-.PHONY: help setup build demo test bench bench-volume bench-disk bench-tcp explore sim faults soak postgres fuzz lint generate qemu72 clean distclean
+.PHONY: help setup build demo test bench bench-volume bench-disk bench-tcp bench-forecast explore sim faults soak postgres fuzz lint generate qemu72 clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -58,6 +58,9 @@ bench-disk: setup build ## what a local disk costs a migration; writes out/bench
 bench-tcp: setup build ## iperf3 through migrations; writes out/bench-tcp.json and .svg
 	@scripts/setup tcp
 	go run ./test/bench $(BENCHFLAGS) tcp
+
+bench-forecast: setup build ## what was foretold of migrations and what came; writes out/bench-forecast.json
+	go run ./test/bench $(BENCHFLAGS) forecast
 
 explore: ## walk through all states of a migration with two faults; writes out/explore.json
 	go run ./test/explore
