@@ -163,7 +163,7 @@ func (m *machine) adoptInstance(ctx context.Context) (instance *qemu.Instance, p
 	case err != nil:
 	case instance != nil && role == alone:
 		err = m.runAlone(ctx, instance)
-	case instance == nil && role == source:
+	case instance == nil && (role == source || role == refused):
 		m.keepTaps(ports)
 	}
 	if err == nil {

@@ -1,8 +1,9 @@
 package agent
 
 // A tap that nobody has open has no carrier, and its bridge gives it nothing. That of
-// a VM that has left forwards, and its QEMU is gone: the agent has it open, and has
-// somebody keep it open who outlives the agent.
+// a VM that has left forwards, and that of a target that will never run returns frames,
+// and their QEMU is gone: the agent has it open, and has somebody keep it open who
+// outlives the agent.
 
 // Descriptors keeps descriptors open beyond the agent's end, for the next one, by
 // names of up to 32 bytes.
@@ -16,7 +17,7 @@ type Descriptors interface {
 	Names() ([]string, error)
 }
 
-// keepTaps has taps kept open of a VM that leaves or has left. One descriptor of each
+// keepTaps has taps kept open of an instance that ends or has ended. One descriptor of each
 // does: whatever queue a frame is for, the gate sends it away before.
 func (m *machine) keepTaps(ports []*port) {
 	keeper := m.agent.config.Descriptors

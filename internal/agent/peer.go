@@ -136,6 +136,7 @@ func (s peerService) ReturnFrames(ctx context.Context, request *godwitv1.ReturnF
 		if frames, err = m.drainTo(ctx, request.GetSourceAddress()); err != nil {
 			return err
 		}
+		m.keepTaps(m.ports)
 		return m.kill(ctx) // what comes now goes to the source at once
 	})
 	return &godwitv1.ReturnFramesResponse{Frames: int64(frames)}, err

@@ -1,11 +1,13 @@
 package agent
 
 import (
+	"net"
 	"sync/atomic"
 	"testing"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/internal/fleet"
+	"godwit.dev/godwit/internal/lab"
 	"godwit.dev/godwit/internal/lab/bootsector"
 	"godwit.dev/godwit/internal/network"
 )
@@ -158,4 +160,35 @@ func TestGivingUpWithoutPorts(t *testing.T) {
 	if left := m.target.processes(); len(left) != 0 {
 		t.Errorf("the target that gave up still runs: %v", left)
 	}
+}
+
+// A target that gave up has returned its frames and ended, and its agent ends, too:
+// what its host's own VMs send to the VM until a server releases it arrives all the same.
+func TestReturningOutlivesTheAgent(t *testing.T) {
+	f, hosts := newFleet(t, "h1", "h2")
+	hosts[1].stop()
+	hosts[1].keeps = newFakeKeeper(t)
+	hosts[1].start()
+	m := f.newMove(hosts, inOverlay())
+	other, err := f.lab.AddClient("client", lab.Port{Host: m.target.name, Device: "lan0", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 7}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	beside := blue(m.source, ownedBy(m.source))
+	beside.Endpoints = []*godwitv1.Endpoint{{Name: "lan", Host: m.target.name, Device: "lan0"}}
+	m.target.apply(1, beside)
+	m.leaveUndecided()
+	m.checkRanOn()
+	m.target.checkWay("returning", testMAC, m.target.taps()[0].Name, m.source.space.Addr.String())
+	back := m.source.startReceiver(m.source.taps()[0].Name)
+	frames := m.target.startSender(other)
+	waitFor(t, "a frame", func() bool { return back.has(int(frames.sent.Load()) - 1) })
+	m.target.stop()
+	without := int(frames.sent.Load()) + 1500 // the kernel looks at carriers once a second
+	waitFor(t, "frames while there is no agent", func() bool { return int(frames.sent.Load()) > without })
+	m.target.start()
+	sent := frames.end()
+	waitFor(t, "the last frame", func() bool { return back.has(sent - 1) })
+	back.check(t, sent)
+	m.abort()
 }

@@ -379,6 +379,7 @@ func (m *machine) releaseTarget(ctx context.Context, want *godwitv1.ReleaseTarge
 		m.agent.awaitPath(ctx, peerAddress(want.GetSourceAddress(), want.GetSourcePeerPort()))
 	}
 	frames, lost := m.returnFrames(ctx, want)
+	m.keepTaps(m.ports)
 	if err := m.kill(ctx); err != nil {
 		return pledge.TargetFailed(err, false)
 	}
