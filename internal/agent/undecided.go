@@ -239,6 +239,7 @@ func (m *machine) opened(ctx context.Context) bool {
 		}
 		switch gate.Mode {
 		case network.Closed, network.TunnelOnly, network.Arriving:
+		case network.Returning: // set of one that gave up, or after an abort
 		default:
 			return true
 		}

@@ -291,6 +291,12 @@ func TestOpenedTargetIsSaidToRun(t *testing.T) {
 	if got := again(); got != "incoming" {
 		t.Errorf("behind its gate it is said to be %s", got)
 	}
+	if err := m.target.agent.find(machineKey{testVM, 2}).pointGates(network.Returning, m.source.space.Addr); err != nil {
+		t.Fatal(err)
+	}
+	if got := again(); got != "incoming" {
+		t.Errorf("while it returns frames it is said to be %s", got)
+	}
 	if err := m.target.agent.find(machineKey{testVM, 2}).setMode(network.Settling); err != nil {
 		t.Fatal(err)
 	}
