@@ -242,12 +242,12 @@ func (m *machine) unclaim() error {
 	return errors.Join(errs...)
 }
 
-// letIn: an earlier agent has let frames come, and an address map may say so
-// already. It must be called with mu held.
+// letIn: an earlier agent has let frames come, or returns them since, and an address
+// map may say so already. It must be called with mu held.
 func (m *machine) letIn() bool {
 	return len(m.ports) > 0 && !slices.ContainsFunc(m.ports, func(p *port) bool {
 		gate, err := p.tap.Gate()
-		return err != nil || gate.Mode != network.Arriving && gate.Mode != network.Settling
+		return err != nil || gate.Mode != network.Arriving && gate.Mode != network.Settling && gate.Mode != network.Returning
 	})
 }
 

@@ -187,6 +187,9 @@ func TestReturningOutlivesTheAgent(t *testing.T) {
 	without := int(frames.sent.Load()) + 1500 // the kernel looks at carriers once a second
 	waitFor(t, "frames while there is no agent", func() bool { return int(frames.sent.Load()) > without })
 	m.target.start()
+	if !m.target.agent.find(machineKey{testVM, 2}).claimed() {
+		t.Error("the next agent does not know that the host's bridges gave it the guest's frames")
+	}
 	sent := frames.end()
 	waitFor(t, "the last frame", func() bool { return back.has(sent - 1) })
 	back.check(t, sent)

@@ -374,7 +374,7 @@ func (m *machine) finishTarget() *godwitv1.Report {
 // source, whose gate is open again: before QEMU ends, which has the taps' queues,
 // too, if this agent dies meanwhile, and what has come since after its end.
 func (m *machine) releaseTarget(ctx context.Context, want *godwitv1.ReleaseTarget) *godwitv1.Report {
-	neverRan := m.neverRan(ctx) // which its gates tell, as long as no frames return
+	neverRan, claimed := m.neverRan(ctx), m.claimed() // which its instance and its gates tell as yet
 	if want.GetReturnFrames() {
 		m.agent.awaitPath(ctx, peerAddress(want.GetSourceAddress(), want.GetSourcePeerPort()))
 	}
@@ -386,7 +386,7 @@ func (m *machine) releaseTarget(ctx context.Context, want *godwitv1.ReleaseTarge
 	if err := m.unclaim(); err != nil {
 		m.agent.log.Error("addresses could not be pointed back", "vm", m.key.vm, "error", err)
 	}
-	if m.claimed() {
+	if claimed {
 		m.yieldBridges(ctx)
 	}
 	late, lostLate := m.returnFrames(ctx, want)
