@@ -146,7 +146,7 @@ func (h *handover) lookAtMirrors(ctx context.Context) ([]qemu.Mirror, error) {
 		d.movedAt = at
 	}
 	d.copied, d.total, d.lookedAt = copied, total, at
-	if at.Sub(d.movedAt) > d.patience() {
+	if at.Sub(d.movedAt) > d.patience(len(now)) {
 		h.instance.CutMirrors(ctx)
 		return nil, &fleet.Error{
 			Code: fleet.Unavailable, Op: "copy disks", Subject: "vm " + string(h.key.vm),
@@ -157,12 +157,13 @@ func (h *handover) lookAtMirrors(ctx context.Context) ([]qemu.Mirror, error) {
 	return now, nil
 }
 
-// patience is how long nothing may be written while something is to be.
-func (d *mirrors) patience() time.Duration {
+// patience is how long nothing may be written of so many disks, which share the
+// bandwidth, while something is to be.
+func (d *mirrors) patience(disks int) time.Duration {
 	if d.limit <= 0 {
 		return stalledAfter
 	}
-	return stalledAfter + time.Duration(float64(slowestChunk)/float64(d.limit)*float64(time.Second))
+	return stalledAfter + time.Duration(float64(disks)*float64(slowestChunk)/float64(d.limit)*float64(time.Second))
 }
 
 func mirrorError(vm fleet.VMName, one qemu.Mirror) error {

@@ -163,28 +163,6 @@ func (i *Instance) SyncMirrors(ctx context.Context) error {
 	return nil
 }
 
-// SetMirrorBandwidth changes the bound of all mirrors that are not Ready together; 0
-// takes it away.
-func (i *Instance) SetMirrorBandwidth(ctx context.Context, limit fleet.BytesPerSecond) error {
-	jobs, err := i.mirrorJobs(ctx)
-	if err != nil {
-		return i.wrap("set bandwidth", err)
-	}
-	var under []string
-	for disk, job := range jobs {
-		if !job.Ready {
-			under = append(under, disk)
-		}
-	}
-	for _, disk := range under {
-		args := qmp.BlockJobSetSpeedArgs{Device: mirrorJob(disk), Speed: mirrorSpeed(limit, len(under))}
-		if err := qmp.BlockJobSetSpeed(ctx, i.monitor, args); err != nil {
-			return i.wrap("set bandwidth", err)
-		}
-	}
-	return nil
-}
-
 // awaitMirrors waits until all mirrors have ended, and gives how.
 func (i *Instance) awaitMirrors(ctx context.Context, events *qmp.Subscription) (ended []qmp.Job, err error) {
 	for {

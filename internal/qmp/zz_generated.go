@@ -276,11 +276,6 @@ func BlockJobCancel(ctx context.Context, e Executor, args BlockJobCancelArgs) er
 	return e.Execute(ctx, "block-job-cancel", args, nil)
 }
 
-// BlockJobSetSpeed executes block-job-set-speed.
-func BlockJobSetSpeed(ctx context.Context, e Executor, args BlockJobSetSpeedArgs) error {
-	return e.Execute(ctx, "block-job-set-speed", args, nil)
-}
-
 // QueryBlockJobs executes query-block-jobs.
 func QueryBlockJobs(ctx context.Context, e Executor) ([]BlockJob, error) {
 	var result []BlockJob
@@ -1050,12 +1045,6 @@ type BlockJobChangeArgs struct {
 type BlockJobCancelArgs struct {
 	Device string `json:"device"`
 	Force  *bool  `json:"force,omitempty"`
-}
-
-// BlockJobSetSpeedArgs is the structure at block-job-set-speed.
-type BlockJobSetSpeedArgs struct {
-	Device string `json:"device"`
-	Speed  int64  `json:"speed"`
 }
 
 // BlockJob is the structure at query-block-jobs=.
