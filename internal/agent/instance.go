@@ -115,7 +115,7 @@ func (m *machine) launch(ctx context.Context, want *godwitv1.Instance, gate netw
 	defer closeVhost(config.NICs)
 	instance, err := qemu.Start(ctx, config)
 	if err != nil {
-		return err
+		return volumeAway(spec, config, err)
 	}
 	m.mu.Lock()
 	m.instance = instance

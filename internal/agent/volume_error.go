@@ -2,8 +2,11 @@ package agent
 
 import (
 	"context"
+	"fmt"
+	"strings"
 	"time"
 
+	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/pledge"
 	"godwit.dev/godwit/internal/qemu"
 )
@@ -14,6 +17,27 @@ const (
 	goOnAfterMin = time.Second
 	goOnAfterMax = 10 * time.Second
 )
+
+// volumeAway gives the cause of a start that has failed: for a volume server that does
+// not answer QEMU says what it was told of the disk, and how the connection failed.
+func volumeAway(spec fleet.VMSpec, config qemu.Config, failed error) error {
+	for i, disk := range config.Disks {
+		if disk.Volume == nil {
+			continue
+		}
+		_, said, _ := strings.Cut(failed.Error(), fmt.Sprintf(`"export":%q`, disk.Volume.Export))
+		_, said, _ = strings.Cut(said, "}: ")
+		said, _, _ = strings.Cut(said, "; ") // the next line
+		if strings.Contains(strings.ToLower(said), "connect") {
+			return &fleet.Error{
+				Code: fleet.Unavailable, Op: "open", Subject: "disk " + disk.Name,
+				Cause: fmt.Sprintf("volume server %s does not answer: %s", spec.Disks[i].Server, said),
+				Hint:  "see that godwit volume serve runs there",
+			}
+		}
+	}
+	return failed
+}
 
 // outliveErrors lets the guest of a machine with volumes go on after an error of a
 // disk has stopped it: QEMU then does again what has failed. A volume server that is

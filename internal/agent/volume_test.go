@@ -311,3 +311,17 @@ func TestNextAgentActivates(t *testing.T) {
 	h.checkRunState(testVM, 1, "running")
 	v.check("h1@1")
 }
+
+// A start whose volume server is away names that and the disk, and says what to do.
+func TestStartWithoutItsVolumeServer(t *testing.T) {
+	_, hosts := newFleet(t, "h1")
+	away := &testVolumes{server: &godwitv1.VolumeServer{Name: "v1", Address: "127.0.0.1", NbdPort: 1, ControlPort: 1}}
+	command := startCommand(1, away.booting(1))
+	command.GetStartInstance().VolumeKey = volumeKey(1)
+	got := hosts[0].do(command).GetInstance()
+	if got.GetState() != "exited" {
+		t.Fatalf("start: %v", got)
+	}
+	checkContains(t, got.GetCause(), "open disk root: volume server v1 does not answer: Failed to connect")
+	hosts[0].checkNothingLeft()
+}
