@@ -70,7 +70,10 @@ func (k Kept) Refuses(command *godwitv1.Command) *godwitv1.Report {
 	case *godwitv1.Command_StartCopy, *godwitv1.Command_ResumeSource, *godwitv1.Command_RetireSource, *godwitv1.Command_ReleaseSource:
 		return SourceFailed(ErrGaveUp, k.Ended)
 	case *godwitv1.Command_PrepareTarget, *godwitv1.Command_FinishTarget:
-		return TargetFailed(ErrGaveUp, k.Ended)
+		if k.Ended {
+			return TargetGone(ErrGaveUp, false)
+		}
+		return TargetFailed(ErrGaveUp, false)
 	}
 	return nil // the right to run is given up, too, but that has an answer of its own
 }

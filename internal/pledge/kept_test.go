@@ -110,6 +110,10 @@ func TestRefuses(t *testing.T) {
 		if got := (Kept{Role: Refused, Migration: "m1", Started: true}).Refuses(command); (got != nil) != want || got != nil && !Failed(got) {
 			t.Errorf("%s is refused: %v", name, got)
 		}
+		got := (Kept{Role: Refused, Migration: "m1", Started: true, Ended: true}).Refuses(command).GetTargetFailed()
+		if got != nil && (!got.GetGone() || !got.GetUnrun()) {
+			t.Errorf("%s is refused by one that has ended: %v", name, got)
+		}
 		if got := (Kept{Role: Arriving, Migration: "m1", Started: true}).Refuses(command); got != nil {
 			t.Errorf("%s is refused by one that has not given up: %v", name, got)
 		}
