@@ -51,7 +51,7 @@ type machine struct {
 	receives  bool                  // a target whose taps take the VM's frames
 	outlives  *qemu.Instance        // whose disks' errors are looked after
 	launching bool                  // the instance is being started
-	lockless  bool                  // a target that could not run for want of a lock; the worker's
+	lockless  bool                  // a target that may have tried to run, and lacked a lock; the worker's
 	mayWrite  bool                  // its leases of volumes may have been activated
 	leaving   bool                  // its taps want no frames any more
 	copying   *copying              // of a migration away from here
@@ -112,6 +112,8 @@ func (m *machine) watch() (first func()) {
 	case part == refused:
 		m.tellRefused(migration)
 		return func() {
+			// An earlier agent may have tried to run it, and nobody wrote down that it has a lock.
+			m.lockless = instance != nil && len(m.images()) > 0
 			if err := m.endRefused(m.life); err != nil {
 				m.agent.log.Error("a target that has given up was not ended", "vm", m.key.vm, "error", err)
 			}

@@ -33,11 +33,27 @@ func (m *move) passed() uint64 {
 	return m.source.taps()[0].Counters.ToGuestPassed
 }
 
-// refusedMove gives a move whose target was asked to give up, and did, before its
-// source asks; frames wait in its tap.
-func refusedMove(t *testing.T, frames int) *move {
+// readOnlyMove is newMove for a VM that writes no image.
+func readOnlyMove(t *testing.T) *move {
 	t.Helper()
-	m := newMove(t)
+	f, hosts := newFleet(t, "h1", "h2")
+	m := f.moveOf(hosts)
+	m.booting = func(epoch fleet.Epoch) *godwitv1.Instance {
+		instance := booting(t, f, epoch, bootsector.Busy())
+		instance.Spec.Disks[0].ReadOnly = true
+		return instance
+	}
+	m.instance = m.booting(1)
+	m.source.run(m.instance)
+	m.source.awaitGuest(1)
+	return m
+}
+
+// refusedMove has the target of a move asked to give up, which it does, before its
+// source asks; frames wait in its tap.
+func refusedMove(m *move, frames int) *move {
+	t := m.t
+	t.Helper()
 	m.nextAsked(m.leaveUndecided())
 	m.sendFrames(frames)
 	if !m.ask(t, m.source, 2) {
@@ -81,7 +97,7 @@ const framesWaiting = 5
 // The target's agent ends just after it gave up: what waits in the tap is QEMU's,
 // too, and comes to the source by the next agent.
 func TestFramesOutliveAnAgentThatGaveUp(t *testing.T) {
-	m := refusedMove(t, framesWaiting)
+	m := refusedMove(readOnlyMove(t), framesWaiting)
 	m.target.stop()
 	before := m.passed()
 	m.target.start()
@@ -93,10 +109,24 @@ func TestFramesOutliveAnAgentThatGaveUp(t *testing.T) {
 	m.abort()
 }
 
+// Its agent ends just after it gave up, and the next one does not know whether it has the
+// lock of an image, which the source may need: it ends at once, and the frames come all
+// the same.
+func TestNextAgentFreesImages(t *testing.T) {
+	m := refusedMove(newMove(t), framesWaiting)
+	m.target.stop()
+	before := m.passed()
+	m.target.start()
+	waitFor(t, "the end of the target that gave up", func() bool { return len(m.target.processes()) == 0 })
+	m.source.awaitReport("word that it runs on", ranOnReport)
+	waitFor(t, "the frames", func() bool { return m.passed()-before == framesWaiting })
+	m.abort()
+}
+
 // The source's agent ends before it has asked for the frames, and the target's is
 // away when the next one does: it asks again.
 func TestNextAgentHasFramesBack(t *testing.T) {
-	m := refusedMove(t, framesWaiting)
+	m := refusedMove(readOnlyMove(t), framesWaiting)
 	before := m.passed()
 	m.runOn()
 	m.source.stop()
@@ -125,7 +155,7 @@ func TestNextAgentHasFramesBack(t *testing.T) {
 // Nobody ever asks for the frames: the servers' release returns them, and ends the
 // instance. An old command to prepare it does not.
 func TestReleaseOfOneThatGaveUp(t *testing.T) {
-	m := refusedMove(t, framesWaiting)
+	m := refusedMove(readOnlyMove(t), framesWaiting)
 	m.runOn()
 	m.target.stop()
 	m.target.start()

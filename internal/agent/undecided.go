@@ -19,7 +19,8 @@ import (
 // down first, and never runs its instance, whatever a server says later; so the
 // source may run on, and then asks for the frames that wait in the target's taps.
 // Until it has them, or a server releases the target, the instance stays as it is:
-// if the target's agent ends, nobody but QEMU has the queues of the taps. A target
+// if the target's agent ends, nobody but QEMU has the queues of the taps, except one
+// that may hold the lock of an image. A target
 // that has the commit's answer keeps it, and so does one of which nobody can tell
 // whether it has run.
 
@@ -203,9 +204,11 @@ func (m *machine) giveUp(ctx context.Context, migration string) (done bool, err 
 
 // endRefused, of the worker, ends the instance of a target that has given up, unless
 // frames may wait for it: then it stays until they are returned. One that has tried
-// to run does not stay, since it may have locked an image that the source needs.
+// to run, as far as is known, does not stay, since it may have locked an image that the
+// source needs.
 func (m *machine) endRefused(ctx context.Context) error {
 	if len(m.ports) == 0 || m.lockless {
+		m.keepTaps(m.ports) // with the frames
 		return m.kill(ctx)
 	}
 	m.mu.Lock()
