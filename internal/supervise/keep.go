@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net"
 	"os"
@@ -180,9 +181,11 @@ func unixConn(socket *os.File) (*net.UnixConn, error) {
 // open when the program ends, and are there for its next life; they are closed when
 // the monitor ends. All methods may be called concurrently.
 type Keeper struct {
+	within time.Duration // for an answer
+
 	mu   sync.Mutex
 	conn *net.UnixConn
-	lost error // why nothing can be asked any more
+	owed int // answers that have not come yet
 }
 
 // Keep has a copy of a descriptor kept by a name of 1 to 32 bytes, in place of the one
@@ -214,24 +217,35 @@ func (k *Keeper) Names() ([]string, error) {
 	return strings.Split(text, "\n"), nil
 }
 
-// ask makes a request, and gives what is answered. After an answer that does not come
-// nothing is asked any more: the next one would be taken for it.
+// ask makes a request, and gives what is answered. After an answer that has not come in
+// time those that are late come first, in the order of the requests.
 func (k *Keeper) ask(what byte, name string, fd int) (text string, given int, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.lost != nil {
-		return "", -1, k.lost
+	if err := errors.Join(k.conn.SetDeadline(time.Now().Add(k.within)), send(k.conn, append([]byte{what}, name...), fd)); err != nil {
+		return "", -1, fmt.Errorf("ask the monitor: %w", err)
 	}
+	for k.owed++; ; {
+		text, given, err = k.answer()
+		if k.owed == 0 || errors.Is(err, errUnanswered) {
+			return text, given, err
+		}
+		if err := closeOne(given); err != nil {
+			return "", -1, fmt.Errorf("let go of a late answer: %w", err)
+		}
+	}
+}
+
+var errUnanswered = errors.New("the monitor does not answer")
+
+// answer gives the next one. It must be called with mu held.
+func (k *Keeper) answer() (text string, given int, err error) {
 	buffer, rights := make([]byte, messageMax), make([]byte, unix.CmsgSpace(4))
-	err = errors.Join(k.conn.SetDeadline(time.Now().Add(answerWithin)), send(k.conn, append([]byte{what}, name...), fd))
-	var n, r, flags int
-	if err == nil {
-		n, r, flags, _, err = k.conn.ReadMsgUnix(buffer, rights)
-	}
+	n, r, flags, _, err := k.conn.ReadMsgUnix(buffer, rights)
 	if err != nil || n == 0 {
-		k.lost = fmt.Errorf("ask the monitor: %w", cmp.Or(err, errors.New("it has closed the connection")))
-		return "", -1, k.lost
+		return "", -1, fmt.Errorf("%w: %w", errUnanswered, cmp.Or(err, io.EOF))
 	}
+	k.owed--
 	given, err = passed(rights[:r], flags)
 	if err == nil && buffer[0] != done {
 		err = errors.New(string(buffer[1:n]))

@@ -1,11 +1,13 @@
 package supervise
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -34,7 +36,7 @@ func newKeeper(t *testing.T) (*Keeper, kept, func()) {
 		<-served
 		k.dropAll()
 	})
-	return &Keeper{conn: conn}, k, func() { asks.Close(); <-served }
+	return &Keeper{conn: conn, within: answerWithin}, k, func() { asks.Close(); <-served }
 }
 
 // open gives a descriptor, and what tells whether any copy of it is open.
@@ -162,7 +164,41 @@ func TestKeeperRefuses(t *testing.T) {
 	checkNames(t, k)
 }
 
-// A monitor that has gone, or does not answer, is not asked again.
+// A monitor that answers late is asked again, and late answers are taken for no others.
+func TestKeeperOfALateMonitor(t *testing.T) {
+	asks, asked, err := socketPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := unixConn(asked)
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked.Close()
+	k, kept, served := &Keeper{conn: conn, within: time.Millisecond}, kept{}, make(chan struct{})
+	fd, anyOpen := open(t)
+	if err := k.Keep("one", fd); !errors.Is(err, errUnanswered) {
+		t.Errorf("nobody has answered, and the error is %v", err)
+	}
+	unix.Close(fd)
+	if _, found, err := k.Kept("one"); found || !errors.Is(err, errUnanswered) {
+		t.Errorf("nobody has answered, and it is found: %v, %v", found, err)
+	}
+	go func() {
+		defer close(served)
+		kept.serve(asks)
+	}()
+	k.within = answerWithin
+	checkNames(t, k, "one")
+	if err := k.Drop("one"); err != nil || anyOpen() {
+		t.Errorf("a copy is open: %v, after %v", anyOpen(), err)
+	}
+	conn.Close()
+	<-served
+	asks.Close()
+}
+
+// When the monitor has gone nobody answers, and what it keeps is there for its end.
 func TestKeeperWithoutMonitor(t *testing.T) {
 	k, kept, end := newKeeper(t)
 	anyOpen := keep(t, k, "one")

@@ -252,7 +252,7 @@ func Join() (link *Link, ok bool, err error) {
 		if err != nil {
 			return nil, false, fmt.Errorf("reach the monitor by descriptor %d: %w", keepFD, err)
 		}
-		link.keeper = &Keeper{conn: conn}
+		link.keeper = &Keeper{conn: conn, within: answerWithin}
 	}
 	go link.live()
 	return link, true, nil
