@@ -120,7 +120,10 @@ func (s peerService) GiveUp(ctx context.Context, request *godwitv1.GiveUpRequest
 		gaveUp, err = m.giveUp(ctx, request.GetMigration())
 		return err
 	})
-	return &godwitv1.GiveUpResponse{Refused: gaveUp}, err
+	if err != nil { // the worker may be at it yet
+		return nil, err
+	}
+	return &godwitv1.GiveUpResponse{Refused: gaveUp}, nil
 }
 
 func (s peerService) ReturnFrames(ctx context.Context, request *godwitv1.ReturnFramesRequest) (*godwitv1.ReturnFramesResponse, error) {
@@ -139,7 +142,10 @@ func (s peerService) ReturnFrames(ctx context.Context, request *godwitv1.ReturnF
 		m.keepTaps(m.ports)
 		return m.kill(ctx) // what comes now goes to the source at once
 	})
-	return &godwitv1.ReturnFramesResponse{Frames: int64(frames)}, err
+	if err != nil { // the worker may be at it yet
+		return nil, err
+	}
+	return &godwitv1.ReturnFramesResponse{Frames: int64(frames)}, nil
 }
 
 // target gives the target of a migration whose source calls. One that is not
