@@ -11,11 +11,22 @@ import (
 	"godwit.dev/godwit/internal/wire"
 )
 
-// hostMeter has hosts measure.
+// hostMeter has hosts measure; whoever asks bounds the time.
 type hostMeter struct{ *Server }
 
+// guest has the host of a VM look at how its guest changes its memory. Conflict if it
+// does not run; Unsupported if its host can't measure.
 func (h hostMeter) guest(ctx context.Context, vm fleet.VM, span time.Duration, after time.Time) (predict.Curve, float64, time.Time, error) {
-	found, err := h.measureGuest(ctx, vm, span, after)
+	if vm.Owner.Host == "" {
+		return nil, 0, time.Time{}, notRunning("measure", vm)
+	}
+	host, err := h.agentOf(ctx, vm.Owner.Host)
+	if err != nil {
+		return nil, 0, time.Time{}, err
+	}
+	found, err := host.Measure.MeasureGuest(ctx, &godwitv1.MeasureGuestRequest{
+		Vm: string(vm.Name), Epoch: uint64(vm.Owner.Epoch), Uid: string(vm.UID), SpanMs: span.Milliseconds(), After: timestamp(after),
+	})
 	if err != nil {
 		return nil, 0, time.Time{}, err
 	}
@@ -26,8 +37,20 @@ func (h hostMeter) guest(ctx context.Context, vm fleet.VM, span time.Duration, a
 	return curveOf(found), zero, wire.TimeOf(found.GetBegan()), nil
 }
 
+// link has one host send to another as fast as it goes, for at most 200 ms and 64 MiB.
+// Unavailable if one can't be reached, Unsupported if its agent can't measure.
 func (h hostMeter) link(ctx context.Context, between way) (fleet.BytesPerSecond, error) {
-	found, err := h.MeasureLink(ctx, between.from, between.to)
+	source, err := h.agentOf(ctx, between.from)
+	if err != nil {
+		return 0, err
+	}
+	target, err := h.tables.hosts.Get(ctx, string(between.to))
+	if err != nil {
+		return 0, err
+	}
+	found, err := source.Measure.MeasureLink(ctx, &godwitv1.MeasureLinkRequest{
+		Host: target.Name, Address: target.Value.Address.String(), PeerPort: uint32(target.Value.PeerPort),
+	})
 	if err != nil {
 		return 0, err
 	}

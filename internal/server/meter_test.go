@@ -11,11 +11,13 @@ import (
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	godwitv1 "godwit.dev/godwit/api/godwit/v1"
 	"godwit.dev/godwit/api/godwit/v1/godwitv1connect"
 	"godwit.dev/godwit/internal/fleet"
 	"godwit.dev/godwit/internal/pki"
+	"godwit.dev/godwit/internal/predict"
 	"godwit.dev/godwit/internal/wire"
 )
 
@@ -30,7 +32,9 @@ func (m *fakeMeasure) MeasureGuest(_ context.Context, request *godwitv1.MeasureG
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.guest = request
-	return &godwitv1.MeasureGuestResponse{Method: "sample", Pages: 7}, nil
+	return &godwitv1.MeasureGuestResponse{
+		Method: "sample", PageBytes: 4096, ZeroShare: 7, Curve: []*godwitv1.DirtyPoint{{PeriodUs: 1_000_000, Pages: 2}}, Began: timestamppb.New(time.Unix(9, 0)),
+	}, nil
 }
 
 func (m *fakeMeasure) MeasureLink(_ context.Context, request *godwitv1.MeasureLinkRequest) (*godwitv1.MeasureLinkResponse, error) {
@@ -80,25 +84,34 @@ func TestMeasure(t *testing.T) {
 	at["10.9.0.4:7444"] = f.serveAgent("h4", "/", http.NotFoundHandler()) // of an older version
 	f.running(h1, "web1")
 
-	got, err := f.server.MeasureGuest(t.Context(), "web1", 2*time.Second)
-	if err != nil || got.GetPages() != 7 {
-		t.Errorf("at h1: %v, %v", got, err)
+	meter := hostMeter{f.server}
+	measure := func(span time.Duration) (predict.Curve, float64, time.Time, error) {
+		t.Helper()
+		entry, err := f.server.getVM(t.Context(), "measure", "web1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return meter.guest(t.Context(), entry.Value, span, time.Unix(5, 0))
+	}
+	curve, zero, began, err := measure(2 * time.Second)
+	if err != nil || len(curve) != 1 || curve[0].Dirty != 8192 || zero != 0 || !began.Equal(time.Unix(9, 0)) {
+		t.Errorf("at h1: %v, %v, %v, %v", curve, zero, began, err)
 	}
 	uid := first.guest.GetUid()
 	f.own("web1", fleet.Owner{Host: "h2", Epoch: 2}, fleet.VMRunning)
-	if _, err := f.server.MeasureGuest(t.Context(), "web1", time.Second); err != nil {
+	if _, _, _, err := measure(time.Second); err != nil {
 		t.Errorf("at h2: %v", err)
 	}
 	for asked, want := range map[*godwitv1.MeasureGuestRequest]*godwitv1.MeasureGuestRequest{
-		first.guest:  {Vm: "web1", Epoch: 1, Uid: uid, SpanMs: 2000},
-		second.guest: {Vm: "web1", Epoch: 2, Uid: uid, SpanMs: 1000},
+		first.guest:  {Vm: "web1", Epoch: 1, Uid: uid, SpanMs: 2000, After: timestamppb.New(time.Unix(5, 0))},
+		second.guest: {Vm: "web1", Epoch: 2, Uid: uid, SpanMs: 1000, After: timestamppb.New(time.Unix(5, 0))},
 	} {
 		if uid == "" || !proto.Equal(asked, want) {
 			t.Errorf("asked for %v, want %v", asked, want)
 		}
 	}
-	link, err := f.server.MeasureLink(t.Context(), "h1", "h2")
-	if want := (&godwitv1.MeasureLinkRequest{Host: "h2", Address: "10.9.0.2", PeerPort: 7444}); err != nil || link.GetBytesPerSecond() != 3 || !proto.Equal(first.link, want) {
+	link, err := meter.link(t.Context(), way{"h1", "h2"})
+	if want := (&godwitv1.MeasureLinkRequest{Host: "h2", Address: "10.9.0.2", PeerPort: 7444}); err != nil || link != 3 || !proto.Equal(first.link, want) {
 		t.Errorf("link: %v, %v; asked for %v, want %v", link, err, first.link, want)
 	}
 	refused := func(what string, want fleet.Code, call func() error) {
@@ -107,19 +120,16 @@ func TestMeasure(t *testing.T) {
 			t.Errorf("%s: %v, want %s", what, err, want)
 		}
 	}
-	guest := func(name string) func() error {
-		return func() error { _, err := f.server.MeasureGuest(t.Context(), name, time.Second); return err }
-	}
+	guest := func() error { _, _, _, err := measure(time.Second); return err }
 	between := func(from, to fleet.HostName) func() error {
-		return func() error { _, err := f.server.MeasureLink(t.Context(), from, to); return err }
+		return func() error { _, err := meter.link(t.Context(), way{from, to}); return err }
 	}
-	refused("no such VM", fleet.NotFound, guest("web2"))
 	refused("no such host", fleet.NotFound, between("h9", "h1"))
 	refused("to no such host", fleet.NotFound, between("h1", "h9"))
 	refused("an agent that listens for nobody", fleet.Unsupported, between("h3", "h1"))
 	refused("an agent of an older version", fleet.Unsupported, between("h4", "h1"))
 	f.own("web1", fleet.Owner{Host: "h3", Epoch: 3}, fleet.VMRunning)
-	refused("on a host that listens for nobody", fleet.Unsupported, guest("web1"))
+	refused("on a host that listens for nobody", fleet.Unsupported, guest)
 	f.own("web1", fleet.Owner{Epoch: 4}, fleet.VMStopped)
-	refused("a VM that is stopped", fleet.Conflict, guest("web1"))
+	refused("a VM that is stopped", fleet.Conflict, guest)
 }
