@@ -13,6 +13,8 @@ const (
 	// switchCost is the time for the last pages that is good enough: it is
 	// small beside QEMU's own part of the blackout.
 	switchCost = 500 * time.Microsecond
+	// tellingPass is how long a pass must last to tell the rate of the link.
+	tellingPass = time.Second
 	// shrinkLeast is by how much a pass must leave less than the one before to
 	// be worth another.
 	shrinkLeast = 0.7
@@ -53,8 +55,11 @@ func (h *handover) passBegun(ctx context.Context, pass int) error {
 // is not held would stop the guest by itself meanwhile.
 func (h *handover) judge(ctx context.Context) error {
 	h.why = nil
-	if err := h.look(ctx, true); err != nil || h.pass < 2 {
+	if err := h.look(ctx, true); err != nil {
 		return err
+	}
+	if h.notePass(time.Now()); h.pass < 2 {
+		return nil
 	}
 	if h.why = h.converged(); h.why == nil || h.cost() > underWay || !h.can.CanHold {
 		return nil
@@ -78,15 +83,32 @@ func (h *handover) converged() *godwitv1.StopReason {
 		return h.stopReason(migration.LittleLeft, h.progress.Bandwidth, switchCost)
 	}
 	shrinks := h.left == 0 || float64(h.progress.Remaining) < shrinkLeast*float64(h.left)
-	if shrinks || cost > h.blackoutMax {
+	rate := h.progress.Bandwidth
+	if h.passRate > 0 {
+		rate = min(rate, h.passRate)
+	}
+	if shrinks || timeFor(h.progress.Remaining, rate) > h.blackoutMax {
 		return nil
 	}
-	return h.stopReason(migration.NoGain, h.progress.Bandwidth, h.blackoutMax)
+	return h.stopReason(migration.NoGain, rate, h.blackoutMax)
 }
 
 // cost is how long what is left takes, at a bandwidth that is known.
-func (h *handover) cost() time.Duration {
-	return time.Duration(float64(h.progress.Remaining) / float64(h.progress.Bandwidth) * float64(time.Second))
+func (h *handover) cost() time.Duration { return timeFor(h.progress.Remaining, h.progress.Bandwidth) }
+
+func timeFor(left fleet.Bytes, rate fleet.BytesPerSecond) time.Duration {
+	return time.Duration(float64(left) / float64(rate) * float64(time.Second))
+}
+
+// notePass takes the rate of the pass that has ended, if it was long enough to tell. What
+// QEMU has measured over its last tenth of a second is also what the sockets took, which on
+// a slow link is far more than went through it.
+func (h *handover) notePass(now time.Time) {
+	h.passRate = 0
+	if took := now.Sub(h.passBegan); !h.passBegan.IsZero() && took >= tellingPass {
+		h.passRate = fleet.BytesPerSecond(float64(h.progress.Transferred-min(h.passSent, h.progress.Transferred)) / took.Seconds())
+	}
+	h.passBegan, h.passSent = now, h.progress.Transferred
 }
 
 // watchOnlyPass stops the guest shortly before the end of the first pass, on a

@@ -56,17 +56,21 @@ type handover struct {
 	blackoutMax time.Duration
 	disks       *mirrors // nil without local disks
 
-	began    time.Time // the copy; if an earlier agent has begun it, that of the memory
-	pass     int
-	left     fleet.Bytes // by the pass before
-	marks    godwitv1.SourceMarks
-	stopper  string          // who stopped the guest: "agent", "qemu", "" while it runs
-	silent   bool            // the target does not say when it has caught up
-	drains   chan drained    // when the taps have been drained
-	retires  <-chan struct{} // closed when the source is to end
-	tellStop func()          // reports the stop, once
-	progress qemu.Progress
-	why      *godwitv1.StopReason // of the end of the copy; nil if nobody looked
+	began time.Time // the copy; if an earlier agent has begun it, that of the memory
+	pass  int
+	left  fleet.Bytes // by the pass before
+	// The pass that goes on, and the rate of the one before it; 0 if it was too short.
+	passBegan time.Time
+	passSent  fleet.Bytes
+	passRate  fleet.BytesPerSecond
+	marks     godwitv1.SourceMarks
+	stopper   string          // who stopped the guest: "agent", "qemu", "" while it runs
+	silent    bool            // the target does not say when it has caught up
+	drains    chan drained    // when the taps have been drained
+	retires   <-chan struct{} // closed when the source is to end
+	tellStop  func()          // reports the stop, once
+	progress  qemu.Progress
+	why       *godwitv1.StopReason // of the end of the copy; nil if nobody looked
 
 	looked   fleet.Bytes // that watchOnlyPass saw left last
 	lookedAt time.Time

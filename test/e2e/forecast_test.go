@@ -53,7 +53,7 @@ func TestForecast(t *testing.T) {
 	}
 	c.end(t)
 
-	helped := &godwitv1.MigrationPolicy{CopyLimitMs: (2 * time.Minute).Milliseconds(), BlackoutMaxMs: 2000, ThrottleMax: new(int32(95))}
+	helped := &godwitv1.MigrationPolicy{CopyLimitMs: (2 * time.Minute).Milliseconds(), BlackoutMaxMs: 1500, ThrottleMax: new(int32(95))}
 	m = migrateBy(t, f, g, "h2", helped)
 	demand(t, f, g, m, "succeeded")
 	if m.GetForeseen().GetThrottle().GetInitial() == 0 {
