@@ -114,10 +114,13 @@ func TestFramesOutliveAnAgentThatGaveUp(t *testing.T) {
 // the same.
 func TestNextAgentFreesImages(t *testing.T) {
 	m := refusedMove(newMove(t), framesWaiting)
-	m.target.stop()
 	before := m.passed()
+	m.source.stop() // so that nobody asks for the frames, with which it would end
+	m.target.stop()
 	m.target.start()
 	waitFor(t, "the end of the target that gave up", func() bool { return len(m.target.processes()) == 0 })
+	m.target.checkGates("ended", network.Arriving)
+	m.source.start()
 	m.source.awaitReport("word that it runs on", ranOnReport)
 	waitFor(t, "the frames", func() bool { return m.passed()-before == framesWaiting })
 	m.abort()
