@@ -42,10 +42,10 @@ func OfEachStage(list []Graded) (kept []Graded) {
 // interval at Level are beyond what was seen.
 const least = 20
 
-// Calibration corrects forecasts by what earlier ones of the same stage were off, as
-// split conformal prediction does (Lei et al., JASA 2018): the scores of the outcomes,
-// each in units of its own forecast's doubt, give the interval of the next one. The
-// zero value corrects nothing.
+// Calibration corrects forecasts by what earlier ones of the same stage were off: what is
+// expected moves by the median error, and the interval is widened, or narrowed, so that it
+// would have held Level of the outcomes (conformalized quantile regression, Romano et al.,
+// NeurIPS 2019). The zero value corrects nothing.
 type Calibration struct {
 	Before Correction `json:"before,omitzero"` // of forecasts before a pass is over
 	Under  Correction `json:"under,omitzero"`  // of those after
@@ -53,22 +53,20 @@ type Calibration struct {
 
 // Correction is that of one stage; a field is zero until enough is known.
 type Correction struct {
-	Total    Scores `json:"total,omitzero"`
-	Blackout Scores `json:"blackout,omitzero"`
-	Bytes    Scores `json:"bytes,omitzero"`
+	Total    Shift `json:"total,omitzero"`    // of logarithms: long migrations are off by more
+	Blackout Shift `json:"blackout,omitzero"` // of ns: what is not in the model is there in all alike
+	Bytes    Shift `json:"bytes,omitzero"`    // of logarithms
 }
 
-// Scores are how far outcomes were from what was expected, in units of the doubt: the
-// ends of what held Level of them, and their middle.
-type Scores struct {
-	Low    float64 `json:"low"`
-	Middle float64 `json:"middle"`
-	High   float64 `json:"high"`
+// Shift moves an interval, and then its ends outward.
+type Shift struct {
+	By    float64 `json:"by"`
+	Widen float64 `json:"widen"`
 }
 
 // Calibrate learns from migrations that ended within their policy and were expected to.
 func Calibrate(graded []Graded) Calibration {
-	var before, under scoreLists
+	var before, under outcomes
 	for _, g := range graded {
 		if !g.Outcome.Ended || !g.Forecast.Known || g.Forecast.Fails() {
 			continue
@@ -82,41 +80,63 @@ func Calibrate(graded []Graded) Calibration {
 	return Calibration{Before: before.correction(), Under: under.correction()}
 }
 
-type scoreLists struct{ total, blackout, bytes []float64 }
+type outcomes struct{ total, blackout, bytes []off }
 
-func (l *scoreLists) add(g Graded) {
+func (o *outcomes) add(g Graded) {
 	foretold := g.Forecast.Estimate
 	if raw := g.Forecast.Raw; raw != nil {
 		foretold = *raw
 	}
-	l.total = append(l.total, foretold.Total.score(g.Outcome.Total))
-	l.blackout = append(l.blackout, foretold.Blackout.score(g.Outcome.Blackout))
-	l.bytes = append(l.bytes, foretold.Bytes.score(g.Outcome.Bytes))
+	o.total = append(o.total, foretold.Total.off(g.Outcome.Total, logarithm))
+	o.blackout = append(o.blackout, foretold.Blackout.off(g.Outcome.Blackout, plain))
+	o.bytes = append(o.bytes, foretold.Bytes.off(g.Outcome.Bytes, logarithm))
 }
 
-func (l *scoreLists) correction() Correction {
-	return Correction{Total: scoresOf(l.total), Blackout: scoresOf(l.blackout), Bytes: scoresOf(l.bytes)}
+func (o *outcomes) correction() Correction {
+	return Correction{Total: shiftOf(o.total), Blackout: shiftOf(o.blackout), Bytes: shiftOf(o.bytes)}
 }
 
-// scoresOf takes the quantiles a rank farther out than those of as many: that is what
-// makes the interval hold the next outcome, too.
-func scoresOf(scores []float64) Scores {
-	if len(scores) < least {
-		return Scores{}
+// scale is where errors are counted.
+type scale struct{ to, from func(float64) float64 }
+
+var (
+	plain     = scale{func(x float64) float64 { return x }, func(x float64) float64 { return x }}
+	logarithm = scale{func(x float64) float64 { return math.Log(max(1, x)) }, math.Exp}
+)
+
+// off is how far an outcome was from what was expected, and from both ends of the interval,
+// on a scale.
+type off struct{ expected, low, high float64 }
+
+func (s Span[T]) off(came T, on scale) off {
+	y := on.to(float64(came))
+	return off{y - on.to(float64(s.Expected)), y - on.to(float64(s.Low)), y - on.to(float64(s.High))}
+}
+
+// shiftOf takes the quantile a rank farther out than that of as many: that is what makes
+// the interval hold the next outcome, too.
+func shiftOf(list []off) Shift {
+	n := float64(len(list))
+	if len(list) < least {
+		return Shift{}
 	}
-	slices.Sort(scores)
-	outward := 1 / float64(len(scores))
-	return Scores{
-		Low: quantile(scores, max(0, (1-Level)/2-outward)), Middle: quantile(scores, 0.5),
-		High: quantile(scores, min(1, (1+Level)/2+outward)),
+	errors, beyond := make([]float64, len(list)), make([]float64, len(list))
+	for i, one := range list {
+		errors[i] = one.expected
 	}
+	slices.Sort(errors)
+	by := quantile(errors, 0.5)
+	for i, one := range list {
+		beyond[i] = max(by-one.low, one.high-by)
+	}
+	slices.Sort(beyond)
+	return Shift{By: by, Widen: quantile(beyond, min(1, Level*(1+1/n)))}
 }
 
 // beforeAny: no pass was over when it was made.
 func (f Forecast) beforeAny() bool { return f.Pass <= 1 }
 
-// correct moves the expected values to the middle of what came out, and the intervals
-// to what held Level of it.
+// correct applies what was learnt of the forecast's stage.
 func (c Calibration) correct(f Forecast) Forecast {
 	by := c.Under
 	if f.beforeAny() {
@@ -126,33 +146,18 @@ func (c Calibration) correct(f Forecast) Forecast {
 		return f
 	}
 	f.Raw = new(f.Estimate)
-	f.Total = f.Total.corrected(by.Total)
-	f.Blackout = f.Blackout.corrected(by.Blackout)
-	f.Bytes = f.Bytes.corrected(by.Bytes)
+	f.Total = f.Total.shifted(by.Total, logarithm)
+	f.Blackout = f.Blackout.shifted(by.Blackout, plain)
+	f.Bytes = f.Bytes.shifted(by.Bytes, logarithm)
 	return f
 }
 
-// doubtFloor is the least doubt, relative to what is expected.
-const doubtFloor = 0.02
-
-// doubt is half the interval's width, as the logarithm of a ratio.
-func (s Span[T]) doubt() float64 {
-	if s.Low <= 0 {
-		return doubtFloor
+// shifted keeps the expected value within the interval.
+func (s Span[T]) shifted(by Shift, on scale) Span[T] {
+	at := func(value T, more float64) T {
+		return T(max(0, min(most, on.from(on.to(float64(value))+by.By+more))))
 	}
-	return max(doubtFloor, math.Log(float64(s.High)/float64(s.Low))/2)
-}
-
-// score is how far off the expected value was, in units of the doubt.
-func (s Span[T]) score(came T) float64 {
-	return math.Log(max(1, float64(came))/max(1, float64(s.Expected))) / s.doubt()
-}
-
-func (s Span[T]) corrected(by Scores) Span[T] {
-	if by == (Scores{}) {
-		return s
-	}
-	expected, doubt := max(1, float64(s.Expected)), s.doubt()
-	at := func(score float64) T { return T(min(most, expected*math.Exp(doubt*score))) }
-	return Span[T]{Low: at(by.Low), Expected: at(by.Middle), High: at(by.High)}
+	moved := Span[T]{Low: at(s.Low, -by.Widen), Expected: at(s.Expected, 0), High: at(s.High, by.Widen)}
+	moved.Low, moved.High = min(moved.Low, moved.Expected), max(moved.High, moved.Expected)
+	return moved
 }

@@ -114,3 +114,31 @@ func TestThreshold(t *testing.T) {
 		t.Errorf("the cause is %q", got)
 	}
 }
+
+// TestCalibrationOfWhatIsNotInTheModel: every blackout is 100 ms longer than foretold. It is
+// so for one that is foretold as 20 ms, as exactly as can be, and for one of 300 in doubt.
+func TestCalibrationOfWhatIsNotInTheModel(t *testing.T) {
+	span := func(low, expected, high time.Duration) predict.Span[time.Duration] {
+		return predict.Span[time.Duration]{Low: low * time.Millisecond, Expected: expected * time.Millisecond, High: high * time.Millisecond}
+	}
+	var list []predict.Graded
+	for i := range 40 {
+		g := graded(1, 10*time.Second, 10*time.Second, true)
+		g.Forecast.Blackout, g.Outcome.Blackout = span(20, 20, 20), time.Duration(120+i%5-2)*time.Millisecond
+		if i%2 == 0 {
+			g.Forecast.Blackout, g.Outcome.Blackout = span(200, 300, 400), time.Duration(400+10*(i%5-2))*time.Millisecond
+		}
+		list = append(list, g)
+	}
+	g := &guest{memory: fleet.GiB, used: fleet.GiB, load: func(time.Duration, func(int)) {}}
+	in := predict.Inputs{Guest: g.measure(), Link: predict.Link{Rate: 1e8}, Limits: usual}
+	before := mustMake(t, in)
+	in.Calibration = predict.Calibrate(list)
+	after := mustMake(t, in)
+	if moved := after.Blackout.Expected - before.Blackout.Expected; moved < 98*time.Millisecond || moved > 102*time.Millisecond || after.Blackout.High > 200*time.Millisecond {
+		t.Errorf("%+v became %+v", before.Blackout, after.Blackout)
+	}
+	if after.Raw == nil || after.Raw.Blackout != before.Blackout {
+		t.Errorf("what it was before is %+v", after.Raw)
+	}
+}
