@@ -86,7 +86,7 @@ type measurement struct {
 func (m *measurement) old() bool {
 	select {
 	case <-m.done:
-		return m.err != nil || time.Now().After(m.until)
+		return m.err != nil || !time.Now().Before(m.until)
 	default:
 		return false
 	}
