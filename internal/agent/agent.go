@@ -73,7 +73,7 @@ type Agent struct {
 	mu       sync.Mutex
 	machines map[machineKey]*machine
 	session  *session       // nil while there is none
-	workers  sync.WaitGroup // of the machines
+	workers  sync.WaitGroup // of the machines, and what of them uses the network
 
 	addressMu sync.Mutex
 	addresses *godwitv1.AddressMap // the newest that was applied

@@ -122,7 +122,7 @@ func (m *machine) watch() (first func()) {
 	case part == arriving:
 		go m.arriveAgain(m.life, migration)
 	case part == arrived:
-		go m.announceArrival(m.life)
+		m.agent.workers.Go(func() { m.announceArrival(m.life) }) // it looks at gates
 		go m.tellMachine(m.life, instance, migration)
 	case part == source:
 		if state, err := instance.Status(m.life); err != nil || !state.Running() {

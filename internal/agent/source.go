@@ -187,7 +187,7 @@ func (m *machine) goOn(ctx context.Context) error {
 	if _, err := m.instance.Resume(ctx); err != nil {
 		return err
 	}
-	go m.announceReturn(m.life)
+	m.agent.workers.Go(func() { m.announceReturn(m.life) })
 	return nil
 }
 

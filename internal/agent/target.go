@@ -343,7 +343,7 @@ func (m *machine) runTarget(ctx context.Context, volumeKey []byte) *godwitv1.Rep
 	if err := errors.Join(m.disksRan(), m.setRole(arrived, migration)); err != nil {
 		m.agent.log.Error("the machine's record was not written", "vm", m.key.vm, "error", err)
 	}
-	go m.announceArrival(m.life)
+	m.agent.workers.Go(func() { m.announceArrival(m.life) })
 	go m.tellMachine(m.life, m.instance, migration)
 	return &godwitv1.Report{Event: &godwitv1.Report_TargetRunning{TargetRunning: &godwitv1.TargetRunning{Marks: marks}}}
 }
