@@ -97,7 +97,12 @@ func (m *Migration) foresee(event Event, within *predict.Position) bool {
 	return true
 }
 
-// forecast is made with the help that the policy allows and both QEMUs have. It is chosen
+// Foretold gives the pass as forecasts know it.
+func (p Pass) Foretold() predict.Pass {
+	return predict.Pass{Number: p.Number, After: p.Elapsed, Sent: p.Sent, Remaining: p.Remaining}
+}
+
+// forecast is made with the help that the policy allows and the source's QEMU has. It is chosen
 // before the copy; in it the guest may be slowed further, up to the limit.
 func (m *Migration) forecast(event Event, within *predict.Position) (predict.Forecast, error) {
 	in, most := m.inputs(within), m.Policy.ThrottleMax
@@ -129,9 +134,7 @@ func (m *Migration) inputs(within *predict.Position) predict.Inputs {
 		Limits: predict.Limits{Blackout: m.Policy.BlackoutMax, Copy: m.Policy.CopyMax},
 	}
 	for _, pass := range m.Passes {
-		in.Passes = append(in.Passes, predict.Pass{
-			Number: pass.Number, After: pass.Elapsed, Sent: pass.Sent, Remaining: pass.Remaining,
-		})
+		in.Passes = append(in.Passes, pass.Foretold())
 	}
 	return in
 }
@@ -168,7 +171,7 @@ func (m *Migration) endsNow(p Progress) bool {
 // if the newest of them is not long enough yet.
 func (m *Migration) within(p Progress) *predict.Position {
 	begun := m.Passes[len(m.Passes)-1]
-	at := predict.Pass{After: begun.Elapsed, Sent: begun.Sent, Remaining: begun.Remaining}.At()
+	at := begun.Foretold().At()
 	now := &predict.Position{After: p.Elapsed, Sent: p.Sent, Remaining: p.Remaining}
 	var places []predict.Position
 	for _, f := range m.Foreseen.Forecasts {

@@ -23,7 +23,8 @@ type Curve []Point
 // to saturate: 2 is a straight line.
 const straight = 1.95
 
-// NewCurve puts measurements in order. Those of no time are left out; since pages that have changed stay so, a point is at least the one before.
+// NewCurve puts measurements in order. Those of no time are left out; since pages that
+// have changed stay so, a point is at least the one before.
 func NewCurve(points []Point) Curve {
 	curve := make(Curve, 0, len(points))
 	for _, p := range points {

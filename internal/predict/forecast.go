@@ -93,7 +93,7 @@ func Make(in Inputs) (Forecast, error) {
 	f.Blackout = span[time.Duration](counted, expected, func(c course) float64 { return c.blackout * second })
 	f.Bytes = span[fleet.Bytes](counted, expected, func(c course) float64 { return c.sent })
 	f.Passes = span[int](counted, expected, func(c course) float64 { return float64(c.passes) })
-	f.Settles = seconds(k.draw(0, 0).settles(k.begin(0))*k.wire/k.last + switchTime.Seconds())
+	f.Settles = seconds(k.draw(0, 0).settles(k.begin(0))*wirePerByte/k.last + switchTime.Seconds())
 	if f.Known && !f.Fails() {
 		f = in.Calibration.correct(f)
 	}

@@ -63,6 +63,11 @@ func RateBetween(from, to Position) (rate fleet.BytesPerSecond, telling bool) {
 // At gives the place of a pass's beginning.
 func (p Pass) At() Position { return Position{After: p.After, Sent: p.Sent, Remaining: p.Remaining} }
 
+// RateUntil gives the rate of the link in a pass, which has ended when the next began.
+func (p Pass) RateUntil(next Pass) (rate fleet.BytesPerSecond, telling bool) {
+	return RateBetween(p.At(), Position{After: next.After, Sent: next.Sent})
+}
+
 // Inputs is all that a forecast is made of.
 type Inputs struct {
 	Guest  Guest

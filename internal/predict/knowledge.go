@@ -17,7 +17,6 @@ type knowledge struct {
 	dirtyDoubt float64
 	rate, last float64
 	rateDoubt  float64
-	wire       float64
 	zero       float64
 	disks      float64
 	pass       int
@@ -29,7 +28,7 @@ func (in Inputs) knowledge() knowledge {
 		known: len(in.Guest.Curve) > 0, memory: float64(in.Guest.Memory), zero: min(max(in.Guest.Zero, 0), 1),
 		curve: in.Guest.Curve, dirtyDoubt: math.Hypot(dirtyDoubt, in.Guest.Curve.spread()),
 		rate: float64(in.Link.Rate), last: float64(in.Link.Last), rateDoubt: math.Hypot(linkDoubt, in.Link.Spread),
-		wire: wirePerByte, runs: 1 - min(max(in.Throttle, 0), 1), disks: float64(in.Guest.Disks),
+		runs: 1 - min(max(in.Throttle, 0), 1), disks: float64(in.Guest.Disks),
 	}
 	if !k.known {
 		k.dirtyDoubt = blindDoubt
@@ -67,8 +66,7 @@ func (k *knowledge) learn(passes []Pass) {
 		if took <= 0 || to.Number != from.Number+1 {
 			continue
 		}
-		end := Position{After: to.After, Sent: to.Sent} // of the pass, with nothing left
-		if rate, telling := RateBetween(from.At(), end); telling {
+		if rate, telling := from.RateUntil(to); telling {
 			rates = append(rates, math.Log(float64(rate)))
 		}
 		left = append(left, Point{After: took, Dirty: to.Remaining})
@@ -121,7 +119,7 @@ func (k knowledge) draw(d, b float64) draw {
 	slower := math.Exp(b * k.rateDoubt)
 	return draw{
 		dirty: func(seconds float64) float64 { return min(k.memory, scale*k.curve.at(k.runs*seconds)) },
-		rate:  k.rate * slower, last: k.last * slower, wire: k.wire, zero: k.zero,
+		rate:  k.rate * slower, last: k.last * slower, zero: k.zero,
 	}
 }
 

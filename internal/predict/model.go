@@ -47,7 +47,6 @@ type draw struct {
 	dirty func(seconds float64) float64
 	rate  float64 // bytes a second
 	last  float64 // the same with the guest stopped
-	wire  float64 // bytes sent for each byte of a page that is left
 	zero  float64 // share of zero pages in the first pass
 }
 
@@ -55,7 +54,7 @@ type draw struct {
 // finds the zero pages, later ones are taken to have none.
 func (d draw) takes(pass int, left float64) (seconds, sent float64) {
 	if pass > 1 {
-		return left * d.wire / d.rate, left * d.wire
+		return left * wirePerByte / d.rate, left * wirePerByte
 	}
 	sent = left * ((1-d.zero)*wirePerByte + d.zero*zeroPerByte)
 	return sent/d.rate + d.zero*left/zeroPerSecond, sent
@@ -95,7 +94,7 @@ func (d draw) run(from begin, limits Limits) course {
 
 // stops: what is left takes hardly any time, or the passes leave no less and it fits.
 func (d draw) stops(at begin, limits Limits) bool {
-	cost := at.remaining * d.wire / d.rate
+	cost := at.remaining * wirePerByte / d.rate
 	if cost <= switchCost.Seconds() {
 		return true
 	}
@@ -104,7 +103,7 @@ func (d draw) stops(at begin, limits Limits) bool {
 }
 
 func (d draw) stop(at begin) course {
-	left := at.remaining * d.wire
+	left := at.remaining * wirePerByte
 	blackout := left/d.last + switchTime.Seconds()
 	return course{
 		ends: true, passes: at.pass, settles: at.remaining,
@@ -117,7 +116,7 @@ func (d draw) giveUp(at begin, limits Limits) course {
 	left := max(0, limits.Copy.Seconds()-at.elapsed)
 	return course{
 		passes: at.pass, settles: d.settles(at), total: max(at.elapsed, limits.Copy.Seconds()),
-		sent: at.sent + left*d.rate, blackout: d.settles(at)*d.wire/d.last + switchTime.Seconds(),
+		sent: at.sent + left*d.rate, blackout: d.settles(at)*wirePerByte/d.last + switchTime.Seconds(),
 	}
 }
 
@@ -125,7 +124,7 @@ func (d draw) giveUp(at begin, limits Limits) course {
 func (d draw) settles(at begin) float64 {
 	left := at.remaining
 	for range maxPasses {
-		next := d.dirty(left * d.wire / d.rate)
+		next := d.dirty(left * wirePerByte / d.rate)
 		if math.Abs(next-left) <= 1e-3*left {
 			return next
 		}

@@ -3,7 +3,6 @@ package server
 import (
 	"context"
 	"fmt"
-	"net"
 	"strings"
 	"sync"
 	"testing"
@@ -85,13 +84,7 @@ func (c *fakeConsole) Write(_ context.Context, request *godwitv1.WriteConsoleReq
 // A console that is open goes from host to host with its VM, to its end.
 func TestConsoleFollowsItsVM(t *testing.T) {
 	t.Parallel()
-	at := map[string]string{}
-	f := newFleet(t, func(c *Config) {
-		c.DialHost = func(ctx context.Context, network, address string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, network, at[address])
-		}
-	})
-	listens := func(o *agentOptions) { o.hello = func(h *godwitv1.Hello) { h.Host.PeerPort = 7444 } }
+	f, at := reachedFleet(t)
 	h1 := f.join("h1", listens)
 	f.join("h2", listens)
 	first, address1 := f.serveConsole("h1", 1)

@@ -58,8 +58,7 @@ const tellingBytes = 16 * fleet.MiB
 func linkRate(m migration.Migration) (best fleet.BytesPerSecond) {
 	for i := 1; i < len(m.Passes); i++ {
 		from, to := m.Passes[i-1], m.Passes[i]
-		begun := predict.Position{After: from.Elapsed, Sent: from.Sent, Remaining: from.Remaining}
-		rate, telling := predict.RateBetween(begun, predict.Position{After: to.Elapsed, Sent: to.Sent})
+		rate, telling := from.Foretold().RateUntil(to.Foretold())
 		if telling && to.Sent >= from.Sent+tellingBytes {
 			best = max(best, rate)
 		}

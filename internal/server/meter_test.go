@@ -62,16 +62,25 @@ func (f *testFleet) serveAgent(host string, path string, handler http.Handler) s
 	return listener.Addr().String()
 }
 
-// A VM is measured by its owner's host, and a link by the host at its begin.
-func TestMeasure(t *testing.T) {
-	t.Parallel()
-	at := map[string]string{}
-	f := newFleet(t, func(c *Config) {
+// reachedFleet is a fleet whose server finds the agents of hosts that listen at other
+// addresses than they say: those of at.
+func reachedFleet(t *testing.T) (f *testFleet, at map[string]string) {
+	t.Helper()
+	at = map[string]string{}
+	return newFleet(t, func(c *Config) {
 		c.DialHost = func(ctx context.Context, network, address string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, network, at[address])
 		}
-	})
-	listens := func(o *agentOptions) { o.hello = func(h *godwitv1.Hello) { h.Host.PeerPort = 7444 } }
+	}), at
+}
+
+// listens lets a host's agent be reached.
+func listens(o *agentOptions) { o.hello = func(h *godwitv1.Hello) { h.Host.PeerPort = 7444 } }
+
+// A VM is measured by its owner's host, and a link by the host at its begin.
+func TestMeasure(t *testing.T) {
+	t.Parallel()
+	f, at := reachedFleet(t)
 	h1 := f.join("h1", listens)
 	f.join("h2", listens)
 	f.join("h3")

@@ -50,15 +50,13 @@ type foretoldRun struct {
 func (r foretoldRun) String() string {
 	text := fmt.Sprintf("%-15s %5.1f s, %8s", r.State, r.TookMs/1000, fleet.Bytes(r.SentBytes))
 	if r.Forecast != nil {
-		text += fmt.Sprintf("   foretold %3.0f %% %5.1f s %6.0f ms", 100*r.Forecast.Probability, r.Forecast.Total.Expected.Seconds(), ms(r.Forecast.Blackout.Expected))
+		text += fmt.Sprintf("   foretold %3.0f %% %5.1f s %6.0f ms", 100*r.Forecast.Probability, r.Forecast.Total.Expected.Seconds(), milliseconds(r.Forecast.Blackout.Expected))
 	}
 	if r.Outcome != nil && r.Outcome.Ended {
-		text += fmt.Sprintf("   came %5.1f s %6.0f ms", r.Outcome.Total.Seconds(), ms(r.Outcome.Blackout))
+		text += fmt.Sprintf("   came %5.1f s %6.0f ms", r.Outcome.Total.Seconds(), milliseconds(r.Outcome.Blackout))
 	}
 	return text
 }
-
-func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
 // runForecast has the zoo migrate over links of several rates, and grades what was
 // foretold. What a forecast is corrected by came out before it was made.
@@ -168,7 +166,7 @@ func (c *caged) moveOnce(ctx context.Context, workload, who string, on predict.A
 	}
 	one = foretoldRun{
 		Workload: workload, LinkMBs: float64(c.rate) / 1e6, Who: who, State: m.GetState(), Cause: m.GetCause(),
-		CalledAtMs: calledAt(m), TookMs: ms(m.GetEnded().AsTime().Sub(m.GetCreated().AsTime())), SentBytes: m.GetOutcome().GetBytes(),
+		CalledAtMs: calledAt(m), TookMs: milliseconds(m.GetEnded().AsTime().Sub(m.GetCreated().AsTime())), SentBytes: m.GetOutcome().GetBytes(),
 	}
 	for _, phase := range m.GetOutcome().GetPhases() {
 		if one.BlackoutPhasesMs == nil {

@@ -57,7 +57,7 @@ func calledAt(m *godwitv1.Migration) float64 {
 	for _, message := range m.GetForeseen().GetForecasts() {
 		list = append(list, wire.DecodeForecast(message))
 		if threshold.Met(list) {
-			return ms(message.GetAt().AsTime().Sub(m.GetCreated().AsTime()))
+			return milliseconds(message.GetAt().AsTime().Sub(m.GetCreated().AsTime()))
 		}
 	}
 	return 0
@@ -124,7 +124,7 @@ func (s screen) forecastTables(r foretoldReport) {
 	row := func(name string, g predict.Summary) {
 		rows = append(rows, []string{
 			name, fmt.Sprint(g.Count), fmt.Sprint(g.Ended), fmt.Sprintf("%.3f", g.TotalMedian), fmt.Sprintf("%.3f", g.TotalP90),
-			fmt.Sprintf("%.2f", g.TotalHeld), fmt.Sprintf("%.0f", ms(g.BlackoutP90)), fmt.Sprintf("%.2f", g.BlackoutHeld),
+			fmt.Sprintf("%.2f", g.TotalHeld), fmt.Sprintf("%.0f", milliseconds(g.BlackoutP90)), fmt.Sprintf("%.2f", g.BlackoutHeld),
 			fmt.Sprint(g.Failures.Hits), fmt.Sprint(g.Failures.FalseAlarms), fmt.Sprint(g.Failures.Misses),
 		})
 	}
