@@ -97,7 +97,7 @@ func (s screen) migration(m *godwitv1.Migration, client Client) {
 	s.row("result", "%s", ended)
 	prepared, stopped := began(m, "copying"), began(m, "switching")
 	if prepared > 0 {
-		s.row("prepare", "%10s   QEMU, ports and tunnels are made on the target", millis(prepared))
+		s.row("prepare", "%10s   the target is made ready, and the guest is measured", millis(prepared))
 	}
 	if copied := stopped - prepared; stopped > 0 {
 		s.row("copy", "%10s   %v sent in %s, while the VM runs", millis(copied), fleet.Bytes(outcome.GetBytes()), passes(outcome.GetPasses()))
